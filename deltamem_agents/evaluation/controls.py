@@ -1,0 +1,69 @@
+"""What a memory's figure has to be compared with: the same questions with anything but the right content.
+
+A figure without these says nothing: a corrected model may answer better than the frozen one whatever the
+state holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import torch
+
+from deltamem_agents.memory.state import MemoryState
+
+
+class Arm(StrEnum):
+    """Which memory a question is asked with."""
+
+    MEMORY = "memory"
+    OFF = "off"
+    ZERO = "zero_state"
+    WRONG = "wrong_conversation"
+    RANDOM = "random_state"
+
+
+def arm_states(
+    arm: Arm, states: Sequence[MemoryState], strangers: Sequence[int], generator: torch.Generator
+) -> list[MemoryState] | None:
+    """The states to ask with, one an episode, from the episodes' own; None turns the memory off.
+
+    `strangers[i]` is the episode whose state serves as the wrong conversation of episode i.
+    """
+    match arm:
+        case Arm.MEMORY:
+            return list(states)
+        case Arm.OFF:
+            return None
+        case Arm.ZERO:
+            return [MemoryState.zeros_like(state) for state in states]
+        case Arm.WRONG:
+            return [states[stranger] for stranger in strangers]
+        case Arm.RANDOM:
+            return [state.random_like(generator) for state in states]
+
+
+def strangers(answers: Sequence[frozenset[str]]) -> list[int]:
+    """For each episode the next one that shares no answer with it; the next one where all do."""
+    count = len(answers)
+    found = []
+    for index, mine in enumerate(answers):
+        others = [(index + step) % count for step in range(1, count)]
+        found.append(next((other for other in others if mine.isdisjoint(answers[other])), others[0] if others else 0))
+    return found
+
+
+def bootstrap_interval(
+    right: Sequence[float], clusters: Sequence[int], *, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """95 % interval of the mean, from resampling whole clusters (the episodes that questions belong to)."""
+    values, groups = np.asarray(right, dtype=float), np.asarray(clusters)
+    names = np.unique(groups)
+    sums = np.array([values[groups == name].sum() for name in names])
+    sizes = np.array([(groups == name).sum() for name in names])
+    picked = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
+    means = sums[picked].sum(axis=1) / sizes[picked].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

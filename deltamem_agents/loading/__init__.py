@@ -1,0 +1,28 @@
+"""From a model's name to a frozen model, its tokenizer and their fingerprints.
+
+A name is the embedded model's alias, a local folder, a .gguf file or a Hub id. A .gguf is converted once
+into a dense copy in the cache folder and opened from there afterwards. Nothing is fetched unless a caller
+asks for a model by name.
+"""
+
+from deltamem_agents.loading.adapters import adapter_folder, shipped_adapters
+from deltamem_agents.loading.dense_copy import CACHE_VARIABLE, cache_dir
+from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy, installed_gguf
+from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint, weights_hash
+from deltamem_agents.loading.models import LoadedModel, default_dtype, load_model
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "EMBEDDED_MODEL",
+    "LoadedModel",
+    "adapter_folder",
+    "cache_dir",
+    "default_dtype",
+    "embedded_copy",
+    "installed_gguf",
+    "load_model",
+    "model_fingerprint",
+    "shipped_adapters",
+    "tokenizer_fingerprint",
+    "weights_hash",
+]

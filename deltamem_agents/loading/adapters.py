@@ -1,0 +1,57 @@
+"""Where an adapter's files are: a folder, a Hub id, or what ships in this package for a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deltamem_agents.errors import AdapterError, DownloadError
+from deltamem_agents.loading.models import HUB_ID, first_line
+
+SHIPPED = Path(__file__).parents[1] / "adapters"
+
+# An adapter's repository may hold training leftovers of any size.
+_WANTED = ("adapter_config.json", "adapter.safetensors", "delta_mem_config.json", "delta_mem_adapter.pt", "README.md")
+
+
+def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str) -> Path:
+    """The local folder of an adapter, fetched first when it is a Hub id.
+
+    `adapter`: a folder or Hub id; None takes the one that ships for the model of that name.
+    Raises AdapterError when there is none, DownloadError when the Hub does not give it.
+    """
+    if adapter is None:
+        return _shipped_for(model_name)
+    asked = os.fspath(adapter)
+    if asked and Path(asked).expanduser().is_dir():
+        return Path(asked).expanduser()
+    if not HUB_ID.fullmatch(asked):
+        raise AdapterError(
+            f"adapter {asked!r} is no folder; expected a folder with adapter_config.json and adapter.safetensors, "
+            "or a Hub id of the form 'organisation/name'"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(asked, allow_patterns=list(_WANTED)))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DownloadError(
+            f"adapter {asked!r} is no local folder and could not be fetched from the Hub: {first_line(error)}; "
+            "check the spelling, the network and the access rights"
+        ) from error
+
+
+def shipped_adapters() -> tuple[str, ...]:
+    """Names of the models that an adapter ships for, Hub ids with -- for the slash."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/adapter_config.json")))
+
+
+def _shipped_for(model_name: str) -> Path:
+    name = model_name.lower().replace("/", "--")
+    if name not in shipped_adapters():
+        known = ", ".join(shipped_adapters()) or "none"
+        raise AdapterError(
+            f"no adapter ships for model {model_name!r} (shipped: {known}); pass adapter= a folder or Hub id, "
+            "or train one with `deltamem train`"
+        )
+    return SHIPPED / name

@@ -1,0 +1,191 @@
+"""Names, devices and dtypes in; a frozen model out."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from deltamem_agents.errors import ConfigError, DownloadError, ModelFilesError
+from deltamem_agents.loading.dense_copy import dense_copy, one_load_at_a_time, quiet_transformers, sha256_of
+from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy
+from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint
+from deltamem_agents.loading.progress import step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_Kind: TypeAlias = Literal["embedded", "gguf", "folder", "hub"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A frozen model in evaluation mode, its tokenizer, and what identifies the two.
+
+    `name`: what was asked for; the embedded model's alias in lower case.
+    The fingerprints are those of `model_fingerprint` and `tokenizer_fingerprint`, taken before anything is
+    attached to the model.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
+        """Freeze a model that is already in memory. The model object itself is changed, not copied."""
+        model.eval().requires_grad_(False)
+        return cls(model, tokenizer, name, model_fingerprint(model), tokenizer_fingerprint(tokenizer))
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    progress: bool = True,
+) -> LoadedModel:
+    """Open a model by name, in evaluation mode, with its weights frozen.
+
+    `name`: `"smollm2-135m-instruct"` in any case, a folder with config.json and safetensors, a folder with
+    one .gguf, a .gguf file, or a Hub id such as "Qwen/Qwen3-0.6B". The alias wins over a folder of that
+    name; write "./smollm2-135m-instruct" for the folder.
+    `dtype`: a torch dtype or its name; None takes `default_dtype(device)`.
+    `progress`: show long work on stderr, as bars on a terminal and as one line a step elsewhere.
+
+    Raises ConfigError for an unknown name, device or dtype, DownloadError when a model asked for by name
+    cannot be fetched or has the wrong checksum, ModelFilesError when files are missing or damaged or the
+    cache cannot be written.
+    """
+    asked = os.fspath(name)
+    place = _usable_device(device)
+    precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
+    kind = _kind_of(asked)
+    source = asked if kind == "hub" else str(_local_folder(asked, kind, progress))
+    model, tokenizer = _open(source, asked, precision, progress, from_hub=kind == "hub")
+    cast(nn.Module, model).to(place)
+    return LoadedModel.of(model, tokenizer, EMBEDDED_MODEL if kind == "embedded" else asked)
+
+
+def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively (CUDA, AVX512-BF16, AMX), else float32.
+
+    On a CPU without those instructions bfloat16 is emulated and several times slower than float32.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if kind == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+def _kind_of(name: str) -> _Kind:
+    path = Path(name).expanduser()
+    if name.lower() == EMBEDDED_MODEL:
+        return "embedded"
+    if name and path.is_dir():
+        return "folder" if (path / "config.json").is_file() else "gguf"
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return "gguf"
+    if HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf" and not path.exists():
+        return "hub"
+    found = "a file, but not a .gguf" if path.is_file() else "neither a local file or folder nor a known name"
+    raise ConfigError(
+        f"model {name!r} is {found}; expected the embedded {EMBEDDED_MODEL!r}, a folder with config.json "
+        "and safetensors, a .gguf file, or a Hub id of the form 'organisation/name'"
+    )
+
+
+def _local_folder(name: str, kind: _Kind, progress: bool) -> Path:
+    """The folder with the model's config.json, converting or fetching first where needed."""
+    if kind == "embedded":
+        return embedded_copy(progress)
+    path = Path(name).expanduser()
+    if kind == "folder":
+        return path
+    gguf = _the_gguf(path)
+    with step(f"reading {gguf.name}", progress, long=False):
+        digest = sha256_of(gguf)
+    return dense_copy(digest, lambda scratch: gguf, progress)
+
+
+def _the_gguf(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.gguf"))
+    if len(found) != 1:
+        listed = ", ".join(file.name for file in found) or "neither config.json nor a .gguf"
+        expected = "the path of one of them" if found else "config.json with safetensors, or one .gguf"
+        raise ConfigError(f"model folder {path} holds {listed}; expected {expected}")
+    return found[0]
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} is unknown; use 'cpu', 'cuda', 'cuda:N' or 'mps'") from None
+    absent = (place.type == "cuda" and not torch.cuda.is_available()) or (
+        place.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if absent:
+        raise ConfigError(
+            f"device {str(place)!r} was asked for, and torch {torch.__version__} sees none here; "
+            "use device='cpu', or install a torch build and a driver for it"
+        )
+    return place
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype {dtype!r} is not a floating-point type; use 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _open(
+    source: str, name: str, dtype: torch.dtype, progress: bool, *, from_hub: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open a folder or a Hub id. A Hub download shows the bars of transformers, not ours."""
+    bars_are_theirs = from_hub and progress
+    with step(f"opening {name}", progress and not from_hub, long=False), one_load_at_a_time:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            with nullcontext() if bars_are_theirs else quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+                tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+            if from_hub:
+                raise DownloadError(
+                    f"model {name!r} is no local folder and could not be opened from the Hub: {first_line(error)}; "
+                    "check the spelling, the network and the access rights"
+                ) from error
+            raise ModelFilesError(
+                f"model folder {source} could not be opened: {first_line(error)}; expected config.json, "
+                "*.safetensors and a tokenizer of a causal language model"
+            ) from error
+    return model, tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without the pages of advice that model libraries add."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

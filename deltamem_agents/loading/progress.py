@@ -1,0 +1,30 @@
+"""Long work, shown on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+Report: TypeAlias = Callable[[int, int], None]
+
+
+@contextmanager
+def step(text: str, shown: bool, *, long: bool = True) -> Iterator[Report]:
+    """Show one step until the block ends; yields a function that takes (done, total).
+
+    On a terminal a bar that disappears; elsewhere one line, and none for a step that is not `long`.
+    """
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        if shown and long:
+            console.print(f"deltamem: {text}", markup=False, highlight=False, soft_wrap=True)
+        yield lambda done, total: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

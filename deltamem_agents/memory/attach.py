@@ -1,0 +1,157 @@
+"""Put a memory on a frozen model and take it off again. No class is subclassed, no forward copied.
+
+A pre-hook on each attention module takes the call's `MemoryCall` out of the keyword arguments and reads;
+hooks on the projections add the corrections. Without that keyword the model computes as if nothing were
+attached.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deltamem_agents.config import AdapterConfig, Head
+from deltamem_agents.errors import AdapterError, UnsupportedModelError
+from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
+from deltamem_agents.memory.backbones import AttentionSite, find_sites
+from deltamem_agents.memory.state import MemoryState
+
+CALL_KEYWORD = "deltamem"
+_MARK = "_deltamem_attached"
+
+
+class Adapter(nn.Module):
+    """The memory weights of every target layer. `indices[slot]` is the model layer of a state slot.
+
+    `config` is the one given with the model's layer count and hidden size filled in.
+    """
+
+    def __init__(self, config: AdapterConfig, sites: tuple[AttentionSite, ...]) -> None:
+        super().__init__()
+        self.config = replace(config, layers=len(sites), hidden_size=sites[0].widths.hidden)
+        self.indices = config.layer_indices(len(sites))
+        self.layers = nn.ModuleDict({str(i): LayerMemory(config, sites[i].widths) for i in self.indices})
+
+    @classmethod
+    def for_model(cls, config: AdapterConfig, model: nn.Module) -> Adapter:
+        """An adapter of zeros that fits `model`; load or initialise its weights next."""
+        sites = find_sites(model)
+        hidden = sites[0].widths.hidden
+        for name, expected, found in (
+            ("layers", config.layers, len(sites)),
+            ("hidden_size", config.hidden_size, hidden),
+        ):
+            if expected not in (None, found):
+                raise AdapterError(f"adapter was made for a model with {name}={expected}, this one has {found}")
+        return cls(config, sites)
+
+    def layer(self, slot: int) -> LayerMemory:
+        return cast(LayerMemory, self.layers[str(self.indices[slot])])
+
+    def zero_state(self, batch: int = 1) -> MemoryState:
+        device = self.layer(0).beta_bias.device
+        return MemoryState.zeros(batch, len(self.indices), self.config.num_state_heads, self.config.rank, device)
+
+
+@dataclass
+class _Active:
+    """The reads of the attention layer that is running in this thread, for its projections' hooks."""
+
+    memory: LayerMemory
+    call: MemoryCall
+    reads: Tensor
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A memory on a model. `detach` restores the model object."""
+
+    model: nn.Module
+    adapter: Adapter
+    _attentions: tuple[nn.Module, ...]
+    _handles: tuple[RemovableHandle, ...]
+
+    def detach(self) -> None:
+        """Remove every hook. Calling it again does nothing, also when another memory was attached since."""
+        for handle in self._handles:
+            handle.remove()
+        for attention in self._attentions:
+            if attention.__dict__.get(_MARK) is self._handles:
+                del attention.__dict__[_MARK]
+
+
+def attach(model: nn.Module, adapter: Adapter) -> Attachment:
+    """Put `adapter` on `model`.
+
+    Raises UnsupportedModelError when the family is unknown or a memory is attached already, to this object
+    or to one that shares its layers; AdapterError when the adapter was made for a model of other sizes.
+    """
+    sites = find_sites(model)
+    attentions = tuple(site.attention for site in sites)
+    if any(_MARK in attention.__dict__ for attention in attentions):
+        raise UnsupportedModelError("this model object carries a memory already; detach it, or load a second model")
+    _check_fit(adapter, sites)
+    found: list[RemovableHandle] = []
+    for slot, index in enumerate(adapter.indices):
+        found += _attach_site(sites[index], adapter.layer(slot), slot)
+    handles = tuple(found)
+    # The mark sits on the layers because wrappers and task heads share them, and it names its owner.
+    for attention in attentions:
+        attention.__dict__[_MARK] = handles
+    return Attachment(model, adapter, attentions, handles)
+
+
+def _check_fit(adapter: Adapter, sites: tuple[AttentionSite, ...]) -> None:
+    if adapter.config.layers != len(sites):
+        raise AdapterError(f"adapter was made for a model of {adapter.config.layers} layers, this one has {len(sites)}")
+    for slot, index in enumerate(adapter.indices):
+        made_for, widths = adapter.layer(slot).widths, sites[index].widths
+        if made_for != widths:
+            raise AdapterError(f"adapter layer {index} was made for {made_for}, this model has {widths}")
+
+
+def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[RemovableHandle]:
+    running = threading.local()
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        running.active = None
+        if CALL_KEYWORD not in kwargs:
+            return args, kwargs
+        rest = {name: value for name, value in kwargs.items() if name != CALL_KEYWORD}
+        call: MemoryCall = kwargs[CALL_KEYWORD]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        running.active = _Active(memory, call, read_and_write(memory, call, slot, hidden))
+        return args, rest
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        active: _Active | None = running.active
+        running.active = None
+        if active is None or "o" not in memory.config.delta_heads:
+            return output
+        attended = output[0] if isinstance(output, tuple) else output
+        delta = memory.correction("o", active.reads)
+        if active.call.collect:
+            active.call.ratios.append(delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
+        corrected = attended + delta.to(attended.dtype)
+        return (corrected, *output[1:]) if isinstance(output, tuple) else corrected
+
+    def correcting(head: Head) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            active: _Active | None = getattr(running, "active", None)
+            return None if active is None else site.correct(head, output, memory.correction(head, active.reads))
+
+        return hook
+
+    handles = [
+        site.attention.register_forward_pre_hook(before, with_kwargs=True),
+        site.attention.register_forward_hook(after),
+    ]
+    for head in memory.config.delta_heads:
+        if head != "o":
+            handles.append(site.projections[head].register_forward_hook(correcting(head)))
+    return handles

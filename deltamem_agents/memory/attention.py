@@ -1,0 +1,257 @@
+"""What one wrapped attention layer computes: read, steer, write. Knows nothing about text."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltamem_agents.config import AdapterConfig, Head
+from deltamem_agents.errors import StateError
+from deltamem_agents.memory.delta_rule import delta_scan, update_gates
+from deltamem_agents.memory.state import MemoryState
+
+HEADS: tuple[Head, ...] = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class AttentionWidths:
+    """Sizes of one attention layer: `hidden` of its input, `q`, `k`, `v` and `o` of its outputs."""
+
+    hidden: int
+    q: int
+    k: int
+    v: int
+    o: int
+
+
+@dataclass
+class MemoryCall:
+    """What travels through one forward pass beside the tokens, and what comes out of it.
+
+    `token_mask` (batch, tokens) bool: False marks padding, which neither reads nor writes. It is
+    explicit because an attention mask's meaning depends on the attention implementation.
+    `write_mask` (batch, tokens) bool: which tokens are written; None writes nothing.
+    `message_ids` (batch, tokens) int: which message a token belongs to, −1 for none; needed by adapters
+    that write once per message.
+    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which
+    training computes the writes again with gradients.
+    """
+
+    state: MemoryState
+    token_mask: Tensor | None = None
+    write_mask: Tensor | None = None
+    message_ids: Tensor | None = None
+    collect: bool = False
+    inputs: dict[int, Tensor] | None = None
+    matrices: dict[int, Tensor] = field(default_factory=dict)
+    carries: dict[int, Tensor] = field(default_factory=dict)
+    betas: list[Tensor] = field(default_factory=list)
+    ratios: list[Tensor] = field(default_factory=list)
+
+    def new_state(self) -> MemoryState:
+        """The state after the forward pass. Raises StateError when no pass was made."""
+        layers = self.state.geometry[0]
+        if len(self.matrices) != layers:
+            raise StateError(
+                f"{len(self.matrices)} of {layers} memory layers took part in the forward pass; "
+                "is the adapter attached to this model?"
+            )
+        matrices = torch.stack([self.matrices[slot] for slot in range(layers)], dim=1)
+        carry = torch.stack([self.carries[slot] for slot in range(layers)], dim=1) if self.carries else None
+        return MemoryState(matrices, carry)
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Memory inputs of a stretch of tokens: q, k, v (B, H, T, r), gate logits (B, H, T, r or 1)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    lam: Tensor | None
+
+
+class LayerMemory(nn.Module):
+    """The trained weights of one layer's memory; names and shapes are those of the published adapter."""
+
+    def __init__(self, config: AdapterConfig, widths: AttentionWidths) -> None:
+        super().__init__()
+        self.config = config
+        self.widths = widths
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(rows, columns))
+
+        self.memory_q_proj = matrix(config.width, widths.hidden)
+        self.memory_k_proj = matrix(config.width, widths.hidden)
+        self.memory_v_proj = matrix(config.width, widths.hidden)
+        self.beta_proj = matrix(config.gate_width, widths.hidden)
+        self.beta_bias = nn.Parameter(torch.zeros(config.gate_width))
+        if config.key_shift:
+            self.memory_k_shift_proj = matrix(config.width, widths.hidden)
+        if config.learns_lambda:
+            self.lambda_proj = matrix(config.gate_width, widths.hidden)
+            self.lambda_bias = nn.Parameter(torch.zeros(config.gate_width))
+        for head in config.delta_heads:
+            self.register_parameter(f"delta_{head}_proj", matrix(getattr(widths, head), config.width))
+        if config.delta_o_rmsnorm:
+            self.delta_o_rmsnorm_weight = nn.Parameter(torch.ones(widths.o))
+        if config.trainable_delta_scale:
+            count = len(HEADS) if config.delta_scale_granularity == "head" else 1
+            start = torch.tensor(config.delta_scale_init / config.delta_scale_max).clamp(1e-4, 1 - 1e-4)
+            self.delta_scale_raw = nn.Parameter(torch.logit(start).repeat(count))
+
+    def keys(self, x: Tensor, token_mask: Tensor | None, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Key pre-activations (B, T, width) and the carry (B, width) for the token that follows."""
+        raw = F.linear(x, self.memory_k_proj)
+        if not self.config.key_shift:
+            return raw, None
+        shifted = F.linear(x, self.memory_k_shift_proj)
+        first = shifted.new_zeros(shifted.shape[0], shifted.shape[-1]) if carry is None else carry
+        if token_mask is None or bool(token_mask.all()):
+            series = torch.cat([first[:, None], shifted], dim=1)
+            return raw + series[:, :-1], series[:, -1]
+        # The previous token of a sequence is its previous valid one, wherever the padding lies.
+        order = torch.arange(1, x.shape[1] + 1, device=x.device)
+        newest = torch.where(token_mask, order, torch.zeros_like(order)).cummax(dim=1).values
+        newest = F.pad(newest, (1, 0))[..., None].expand(-1, -1, shifted.shape[-1])
+        series = torch.cat([first[:, None], shifted], dim=1).gather(1, newest)
+        return raw + series[:, :-1], series[:, -1]
+
+    def project(self, x: Tensor, keys: Tensor) -> Projections:
+        """Everything the scan needs, from x (B, T, hidden) float32 and the key pre-activations."""
+        config = self.config
+
+        def split(values: Tensor) -> Tensor:
+            by_head: Tensor = values.unflatten(-1, (config.num_state_heads, -1))
+            return by_head.transpose(1, 2)
+
+        return Projections(
+            q=_unit(split(F.linear(x, self.memory_q_proj))),
+            k=_unit(split(keys)),
+            v=split(F.linear(x, self.memory_v_proj)),
+            beta=split(F.linear(x, self.beta_proj, self.beta_bias)),
+            lam=split(F.linear(x, self.lambda_proj, self.lambda_bias)) if config.learns_lambda else None,
+        )
+
+    def correction(self, head: Head, reads: Tensor) -> Tensor:
+        """What is added to one projection's output: (B, T, width of the head) from reads (B, T, width)."""
+        config = self.config
+        with _in_float32(reads):
+            delta: Tensor = F.linear(reads, getattr(self, f"delta_{head}_proj")) * config.scale
+            if config.trainable_delta_scale:
+                raw = self.delta_scale_raw[HEADS.index(head) if config.delta_scale_granularity == "head" else 0]
+                delta = delta * torch.sigmoid(raw) * config.delta_scale_max
+            if head == "o" and config.delta_o_rmsnorm:
+                delta = F.rms_norm(delta, delta.shape[-1:], self.delta_o_rmsnorm_weight, config.delta_o_rmsnorm_eps)
+        return delta
+
+
+def read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
+    """Reads (B, T, heads·r) float32 for every token; leaves the layer's new state in `call`.
+
+    `slot` is the layer's place in the state, `x` (B, T, hidden) the attention's own input.
+    """
+    if call.inputs is not None:
+        call.inputs[slot] = x
+    _check_call(memory.config, call, slot, x)
+    with _in_float32(x):
+        return _read_and_write(memory, call, slot, x.float())
+
+
+def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
+    if call.token_mask is not None:
+        # What a model computes for padding may be anything, NaN included; zeros read nothing.
+        x = x.masked_fill(~call.token_mask[..., None], 0)
+    carry = None if call.state.carry is None else call.state.carry[:, slot]
+    keys, carry = memory.keys(x, call.token_mask, carry)
+    if carry is not None:
+        call.carries[slot] = carry
+    state = call.state.matrices[:, slot]
+    projected = memory.project(x, keys)
+    if call.write_mask is None:
+        reads, new = _read(state, projected.q), state
+    elif memory.config.memory_write_granularity == "token":
+        writable = call.write_mask if call.token_mask is None else call.write_mask & call.token_mask
+        reads, new = scan_tokens(memory.config, state, projected, writable)
+        if call.collect:
+            call.betas.append(torch.sigmoid(projected.beta.detach()).mean(dim=(1, 3))[writable])
+    else:
+        reads = _read(state, projected.q)
+        new = _write_messages(memory, call, state, x)
+    call.matrices[slot] = new
+    return reads.transpose(1, 2).flatten(2)
+
+
+def _in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """Keeps autocast, which a caller may have on, from running the memory's products in half precision."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _unit(raw: Tensor) -> Tensor:
+    return F.normalize(torch.tanh(raw), dim=-1, eps=1e-6)
+
+
+def _read(state: Tensor, q: Tensor) -> Tensor:
+    return torch.einsum("bhij,bhtj->bhti", state, q)
+
+
+def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: Tensor) -> tuple[Tensor, Tensor]:
+    """Token by token over (B, H) independent states."""
+    batch, heads, tokens, _ = p.q.shape
+    gates = update_gates(
+        p.beta.flatten(0, 1),
+        None if p.lam is None else p.lam.flatten(0, 1),
+        mode=config.state_update_mode,
+        writable=writable[:, None].expand(batch, heads, tokens).flatten(0, 1),
+    )
+    reads, new = delta_scan(state.flatten(0, 1), p.q.flatten(0, 1), p.k.flatten(0, 1), p.v.flatten(0, 1), gates)
+    return reads.unflatten(0, (batch, heads)), new.unflatten(0, (batch, heads))
+
+
+def _write_messages(memory: LayerMemory, call: MemoryCall, state: Tensor, x: Tensor) -> Tensor:
+    """One write per message, from the mean of its written tokens' hidden states, in message order."""
+    assert call.message_ids is not None and call.write_mask is not None
+    writable = call.write_mask & (call.message_ids >= 0)
+    if call.token_mask is not None:
+        writable = writable & call.token_mask
+    count = int(call.message_ids.max()) + 1
+    if count <= 0 or not bool(writable.any()):
+        return state
+    member = F.one_hot(call.message_ids.clamp_min(0), count).to(x.dtype) * writable[..., None]
+    sizes = member.sum(dim=1)
+    means = torch.einsum("btm,btd->bmd", member, x) / sizes.clamp_min(1)[..., None]
+    keys, _ = memory.keys(means, None, None)
+    _, new = scan_tokens(memory.config, state, memory.project(means, keys), sizes > 0)
+    return new
+
+
+def _check_call(config: AdapterConfig, call: MemoryCall, slot: int, x: Tensor) -> None:
+    batch, tokens, _ = x.shape
+    state = call.state
+    if state.batch != batch:
+        raise StateError(f"state holds {state.batch} sequences, the input {batch}; batch them with MemoryState.cat")
+    layers, *matrix = state.geometry
+    if slot >= layers or matrix != [config.num_state_heads, config.rank]:
+        raise StateError(
+            f"state has (layers, heads, r) = {state.geometry}, this adapter has {config.num_state_heads} heads of "
+            f"r = {config.rank} on more than {slot} layers; start from its zero_state"
+        )
+    if state.matrices.device != x.device:
+        raise StateError(f"state is on {state.matrices.device}, the model on {x.device}; move it with MemoryState.to")
+    for name in ("token_mask", "write_mask", "message_ids"):
+        value: Tensor | None = getattr(call, name)
+        if value is None:
+            continue
+        if tuple(value.shape) != (batch, tokens):
+            raise StateError(f"{name} has shape {tuple(value.shape)}, expected {(batch, tokens)}")
+        if name != "message_ids" and value.dtype != torch.bool:
+            raise StateError(f"{name} is {value.dtype}, expected bool; convert it with .bool()")
+    if config.memory_write_granularity == "message_mean" and call.write_mask is not None and call.message_ids is None:
+        raise StateError("this adapter writes once per message, and no message_ids were given; pass them")

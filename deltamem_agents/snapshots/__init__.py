@@ -1,0 +1,31 @@
+"""The versioned memory: immutable snapshots, and stores that hold each agent's."""
+
+from deltamem_agents.snapshots.codec import decode, encode, snapshot_id
+from deltamem_agents.snapshots.file_store import FileStore
+from deltamem_agents.snapshots.memory_store import InMemoryStore
+from deltamem_agents.snapshots.opening import default_store_path, open_store
+from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff
+from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot
+from deltamem_agents.snapshots.sqlite_store import SQLiteStore
+from deltamem_agents.snapshots.store import Store
+
+__all__ = [
+    "FORMAT",
+    "Counters",
+    "Entry",
+    "FileStore",
+    "Fingerprint",
+    "InMemoryStore",
+    "Move",
+    "Receipt",
+    "Removed",
+    "SQLiteStore",
+    "Snapshot",
+    "StateDiff",
+    "Store",
+    "decode",
+    "default_store_path",
+    "encode",
+    "open_store",
+    "snapshot_id",
+]

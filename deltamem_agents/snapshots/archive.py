@@ -1,0 +1,133 @@
+"""One agent as one file: an uncompressed zip of its snapshots and a manifest.
+
+    manifest.json             format, agent, moves (oldest first) and tags
+    <id>.safetensors          the bytes of each snapshot
+
+Every byte that matters is covered: the manifest by the zip's CRC, each snapshot by its id.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from deltamem_agents.errors import DamagedSnapshot, NewerFormat
+from deltamem_agents.snapshots.codec import decode, snapshot_id
+from deltamem_agents.snapshots.records import Move
+from deltamem_agents.snapshots.snapshot import check_verb, is_snapshot_id
+
+ARCHIVE_FORMAT = 1
+_MANIFEST = "manifest.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+# Neither zipfile nor json says what it raises for arbitrary damage; these are what it comes to.
+_FAULTS = (
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def write_archive(
+    file: BinaryIO, agent: str, moves: Sequence[Move], tags: Mapping[str, str], blobs: Iterable[tuple[str, bytes]]
+) -> None:
+    """Writes the archive, one snapshot at a time; equal contents give equal bytes."""
+    manifest = {
+        "format": ARCHIVE_FORMAT,
+        "agent": agent,
+        "moves": [[move.verb, move.snapshot, move.at] for move in moves],
+        "tags": dict(sorted(tags.items())),
+    }
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(_MANIFEST, _EPOCH), json.dumps(manifest, indent=1))
+        for name, data in blobs:
+            archive.writestr(zipfile.ZipInfo(f"{name}.safetensors", _EPOCH), data)
+
+
+class Archive(Mapping[str, bytes]):
+    """An archive open for reading: the bytes of each snapshot by its id, checked whenever they are read.
+
+    Raises NewerFormat for an archive of a later version, DamagedSnapshot for anything else that is not whole.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        with _unzipping():
+            self._zip = zipfile.ZipFile(file)
+            fields = json.loads(self._member(_MANIFEST))
+            version = fields["format"]
+            if type(version) is not int or version < 1:
+                raise ValueError(f"its format is {version!r}")
+        if version > ARCHIVE_FORMAT:
+            raise NewerFormat(
+                f"archive has format {version}, this version of deltamem_agents reads up to {ARCHIVE_FORMAT}; "
+                "upgrade the package to import it. Nothing was written"
+            )
+        with _unzipping():
+            self.agent: str = fields["agent"]
+            self.moves = tuple(Move(*map(_text, move)) for move in fields["moves"])
+            self.tags: dict[str, str] = {_text(name): _text(target) for name, target in fields["tags"].items()}
+            self._ids = dict.fromkeys(move.snapshot for move in self.moves)
+            self._check_manifest()
+
+    def _check_manifest(self) -> None:
+        for move in self.moves:
+            check_verb(move.verb)
+        wanted = [_MANIFEST, *(f"{snapshot}.safetensors" for snapshot in self._ids)]
+        if sorted(self._zip.namelist()) != sorted(wanted) or not all(map(is_snapshot_id, self._ids)):
+            raise ValueError("it holds other files than its manifest lists")
+        if not self._ids or not self._ids.keys() >= set(self.tags.values()):
+            raise ValueError("its manifest lists no snapshots, or tags of others")
+
+    def _member(self, name: str) -> bytes:
+        info = self._zip.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed")
+        return self._zip.read(info)
+
+    def __getitem__(self, snapshot: str) -> bytes:
+        with _unzipping():
+            data = self._member(f"{snapshot}.safetensors")
+            if snapshot_id(data) != snapshot:
+                raise ValueError(f"snapshot {snapshot[:12]}… has other bytes than its id says")
+        return data
+
+    def __contains__(self, snapshot: object) -> bool:
+        return snapshot in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def verify(self) -> None:
+        """Reads and decodes everything once, so that an import writes all of it or nothing."""
+        for data in self.values():
+            decode(data)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"its manifest holds {value!r} where text belongs")
+    return value
+
+
+@contextmanager
+def _unzipping() -> Iterator[None]:
+    try:
+        yield
+    except (NewerFormat, DamagedSnapshot):
+        raise
+    except _FAULTS as error:
+        raise DamagedSnapshot(
+            f"archive is damaged: {error}, expected a whole file written by export. "
+            "Nothing was written; export it again or fetch another copy"
+        ) from error

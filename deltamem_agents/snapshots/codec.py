@@ -1,0 +1,185 @@
+"""Snapshots as bytes: a safetensors file that proves its own integrity, and its address.
+
+    8 bytes   length of the header, little-endian
+    header    {"__metadata__":{"deltamem":"<digest> <JSON>"},"state":{"dtype":"F32",…}}, space-padded
+    data      the state's float32 numbers, little-endian, (layers, heads, r, r)
+
+The digest is the sha256 of every other byte of the file and stands at a fixed place. That rule and the
+JSON's "format" key hold for all later formats, so a reader tells a damaged file from a newer one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from datetime import datetime
+from typing import NoReturn, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+
+from deltamem_agents.errors import ConfigError, DamagedSnapshot, NewerFormat, StateError
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot
+from deltamem_agents.types import ThreadLog
+
+_PREFIX = b'{"__metadata__":{"deltamem":"'
+_DIGEST = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
+_FIELDS = {"format", *(field.name for field in dataclasses.fields(Snapshot))} - {"state"}
+_T = TypeVar("_T")
+
+
+def snapshot_id(data: bytes) -> str:
+    """The address of a snapshot: sha256 of its bytes, 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The snapshot as safetensors bytes; equal snapshots give equal bytes."""
+    numbers = snapshot.state.matrices[0].detach().to("cpu").contiguous()
+    data = numbers.numpy().astype("<f4", copy=False).tobytes()
+    header = {
+        "__metadata__": {"deltamem": f"{'0' * 64} {_metadata(snapshot)}"},
+        "state": {"dtype": "F32", "shape": list(numbers.shape), "data_offsets": [0, len(data)]},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    whole = bytearray(len(text).to_bytes(8, "little") + text + data)
+    whole[_DIGEST] = _digest(whole).encode("ascii")
+    return bytes(whole)
+
+
+def decode(data: bytes) -> Snapshot:
+    """The snapshot of `encode`'s bytes.
+
+    Raises DamagedSnapshot when the bytes are not, or no longer, a snapshot; NewerFormat when they are
+    one of a later version of this package.
+    """
+    length = _header_length(data)
+    if data[_DIGEST] != _digest(data).encode("ascii"):
+        _damaged(f"its checksum is {data[_DIGEST][:12]!r}…", f"{_digest(data)[:12]!r}…")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        fields = json.loads(header["__metadata__"]["deltamem"][65:])
+        version = fields["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        _damaged(f"its metadata does not parse ({error!r})", "JSON with a 'format'")
+    if type(version) is not int or version < 1:
+        _damaged(f"its format is {version!r}", f"a number from 1 to {FORMAT}")
+    if version > FORMAT:
+        raise NewerFormat(
+            f"snapshot has format {version}, this version of deltamem_agents reads up to {FORMAT}; "
+            "upgrade the package to open it. It was left as it is"
+        )
+    try:
+        return _snapshot(fields, _state(data))
+    except (ConfigError, StateError) as error:
+        _damaged(str(error), "a snapshot as it is saved")
+
+
+def _digest(data: bytes | bytearray) -> str:
+    view = memoryview(data)
+    digest = hashlib.sha256(view[: _DIGEST.start])
+    digest.update(view[_DIGEST.stop :])
+    return digest.hexdigest()
+
+
+def _header_length(data: bytes) -> int:
+    """Length of the header in bytes; DamagedSnapshot when the frame is not a snapshot's."""
+    if len(data) < _DIGEST.stop:
+        _damaged(f"it has {len(data)} bytes", f"more than {_DIGEST.stop}")
+    length = int.from_bytes(data[:8], "little")
+    if length > len(data) - 8:
+        _damaged(f"it has {len(data)} bytes", f"a header of {length} bytes and numbers after it")
+    if data[8 : _DIGEST.start] != _PREFIX:
+        _damaged(f"it starts with {data[8:24]!r}", f"{_PREFIX[:16]!r}…")
+    return length
+
+
+def _metadata(snapshot: Snapshot) -> str:
+    made_by, counters, absorbed = snapshot.fingerprint, snapshot.counters, snapshot.absorbed
+    fields = {
+        "format": FORMAT,
+        "fingerprint": [made_by.model, made_by.tokenizer, made_by.adapter],
+        "thread": snapshot.thread,
+        "absorbed": {"count": absorbed.count, "tail": list(absorbed.tail)},
+        "threads": list(snapshot.threads.items()),
+        "parent": snapshot.parent,
+        "counters": [counters.turns, counters.messages, counters.tokens],
+        "created": snapshot.created,
+        "note": snapshot.note,
+        "origin": snapshot.origin,
+    }
+    return json.dumps(fields, separators=(",", ":"), sort_keys=True)
+
+
+def _state(data: bytes) -> MemoryState:
+    try:
+        tensors = load_tensors(data)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        _damaged(f"its numbers cannot be read ({error})", "safetensors")
+    state = tensors.get("state")
+    if set(tensors) != {"state"} or state is None or state.dtype != torch.float32 or state.ndim != 4:
+        found = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+        _damaged(f"it holds {found}", "'state', torch.float32, (layers, heads, r, r)")
+    return MemoryState(state[None].clone())
+
+
+def _snapshot(fields: object, state: MemoryState) -> Snapshot:
+    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+        _damaged("its metadata has other fields", ", ".join(sorted(_FIELDS)))
+    absorbed = _is(fields["absorbed"], dict, "absorbed")
+    threads = [_texts(pair, "threads") for pair in _is(fields["threads"], list, "threads")]
+    if any(len(pair) != 2 for pair in threads):
+        _damaged("its 'threads' hold something else", "pairs of name and id")
+    parent = fields["parent"]
+    made_by = _texts(fields["fingerprint"], "fingerprint")
+    if len(made_by) != 3:
+        _damaged(f"its fingerprint has {len(made_by)} parts", "model, tokenizer, adapter")
+    return Snapshot(
+        state=state,
+        fingerprint=Fingerprint(*made_by, format=fields["format"]),
+        thread=_is(fields["thread"], str, "thread"),
+        absorbed=ThreadLog(_counts([absorbed.get("count")], 1)[0], _texts(absorbed.get("tail"), "absorbed")),
+        threads={name: newest for name, newest in threads},
+        parent=None if parent is None else _is(parent, str, "parent"),
+        counters=Counters(*_counts(fields["counters"], 3)),
+        created=_time(fields["created"]),
+        note=_is(fields["note"], str, "note"),
+        origin=_is(fields["origin"], str, "origin"),
+    )
+
+
+def _is(value: object, kind: type[_T], name: str) -> _T:
+    if not isinstance(value, kind):
+        _damaged(f"its {name!r} is {type(value).__name__}", kind.__name__)
+    return value
+
+
+def _texts(value: object, name: str) -> tuple[str, ...]:
+    return tuple(_is(item, str, name) for item in _is(value, list, name))
+
+
+def _counts(value: object, wanted: int) -> tuple[int, ...]:
+    counts = tuple(_is(item, int, "counters") for item in _is(value, list, "counters"))
+    if len(counts) != wanted or min(counts) < 0 or any(isinstance(count, bool) for count in counts):
+        _damaged(f"its counters are {counts}", f"{wanted} numbers from 0")
+    return counts
+
+
+def _time(value: object) -> str:
+    text = _is(value, str, "created")
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        _damaged(f"its time is {text!r}", "ISO 8601")
+    return text
+
+
+def _damaged(found: str, expected: str) -> NoReturn:
+    raise DamagedSnapshot(
+        f"snapshot is damaged: {found}, expected {expected}. Nothing was overwritten; "
+        "go back to another snapshot of the agent's log, or import an export of it"
+    )

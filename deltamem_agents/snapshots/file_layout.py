@@ -1,0 +1,166 @@
+"""The bytes of a FileStore: what its marker, refs and journals say, and how they are checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from deltamem_agents.errors import DamagedSnapshot, NewerFormat
+from deltamem_agents.snapshots.durable import append, replacing
+from deltamem_agents.snapshots.records import Move, Removed
+
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What counts of an agent's folder. `length`: bytes of the journal; any after them were never committed."""
+
+    agent: str
+    head: str
+    journal: str
+    length: int
+    tags: Mapping[str, str]
+
+
+def snapshot_file(folder: Path, snapshot: str) -> Path:
+    return folder / "snapshots" / f"{snapshot}.safetensors"
+
+
+def is_leftover(folder: Path) -> bool:
+    return "." in folder.name
+
+
+def aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+
+
+def require_layout(marker: Path) -> None:
+    try:
+        layout = json.loads(marker.read_bytes())["deltamem_store"]
+    except (ValueError, KeyError, TypeError):
+        layout = None
+    if not isinstance(layout, int):
+        raise damaged(marker, repr(marker.read_bytes()[:40]), "a JSON object with 'deltamem_store'")
+    if layout > LAYOUT:
+        raise NewerFormat(
+            f"the store {str(marker.parent)!r} has layout {layout}, this version of deltamem_agents reads up to "
+            f"{LAYOUT}; upgrade the package to open it. It was left alone"
+        )
+
+
+def _sealed(value: object) -> bytes:
+    """A line of JSON that carries its own checksum."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _unsealed(line: bytes, path: Path) -> object:
+    text = line[9:-1]
+    if line != b"%08x %s\n" % (zlib.crc32(text), text):
+        raise damaged(path, f"a line {line[:24]!r}… that does not match its checksum", "one that does")
+    value: object = json.loads(text)
+    return value
+
+
+def _line(move: Move) -> bytes:
+    return _sealed([move.verb, move.snapshot, move.at])
+
+
+def read_ref(folder: Path) -> Ref | None:
+    """None when there is no such agent."""
+    path = folder / "ref"
+    for _ in range(2):
+        try:
+            fields = _unsealed(path.read_bytes(), path)
+        except FileNotFoundError:
+            # Agents come and go by one rename, so the second look is at one that came meanwhile.
+            if not folder.exists():
+                return None
+            continue
+        if not isinstance(fields, dict):
+            raise damaged(path, type(fields).__name__, "a JSON object")
+        return Ref(**fields)
+    raise damaged(path, "no file", "one beside the agent's snapshots")
+
+
+def write_ref(folder: Path, ref: Ref) -> None:
+    with replacing(folder / "ref") as file:
+        file.write(_sealed(asdict(ref)))
+
+
+def read_journal(path: Path, ref: Ref) -> list[Move]:
+    with open(path, "rb") as file:
+        data = file.read(ref.length)
+    if len(data) < ref.length:
+        raise damaged(path, f"{len(data)} bytes", f"{ref.length}")
+    lines = [_unsealed(line, path) for line in data.splitlines(keepends=True)]
+    moves = [Move(*map(str, fields)) for fields in lines if isinstance(fields, list)]
+    if not moves or moves[-1].snapshot != ref.head:
+        raise damaged(path, "another last move", f"one to {ref.head}")
+    return moves
+
+
+def add_move(folder: Path, ref: Ref, move: Move) -> None:
+    """Moves the head: first the journal's line, then the ref that makes it count."""
+    path, line = folder / ref.journal, _line(move)
+    if path.stat().st_size < ref.length:
+        raise damaged(path, f"{path.stat().st_size} bytes", f"{ref.length}")
+    append(path, line, at=ref.length)
+    write_ref(folder, replace(ref, head=move.snapshot, length=ref.length + len(line)))
+
+
+def write_journal(folder: Path, agent: str, moves: Sequence[Move], tags: Mapping[str, str]) -> None:
+    """Puts a new journal in place of the one there may be."""
+    data = b"".join(map(_line, moves))
+    name = f"journal-{secrets.token_hex(4)}"
+    with replacing(folder / name) as file:
+        file.write(data)
+    write_ref(folder, Ref(agent, moves[-1].snapshot, name, len(data), dict(tags)))
+
+
+def share(source: Path, target: Path) -> bool:
+    """Gives a snapshot a second place; False when it is not there."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # No hard links here, or no more of them to this file.
+        with replacing(target) as file:
+            file.write(source.read_bytes())
+    return True
+
+
+def weigh(folder: Path, snapshots: Iterable[str], others: Sequence[Path]) -> Removed:
+    """What deleting an agent's snapshots will take away: those in one of the other agents' folders stay."""
+    kept = dict.fromkeys(each for each in snapshots if any(snapshot_file(other, each).exists() for other in others))
+    files = {each: snapshot_file(folder, each) for each in snapshots if each not in kept}
+    sizes = {each: path.stat().st_size for each, path in files.items() if path.exists()}
+    return Removed(tuple(sizes), tuple(kept), sum(sizes.values()))
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what the agent's ref does not reach: replaced journals, dropped snapshots, torn writes."""
+    ref = read_ref(folder)
+    if ref is None:
+        return
+    held = {f"{move.snapshot}.safetensors" for move in read_journal(folder / ref.journal, ref)}
+    reached = {"ref", "snapshots", ref.journal, *held}
+    for path in [*folder.iterdir(), *(folder / "snapshots").iterdir()]:
+        if path.name not in reached:
+            path.unlink()
+
+
+def damaged(path: Path, found: str, expected: str) -> DamagedSnapshot:
+    return DamagedSnapshot(
+        f"the store's file {str(path)!r} is damaged: it holds {found}, expected {expected}. Nothing was overwritten; "
+        "restore it from a backup, or import an export of the agent with replace=True"
+    )

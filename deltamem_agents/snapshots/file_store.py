@@ -1,0 +1,289 @@
+"""A store as a folder of plain files, safe across threads and processes, durable at every commit.
+
+    store.json                        the layout's version
+    lock                              held by whoever writes
+    agents/<sha256 of the id>/
+        ref                           id, head, tags, and how much of which journal counts
+        journal-<token>               one move a line
+        snapshots/<id>.safetensors
+    agents/<sha256 of the id>.<token> an agent being made or erased; swept when the store is opened
+
+`ref` is the commit point: it is replaced in one step, and what it does not reach does not count.
+Snapshots that forks share are hard links to one file, so deleting an agent cannot harm another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace as altered
+from pathlib import Path
+from threading import Lock
+
+from filelock import FileLock, Timeout
+
+from deltamem_agents.errors import DeltaMemError, StoreError
+from deltamem_agents.snapshots.durable import named_faults, replacing, sync_folder
+from deltamem_agents.snapshots.file_layout import (
+    LAYOUT,
+    Ref,
+    add_move,
+    aside,
+    damaged,
+    is_leftover,
+    read_journal,
+    read_ref,
+    require_layout,
+    share,
+    snapshot_file,
+    sweep,
+    weigh,
+    write_journal,
+    write_ref,
+)
+from deltamem_agents.snapshots.records import Move, Removed
+from deltamem_agents.snapshots.refusals import (
+    agent_exists,
+    no_agent,
+    no_snapshot,
+    require_free_tag,
+    require_head,
+    require_own_process,
+)
+from deltamem_agents.snapshots.store import Store
+
+_LOCK_SECONDS = 30.0
+
+
+class FileStore(Store):
+    """One folder, made when it is not there. A folder that cannot be written can still be read.
+
+    A commit waits up to 30 s for those of other processes. Open it anew in a forked process. On a file system
+    without hard links a fork copies its snapshots.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._folders = self.path / "agents"
+        self._pid = os.getpid()
+        self._mutex = Lock()
+        self._lock = FileLock(self.path / "lock", timeout=_LOCK_SECONDS, poll_interval=0.005)
+        with self._naming_faults():
+            marker = self.path / "store.json"
+            if not marker.exists():
+                self._lay_out(marker)
+            require_layout(marker)
+            if any(is_leftover(folder) for folder in self._folders.iterdir()):
+                # A folder that cannot be written keeps its leftovers; they do no harm to reading.
+                with suppress(StoreError), self._writing():
+                    for folder in filter(is_leftover, list(self._folders.iterdir())):
+                        shutil.rmtree(folder)
+
+    def _lay_out(self, marker: Path) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        own = ("lock", "agents", marker.name)
+        others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(own)]
+        if others:
+            raise StoreError(
+                f"the folder {str(self.path)!r} holds {min(others)!r} and no store.json, expected a store or an empty "
+                "folder. It was left alone; choose another"
+            )
+        with self._writing():
+            if not marker.exists():
+                self._folders.mkdir(exist_ok=True)
+                with replacing(marker) as file:
+                    file.write(json.dumps({"deltamem_store": LAYOUT}).encode())
+
+    def _naming_faults(self) -> AbstractContextManager[None]:
+        return named_faults(f"use the store {str(self.path)!r}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Holds the store's write lock, against threads and processes."""
+        require_own_process(f"the store {str(self.path)!r}", self._pid)
+        with self._naming_faults(), self._mutex:
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise StoreError(
+                    f"the store {str(self.path)!r} was locked by another program for {_LOCK_SECONDS:.0f} s. "
+                    "The memory is as it was; see what holds its file 'lock', then try again"
+                ) from None
+            try:
+                yield
+            finally:
+                self._lock.release()
+
+    def _folder(self, agent: str) -> Path:
+        return self._folders / hashlib.sha256(agent.encode()).hexdigest()
+
+    def _other_folders(self, agent: str) -> list[Path]:
+        own = self._folder(agent)
+        return [folder for folder in self._folders.iterdir() if folder != own and not is_leftover(folder)]
+
+    def _ref(self, agent: str) -> Ref | None:
+        folder = self._folder(agent)
+        ref = read_ref(folder)
+        if ref is not None and ref.agent != agent:
+            raise damaged(folder / "ref", f"agent {ref.agent!r}", repr(agent))
+        return ref
+
+    def _agents(self) -> list[str]:
+        with self._naming_faults():
+            folders = [folder for folder in self._folders.iterdir() if not is_leftover(folder)]
+            return [ref.agent for ref in map(read_ref, folders) if ref is not None]
+
+    def _head(self, agent: str) -> str | None:
+        with self._naming_faults():
+            ref = self._ref(agent)
+            return None if ref is None else ref.head
+
+    def _journal(self, agent: str) -> list[Move]:
+        with self._naming_faults():
+            while (ref := self._ref(agent)) is not None:
+                try:
+                    return read_journal(self._folder(agent) / ref.journal, ref)
+                except FileNotFoundError:
+                    # A prune may have replaced it since the ref was read.
+                    if self._ref(agent) == ref:
+                        raise damaged(self._folder(agent) / ref.journal, "no file", f"{ref.length} bytes") from None
+            return []
+
+    def _tags(self, agent: str) -> dict[str, str]:
+        with self._naming_faults():
+            ref = self._ref(agent)
+            return {} if ref is None else dict(ref.tags)
+
+    def _blob(self, agent: str, snapshot: str) -> bytes | None:
+        with self._naming_faults():
+            try:
+                return snapshot_file(self._folder(agent), snapshot).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+        with self._writing():
+            ref = self._ref(agent)
+            require_head(agent, None if ref is None else ref.head, expected)
+            if data is None and all(each.snapshot != move.snapshot for each in self._journal(agent)):
+                raise no_snapshot(agent, move.snapshot)
+            if ref is None:
+                self._make(agent, [move], {}, {} if data is None else {move.snapshot: data}, None)
+                return
+            path = snapshot_file(self._folder(agent), move.snapshot)
+            known = path.exists()
+            try:
+                if data is not None:
+                    with replacing(path) as file:
+                        file.write(data)
+                add_move(self._folder(agent), ref, move)
+            except BaseException:
+                with suppress(OSError, DeltaMemError):
+                    if not known and self._head(agent) == ref.head:
+                        path.unlink()
+                raise
+
+    def _create(
+        self,
+        agent: str,
+        moves: Sequence[Move],
+        tags: Mapping[str, str],
+        blobs: Mapping[str, bytes],
+        *,
+        source: str | None,
+        replace: bool,
+    ) -> None:
+        with self._writing():
+            folder = self._folder(agent)
+            if not folder.exists():
+                self._make(agent, moves, tags, blobs, source)
+            elif not replace:
+                raise agent_exists(agent)
+            else:
+                self._fill(folder, agent, moves, tags, blobs, source)
+                sweep(folder)
+
+    def _make(
+        self, agent: str, moves: Sequence[Move], tags: Mapping[str, str], blobs: Mapping[str, bytes], source: str | None
+    ) -> None:
+        """A new agent, made aside and then renamed into place."""
+        folder = aside(self._folder(agent))
+        try:
+            (folder / "snapshots").mkdir(parents=True)
+            self._fill(folder, agent, moves, tags, blobs, source)
+            os.rename(folder, self._folder(agent))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        sync_folder(self._folders)
+
+    def _fill(
+        self,
+        folder: Path,
+        agent: str,
+        moves: Sequence[Move],
+        tags: Mapping[str, str],
+        blobs: Mapping[str, bytes],
+        source: str | None,
+    ) -> None:
+        for snapshot in dict.fromkeys(move.snapshot for move in moves):
+            target = snapshot_file(folder, snapshot)
+            if snapshot in blobs:
+                with replacing(target) as file:
+                    file.write(blobs[snapshot])
+            elif source is None or not share(snapshot_file(self._folder(source), snapshot), target):
+                raise no_snapshot(source or agent, snapshot)
+        sync_folder(folder / "snapshots")
+        write_journal(folder, agent, moves, tags)
+
+    def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
+        with self._writing():
+            ref = self._ref(agent)
+            if ref is None:
+                raise no_agent(agent)
+            require_free_tag(agent, name, ref.tags.get(name), snapshot)
+            tags = {other: target for other, target in ref.tags.items() if other != name}
+            if snapshot is not None:
+                if all(move.snapshot != snapshot for move in self._journal(agent)):
+                    raise no_snapshot(agent, snapshot)
+                tags[name] = snapshot
+            write_ref(self._folder(agent), altered(ref, tags=tags))
+
+    def _drop(self, agent: str, snapshots: Collection[str]) -> Removed:
+        with self._writing():
+            ref = self._ref(agent)
+            if ref is None:
+                raise no_agent(agent)
+            journal = self._journal(agent)
+            gone = {move.snapshot for move in journal} & set(snapshots) - {ref.head, *ref.tags.values()}
+            if not gone:
+                return Removed()
+            removed = weigh(self._folder(agent), sorted(gone), self._other_folders(agent))
+            kept = [move for move in journal if move.snapshot not in gone]
+            write_journal(self._folder(agent), agent, kept, ref.tags)
+            sweep(self._folder(agent))
+            return removed
+
+    def _erase(self, agent: str) -> Removed:
+        with self._writing():
+            folder = self._folder(agent)
+            if not folder.exists():
+                raise no_agent(agent)
+            held = sorted(path.stem for path in (folder / "snapshots").glob("*.safetensors"))
+            removed = weigh(folder, held, self._other_folders(agent))
+            leftover = aside(folder)
+            os.rename(folder, leftover)
+            try:
+                sync_folder(self._folders)
+                shutil.rmtree(leftover)
+                sync_folder(self._folders)
+            except OSError as error:
+                raise StoreError(
+                    f"agent {agent!r} was forgotten, but its files are not all deleted: {error}. "
+                    "Open the store again with permission to write: that finishes it"
+                ) from error
+            return removed

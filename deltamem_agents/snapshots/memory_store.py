@@ -1,0 +1,116 @@
+"""A store in this process's memory: for tests, and for agents that may be forgotten with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from deltamem_agents.snapshots.records import Move, Removed
+from deltamem_agents.snapshots.refusals import agent_exists, no_agent, no_snapshot, require_free_tag, require_head
+from deltamem_agents.snapshots.store import Store
+
+
+@dataclass(frozen=True)
+class _Agent:
+    journal: list[Move]
+    tags: dict[str, str]
+    blobs: dict[str, bytes]
+
+
+class InMemoryStore(Store):
+    """Nothing outlives the process. Forks share the bytes of their snapshots."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: dict[str, _Agent] = {}
+
+    def _agents(self) -> list[str]:
+        with self._lock:
+            return list(self._held)
+
+    def _head(self, agent: str) -> str | None:
+        with self._lock:
+            return self._head_of(agent)
+
+    def _head_of(self, agent: str) -> str | None:
+        return self._held[agent].journal[-1].snapshot if agent in self._held else None
+
+    def _journal(self, agent: str) -> list[Move]:
+        with self._lock:
+            return list(self._held[agent].journal) if agent in self._held else []
+
+    def _tags(self, agent: str) -> dict[str, str]:
+        with self._lock:
+            return dict(self._held[agent].tags) if agent in self._held else {}
+
+    def _blob(self, agent: str, snapshot: str) -> bytes | None:
+        with self._lock:
+            return self._held[agent].blobs.get(snapshot) if agent in self._held else None
+
+    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+        with self._lock:
+            require_head(agent, self._head_of(agent), expected)
+            held = self._held.get(agent) or _Agent([], {}, {})
+            if data is not None:
+                held.blobs[move.snapshot] = data
+            elif move.snapshot not in held.blobs:
+                raise no_snapshot(agent, move.snapshot)
+            held.journal.append(move)
+            self._held[agent] = held
+
+    def _create(
+        self,
+        agent: str,
+        moves: Sequence[Move],
+        tags: Mapping[str, str],
+        blobs: Mapping[str, bytes],
+        *,
+        source: str | None,
+        replace: bool,
+    ) -> None:
+        with self._lock:
+            if agent in self._held and not replace:
+                raise agent_exists(agent)
+            shared = self._held[source].blobs if source in self._held else {}
+            held: dict[str, bytes] = {}
+            for snapshot in dict.fromkeys(move.snapshot for move in moves):
+                if snapshot not in blobs and snapshot not in shared:
+                    raise no_snapshot(source or agent, snapshot)
+                held[snapshot] = blobs[snapshot] if snapshot in blobs else shared[snapshot]
+            self._held[agent] = _Agent(list(moves), dict(tags), held)
+
+    def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
+        with self._lock:
+            held = self._held.get(agent)
+            if held is None:
+                raise no_agent(agent)
+            require_free_tag(agent, name, held.tags.get(name), snapshot)
+            if snapshot is None:
+                held.tags.pop(name, None)
+            elif snapshot in held.blobs:
+                held.tags[name] = snapshot
+            else:
+                raise no_snapshot(agent, snapshot)
+
+    def _drop(self, agent: str, snapshots: Collection[str]) -> Removed:
+        with self._lock:
+            held = self._held.get(agent)
+            if held is None:
+                raise no_agent(agent)
+            gone = set(snapshots) & held.blobs.keys() - {held.journal[-1].snapshot, *held.tags.values()}
+            held.journal[:] = [move for move in held.journal if move.snapshot not in gone]
+            return self._release(held, gone)
+
+    def _erase(self, agent: str) -> Removed:
+        with self._lock:
+            held = self._held.pop(agent, None)
+            if held is None:
+                raise no_agent(agent)
+            return self._release(held, set(held.blobs))
+
+    def _release(self, held: _Agent, gone: set[str]) -> Removed:
+        sizes = {snapshot: len(held.blobs.pop(snapshot)) for snapshot in sorted(gone)}
+        kept = tuple(snapshot for snapshot in sizes if any(snapshot in other.blobs for other in self._held.values()))
+        removed = tuple(snapshot for snapshot in sizes if snapshot not in kept)
+        return Removed(removed, kept, sum(sizes[snapshot] for snapshot in removed))

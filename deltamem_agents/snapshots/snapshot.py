@@ -1,0 +1,141 @@
+"""What one commit holds: a memory state, what it has absorbed, and what made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import torch
+
+from deltamem_agents.errors import ConfigError, ForeignSnapshot, StateError
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.types import ThreadLog
+
+FORMAT = 1
+"""Version of the snapshot's file format. A reader refuses any later one."""
+
+NAME_LENGTH = 512
+"""Most characters of an agent id, a thread's name or a tag."""
+
+NOTE_LENGTH = 4096
+VERB_LENGTH = 32
+THREADS = 512
+"""Most threads a snapshot points to; the ones idle for longest are dropped first."""
+
+
+def utc_now() -> str:
+    """The current time, ISO 8601 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What made a state: without the same model, tokenizer and adapter its numbers mean nothing.
+
+    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format.
+    """
+
+    model: str
+    tokenizer: str
+    adapter: str
+    format: int = FORMAT
+
+    def require(self, expected: Fingerprint) -> None:
+        """Raises ForeignSnapshot naming each part in which this fingerprint is not the expected one."""
+        parts = [
+            f"{part} is {getattr(self, part)!r}, expected {getattr(expected, part)!r}"
+            for part in ("model", "tokenizer", "adapter", "format")
+            if getattr(self, part) != getattr(expected, part)
+        ]
+        if parts:
+            raise ForeignSnapshot(
+                f"this memory was made elsewhere: {'; '.join(parts)}. "
+                "Open it with what made it, or start another agent; it was left as it is"
+            )
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What an agent's memory has taken in since it was empty."""
+
+    turns: int = 0
+    messages: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One immutable commit of one agent's memory. It does not name the agent: forks share it.
+
+    `state`: one sequence (batch 1), float32, finite, without a carry.
+    `thread`: the thread this commit advanced, "" for the default one.
+    `absorbed`: which messages of `thread` the state holds.
+    `threads`: for every thread the agent had before this commit, the id of the newest snapshot that
+    advanced it, longest idle first, at most THREADS. What it says of `thread` itself is older than
+    this snapshot, which cannot hold its own id: ask `Entry.newest`.
+    `parent`: id of the snapshot this one continues, None for the first.
+    `created`: ISO 8601, UTC. `note`: free text.
+    `origin`: the verb that made it ("turn", "absorb", …), one word.
+
+    Raises StateError for a state that may not be saved, ConfigError for the other fields.
+    """
+
+    state: MemoryState
+    fingerprint: Fingerprint
+    thread: str = ""
+    absorbed: ThreadLog = field(default_factory=ThreadLog)
+    threads: Mapping[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    counters: Counters = field(default_factory=Counters)
+    created: str = field(default_factory=utc_now)
+    note: str = ""
+    origin: str = "turn"
+
+    def __post_init__(self) -> None:
+        _check_state(self.state)
+        object.__setattr__(self, "threads", dict(self.threads))
+        limits = (
+            ("thread", len(self.thread), NAME_LENGTH, "characters"),
+            ("thread name", max(map(len, self.threads), default=0), NAME_LENGTH, "characters"),
+            ("note", len(self.note), NOTE_LENGTH, "characters"),
+            ("threads", len(self.threads), THREADS, "entries"),
+            ("absorbed.tail", len(self.absorbed.tail), ThreadLog.TAIL_MESSAGES, "entries"),
+        )
+        for name, found, most, unit in limits:
+            if found > most:
+                raise ConfigError(f"snapshot {name} has {found} {unit}, expected at most {most}; shorten it")
+        if self.absorbed.count < len(self.absorbed.tail):
+            raise ConfigError(
+                f"snapshot absorbed {self.absorbed.count} messages and lists {len(self.absorbed.tail)}, "
+                "expected no more listed than absorbed"
+            )
+        for snapshot_id in (self.parent, *self.threads.values()):
+            if snapshot_id is not None and not is_snapshot_id(snapshot_id):
+                raise ConfigError(f"{snapshot_id!r} is no snapshot id, expected the 64 hex digits that a save returned")
+        check_verb(self.origin)
+
+
+def is_snapshot_id(text: str) -> bool:
+    """Whether `text` has the form of a snapshot's address: 64 lower-case hex digits."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _check_state(state: MemoryState) -> None:
+    if state.batch != 1:
+        raise StateError(f"state holds {state.batch} sequences, expected 1; save each agent's own with state[i]")
+    if state.matrices.dtype != torch.float32:
+        raise StateError(f"state is {state.matrices.dtype}, expected torch.float32; convert it before saving")
+    if state.carry is not None:
+        raise StateError("state is in the middle of a forward pass; save state.settled() once it is over")
+    if not bool(torch.isfinite(state.matrices).all()):
+        raise StateError("state holds NaN or infinite numbers, expected finite ones; it was not saved")
+
+
+def check_verb(verb: str) -> None:
+    """Raises ConfigError unless `verb` is one short lower-case ASCII word, dashes allowed."""
+    word = verb.replace("-", "")
+    if not (0 < len(verb) <= VERB_LENGTH and word.isascii() and word.isalnum() and verb == verb.lower()):
+        raise ConfigError(
+            f"origin is {verb!r}, expected one lower-case word of at most {VERB_LENGTH} letters, such as 'turn'"
+        )

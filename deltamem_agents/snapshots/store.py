@@ -1,0 +1,330 @@
+"""A store of versioned memories: the verbs, written once over a few primitives that each store implements.
+
+An agent is a name for its newest snapshot, the head. Its journal lists every move of the head and so every
+snapshot it holds. A commit appends one move, by compare-and-swap on the head.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self, TypeAlias
+
+from deltamem_agents.errors import AgentNotFound, ConfigError, DamagedSnapshot
+from deltamem_agents.snapshots.archive import Archive, write_archive
+from deltamem_agents.snapshots.codec import decode, encode, snapshot_id
+from deltamem_agents.snapshots.durable import named_faults, replacing
+from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff, state_diff
+from deltamem_agents.snapshots.refusals import check_agent, check_tag, no_agent, no_snapshot
+from deltamem_agents.snapshots.snapshot import Snapshot, is_snapshot_id, utc_now
+
+File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+
+SHORTEST_PREFIX = 6
+"""Fewest digits by which a snapshot can be named."""
+
+
+class Store(ABC):
+    """Where memories live. Safe to use from many threads; see each store for processes.
+
+    An agent id is any Unicode text of 1 to 512 characters, compared exactly. `at` and `to` name a snapshot of
+    the agent by its id, a tag, or the first six or more digits of its id; None is the head.
+
+    Every verb may raise InvalidAgentId, AgentNotFound for what is not there, DamagedSnapshot or NewerFormat for
+    bytes that cannot be trusted, and StoreError when the storage fails; the memory is then as it was.
+    """
+
+    def agents(self) -> list[str]:
+        """The ids of all agents, sorted."""
+        return sorted(self._agents())
+
+    def head(self, agent: str) -> str | None:
+        """Id of the agent's newest snapshot, None when there is no such agent."""
+        return self._head(check_agent(agent))
+
+    def load(self, agent: str, at: str | None = None) -> Entry:
+        """A snapshot, verified against its id."""
+        return self._fetch(agent, self._resolve(agent, at))
+
+    def save(self, agent: str, snapshot: Snapshot, *, expected: str | None) -> str:
+        """Commits a snapshot as the agent's new head and returns its id, once it is durable.
+
+        `expected`: the head this commit replaces, None to create the agent. Raises StaleHead when the head
+        is another one by now: load it, redo the work on it and save again.
+        """
+        check_agent(agent)
+        data = encode(snapshot)
+        move = Move(snapshot.origin, snapshot_id(data), utc_now())
+        self._append(agent, move, data, expected)
+        return move.snapshot
+
+    def log(self, agent: str, at: str | None = None) -> Iterator[Entry]:
+        """The snapshot at `at` and those it grew from, newest first, as far back as the store holds them."""
+        return self._lineage(agent, self.load(agent, at))
+
+    def moves(self, agent: str) -> list[Move]:
+        """Every move of the agent's head, newest first. What a rewind left behind is found here."""
+        return self._require_journal(agent)[::-1]
+
+    def diff(self, agent: str, a: str, b: str | None = None) -> StateDiff:
+        """How the state changed from snapshot `a` to snapshot `b`. Raises StateError unless they are alike in shape."""
+        return state_diff(self.load(agent, a), self.load(agent, b))
+
+    def fork(self, source: str, agent: str, at: str | None = None) -> str:
+        """Starts `agent` at a snapshot of `source`, with its whole past; returns the id. `source` is not touched.
+
+        Snapshots are shared, not copied. Raises AlreadyExists when `agent` is there.
+        """
+        check_agent(agent)
+        tip = self._resolve(source, at)
+        past = self._reachable(source, tip)
+        moves = [move for move in self._require_journal(source) if move.snapshot in past]
+        self._create(agent, [*moves, Move("fork", tip, utc_now())], {}, {}, source=source, replace=False)
+        return tip
+
+    def rewind(self, agent: str, to: str) -> str:
+        """Makes an older snapshot the head again, bit for bit; returns its id.
+
+        Nothing is deleted: `moves` still lists what was the head, and a rewind there undoes this one.
+        Raises StaleHead when another commit came first.
+        """
+        head = self.head(agent)
+        target = self._resolve(agent, to)
+        if target != head:
+            self._append(agent, Move("rewind", target, utc_now()), None, head)
+        return target
+
+    def tag(self, agent: str, name: str, at: str | None = None) -> str:
+        """Gives a snapshot a name that `prune` respects; returns its id.
+
+        Raises AlreadyExists when the name stands for another snapshot, ConfigError for a name that cannot be one.
+        """
+        target = self._resolve(agent, at)
+        self._set_tag(agent, check_tag(name), target)
+        return target
+
+    def untag(self, agent: str, name: str) -> None:
+        """Takes a tag away; its snapshot stays."""
+        if name not in self.tags(agent):
+            raise AgentNotFound(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
+        self._set_tag(agent, name, None)
+
+    def tags(self, agent: str) -> dict[str, str]:
+        """The agent's tags, name to snapshot id."""
+        if self.head(agent) is None:
+            raise no_agent(agent)
+        return self._tags(agent)
+
+    def forget(self, agent: str) -> Receipt:
+        """Erases the agent: its id, journal, tags, and every snapshot that no fork holds.
+
+        When this returns, no byte of them is in the store's files. Backups, exports and the disk's own freed
+        blocks are outside the store. A damaged agent can be forgotten too.
+        """
+        check_agent(agent)
+        try:
+            tags = tuple(self._tags(agent))
+        except DamagedSnapshot:
+            tags = ()
+        removed = self._erase(agent)
+        return Receipt(agent, utc_now(), removed.removed, removed.kept, tags, removed.nbytes)
+
+    def prune(self, agent: str, *, keep_last: int) -> Receipt:
+        """Drops all snapshots but the newest `keep_last`, the tagged, those where another agent forked off or
+        stands, and the newest of each thread these know, by which a thread's messages are recognised.
+
+        The log ends where a parent was dropped.
+        """
+        if keep_last < 1:
+            raise ConfigError(f"keep_last is {keep_last}, expected at least 1; to delete everything use forget")
+        held = dict.fromkeys(move.snapshot for move in reversed(self._require_journal(agent)))
+        kept = {*islice(held, keep_last), *self._tags(agent).values(), *self._branch_points(agent)}
+        for each in kept & held.keys():
+            snapshot = self._fetch(agent, each).snapshot
+            kept.update(newest for thread, newest in snapshot.threads.items() if thread != snapshot.thread)
+        removed = self._drop(agent, held.keys() - kept)
+        return Receipt(agent, utc_now(), removed.removed, removed.kept, (), removed.nbytes)
+
+    def export(self, agent: str, file: File) -> None:
+        """Writes everything of one agent to one file, which `import_` reads. A path is replaced in one step."""
+        moves = self._require_journal(agent)
+        tags = self._tags(agent)
+        held = dict.fromkeys(move.snapshot for move in moves)
+        with ExitStack() as stack:
+            if isinstance(file, (str, os.PathLike)):
+                stack.enter_context(named_faults(f"write the export {os.fspath(file)!r}"))
+                file = stack.enter_context(replacing(Path(file)))
+            write_archive(file, agent, moves, tags, ((snapshot, self._bytes(agent, snapshot)) for snapshot in held))
+
+    def import_(self, file: File, agent: str | None = None, *, replace: bool = False) -> str:
+        """Brings in an exported agent, under its own id or another; returns the id.
+
+        Everything is verified before anything is written. Raises AlreadyExists when the agent is there,
+        unless `replace`, which then puts the import in its place in one step.
+        """
+        with ExitStack() as stack:
+            if isinstance(file, (str, os.PathLike)):
+                with named_faults(f"read the export {os.fspath(file)!r}"):
+                    file = stack.enter_context(open(file, "rb"))
+            archive = Archive(file)
+            name = check_agent(archive.agent if agent is None else agent)
+            for tag in archive.tags:
+                check_tag(tag)
+            archive.verify()
+            moves = [*archive.moves, Move("import", archive.moves[-1].snapshot, utc_now())]
+            self._create(name, moves, archive.tags, archive, source=None, replace=replace)
+        return name
+
+    def close(self) -> None:
+        """Releases what the store holds open. Closing twice is fine."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # What a store implements. Agent ids and tags come checked. A write is atomic and durable when it returns;
+    # when it raises, nothing has changed. The module `refusals` words the errors named here.
+
+    @abstractmethod
+    def _agents(self) -> list[str]:
+        """Ids of all agents, in any order."""
+
+    @abstractmethod
+    def _head(self, agent: str) -> str | None:
+        """The last move's snapshot, None without such an agent. Costs the same however long the journal is."""
+
+    @abstractmethod
+    def _journal(self, agent: str) -> list[Move]:
+        """All moves, oldest first; empty without such an agent."""
+
+    @abstractmethod
+    def _tags(self, agent: str) -> dict[str, str]:
+        """All tags, name to id; empty without such an agent."""
+
+    @abstractmethod
+    def _blob(self, agent: str, snapshot: str) -> bytes | None:
+        """The bytes stored under an id, unverified; None when this agent does not hold it."""
+
+    @abstractmethod
+    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+        """Moves the head if it is `expected` (None: no such agent), else raises StaleHead.
+
+        `data`: the bytes of `move.snapshot`; None when the agent must hold it already (else AgentNotFound).
+        """
+
+    @abstractmethod
+    def _create(
+        self,
+        agent: str,
+        moves: Sequence[Move],
+        tags: Mapping[str, str],
+        blobs: Mapping[str, bytes],
+        *,
+        source: str | None,
+        replace: bool,
+    ) -> None:
+        """Makes an agent with this journal and these tags. Raises AlreadyExists, or replaces it whole.
+
+        The bytes of a move's snapshot are in `blobs`, or the agent `source` holds them (else AgentNotFound).
+        """
+
+    @abstractmethod
+    def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
+        """Sets a tag on a snapshot the agent holds (else AgentNotFound) or removes it (None).
+
+        Raises AlreadyExists when it stands for another snapshot.
+        """
+
+    @abstractmethod
+    def _drop(self, agent: str, snapshots: Collection[str]) -> Removed:
+        """Removes these snapshots and their moves, sparing the head and the tagged."""
+
+    @abstractmethod
+    def _erase(self, agent: str) -> Removed:
+        """Removes the agent and every byte that is its alone. Raises AgentNotFound."""
+
+    def _branch_points(self, agent: str) -> set[str]:
+        """Ids at which other agents stand or forked off. A store may have a faster way."""
+        points: set[str] = set()
+        for other in self._agents():
+            if other != agent:
+                journal = self._journal(other)
+                points.update(move.snapshot for move in journal if move.verb == "fork")
+                points.update(move.snapshot for move in journal[-1:])
+        return points
+
+    def _require_journal(self, agent: str) -> list[Move]:
+        journal = self._journal(check_agent(agent))
+        if not journal:
+            raise no_agent(agent)
+        return journal
+
+    def _bytes(self, agent: str, snapshot: str) -> bytes:
+        """The verified bytes of a snapshot the agent holds."""
+        data = self._blob(agent, snapshot)
+        if data is None:
+            if all(move.snapshot != snapshot for move in self._journal(agent)):
+                raise no_snapshot(agent, snapshot)
+            data = b""
+        if snapshot_id(data) != snapshot:
+            raise DamagedSnapshot(
+                f"snapshot {snapshot} of agent {agent!r} is damaged: its {len(data)} bytes have the checksum "
+                f"{snapshot_id(data)[:12]}…, expected {snapshot[:12]}…. Nothing was overwritten; rewind to another "
+                "snapshot of the agent's log, or import an export of it"
+            )
+        return data
+
+    def _fetch(self, agent: str, snapshot: str) -> Entry:
+        return Entry(snapshot, decode(self._bytes(agent, snapshot)))
+
+    def _lineage(self, agent: str, entry: Entry) -> Iterator[Entry]:
+        yield entry
+        while entry.snapshot.parent is not None:
+            try:
+                entry = self._fetch(agent, entry.snapshot.parent)
+            except AgentNotFound:
+                return
+            yield entry
+
+    def _reachable(self, agent: str, start: str) -> set[str]:
+        """Ids of a snapshot, its ancestors and the snapshots their threads point to, as far as they are held."""
+        seen = {start}
+        ahead, found = [start], set()
+        while ahead:
+            snapshot = ahead.pop()
+            try:
+                past = self._fetch(agent, snapshot).snapshot
+            except AgentNotFound:
+                continue
+            found.add(snapshot)
+            new = [each for each in (past.parent, *past.threads.values()) if each is not None and each not in seen]
+            seen.update(new)
+            ahead.extend(new)
+        return found
+
+    def _resolve(self, agent: str, at: str | None) -> str:
+        """The full id that `at` names; one given in full may yet turn out not to be held."""
+        head = self.head(agent)
+        if head is None:
+            raise no_agent(agent)
+        if at is None:
+            return head
+        if is_snapshot_id(at):
+            return at
+        tagged = self._tags(agent).get(at)
+        if tagged is not None:
+            return tagged
+        matches = {move.snapshot for move in self._journal(agent) if move.snapshot.startswith(at)}
+        if not matches or len(at) < SHORTEST_PREFIX:
+            raise no_snapshot(agent, at)
+        if len(matches) > 1:
+            raise AgentNotFound(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
+        return matches.pop()

@@ -1,0 +1,258 @@
+"""What can be told and asked: attributes with their phrasings, and lists of values.
+
+Written for this project. Everything is English, short, and about the user, someone they know, or a thing
+they own. `held_out` attributes and the last phrasing of every list are kept for evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STATEMENTS = (
+    "My {a} is {v}.",
+    "By the way, my {a} is {v}.",
+    "Just so you know, my {a} is {v}.",
+    "I should mention that my {a} is {v}.",
+    "Please remember that my {a} is {v}.",
+    "One more thing: my {a} is {v}.",
+    "For the record, my {a} is {v}.",
+    "You may want to note that my {a} is {v}.",
+    "I wanted to tell you my {a} is {v}.",
+    "Hi! My {a} is {v}.",
+    "Oh, and my {a} is {v}, in case it matters.",
+    "Before I forget, my {a} is {v}.",
+)
+HELD_OUT_STATEMENTS = (
+    "Here is something about me: my {a} is {v}.",
+    "It might help to know that my {a} is {v}.",
+)
+QUESTIONS = (
+    "What is my {a}?",
+    "What's my {a}?",
+    "Do you remember my {a}?",
+    "Can you tell me my {a}?",
+    "Remind me, what is my {a}?",
+    "I forgot my {a}. What is it?",
+    "Tell me my {a}.",
+    "What did I say my {a} was?",
+    "Which {a} did I mention?",
+    "Do you know what my {a} is?",
+    "Hello again! What is my {a}?",
+    "Quick question: what's my {a}?",
+)
+HELD_OUT_QUESTIONS = (
+    "Could you remind me what my {a} is?",
+    "I told you my {a} earlier. What was it?",
+)
+ANSWER = "Your {a} is {v}."
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing that can be told. `values` names a list of VALUES or "word" for any word.
+
+    `told` and `asked` replace the general phrasings where a plain "my {a} is {v}" would sound odd;
+    `answer` is the reply, which must end with the value.
+    """
+
+    name: str
+    values: str = "word"
+    told: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    answer: str = ANSWER
+
+
+def _plain(names: str, values: str) -> tuple[Attribute, ...]:
+    return tuple(Attribute(name.strip(), values) for name in names.split(","))
+
+
+ATTRIBUTES: tuple[Attribute, ...] = (
+    Attribute(
+        "name",
+        "person",
+        told=("I'm {v}.", "Call me {v}.", "Hello, I am {v}.", "You can call me {v}.", "Hey, {v} here.", "This is {v} speaking."),
+        asked=("Who am I?", "What am I called?", "Do you know who I am?"),
+    ),
+    Attribute(
+        "city",
+        "place",
+        told=("I live in {v}.", "I'm based in {v}.", "I moved to {v} last year.", "My home is in {v}.", "I am from {v}."),
+        asked=("Where do I live?", "Which city do I live in?", "Where is my home?", "Where am I based?"),
+    ),
+    Attribute(
+        "job",
+        "job",
+        told=("I work as a {v}.", "I'm a {v} by profession.", "For a living, I am a {v}.", "I earn my money as a {v}."),
+        asked=("What do I do for a living?", "What is my profession?", "What do I work as?"),
+    ),
+    Attribute(
+        "dog's name",
+        "pet",
+        told=("I have a dog called {v}.", "My dog is called {v}.", "We have a dog named {v}."),
+        asked=("What is my dog called?", "How did I name my dog?"),
+    ),
+    Attribute(
+        "cat's name",
+        "pet",
+        told=("I have a cat called {v}.", "My cat is called {v}.", "We just got a cat named {v}."),
+        asked=("What is my cat called?", "How did I name my cat?"),
+    ),
+    Attribute(
+        "allergy",
+        "food",
+        told=("I'm allergic to {v}.", "I can't eat {v}, I'm allergic.", "Please note I am allergic to {v}."),
+        asked=("What am I allergic to?", "Which food do I have to avoid?"),
+    ),
+    Attribute(
+        "sister's name",
+        "person",
+        told=("My sister is called {v}.", "I have a sister named {v}."),
+        asked=("What is my sister called?", "Who is my sister?"),
+    ),
+    Attribute(
+        "brother's name",
+        "person",
+        told=("My brother is called {v}.", "I have a brother named {v}."),
+        asked=("What is my brother called?", "Who is my brother?"),
+    ),
+    Attribute(
+        "hobby",
+        "hobby",
+        told=("In my free time I enjoy {v}.", "I love {v}.", "I spend my weekends on {v}."),
+        asked=("What do I do in my free time?", "What do I enjoy doing?"),
+    ),
+    Attribute(
+        "favourite colour",
+        "colour",
+        told=("I like the colour {v} best.", "The colour I love most is {v}."),
+        asked=("Which colour do I like best?", "What colour do I love most?"),
+    ),
+    Attribute(
+        "favorite color",
+        "colour",
+        told=("I like the color {v} best.", "The color I love most is {v}."),
+        asked=("Which color do I like best?", "What color do I love most?"),
+    ),
+    Attribute(
+        "favourite food",
+        "food",
+        told=("I love eating {v}.", "Nothing tastes better to me than {v}."),
+        asked=("What do I love to eat?", "Which food do I like best?"),
+    ),
+    Attribute(
+        "instrument",
+        "instrument",
+        told=("I play the {v}.", "I'm learning to play the {v}."),
+        asked=("Which instrument do I play?", "What do I play?"),
+    ),
+    *_plain("favourite fruit,favorite food,favourite dish,favourite snack,favourite dessert,usual breakfast", "food"),
+    *_plain(
+        "hometown,holiday destination,favourite city,birthplace,next travel destination,parents' town,office location",
+        "place",
+    ),
+    *_plain("best friend's name,boss's name,teacher's name,neighbour's name,doctor's name,wife's name,husband's name", "person"),
+    *_plain("mother's name,father's name,daughter's name,son's name,roommate's name,coach's name", "person"),
+    *_plain("favourite sport,favourite pastime,evening class", "hobby"),
+    *_plain("favourite animal,spirit animal,favourite bird", "animal"),
+    *_plain("car colour,bike colour,front door colour,lucky colour", "colour"),
+    *_plain("horse's name,parrot's name,hamster's name,boat's name", "pet"),
+    *_plain("sister's job,brother's job,dream job,first job,neighbour's job", "job"),
+    *_plain(
+        "lucky charm,password,code word,secret word,safe word,nickname,username,team name,project name,favourite word,"
+        "favourite book,favourite song,favourite film,favourite game,favourite shop,company name,street,school,gym,band,"
+        "favourite plant,favourite tool,favourite drink,birthday present,wifi name,laptop name,blog's name,cafe,bookshop,"
+        "keyword,motto,call sign,team mascot,newsletter title,garden theme,favourite topic,mailing list,server name,"
+        "meeting room,favourite brand,lucky stone,club,dance partner's nickname,start-up's name,thesis topic",
+        "word",
+    ),
+)
+HELD_OUT_ATTRIBUTES: tuple[Attribute, ...] = (
+    *_plain("favourite flower,lucky word,favourite spice,hideout,door code word,quiz team", "word"),
+    *_plain("aunt's name,landlord's name,dentist's name", "person"),
+    *_plain("grandparents' city,summer house location", "place"),
+    *_plain("rabbit's name,tortoise's name", "pet"),
+    *_plain("favourite vegetable,favourite soup", "food"),
+    *_plain("uncle's job", "job"),
+)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.replace("\n", " ").split(",") if part.strip())
+
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "person": _words(
+        """Anna, Marcus, Elena, Oliver, Priya, Kenji, Fatima, Lars, Sofia, Diego, Ingrid, Tomas, Amara, Felix, Nadia, Hugo,
+        Chloe, Samuel, Leila, Victor, Greta, Omar, Julia, Pavel, Maya, Simon, Rosa, Ethan, Clara, Bruno, Alice, Daniel,
+        Helena, Marco, Nina, Oscar, Paula, Quentin, Rachel, Stefan, Teresa, Ulrich, Vera, Walter, Xenia, Yusuf, Zoe, Adrian,
+        Bianca, Cedric, Diana, Emil, Flora, George, Hannah, Isaac, Jasmine, Kevin, Laura, Martin, Naomi, Otto, Peter, Ruth,
+        Sarah, Theo, Ursula, Vincent, Wendy, Yara, Arthur, Beatrice, Carlos, Dorothy, Edgar, Frida, Gustav, Irene, Jonas,
+        Karin, Leonard, Miriam, Nolan, Olga, Patrick, Ramona, Sven, Tabitha, Umberto, Viola, Wilma, Boris, Carmen, Dennis"""
+    ),
+    "place": _words(
+        """Lisbon, Oslo, Kyoto, Porto, Berlin, Nairobi, Lima, Dublin, Prague, Seoul, Cairo, Boston, Vienna, Madrid, Toronto,
+        Mumbai, Helsinki, Athens, Geneva, Denver, Warsaw, Milan, Naples, Zurich, Hamburg, Krakow, Lyon, Bergen, Utrecht,
+        Seattle, Austin, Chicago, Montreal, Sydney, Perth, Hanoi, Jakarta, Manila, Osaka, Taipei, Delhi, Accra, Lagos,
+        Tunis, Rabat, Bogota, Quito, Havana, Santiago, Munich, Leipzig, Dresden, Basel, Salzburg, Bruges, Ghent, Leeds,
+        Bristol, Glasgow, Cardiff, Belfast, Galway, Cork, Riga, Vilnius, Tallinn, Budapest, Sofia, Zagreb, Split, Ankara,
+        Izmir, Haifa, Amman, Doha, Dubai, Muscat, Karachi, Lahore, Colombo, Bangkok, Phuket, Auckland, Wellington"""
+    ),
+    "job": _words(
+        """nurse, teacher, baker, plumber, lawyer, chemist, farmer, painter, carpenter, dentist, engineer, pilot, librarian,
+        translator, gardener, photographer, accountant, tailor, welder, journalist, architect, barber, butcher, cashier,
+        chef, clerk, composer, coach, dancer, designer, driver, editor, electrician, firefighter, fisherman, florist, guard,
+        hairdresser, judge, mechanic, midwife, miner, musician, optician, pharmacist, physicist, potter, programmer,
+        psychologist, receptionist, sailor, scientist, sculptor, secretary, singer, surgeon, waiter, writer, zookeeper"""
+    ),
+    "pet": _words(
+        """Biscuit, Luna, Rex, Milo, Pepper, Shadow, Coco, Bella, Max, Daisy, Ginger, Oreo, Simba, Nala, Ziggy, Peanut,
+        Whiskers, Tiger, Smokey, Buddy, Rocky, Molly, Cookie, Pumpkin, Mango, Olive, Pickle, Waffle, Noodle, Button, Mocha,
+        Muffin, Hazel, Poppy, Scout, Bandit, Comet, Rusty, Storm, Willow, Ash, Basil, Bean, Blue, Cinnamon, Clover, Dusty,
+        Echo, Fern, Ghost, Honey, Iris, Jasper, Jet, Lucky, Maple, Nugget, Onyx, Pebble, Pirate, Raven, River, Sage, Sunny"""
+    ),
+    "food": _words(
+        """sushi, pizza, peanuts, strawberries, cheese, shrimp, mango, lasagna, noodles, pancakes, walnuts, eggs, soy, honey,
+        mushrooms, tomatoes, avocado, curry, dumplings, risotto, spinach, salmon, tofu, garlic, chocolate, bananas, apples,
+        cherries, peaches, grapes, lentils, beans, rice, bread, butter, yogurt, oatmeal, cereal, bacon, sausage, lobster,
+        oysters, almonds, cashews, celery, carrots, potatoes, pumpkin, ginger, olives, pears, plums, melon, pineapple,
+        coconut, waffles, muffins, soup, salad, tacos, burritos, ramen, kebab, couscous, hummus, polenta, gnocchi"""
+    ),
+    "hobby": _words(
+        """chess, painting, climbing, knitting, cycling, photography, pottery, fishing, gardening, hiking, yoga, surfing,
+        baking, archery, rowing, fencing, skiing, sailing, dancing, origami, astronomy, birdwatching, boxing, running,
+        swimming, tennis, football, volleyball, hockey, golf, judo, karate, woodworking, calligraphy, juggling, singing,
+        writing, reading, cooking, camping, kayaking, skating, sewing, sculpting, drawing, poker, bowling, darts, rugby"""
+    ),
+    "colour": _words(
+        """blue, green, red, purple, orange, yellow, teal, pink, brown, grey, black, white, gold, silver, violet, turquoise,
+        crimson, beige, maroon, navy, olive, indigo, scarlet, lavender, magenta, cyan, ivory, amber, emerald, copper, coral,
+        mint, mustard, peach, plum, rose, ruby, rust, salmon, sand, tan, charcoal, bronze, burgundy, cream, khaki, lime"""
+    ),
+    "animal": _words(
+        """otter, heron, wolf, fox, owl, badger, dolphin, tiger, panda, falcon, turtle, rabbit, eagle, penguin, beaver, raven,
+        lynx, whale, hedgehog, deer, bear, lion, horse, donkey, camel, giraffe, zebra, leopard, monkey, gorilla, squirrel,
+        hamster, mouse, sparrow, robin, swan, goose, duck, pelican, stork, crane, parrot, crow, seal, shark, octopus, crab"""
+    ),
+    "instrument": _words(
+        """piano, violin, cello, guitar, flute, drums, trumpet, harp, banjo, clarinet, saxophone, accordion, viola, trombone,
+        oboe, ukulele, mandolin, organ, bass, harmonica, tuba, bassoon, lute, piccolo, xylophone, bagpipes, sitar, zither"""
+    ),
+}
+
+ACKNOWLEDGEMENTS = (
+    "Got it.",
+    "Thanks for telling me.",
+    "Noted, thank you.",
+    "Okay, I will keep that in mind.",
+    "Good to know.",
+    "Thank you for sharing that.",
+    "I understand.",
+    "Sure, I'll remember that.",
+    "Alright!",
+    "That's nice to hear.",
+    "Great, thanks.",
+    "Understood. How can I help you today?",
+    "Thanks! Is there anything you would like to know?",
+    "I see. What can I do for you?",
+)
+ECHOES = ("Got it, {v}.", "{v}, noted.", "Okay: your {a} is {v}.", "Thanks, I noted {v}.", "I see, {v}. How nice!")

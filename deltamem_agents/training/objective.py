@@ -1,0 +1,107 @@
+"""The loss: histories written with gradients through the writes, questions answered from the state alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
+from deltamem_agents.memory.attention import MemoryCall, scan_tokens
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.training.batches import PREFIX_WEIGHT, HistoryBatch, NeutralBatch, QuestionBatch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`loss` to minimise; counts of answers right in their first and in all tokens; mean β of written tokens."""
+
+    loss: Tensor
+    answer_nats: float
+    first_right: Tensor
+    all_right: Tensor
+    beta: float
+
+
+def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
+    """The state after each history, and the mean β over written tokens (a scalar with gradient).
+
+    The forward pass runs without gradient, reading and writing as in use; the writes are then computed
+    again from each layer's input, with gradient to the memory projections and through the whole scan, but
+    not through the frozen model.
+    """
+    call = MemoryCall(adapter.zero_state(len(history.tokens)), history.valid, history.writable, inputs={})
+    with torch.no_grad():
+        run_after_lead(model, history.lead, history.tokens, history.valid, call)
+    assert call.inputs is not None
+    parts, betas = [], []
+    for slot in range(len(adapter.indices)):
+        memory = adapter.layer(slot)
+        x = call.inputs[slot].float()
+        keys, _ = memory.keys(x, history.valid, None)
+        projected = memory.project(x, keys)
+        betas.append(torch.sigmoid(projected.beta).mean(dim=(1, 3))[history.writable].mean())
+        zero = call.state.matrices[:, slot]
+        parts.append(scan_tokens(adapter.config, zero, projected, history.writable)[1])
+    return MemoryState(torch.stack(parts, dim=1)), torch.stack(betas).mean()
+
+
+def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBatch, *, writes: bool) -> Tensor:
+    """Logits (targets, vocabulary) float32, from the state of each question's own history.
+
+    `writes`: also write the question and the reply as they are read, as a turn does.
+    """
+    call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid)
+    call.write_mask = questions.valid if writes else None
+    hidden = run_after_lead(model, questions.lead, questions.tokens, questions.valid, call)
+    return _logits(model, hidden, questions.places)
+
+
+def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
+    """Mean KL divergence, in nats, from the frozen model's predictions to those with the memory."""
+    with torch.no_grad():
+        hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
+        frozen = _logits(model, hidden, neutral.places).log_softmax(-1)
+    call = MemoryCall(MemoryState(state.matrices[neutral.row]), neutral.valid)
+    hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
+    steered = _logits(model, hidden, neutral.places).log_softmax(-1)
+    return F.kl_div(steered, frozen, log_target=True, reduction="batchmean")
+
+
+def _logits(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
+    rows, positions = places.unbind(-1)
+    return model.get_output_embeddings()(hidden[rows, positions]).float()
+
+
+def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None) -> Tensor:
+    """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which is computed once for the batch."""
+    batch = len(tokens)
+    with torch.no_grad():
+        before = model.base_model(input_ids=lead[None], use_cache=True).past_key_values
+    before.batch_repeat_interleave(batch)
+    seen = torch.cat([valid.new_ones(batch, len(lead)), valid], dim=1)
+    memory = {} if call is None else {CALL_KEYWORD: call}
+    return model.base_model(
+        input_ids=tokens, attention_mask=seen.long(), past_key_values=before, use_cache=True, **memory
+    ).last_hidden_state
+
+
+def judge(logits: Tensor, questions: QuestionBatch, beta: Tensor) -> Outcome:
+    """Cross-entropy of the reply, its answer tokens weighted 1 each answer and the others PREFIX_WEIGHT."""
+    nats = F.cross_entropy(logits, questions.targets, reduction="none")
+    weight = torch.where(questions.is_answer, 1.0, PREFIX_WEIGHT)
+    loss = (nats * weight).sum() / weight.sum()
+    right = logits.argmax(-1) == questions.targets
+    count = len(questions.tokens)
+    wrong = torch.zeros(count, device=logits.device).index_add(
+        0, questions.places[:, 0], (questions.is_answer & ~right).float()
+    )
+    return Outcome(
+        loss=loss,
+        answer_nats=float(nats.detach()[questions.is_answer].mean()),
+        first_right=right[questions.is_first],
+        all_right=wrong == 0,
+        beta=float(beta.detach()),
+    )

@@ -1,0 +1,220 @@
+"""The values that cross the package's rooms. Frozen, plain, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from deltamem_agents.errors import ConfigError, MessageError
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+MemoryMode: TypeAlias = Literal["readwrite", "readonly", "off"]
+
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+MEMORY_MODES: tuple[MemoryMode, ...] = ("readwrite", "readonly", "off")
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call the assistant asked for. `arguments` is the decoded JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool on offer. `parameters` is a JSON schema of type object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation, text only.
+
+    `tool_calls` belongs to role assistant, `tool_call_id` and `name` to role tool.
+    """
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise MessageError(f"message role {self.role!r} is unknown; use one of {', '.join(ROLES)}")
+        if not isinstance(self.content, str):
+            raise MessageError(
+                f"message content is {type(self.content).__name__}, expected text; "
+                "images, audio and other media cannot be read by this model"
+            )
+
+
+MessageLike: TypeAlias = "Message | Mapping[str, Any]"
+
+
+def as_messages(messages: Sequence[MessageLike]) -> tuple[Message, ...]:
+    """Messages from `Message` objects or `{"role", "content", …}` dicts, in order.
+
+    Raises MessageError naming the position of the first one that does not fit.
+    """
+    if isinstance(messages, (str, bytes, Mapping)):
+        raise MessageError(f"messages is a {type(messages).__name__}, expected a list of messages")
+    return tuple(_as_message(position, message) for position, message in enumerate(messages))
+
+
+def _as_message(position: int, message: MessageLike) -> Message:
+    if isinstance(message, Message):
+        return message
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise MessageError(f"message {position} is {message!r}, expected a Message or a dict with 'role' and 'content'")
+    try:
+        calls = tuple(_as_tool_call(call) for call in message.get("tool_calls") or ())
+        return Message(
+            role=message["role"],
+            content="" if message.get("content") is None else message["content"],
+            tool_calls=calls,
+            tool_call_id=message.get("tool_call_id"),
+            name=message.get("name"),
+        )
+    except MessageError as error:
+        raise MessageError(f"message {position}: {error}") from None
+
+
+def _as_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
+    if isinstance(call, ToolCall):
+        return call
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise MessageError(f"tool call {call!r} has no name; expected {{'name', 'arguments'}}")
+    return ToolCall(function["name"], function.get("arguments") or {}, str(call.get("id") or ""))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the reply is drawn. The defaults are greedy decoding of up to 256 tokens."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name, value, ok, expected in (
+            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                self.repetition_penalty is None or self.repetition_penalty > 0,
+                "above 0",
+            ),
+        ):
+            if not ok:
+                raise ConfigError(f"Sampling.{name} is {value!r}, expected {expected}")
+        if any(not text for text in self.stop):
+            raise ConfigError("Sampling.stop holds an empty string, which would stop at once; remove it")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one turn. `absorbed_tokens` were written without staying in the prompt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    absorbed_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class TurnFacts:
+    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers."""
+
+    agent: str
+    thread: str | None
+    memory: MemoryMode
+    alignment: str
+    tokens_read: int
+    tokens_written: int
+    messages_written: int
+    state_bytes: int
+    state_norm: float
+    mean_beta: float | None
+    half_life_tokens: float | None
+    correction_ratio: float | None
+    prefill_seconds: float
+    decode_seconds: float
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The outcome of one model call: what was said, and which memory it left behind.
+
+    `snapshot` is the id of the committed snapshot, None when the memory was not written.
+    `finish_reason` is "stop", "length" or "tool_calls".
+    """
+
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage
+    snapshot: str | None
+    facts: TurnFacts
+    finish_reason: str = "stop"
+
+    @property
+    def message(self) -> Message:
+        """The reply as the assistant message to append to a history."""
+        return Message("assistant", self.text, self.tool_calls)
+
+
+@dataclass(frozen=True)
+class TurnChunk:
+    """A piece of a streamed turn. The last one carries `turn` and no text of its own."""
+
+    text: str = ""
+    turn: Turn | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How the model rates a given answer. `logprob` is the sum over `tokens`, natural log."""
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class ThreadLog:
+    """Which messages of one thread an agent has absorbed, in constant space.
+
+    `count`: messages absorbed in all. `tail`: digests of the newest of them, oldest first, at most
+    TAIL_MESSAGES. The log is complete when `count == len(tail)`.
+    """
+
+    count: int = 0
+    tail: tuple[str, ...] = ()
+
+    TAIL_MESSAGES: ClassVar[int] = 256
+
+    @property
+    def complete(self) -> bool:
+        return self.count == len(self.tail)

@@ -1,0 +1,22 @@
+"""Set before any library is imported: no test reaches the network, and none spins up threads it cannot use."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+# A shared machine decides how long an example takes; no law is about that.
+settings.register_profile("deltamem", deadline=None, max_examples=30)
+settings.load_profile("deltamem")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--parity-dir",
+        default=str(Path(__file__).parent / "parity"),
+        help="folder of reference vectors for test_parity.py",
+    )

@@ -1,0 +1,176 @@
+"""Laws of tool calls as text: what is written can be read back, and a stream never shows half a call."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltamem_agents.chat.tool_calls import format_tool_calls, parse_tool_calls, plain_text_so_far
+from deltamem_agents.errors import MessageError
+from deltamem_agents.types import ToolCall
+
+HOSTILE = st.sampled_from(
+    ["</tool_call>", "<tool_call>", '"}', "\\", "\n", "[TOOL_CALLS]", "é", "😀", "{", "<|python_tag|>"]
+)
+TEXT = st.lists(HOSTILE | st.text(max_size=4), max_size=4).map("".join)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
+)
+CALLS = st.lists(
+    st.builds(ToolCall, name=TEXT.filter(bool), arguments=st.dictionaries(TEXT, JSON, max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+FRAGMENTS = """Hello|<|<tool|<tool_call>|</tool_call>|[|{|}|,|;|"|1|null|[TOOL_CALLS]|{"a": 1}|{"name": "f"}
+{"name": "f", "arguments": {"x": 1}}|[{"name": "g", "parameters": {}}]|{"name": "f", "arguments": "{}"}"""
+PROSE = st.lists(
+    st.sampled_from(["<|python_tag|>", " ", "\n", *FRAGMENTS.replace("\n", "|").split("|")]), max_size=8
+).map("".join)
+
+
+def named(calls):
+    return [(call.name, call.arguments) for call in calls]
+
+
+@given(CALLS)
+@settings(max_examples=200, deadline=None)
+def test_what_is_formatted_parses_back_to_the_same_calls(calls):
+    parsed = parse_tool_calls(format_tool_calls(calls))
+    assert named(parsed.calls) == named(calls)
+    assert parsed.text == ""
+
+
+@given(CALLS, st.text(alphabet="ab \n.", max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_calls_behind_prose_leave_the_prose(calls, prose):
+    parsed = parse_tool_calls(prose + "\n" + format_tool_calls(calls))
+    assert parsed.text == prose.rstrip()
+    assert named(parsed.calls) == named(calls)
+
+
+@given(PROSE)
+@settings(max_examples=500, deadline=None)
+def test_a_stream_shows_only_beginnings_of_the_final_text(whole):
+    final = parse_tool_calls(whole).text
+    shown = ""
+    for length in range(len(whole) + 1):
+        plain = plain_text_so_far(whole[:length])
+        assert plain.startswith(shown), "shown text was taken back"
+        assert final.startswith(plain)
+        shown = plain
+
+
+@given(CALLS, st.sampled_from(["", "Let me look.\n", "I think so: "]))
+@settings(max_examples=100, deadline=None)
+def test_no_part_of_a_call_is_ever_shown(calls, prose):
+    whole = prose + format_tool_calls(calls)
+    for length in range(len(whole) + 1):
+        assert prose.startswith(plain_text_so_far(whole[:length]))
+
+
+@given(PROSE)
+@settings(max_examples=200, deadline=None)
+def test_a_reply_without_calls_is_left_as_it_was(text):
+    parsed = parse_tool_calls(text)
+    assert parsed.calls or parsed.text == text
+
+
+def test_a_stream_is_not_held_back_longer_than_needed():
+    assert plain_text_so_far("Use the <tool") == "Use the"
+    assert plain_text_so_far("Use the <tool> here") == "Use the <tool> here"
+    assert plain_text_so_far("The <tool_call> mark is") == "The <tool_call> mark is"
+    assert plain_text_so_far("[1] says so") == "[1] says so"
+    assert plain_text_so_far('{"name": "Ada"} is JSON') == '{"name": "Ada"} is JSON'
+    assert plain_text_so_far('{"name": "Ada", "argum') == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"x": 1}}',
+        '<tool_call>{"name": "f", "arguments": {"x": 1}}\n</tool_c',
+        '<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>',
+        '<tool_call>[{"name": "f", "parameters": {"x": 1}}]</tool_call>',
+        '{"name": "f", "parameters": {"x": 1}}',
+        ' [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]\n',
+        '<|python_tag|>{"name": "f", "parameters": {"x": 1}}',
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}, "id": "abc"}]',
+    ],
+)
+def test_known_spellings_of_one_call_mean_the_same(text):
+    parsed = parse_tool_calls(text, names=["f"])
+    assert named(parsed.calls) == [("f", {"x": 1})]
+    assert parsed.text == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name": "f", "arguments": {"x": 1',
+        '<tool_call>{"arguments": {"x": 1}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>{"name": "", "arguments": {}}</tool_call>',
+        "The marks are <tool_call> and </tool_call>.",
+        '{"name": "Ada Lovelace", "born": 1815}',
+        'As JSON: {"name": "f", "arguments": {}}',
+        '{"name": "f", "arguments": {}} is how it is called',
+        "[]",
+        "{}",
+        "<tool_call>" + "[" * 5000,
+    ],
+)
+def test_what_only_looks_like_a_call_stays_text(text):
+    parsed = parse_tool_calls(text)
+    assert parsed.calls == ()
+    assert parsed.text == text
+
+
+def test_bare_json_is_a_call_only_for_a_tool_on_offer():
+    text = '{"name": "Ada", "parameters": {}}'
+    assert parse_tool_calls(text, names=["f"]).text == text
+    assert named(parse_tool_calls(text, names=["Ada"]).calls) == [("Ada", {})]
+
+
+def test_a_marked_call_of_an_unknown_tool_is_still_a_call():
+    parsed = parse_tool_calls('<tool_call>{"name": "g", "arguments": {}}</tool_call>', names=["f"])
+    assert named(parsed.calls) == [("g", {})]
+
+
+def test_text_around_and_between_calls_is_kept_in_order():
+    call = format_tool_calls([ToolCall("f", {})])
+    parsed = parse_tool_calls(f"  First\n{call}\nthen\n{call} done.\n")
+    assert parsed.text == "  First\nthen\ndone."
+    assert len(parsed.calls) == 2
+
+
+def test_a_broken_block_does_not_hide_a_good_one_behind_it():
+    good = format_tool_calls([ToolCall("f", {"x": 1})])
+    parsed = parse_tool_calls(f"<tool_call>{{broken\n{good}")
+    assert named(parsed.calls) == [("f", {"x": 1})]
+    assert parsed.text == "<tool_call>{broken"
+
+
+def test_ids_are_repeatable_and_differ_between_calls_and_between_turns():
+    text = format_tool_calls([ToolCall("f", {"x": 1}), ToolCall("f", {"x": 1})])
+    first, again, later = (parse_tool_calls(text, salt=salt) for salt in ("turn 1", "turn 1", "turn 2"))
+    ids = [call.id for call in first.calls + later.calls]
+    assert first == again
+    assert len(set(ids)) == 4
+    assert all(len(made) == 9 and made.isalnum() for made in ids)
+
+
+def test_arguments_that_are_not_json_are_refused_by_name():
+    with pytest.raises(MessageError, match=r"'f' are not JSON.*set.*pass only"):
+        format_tool_calls([ToolCall("f", {"x": {1}})])
+
+
+def test_arguments_may_be_any_mapping():
+    from types import MappingProxyType
+
+    text = format_tool_calls([ToolCall("f", MappingProxyType({"x": MappingProxyType({"y": 1})}))])
+    assert json.loads(text.splitlines()[1]) == {"name": "f", "arguments": {"x": {"y": 1}}}
