@@ -5,11 +5,11 @@ Reads the store, decides, and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from deltamem_agents.chat.history import Alignment, Landing, digest, extend, settle, shared_prefix
+from deltamem_agents.chat.history import Alignment, Landing, digest, extend, settle
 from deltamem_agents.errors import AgentNotFound, ConfigError, HistoryDiverged
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Counters, Entry, Fingerprint, Snapshot, Store
@@ -98,82 +98,70 @@ def plan_turn(
         return Plan(None, None, empty, ThreadLog(), Alignment.FRESH, positions, digests)
     entry = store.load(agent, head)
     entry.snapshot.fingerprint.require(fingerprint)
-    chain = _Chain(store, agent, entry, name)
-    landing = settle(chain.logs(), incoming, continues=thread is not None)
-    if not chain.entries:
-        shared = _copied_messages(store, agent, entry, incoming)
-        log = extend(ThreadLog(), incoming[:shared])
-        outcome = Alignment.EXTENDS if shared else Alignment.FRESH
-        return Plan(head, entry, entry.snapshot.state, log, outcome, positions[shared:], digests)
-    base, log = _landing_place(chain, landing, policy.on_divergence)
+    past = _Past(store, agent, entry)
+    landing = settle(past.absorbed(), name, incoming, continues=thread is not None)
+    base = _base(past, name, landing, policy.on_divergence)
     state = empty if base is None else base.snapshot.state
-    return Plan(head, base, state, log, landing.outcome, positions[landing.new :], digests)
+    return Plan(head, base, state, landing.log, landing.outcome, positions[landing.new :], digests)
 
 
 @dataclass
-class _Chain:
-    """The snapshots that advanced one thread, newest first, loaded as far as they are asked for."""
+class _Past:
+    """An agent's snapshots, newest first, loaded as far as they are asked for."""
 
     store: Store
     agent: str
     head: Entry
-    thread: str
     entries: list[Entry] = field(default_factory=list)
 
-    def logs(self) -> Iterator[ThreadLog]:
-        newest = self.head.newest(self.thread)
-        while newest is not None:
-            try:
-                entry = self.head if newest == self.head.id else self.store.load(self.agent, newest)
-            except AgentNotFound:
-                return
+    def absorbed(self) -> Iterator[Mapping[str, ThreadLog]]:
+        for entry in self.store.log(self.agent, self.head.id):
             self.entries.append(entry)
-            yield entry.snapshot.absorbed
-            newest = entry.snapshot.threads.get(self.thread)
+            yield _Absorbed(self.store, self.agent, entry)
 
 
-def _landing_place(chain: _Chain, landing: Landing, on_divergence: OnDivergence) -> tuple[Entry | None, ThreadLog]:
-    """The snapshot to continue, and the thread's log there."""
+@dataclass(frozen=True)
+class _Absorbed(Mapping[str, ThreadLog]):
+    """The log of each thread as of one snapshot; those of other threads are loaded when looked at."""
+
+    store: Store
+    agent: str
+    entry: Entry
+
+    def __getitem__(self, thread: str) -> ThreadLog:
+        newest = self.entry.newest(thread)
+        if newest is None:
+            raise KeyError(thread)
+        if newest == self.entry.id:
+            return self.entry.snapshot.absorbed
+        try:
+            return self.store.load(self.agent, newest).snapshot.absorbed
+        except AgentNotFound:  # pruned
+            raise KeyError(thread) from None
+
+    def __iter__(self) -> Iterator[str]:
+        """The threads used last, as many as are worth comparing with one never seen."""
+        return iter([*reversed(self.entry.threads())][:COPIES_CHECKED])
+
+    def __len__(self) -> int:
+        return min(len(self.entry.threads()), COPIES_CHECKED)
+
+    def values(self) -> ValuesView[ThreadLog]:
+        return {thread: log for thread in self if (log := self.get(thread)) is not None}.values()
+
+
+def _base(past: _Past, thread: str, landing: Landing, on_divergence: OnDivergence) -> Entry | None:
+    """The snapshot to continue; None is the empty memory."""
     if landing.depth == 0:
-        return chain.head, chain.entries[0].snapshot.absorbed
-    log = ThreadLog() if landing.depth is None else chain.entries[landing.depth].snapshot.absorbed
-    # The first commit of the thread that the new history contradicts; what came before it stands.
-    undone = chain.entries[-1 if landing.depth is None else landing.depth - 1]
-    others = _written_since(chain, undone)
+        return past.head
+    undone = past.entries if landing.depth is None else past.entries[: landing.depth]
+    others = {entry.snapshot.thread for entry in undone} - {thread}
     if not others or on_divergence == "rewind":
-        return _parent(chain, undone), log
+        return None if landing.depth is None else past.entries[landing.depth]
     if on_divergence == "append":
-        return chain.head, log
+        return past.head
     raise HistoryDiverged(
-        f"thread {chain.thread!r} of agent {chain.agent!r} was edited at a point after which other threads wrote "
+        f"thread {thread!r} of agent {past.agent!r} was edited at a point after which other threads wrote "
         f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep their "
         "writes or 'rewind' to go back and lose them"
     )
-
-
-def _written_since(chain: _Chain, undone: Entry) -> set[str]:
-    """Threads other than the chain's that wrote after `undone`."""
-    others: set[str] = set()
-    for entry in chain.store.log(chain.agent, chain.head.id):
-        if entry.id == undone.id:
-            break
-        if entry.snapshot.thread != chain.thread:
-            others.add(entry.snapshot.thread)
-    return others
-
-
-def _parent(chain: _Chain, entry: Entry) -> Entry | None:
-    parent = entry.snapshot.parent
-    return None if parent is None else chain.store.load(chain.agent, parent)
-
-
-def _copied_messages(store: Store, agent: str, head: Entry, incoming: Sequence[str]) -> int:
-    """How many leading messages of a thread never seen were absorbed in another thread."""
-    longest = 0
-    for snapshot in list(reversed(head.threads().values()))[:COPIES_CHECKED]:
-        try:
-            log = head.snapshot.absorbed if snapshot == head.id else store.load(agent, snapshot).snapshot.absorbed
-        except AgentNotFound:
-            continue
-        longest = max(longest, shared_prefix(log, incoming))
-    return longest

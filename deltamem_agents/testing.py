@@ -6,7 +6,7 @@ Nothing here needs pytest, and nothing heavy is imported before a test runs.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier, Thread
@@ -359,7 +359,7 @@ class StoreConformance:
         with self.make_store(tmp_path) as store:
             ids = grow(store, "a", 2)
             journal = store.moves("a")[::-1]
-            blobs: Mapping[str, bytes] = Failing.fromkeys(ids)
+            blobs = Failing({each: b"" for each in ids})
             for agent in ("a", "b"):
                 with refused(StoreError):
                     store._create(agent, journal, {}, blobs, source=None, replace=True)

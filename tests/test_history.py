@@ -66,6 +66,10 @@ def log_of(words: str) -> ThreadLog:
         ("u1 ok u2 ok u3 ok", "u2 ok u3'", DIVERGED, "u3'", 4),
         ("u1 ok u1 ok u1 ok", "u1 ok u1 ok u1", DIVERGED, "", 5),
         ("u0 a0 u1 ok u1 ok u1 ok", "u1 ok u1 ok u1", WINDOWED, "u1", 8),
+        ("u0 ok u1 a1 u2 ok", "ok u1 a1 u2'", DIVERGED, "u2'", 4),
+        ("u1 ok u2 a2 u1 ok u3 a3", "u1 ok u4", DIVERGED, "u4", 2),
+        ("u0 a0 u1 ok", "u1 ok u2 b2 u1 ok u3", WINDOWED, "u2 b2 u1 ok u3", 4),
+        ("u0 a0 u1 ok", "s u1 ok u2 u1 ok u3", WINDOWED, "u3", 4),
         ("u1 a1", "u1", DIVERGED, "", 1),
         ("u1 a1 u2 a2 u3 a3", "u2", WINDOWED, "u2", 6),
         ("u1 a1 u2 a2 u3 a3", "u9 a2 u9'", WINDOWED, "u9 a2 u9'", 6),
@@ -139,6 +143,7 @@ def test_a_strange_history_does_not_send_a_long_thread_back():
     logs = [extend(ThreadLog(), history[: 2 * turn]) for turn in range(300, 0, -1)]
     assert landing(logs, said("x1 b1 x2")) == (0, WINDOWED, 0)
     assert landing(logs, said("x1 a3 x2")) == (0, WINDOWED, 0)
+    assert landing(logs, said("x1 u3 a3 x2")) == (0, WINDOWED, 0)
 
 
 # The walk to where a turn starts
@@ -167,6 +172,11 @@ def test_a_snapshot_that_took_in_many_messages_at_once_is_left_whole_and_they_ar
     assert landing(logs, said("u1 a1 u2'")) == (2, DIVERGED, 0)
 
 
+def test_going_back_behind_a_message_retold_in_place_writes_nothing_older_again():
+    logs = [log_of("u1 a1 u2 u3 u4 a4 u5 a5"), log_of("u1 a1")]
+    assert landing(logs, said("u1 a1 s u3 u4 a4 u5'")) == (1, DIVERGED, 2)
+
+
 def test_a_retried_input_that_stood_there_twice_goes_back_once():
     logs = [log_of("u1 a1 u1 a2"), log_of("u1 a1"), ThreadLog()]
     assert landing(logs, said("u1"), continues=False) == (1, DIVERGED, 0)
@@ -184,6 +194,14 @@ def test_an_edit_of_a_summarised_copy_finds_what_its_source_absorbed():
     absorbed = [{"one": log_of("u1 a1"), "two": log_of("u1 a1 u2 a2 u3 a3")}, {"one": log_of("u1 a1")}]
     found = settle(absorbed, "two", said("s u2 a2 u3'"), continues=True)
     assert found == Landing(1, DIVERGED, 1, log_of("u1 a1"))
+
+
+def test_an_edit_of_a_long_copy_finds_what_its_source_absorbed():
+    history = long_history(300)
+    source = extend(ThreadLog(), history[:10])
+    absorbed = [{"one": source, "two": extend(ThreadLog(), history)}, {"one": source}]
+    found = settle(absorbed, "two", [*history[:598], *said("u_new")], continues=True)
+    assert found == Landing(1, DIVERGED, 10, source)
 
 
 @pytest.mark.parametrize("trimmed", [0, 1, 2])
@@ -247,6 +265,7 @@ def test_any_two_histories_have_an_answer_that_makes_progress(absorbed, incoming
         ("u1 a1 u2 a2", "u1 a1 u2'", 2),
         ("u1 a1 u2 a2", "u1 a1 u2", 3),
         ("u1 a1 u2 a2", "s u2 a2 u3", 3),
+        ("u1 a1 u2 a2 u3 a3", "u1' a1 u2 a2 u4", 4),
         ("u1 a1 u2 a2 u3 a3", "s u2 a2 u4", 0),
         ("u1 a1", "u1 a1", 2),
         ("u1 a1", "u1 u2", 0),
@@ -367,9 +386,11 @@ class Agent:
 class Conversations(RuleBasedStateMachine):
     """Clients which keep their whole history, on several named threads of one agent.
 
-    Texts of users repeat within a thread; replies do not, since a history of nothing but equal turns cannot be
-    told from a trimmed one. First messages are not edited: nothing could confirm such an edit. A
-    message that was retold in place counts as said, in whichever form it was written.
+    Texts of users repeat within a thread; replies do not, since a history of nothing but equal
+    turns cannot be told from a trimmed one. First messages are not edited: nothing could confirm
+    such an edit. A message that was retold in place counts as said, in whichever form it was
+    written. Fronts are trimmed only while the agent holds the whole thread: what was trimmed cannot
+    be brought back behind a commit.
     """
 
     threads = st.sampled_from(["one", "two", "three"])
@@ -380,18 +401,26 @@ class Conversations(RuleBasedStateMachine):
         self.agent = Agent()
         self.histories: dict[str, list[Said]] = {}
         self.retold: set[int] = set()
+        self.copies: set[str] = set()
 
     def send(self, thread: str, history: list[Said], first: int = 0) -> None:
         reply = self.agent.turn(thread, history[first:], continues=True)
         self.histories[thread] = [*history, reply]
-        written = {message.number for _, message in self.agent.head.written}
-        assert {message.number for message in history[first:]} - self.retold <= written, "a message was not written"
+        numbers = {message.number for _, message in self.agent.head.written}
+        # In a copy, a message is the source's if it says the same at the same place.
+        digests = {message.digest for _, message in self.agent.head.written if thread in self.copies}
+        for message in history[first:]:
+            assert {message.number} <= numbers | self.retold or message.digest in digests, "a message was not written"
 
     def say(self, thread: str, text: str) -> Said:
         return self.agent.say(f"{text} ({thread})")
 
     def known(self, thread: str) -> list[Said]:
         return self.histories.get(thread, [])
+
+    def remembers(self, thread: str) -> bool:
+        """Whether the agent holds all of a thread: another thread's going back may have cut it short."""
+        return self.agent.head.logs.get(thread, ThreadLog()).count == len(self.known(thread)) > 0
 
     @rule(thread=threads, text=texts)
     def go_on(self, thread, text):
@@ -404,17 +433,21 @@ class Conversations(RuleBasedStateMachine):
     @rule(thread=threads, text=texts, size=st.integers(1, 6))
     def go_on_with_the_front_trimmed(self, thread, text, size):
         history = self.known(thread)
-        seen = thread in self.agent.head.logs
-        self.send(thread, [*history, self.say(thread, text)], max(0, len(history) - size) if seen else 0)
+        first = max(0, len(history) - size)
+        self.send(thread, [*history, self.say(thread, text)], first if self.remembers(thread) else 0)
 
     @rule(thread=threads, place=st.integers(0, 100), first=st.integers(0, 100))
     def regenerate(self, thread, place, first):
+        """Ask again for any reply, with the front trimmed where that leaves a commit to go back to."""
         history = self.known(thread)
-        asked = [index for index, each in enumerate(history) if each.message.role == "assistant" and index]
-        if asked:
-            end = asked[place % len(asked)]
-            sent = first % end if any(each.message.role == "assistant" for each in history[first % end : end]) else 0
-            self.send(thread, history[:end], sent if thread in self.agent.head.logs else 0)
+        replies = [index for index, each in enumerate(history) if each.message.role == "assistant"]
+        if replies:
+            end = replies[place % len(replies)]
+            start = first % end
+            counts = [each.logs.get(thread, ThreadLog()).count for each in self.agent.chain()]
+            whole = self.remembers(thread) and self.retold.isdisjoint(message.number for message in history)
+            trims = whole and any(start < count <= end for count in counts)
+            self.send(thread, history[:end], start if trims else 0)
 
     @rule(thread=threads, place=st.integers(0, 100), text=texts)
     def edit(self, thread, place, text):
@@ -431,9 +464,8 @@ class Conversations(RuleBasedStateMachine):
     @rule(thread=threads)
     def send_only_what_is_known(self, thread):
         history = self.known(thread)
-        log = self.agent.head.logs.get(thread, ThreadLog())
-        if log.count == len(history) > 0:
-            found = align(log, [each.digest for each in history], continues=True)
+        if self.remembers(thread):
+            found = align(self.agent.head.logs[thread], [each.digest for each in history], continues=True)
             assert found.outcome is not DIVERGED
             assert found.new == len(history)
 
@@ -444,8 +476,9 @@ class Conversations(RuleBasedStateMachine):
         if copy not in self.histories and source in self.agent.head.logs:
             cut = 1 + replies[place % len(replies)]
             before = self.agent.head.written
+            self.copies |= {source, copy}
             self.send(copy, [*history[:cut], self.say(copy, text)])
-            if self.agent.head.logs[source].count == len(history):
+            if self.remembers(source) and self.retold.isdisjoint(message.number for message in history[:cut]):
                 assert len(self.agent.head.written) == len(before) + 2, "a fork wrote what its source had written"
 
     @rule(thread=threads, place=st.integers(0, 100), text=texts)
@@ -453,7 +486,7 @@ class Conversations(RuleBasedStateMachine):
         """A client clears or shortens an old message in place, as context editing does."""
         history = self.known(thread)
         old = [index for index, each in enumerate(history[:-2]) if each.message.role == "user" and index]
-        if old and self.agent.head.logs.get(thread, ThreadLog()).count == len(history):
+        if old and self.remembers(thread):
             index = old[place % len(old)]
             number = next(self.agent.numbers)
             retold = Said(number, Message("user", f"[cleared {number}]"))
@@ -480,7 +513,7 @@ class Conversations(RuleBasedStateMachine):
 
 
 TestConversations = Conversations.TestCase
-TestConversations.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestConversations.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 @given(st.lists(st.sampled_from(["hello", "ok", "next"]), min_size=1, max_size=12))

@@ -9,7 +9,6 @@ import errno
 import io
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
@@ -31,7 +30,7 @@ from deltamem_agents.errors import StoreError
 from deltamem_agents.snapshots import FileStore, SQLiteStore, Store, encode
 from deltamem_agents.testing import commit_by_retry, example_snapshot, grow
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+resource = pytest.importorskip("resource", reason="needs a Unix")
 
 OPEN: dict[str, Callable[[Path], Store]] = {
     "files": lambda folder: FileStore(folder / "memory"),
@@ -47,6 +46,8 @@ def fork_child(act: Callable[[], object]) -> int:
     if pid:
         return pid
     status = 1
+    # Should the parent fail before it ends the child, something does.
+    signal.alarm(120)
     try:
         # A thread pool of the parent's does not exist in the child.
         torch.set_num_threads(1)
@@ -83,6 +84,7 @@ def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_
             # Some commits are waited for, so that a slow machine tests as much; the moment after them is random.
             started = time.monotonic()
             data = pipe.read(64 * pick.randint(1, 4))
+            assert data, "the child failed"
             seconds_per_commit = min(seconds_per_commit, (time.monotonic() - started) * 64 / len(data))
             time.sleep(pick.uniform(0, 2 * seconds_per_commit))
             os.kill(pid, signal.SIGKILL)
@@ -193,7 +195,9 @@ def test_a_folder_killed_between_any_two_steps_holds_the_old_or_the_new(change: 
             assert found in (old, new)
             seen.append(found == new)
             assert not any("." in folder.name for folder in (store.path / "agents").iterdir())
+            moves = reopened.moves("a")
             commit_by_retry(reopened, "a", thread="", note="and on it goes")
+            assert reopened.moves("a")[1:] == moves
     assert False in seen
     # Once it has happened it does not come undone.
     assert seen == sorted(seen)

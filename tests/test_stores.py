@@ -229,6 +229,17 @@ class TestFileFolder:
         assert sorted(store.forget("a").removed) == sorted(ids)
         assert list((tmp_path / "agents").iterdir()) == []
 
+    @pytest.mark.parametrize("name", ["ref", "journal-*"])
+    def test_damaged_books_come_back_with_an_import(self, name: str, tmp_path: Path) -> None:
+        store = FileStore(tmp_path / "store")
+        ids = grow(store, "a", 2)
+        store.export("a", tmp_path / "backup")
+        self.agent_file(tmp_path / "store", name).unlink()
+        with pytest.raises(DamagedSnapshot):
+            store.moves("a")
+        store.import_(tmp_path / "backup", replace=True)
+        assert [entry.id for entry in store.log("a")] == ids[::-1]
+
     def test_what_a_killed_writer_left_is_swept_at_the_next_opening(self, tmp_path: Path) -> None:
         with FileStore(tmp_path) as store:
             ids = grow(store, "a", 2)

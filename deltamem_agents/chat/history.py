@@ -91,7 +91,8 @@ class Aligned:
     def new_at(self, count: int) -> int:
         """The same as `new` for a log that holds the first `count` messages of what is kept."""
         missing = self.keep - count
-        return self.new - missing if missing <= self.matched else 0
+        in_place = self.keep == self.new
+        return self.new - missing if in_place or missing <= self.matched else 0
 
 
 @dataclass(frozen=True)
@@ -208,17 +209,15 @@ def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
     """How many leading messages of a never seen thread another thread with this log has absorbed.
 
     A copied or forked thread brings the history of its source, which must not be written twice. It
-    is recognised by messages at the same place of both histories, or by the newest of the source.
-    Two messages in a row with a reply among them are the least; less is a coincidence, and 0.
+    is told by replies at the same place of both histories, or by the newest of the source. Without
+    two messages in a row, one of them a reply, it is taken for a coincidence, and the answer is 0.
     """
-    shared = [
-        run.stop
+    told = [
+        run
         for run in _common_runs(log.tail, incoming)
-        if (_in_place(log, run) or not _ends_early(log, run))
-        and run.length > 1
-        and _has_reply(incoming[run.start : run.stop])
+        if (_in_place(log, run) or not _ends_early(log, run)) and _has_reply(incoming[run.start : run.stop])
     ]
-    return max(shared, default=0)
+    return max((run.stop for run in told), default=0) if any(run.length > 1 for run in told) else 0
 
 
 def _go_back(

@@ -239,20 +239,25 @@ def _check_layer(memory: nn.Module, index: int, weights: Mapping[str, Tensor], f
 def _check_weight(name: str, value: Tensor, shape: tuple[int, ...], folder: Path) -> None:
     found = tuple(value.shape)
     if found != shape:
-        weight = name.rsplit(".", 1)[-1]
-        by_rank, by_hidden = found[:1] != shape[:1], found[1:] != shape[1:]
-        if weight.startswith("delta_"):
-            by_rank, by_hidden = by_hidden, by_rank
-        blame = " and ".join(
-            text
-            for text, differs in (("the rank or state heads", by_rank), ("the base model's sizes", by_hidden))
-            if differs
+        raise AdapterError(
+            f"adapter in {folder}: {name} has shape {found}, expected {shape}; {_cause(name, found, shape)} differ"
         )
-        raise AdapterError(f"adapter in {folder}: {name} has shape {found}, expected {shape}; {blame} differ")
     if value.layout is not torch.strided or value.is_meta or not value.is_floating_point():
         raise AdapterError(f"adapter in {folder}: {name} is {value.dtype}, {value.layout}; expected plain numbers")
     if not bool(torch.isfinite(value.float()).all()):
         raise AdapterError(f"adapter in {folder}: {name} holds values that are not finite; fetch it again")
+
+
+def _cause(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Which of an adapter's sizes is the reason for a shape other than the expected."""
+    weight = name.rsplit(".", 1)[-1]
+    if weight == "delta_scale_raw":
+        return "the scale granularities"
+    by_rank, by_model = found[:1] != shape[:1], found[1:] != shape[1:]
+    if weight.startswith("delta_"):
+        by_rank, by_model = by_model, by_rank
+    causes = (("the ranks or numbers of state heads", by_rank), ("the sizes of the base models", by_model))
+    return " and ".join(text for text, applies in causes if applies)
 
 
 def _some(names: list[str]) -> str:

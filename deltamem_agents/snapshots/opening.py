@@ -30,16 +30,27 @@ def open_store(store: Store | str | os.PathLike[str] | None) -> Store:
     """
     if isinstance(store, Store):
         return store
+    path = store_path(store)
+    if path is None:
+        return InMemoryStore()
+    is_folder = store is not None and os.fspath(store).startswith("folder://")
+    return FileStore(path) if is_folder else SQLiteStore(path)
+
+
+def store_path(store: str | os.PathLike[str] | None) -> Path | None:
+    """The file or folder that `open_store` opens, or makes where there is none; None for "memory:".
+
+    Raises ConfigError for another scheme.
+    """
     if store is None:
-        return SQLiteStore(default_store_path())
+        return default_store_path()
     text = os.fspath(store)
     scheme, separator, rest = text.partition("://")
     if text in ("memory:", "memory://"):
-        return InMemoryStore()
+        return None
     if not separator:
-        return SQLiteStore(Path(text).expanduser())
-    kinds = {"sqlite": SQLiteStore, "folder": FileStore}
-    if scheme not in kinds:
+        return Path(text).expanduser()
+    if scheme not in ("sqlite", "folder"):
         raise ConfigError(f"store {text!r} is of kind {scheme!r}, expected sqlite:///PATH, folder:///PATH or memory:")
     # As in SQLAlchemy's URLs, three slashes lead to a relative path and four to an absolute one.
-    return kinds[scheme](Path(rest.removeprefix("/")).expanduser())
+    return Path(rest.removeprefix("/")).expanduser()

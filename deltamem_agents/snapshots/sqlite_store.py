@@ -64,9 +64,18 @@ class SQLiteStore(Store):
             if not self.path.exists():
                 _create_file(self.path)
             _require_own_file(self.path)
-        self._db: sqlite3.Connection | None = None
         with self._naming_faults():
-            self._db = _connect(self.path)
+            self._db: sqlite3.Connection | None = _connect(self.path)
+        try:
+            self._make_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_ready(self) -> None:
+        with self._reading() as db:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")
         if self._unfinished_erasure():
             with suppress(StoreError):
                 self._scrub()
@@ -217,13 +226,16 @@ class SQLiteStore(Store):
         return removed
 
     def _branch_points(self, agent: str) -> set[str]:
-        own = "SELECT key FROM agents WHERE name = ?"
         with self._reading() as db:
             rows = db.execute(
-                f"SELECT snapshot FROM moves WHERE agent NOT IN ({own}) AND "
-                "(verb = 'fork' OR seq IN (SELECT max(seq) FROM moves GROUP BY agent)) AND "
-                f"snapshot IN (SELECT snapshot FROM moves WHERE agent IN ({own}))",
-                [agent.encode(), agent.encode()],
+                """
+                SELECT theirs.snapshot FROM moves AS own
+                JOIN moves AS theirs ON theirs.snapshot = own.snapshot AND theirs.agent <> own.agent
+                WHERE own.agent = ? AND (theirs.verb = 'fork' OR NOT EXISTS (
+                    SELECT 1 FROM moves AS later WHERE later.agent = theirs.agent AND later.seq > theirs.seq
+                ))
+                """,
+                [_key(db, agent)],
             )
             return {snapshot for (snapshot,) in rows}
 
@@ -248,7 +260,8 @@ def _create_file(path: Path) -> None:
     """A new store that appears under its name whole or not at all; so an empty file is never a store."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.with_name(f"{path.name}-wal")
-    if log.exists():
+    # In this order: another process may be making the same store.
+    if log.exists() and not path.exists():
         raise StoreError(
             f"{str(path)!r} is missing but its log {log.name!r} is there, expected both or neither; "
             "bring the file back, or move the log away to start anew"
@@ -300,10 +313,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # A log cannot be opened where none can be made; without one the file does not change and needs none.
     frozen = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
     uri = f"{path.as_uri()}?{'immutable=1' if frozen else 'mode=rw'}"
-    db = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA secure_delete = ON")
-    return db
+    return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
 def _key(db: sqlite3.Connection, agent: str) -> int | None:

@@ -2,6 +2,9 @@
 
 An agent is a name for its newest snapshot, the head. Its journal lists every move of the head and so every
 snapshot it holds. A commit appends one move, by compare-and-swap on the head.
+
+For a store of your own, subclass `Store`, write its underscored methods, and run
+`deltamem_agents.testing.StoreConformance` on it.
 """
 
 from __future__ import annotations
@@ -152,8 +155,9 @@ class Store(ABC):
 
     def export(self, agent: str, file: File) -> None:
         """Writes everything of one agent to one file, which `import_` reads. A path is replaced in one step."""
+        # Tags first: what they name is then in the journal, whatever is committed meanwhile.
+        tags = self._tags(check_agent(agent))
         moves = self._require_journal(agent)
-        tags = self._tags(agent)
         held = dict.fromkeys(move.snapshot for move in moves)
         with ExitStack() as stack:
             if isinstance(file, (str, os.PathLike)):

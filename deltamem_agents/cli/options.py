@@ -1,0 +1,61 @@
+"""Options that several commands share, and the engine they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_agents.errors import StoreError
+
+if TYPE_CHECKING:
+    from deltamem_agents.engine import DeltaMemEngine
+    from deltamem_agents.snapshots import Store
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The embedded model's name, here so that --help does not load the module that defines it."""
+
+Agent = Annotated[str, typer.Argument(metavar="AGENT", help="Whose memory.")]
+At = Annotated[str | None, typer.Option("--at", metavar="SNAPSHOT", help="Another snapshot than the newest.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of text.")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where memories live: a SQLite file, sqlite:///PATH, folder:///PATH or memory:. "
+        "Without it, memory.sqlite in $DELTAMEM_HOME or in your data folder.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="NAME", help="The embedded model, a local folder, a .gguf file or a Hub id."),
+]
+AdapterDir = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="DIR", help="Folder or Hub id. Without it, the one that ships for the model."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="cpu|cuda|mps", help="Where the model runs.")]
+
+
+def open_engine(model: str, adapter: str | None, store: str | None, device: str) -> DeltaMemEngine:
+    """The engine of a command, its loading shown on stderr."""
+    from deltamem_agents.engine import DeltaMemEngine
+
+    return DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store, device=device)
+
+
+@contextmanager
+def open_memory(url: str | None, *, make: bool = False) -> Iterator[Store]:
+    """The store. One that is not there is refused unless `make`, so that a typing error makes no file."""
+    from deltamem_agents.snapshots import open_store, store_path
+
+    path = store_path(url)
+    if not make and path is not None and not path.exists():
+        raise StoreError(
+            f"there is no store at {str(path)!r}; `deltamem chat` makes one on its first turn, --store names another"
+        )
+    with open_store(url) as store:
+        yield store

@@ -1,0 +1,499 @@
+"""The laws of a memory on a model, for every family, attention implementation and variant of the memory."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import AdapterError, StateError, UnsupportedModelError
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
+from tiny_models import (
+    ATTENTIONS,
+    FAMILIES,
+    FULL,
+    LAYERS,
+    MESSAGE_MEAN,
+    VARIANTS,
+    lora_wrapped,
+    quantise_attention,
+    random_adapter,
+    random_ids,
+    random_state,
+    tiny_model,
+)
+
+TOLERANCE = 2e-5
+
+
+class Subject:
+    """A model with an adapter made for it. `run` attaches nothing by itself."""
+
+    def __init__(self, model: nn.Module, config: AdapterConfig = FULL) -> None:
+        self.model = model
+        self.adapter = random_adapter(model, config)
+        self.per_message = config.memory_write_granularity == "message_mean"
+
+    def base(self, ids: Tensor, **inputs: object) -> Tensor:
+        with torch.no_grad():
+            return self.model(ids, **inputs).logits
+
+    def run(
+        self,
+        ids: Tensor,
+        state: MemoryState,
+        *,
+        writes: bool = True,
+        seen: Tensor | None = None,
+        cache: DynamicCache | None = None,
+        message_ids: Tensor | None = None,
+    ) -> tuple[Tensor, MemoryState]:
+        """Logits and the new state. `seen` (batch, past + tokens) bool is False at padding, also of the past."""
+        tokens, inputs = ids.shape[1], {}
+        token_mask = None
+        if seen is not None:
+            token_mask = seen[:, -tokens:]
+            positions = (seen.long().cumsum(1) - 1).clamp_min(0)[:, -tokens:]
+            inputs = {"attention_mask": seen.long(), "position_ids": positions}
+        if self.per_message and writes and message_ids is None:
+            message_ids = (torch.arange(tokens) // 3).expand_as(ids)
+        call = MemoryCall(
+            state,
+            token_mask=token_mask,
+            write_mask=torch.ones_like(ids, dtype=torch.bool) if writes else None,
+            message_ids=message_ids,
+        )
+        cached = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        out = self.model(ids, **cached, **inputs, **{CALL_KEYWORD: call})
+        return out.logits, call.new_state()
+
+    def cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
+
+
+def weights_hash(model: nn.Module) -> str:
+    hashed = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        hashed.update(name.encode())
+        hashed.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def build(name: str, attention: str) -> nn.Module:
+    if name == "llama-int8":
+        return quantise_attention(tiny_model("llama", attention))
+    if name == "llama-lora":
+        return lora_wrapped(tiny_model("llama", attention))
+    return tiny_model(name, attention)
+
+
+MODELS: Mapping[str, tuple[str, str]] = {
+    f"{name}-{attention}": (name, attention)
+    for name, attention in (
+        *ATTENTIONS,
+        *((f"llama-{kind}", a) for kind in ("int8", "lora") for a in ("sdpa", "eager")),
+    )
+}
+CASES: Mapping[str, tuple[str, str, AdapterConfig]] = {
+    **{label: (*where, FULL) for label, where in MODELS.items()},
+    **{f"llama-sdpa-{label}": ("llama", "sdpa", config) for label, config in VARIANTS.items()},
+    "llama-sdpa-message-mean": ("llama", "sdpa", MESSAGE_MEAN),
+    "gpt_neox-eager-message-mean": ("gpt_neox", "eager", MESSAGE_MEAN),
+    "gemma3-eager-key-shift-msw": ("gemma3", "eager", VARIANTS["key-shift-msw"]),
+    "phi3-eager-key-shift-msw": ("phi3", "eager", VARIANTS["key-shift-msw"]),
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[tuple[str, str], tuple[nn.Module, str]]:
+    return {}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def subject(request: pytest.FixtureRequest, models: dict[tuple[str, str], tuple[nn.Module, str]]) -> Iterator[Subject]:
+    """A model shared by all tests of this file: every law also holds after any other use, and leaves it as it was."""
+    name, attention, config = request.param
+    if (name, attention) not in models:
+        model = build(name, attention)
+        models[name, attention] = model, weights_hash(model)
+    model, digest = models[name, attention]
+    yield Subject(model, config)
+    assert weights_hash(model) == digest
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.fixture
+def attached(subject: Subject) -> Iterator[Subject]:
+    attachment = attach(subject.model, subject.adapter)
+    try:
+        with torch.no_grad():
+            yield subject
+    finally:
+        attachment.detach()
+
+
+def test_zero_state_without_writes_is_the_base_bit_for_bit(attached: Subject) -> None:
+    ids, zero = random_ids(2, 11), attached.adapter.zero_state(2)
+    logits, state = attached.run(ids, zero, writes=False)
+    assert torch.equal(logits, attached.base(ids))
+    assert torch.equal(state.matrices, zero.matrices)
+    cache, plain = attached.cache(), attached.cache()
+    for part in (ids[:, :7], ids[:, 7:]):
+        logits, zero = attached.run(part, zero, writes=False, cache=cache)
+        assert torch.equal(logits, attached.base(part, past_key_values=plain, use_cache=True))
+
+
+def test_a_state_steers_the_model(attached: Subject) -> None:
+    ids, state = random_ids(1, 6), random_state(attached.adapter)
+    logits, unchanged = attached.run(ids, state, writes=False)
+    assert (logits - attached.base(ids)).abs().amax(-1).min() > 1e-3
+    assert torch.equal(unchanged.matrices, state.matrices)
+    _, written = attached.run(ids, state)
+    assert (written.matrices - state.matrices).flatten(2).norm(dim=-1).min() > 1e-2
+
+
+def test_without_the_keyword_the_base_is_unchanged_bit_for_bit(subject: Subject) -> None:
+    ids = random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    before = subject.base(ids, attention_mask=mask)
+    attachment = attach(subject.model, subject.adapter)
+    with torch.no_grad():
+        subject.run(ids, random_state(subject.adapter, 2))
+    assert torch.equal(subject.base(ids, attention_mask=mask), before)
+    attachment.detach()
+
+
+def anatomy(model: nn.Module) -> dict[str, dict[str, object]]:
+    """Every attribute of every module: hooks, buffers and parameters by their keys, anything else by identity."""
+    return {
+        name: {
+            attribute: tuple(value) if isinstance(value, dict) else value if isinstance(value, bool) else id(value)
+            for attribute, value in vars(module).items()
+        }
+        for name, module in model.named_modules()
+    }
+
+
+def test_detaching_restores_the_object(subject: Subject) -> None:
+    ids = random_ids(1, 5)
+    before, logits = anatomy(subject.model), subject.base(ids)
+    attachment = attach(subject.model, subject.adapter)
+    assert anatomy(subject.model) != before
+    with torch.no_grad():
+        subject.run(ids, subject.adapter.zero_state())
+    attachment.detach()
+    attachment.detach()
+    assert anatomy(subject.model) == before
+    assert torch.equal(subject.base(ids), logits)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (4, 5, 9)])
+def test_split_is_whole(attached: Subject, cuts: tuple[int, ...]) -> None:
+    if attached.per_message:
+        pytest.skip("a message is written once per forward pass, and read in the next")
+    ids, start = random_ids(2, 12), random_state(attached.adapter, 2)
+    whole, end = attached.run(ids, start)
+    cache, state, parts = attached.cache(), start, []
+    for part in torch.tensor_split(ids, cuts, dim=1):
+        logits, state = attached.run(part, state, cache=cache)
+        parts.append(logits)
+    close(torch.cat(parts, dim=1), whole)
+    close(state.matrices, end.matrices)
+
+
+def ragged(lengths: tuple[int, ...], side: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Sequences, the batch of them padded on one side to the longest, and which of its tokens are valid."""
+    rows = [random_ids(1, length, seed=length) for length in lengths]
+    width = max(lengths)
+    pads = [(width - n, 0) if side == "left" else (0, width - n) for n in lengths]
+    batch = torch.cat([nn.functional.pad(row, pad, value=7) for row, pad in zip(rows, pads, strict=True)])
+    seen = torch.cat([nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads, strict=True)]).bool()
+    return rows, batch, seen
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_and_batched_is_alone(attached: Subject, side: str) -> None:
+    rows, batch, seen = ragged((10, 6, 1), side)
+    start = random_state(attached.adapter, 3)
+    ids = torch.where(seen, (seen.long().cumsum(1) - 1) // 3, -1) if attached.per_message else None
+    logits, end = attached.run(batch, start, seen=seen, message_ids=ids)
+    for i, row in enumerate(rows):
+        alone, state = attached.run(row, start[i])
+        close(logits[i][seen[i]], alone[0])
+        close(end[i].matrices, state.matrices)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_split_of_a_padded_batch_is_alone(attached: Subject, side: str) -> None:
+    """A chunk of many tokens on top of a cache, with padding in both: neither a pad nor a chunk is special."""
+    if attached.per_message:
+        pytest.skip("a message is written once per forward pass, and read in the next")
+    first, second = ragged((6, 3, 1), side), ragged((5, 2, 4), side)
+    state, cache = random_state(attached.adapter, 3), attached.cache()
+    start = state
+    parts, seen = [], torch.ones(3, 0, dtype=torch.bool)
+    for _, batch, valid in (first, second):
+        seen = torch.cat([seen, valid], dim=1)
+        logits, state = attached.run(batch, state, seen=seen, cache=cache)
+        parts.append(logits)
+    for i in range(3):
+        row = torch.cat([first[0][i], second[0][i]], dim=1)
+        alone, end = attached.run(row, start[i])
+        close(torch.cat(parts, dim=1)[i][seen[i]], alone[0])
+        close(state[i].matrices, end.matrices)
+
+
+def test_padding_is_never_read_nor_written_whatever_it_holds(attached: Subject) -> None:
+    _, batch, seen = ragged((7, 4), "left")
+    start = random_state(attached.adapter, 2)
+    ids = torch.where(seen, 0, -1) if attached.per_message else None
+    embedded = attached.model.get_input_embeddings()(batch)
+    call = MemoryCall(start, seen, torch.ones_like(seen), ids)
+    spoilt = embedded.masked_fill(~seen[..., None], float("nan"))
+    first = next(module for module in attached.model.modules() if type(module).__name__.endswith("Attention"))
+
+    def spoil(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> object:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden.masked_fill(~seen[..., None], float("nan"))
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    del spoilt, call, first, spoil, start, ids
+
+
+def test_two_sequences_in_one_batch_never_touch(subject: Subject) -> None:
+    """No derivative leads from one sequence's tokens or state to the other's logits or new state."""
+    attachment = attach(subject.model, subject.adapter.requires_grad_(False))
+    ids = random_ids(2, 6)
+    before = random_state(subject.adapter, 2).matrices.requires_grad_()
+    embedded = subject.model.get_input_embeddings()(ids).detach().requires_grad_()
+    call = MemoryCall(
+        MemoryState(before),
+        write_mask=torch.ones_like(ids, dtype=torch.bool),
+        message_ids=torch.zeros_like(ids) if subject.per_message else None,
+    )
+    logits = subject.model(inputs_embeds=embedded, **{CALL_KEYWORD: call}).logits
+    (logits[0].square().sum() + call.new_state().matrices[0].square().sum()).backward()
+    attachment.detach()
+    assert before.grad is not None and embedded.grad is not None
+    for gradient in (before.grad, embedded.grad):
+        assert gradient[0].norm() > 0
+        assert not gradient[1].any()
+
+
+def gradients(subject: Subject, ids: Tensor) -> dict[str, Tensor]:
+    """Of a loss on what is said while writing and on what is said from the state written."""
+    subject.adapter.requires_grad_(True).zero_grad(set_to_none=True)
+    written, state = subject.run(ids, random_state(subject.adapter, len(ids)))
+    answered, _ = subject.run(ids.flip(1), state.settled(), writes=False)
+    target = random_ids(*ids.shape, seed=9).flatten()
+    loss = sum(nn.functional.cross_entropy(logits.flatten(0, 1), target) for logits in (written, answered))
+    loss.backward()
+    return {name: p.grad for name, p in subject.adapter.named_parameters() if p.grad is not None}
+
+
+def test_gradient_reaches_every_adapter_weight_and_no_base_weight(subject: Subject) -> None:
+    attachment = attach(subject.model, subject.adapter)
+    found = gradients(subject, random_ids(2, 6))
+    attachment.detach()
+    assert found.keys() == dict(subject.adapter.named_parameters()).keys()
+    assert all(bool(gradient.isfinite().all()) and gradient.norm() > 0 for gradient in found.values())
+    assert all(p.grad is None and not p.requires_grad for p in subject.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_the_base_gives_the_same_gradients(family: str) -> None:
+    subject = Subject(tiny_model(family, "eager"), VARIANTS["key-shift"])
+    attach(subject.model, subject.adapter)
+    ids = random_ids(2, 6)
+    plain = gradients(subject, ids)
+    subject.model.train()
+    subject.model.gradient_checkpointing_enable()
+    forwards = []
+    subject.model.get_decoder().register_forward_hook(lambda *_: forwards.append("decoder"))
+    first = next(m for m in subject.model.get_decoder().modules() if type(m).__name__.endswith("MLP"))
+    first.register_forward_hook(lambda *_: forwards.append("layer"))
+    checkpointed = gradients(subject, ids)
+    assert forwards.count("layer") > forwards.count("decoder"), "nothing was recomputed"
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_threads_on_one_model_do_not_see_each_other(family: str) -> None:
+    """Both are held inside the same attention layer at once, between its read and its corrections."""
+    subject = Subject(tiny_model(family, "eager"))
+    jobs = [(random_ids(1, 6, seed=i), random_state(subject.adapter, seed=10 + i)) for i in range(2)]
+    meet = threading.Barrier(2, timeout=60)
+    waiting = False
+
+    def wait(*_: object) -> None:
+        if waiting:
+            meet.wait()
+
+    for module in subject.model.get_decoder().modules():
+        if type(module).__name__.endswith("Attention"):
+            for projection in module.children():
+                projection.register_forward_hook(wait)
+    attach(subject.model, subject.adapter)
+    with torch.no_grad():
+        alone = [subject.run(*job) for job in jobs]
+    waiting, found = True, {}
+
+    def work(index: int) -> None:
+        with torch.no_grad():
+            found[index] = subject.run(*jobs[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, (logits, state) in enumerate(alone):
+        close(found[index][0], logits)
+        close(found[index][1].matrices, state.matrices)
+
+
+def test_attaching_twice_is_refused_also_through_a_wrapper() -> None:
+    model = tiny_model("llama")
+    wrapped, adapter = lora_wrapped(model), random_adapter(model)
+    attachment = attach(model, adapter)
+    for shared in (model, wrapped, model.model):
+        with pytest.raises(UnsupportedModelError, match="carries a memory already"):
+            attach(shared, adapter)
+    attachment.detach()
+    second = attach(wrapped, adapter)
+    attachment.detach()
+    with pytest.raises(UnsupportedModelError, match="carries a memory already"):
+        attach(model, adapter)
+    second.detach()
+
+
+def test_a_lora_added_after_attaching_changes_nothing_about_the_memory() -> None:
+    ids, models = random_ids(1, 6), [tiny_model("llama"), tiny_model("llama")]
+    before = Subject(lora_wrapped(models[0]))
+    attach(before.model, before.adapter)
+    attach(models[1], random_adapter(models[1]))
+    after = Subject(lora_wrapped(models[1]))
+    with torch.no_grad():
+        close(after.run(ids, random_state(after.adapter))[0], before.run(ids, random_state(before.adapter))[0])
+
+
+def test_an_adapter_for_other_sizes_is_refused_and_leaves_no_hook() -> None:
+    model, other = tiny_model("llama"), tiny_model("qwen3")
+    before = anatomy(model)
+    with pytest.raises(AdapterError, match=r"q=48.*q=32"):
+        attach(model, random_adapter(other))
+    deeper = random_adapter(model)
+    deeper.config = replace(deeper.config, layers=3)
+    with pytest.raises(AdapterError, match="3 layers, this one has 2"):
+        attach(model, deeper)
+    assert anatomy(model) == before
+
+
+@pytest.mark.parametrize("name, value", [("layers", 5), ("hidden_size", 64)])
+def test_a_config_for_other_sizes_is_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(AdapterError, match=f"{name}={value}"):
+        Adapter.for_model(replace(FULL, **{name: value}), tiny_model("llama"))
+
+
+@pytest.mark.parametrize("config", [FULL, VARIANTS["key-shift-msw"], MESSAGE_MEAN], ids=["tsw", "msw", "ssw"])
+def test_generate_without_the_keyword_is_the_base(config: AdapterConfig) -> None:
+    model = tiny_model("llama")
+    assert isinstance(model, PreTrainedModel)
+    ids = random_ids(1, 4)
+    before = model.generate(ids, max_new_tokens=6, do_sample=False)
+    attach(model, random_adapter(model, config))
+    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), before)
+
+
+def test_a_half_precision_base_keeps_a_float32_state() -> None:
+    subject = Subject(tiny_model("llama").to(torch.bfloat16))
+    attach(subject.model, subject.adapter)
+    ids = random_ids(1, 6)
+    with torch.no_grad():
+        base = subject.base(ids)
+        logits, _ = subject.run(ids, subject.adapter.zero_state(), writes=False)
+        steered, state = subject.run(ids, random_state(subject.adapter))
+    assert torch.equal(logits, base) and logits.dtype == torch.bfloat16
+    assert state.matrices.dtype == torch.float32 and steered.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("config", [FULL, VARIANTS["key-shift"], MESSAGE_MEAN], ids=["tsw", "key-shift", "ssw"])
+def test_autocast_reaches_the_base_and_not_the_memory(config: AdapterConfig) -> None:
+    """What is written is, to the last bit, what the same inputs give without autocast."""
+    subject = Subject(tiny_model("llama"), replace(config, target_layers=(0,)))
+    attach(subject.model, subject.adapter)
+    ids, start = random_ids(1, 9), random_state(subject.adapter)
+    with torch.no_grad():
+        _, plain = subject.run(ids, start)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, state = subject.run(ids, start)
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(state.matrices, plain.matrices)
+
+
+def test_message_mean_without_message_ids_is_refused() -> None:
+    subject = Subject(tiny_model("llama"), MESSAGE_MEAN)
+    attach(subject.model, subject.adapter)
+    ids = random_ids(1, 4)
+    call = MemoryCall(subject.adapter.zero_state(), write_mask=torch.ones_like(ids, dtype=torch.bool))
+    with pytest.raises(StateError, match="message_ids"):
+        subject.model(ids, **{CALL_KEYWORD: call})
+
+
+def test_only_tokens_of_a_message_are_written_by_message_mean() -> None:
+    subject = Subject(tiny_model("llama"), MESSAGE_MEAN)
+    attach(subject.model, subject.adapter)
+    ids, start = random_ids(1, 6), random_state(subject.adapter)
+    with torch.no_grad():
+        _, none = subject.run(ids, start, message_ids=torch.full_like(ids, -1))
+        _, head = subject.run(ids, start, message_ids=torch.tensor([[0, 0, 0, -1, -1, -1]]))
+        _, short = subject.run(ids[:, :3], start, message_ids=torch.zeros(1, 3, dtype=torch.long))
+    assert torch.equal(none.matrices, start.matrices)
+    close(head.matrices, short.matrices)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": MemoryState.zeros(3, LAYERS, 1, 4)}, "holds 3 sequences, the input 2"),
+        ({"state": MemoryState.zeros(2, LAYERS, 1, 8)}, r"\(2, 1, 8\).*r = 4"),
+        ({"state": MemoryState.zeros(2, LAYERS, 2, 4)}, r"\(2, 2, 4\).*1 heads"),
+        ({"state": MemoryState.zeros(2, 1, 1, 4)}, r"\(1, 1, 4\).*more than 1 layers"),
+        ({"state": MemoryState.zeros(2, 3, 1, 4)}, "2 of 3 memory layers"),
+        ({"token_mask": torch.ones(2, 4, dtype=torch.bool)}, r"token_mask has shape \(2, 4\), expected \(2, 5\)"),
+        ({"write_mask": torch.ones(2, 5)}, "write_mask is torch.float32, expected bool"),
+        ({"token_mask": torch.ones(2, 5, dtype=torch.long)}, "token_mask is torch.int64, expected bool"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused_and_the_next_one_works(change: dict[str, object], message: str) -> None:
+    subject = Subject(tiny_model("llama"))
+    attach(subject.model, subject.adapter)
+    ids = random_ids(2, 5)
+    call = MemoryCall(**{"state": random_state(subject.adapter, 2), **change})
+    with torch.no_grad():
+        wanted = subject.base(ids)
+        with pytest.raises(StateError, match=message):
+            subject.model(ids, **{CALL_KEYWORD: call})
+            call.new_state()
+        assert torch.equal(subject.base(ids), wanted)
+
+
+def test_a_call_that_never_met_the_adapter_has_no_new_state() -> None:
+    with pytest.raises(StateError, match="0 of 2 memory layers.*attached"):
+        MemoryCall(MemoryState.zeros(1, LAYERS, 1, 4)).new_state()
