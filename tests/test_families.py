@@ -27,6 +27,7 @@ from tiny_models import (
     FULL,
     HIDDEN,
     LAYERS,
+    attention_modules,
     lora_wrapped,
     random_adapter,
     random_ids,
@@ -108,11 +109,6 @@ def probing(model: nn.Module, attentions: list[nn.Module]) -> Iterator[Probe]:
         yield probe
     for handle in handles:
         handle.remove()
-
-
-def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """The decoder's attention modules by their class names, so that the table is not used to test itself."""
-    return [m for m in model.get_decoder().modules() if type(m).__name__.endswith("Attention")]
 
 
 def reads_by_hand(memory: LayerMemory, state: Tensor, x: Tensor) -> Tensor:

@@ -140,6 +140,11 @@ def lora_wrapped(model: PreTrainedModel, seed: int = 5) -> nn.Module:
     return wrapped.eval().requires_grad_(False)
 
 
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The decoder's attention modules by their class names, so that the table is not used to test itself."""
+    return [m for m in model.get_decoder().modules() if type(m).__name__.endswith("Attention")]
+
+
 # As the published preset, but small, with every head corrected.
 FULL = AdapterConfig(rank=4, alpha=8.0, delta_heads=("q", "k", "v", "o"))
 VARIANTS: Mapping[str, AdapterConfig] = {
