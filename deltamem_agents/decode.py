@@ -124,7 +124,11 @@ class Pass:
             call = MemoryCall(self.state, reads, writes, ids, collect=self.collect)
         memory = {} if call is None else {CALL_KEYWORD: call}
         out = self.model(
-            input_ids=row(prompt.ids, torch.long), past_key_values=self.cache, use_cache=True, logits_to_keep=1, **memory
+            input_ids=row(prompt.ids, torch.long),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **memory,
         )
         if call is not None:
             self.state = call.new_state()

@@ -140,9 +140,7 @@ class DeltaMemEngine:
         A failed turn changes nothing. Raises MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
         InvalidAgentId, StoreError or DamagedSnapshot.
         """
-        for chunk in self.stream_turn(
-            agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory
-        ):
+        for chunk in self.stream_turn(agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory):
             turn = chunk.turn
         assert turn is not None
         return turn
@@ -298,9 +296,7 @@ class DeltaMemEngine:
             attempt.close()
         yield TurnChunk(turn=self._commit(request, outcome))
 
-    def _attempt(
-        self, request: _Request, number: int, forced: Reply | None = None
-    ) -> Generator[str, None, _Outcome]:
+    def _attempt(self, request: _Request, number: int, forced: Reply | None = None) -> Generator[str, None, _Outcome]:
         """Everything of a turn but the commit."""
         plan = self._plan(request)
         writes = request.memory == "readwrite"

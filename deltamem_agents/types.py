@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -93,7 +95,20 @@ def _as_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or "name" not in function:
         raise MessageError(f"tool call {call!r} has no name; expected {{'name', 'arguments'}}")
-    return ToolCall(function["name"], function.get("arguments") or {}, str(call.get("id") or ""))
+    return ToolCall(function["name"], _as_arguments(function), str(call.get("id") or ""))
+
+
+def _as_arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments as an object; chat APIs send them as JSON text."""
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    if not isinstance(arguments, Mapping):
+        raise MessageError(
+            f"tool call {function['name']!r} has arguments {arguments!r}; expected an object, or JSON text of one"
+        )
+    return arguments
 
 
 @dataclass(frozen=True)

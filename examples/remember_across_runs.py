@@ -1,8 +1,8 @@
 """Run it once to tell the agent something, and again (a new process, an empty history) to ask.
 
-    python examples/remember_across_runs.py tell "My dog's name is Biscuit."
-    python examples/remember_across_runs.py ask "What is my dog's name?"
-    python examples/remember_across_runs.py forget
+python examples/remember_across_runs.py tell "My dog's name is Biscuit."
+python examples/remember_across_runs.py ask "What is my dog's name?"
+python examples/remember_across_runs.py forget
 """
 
 import sys

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_engine import byte_tokenizer, tiny_engine
 
 from deltamem_agents.decode import PREFILL_CHUNK, Decoding, Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.types import Message, Sampling
+from tiny_engine import byte_tokenizer, tiny_engine
 
 ASK = [Message("user", "Say something.")]
 
@@ -100,7 +100,13 @@ def test_a_reply_at_its_length_limit_is_remembered_whole() -> None:
     for limit in (3, 4):
         run = Pass(engine.model, engine.new_state())
         decoding = Decoding(
-            run, prompt, engine.tokenizer, Sampling(max_tokens=limit), writes_reply=True, end_ids=frozenset(), forced=[65, 66, 67]
+            run,
+            prompt,
+            engine.tokenizer,
+            Sampling(max_tokens=limit),
+            writes_reply=True,
+            end_ids=frozenset(),
+            forced=[65, 66, 67],
         )
         list(decoding)
         assert decoding.reply is not None and decoding.reply.state is not None

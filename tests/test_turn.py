@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import random_adapter, tiny_engine, tiny_llama
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
@@ -26,6 +25,7 @@ from deltamem_agents.loading import weights_hash
 from deltamem_agents.planning import WritePolicy
 from deltamem_agents.snapshots import InMemoryStore, Snapshot, SQLiteStore
 from deltamem_agents.types import Message, Sampling, Turn
+from tiny_engine import random_adapter, tiny_engine, tiny_llama
 
 SHORT = Sampling(max_tokens=6)
 U1, U2, U3 = (Message("user", text) for text in ("I live in Oslo.", "My cat is Miu.", "Where do I live?"))
@@ -300,7 +300,9 @@ def test_state_bytes_and_prompt_do_not_grow_with_the_conversation() -> None:
 
 def test_messages_beyond_the_window_are_absorbed_first() -> None:
     engine = tiny_engine(window_tokens=200)
-    history = [Message(role, f"{role} says {n} and some more words") for n in range(20) for role in ("user", "assistant")]
+    history = [
+        Message(role, f"{role} says {n} and some more words") for n in range(20) for role in ("user", "assistant")
+    ]
     turn = engine.run_turn("ada", [*history, U3], sampling=SHORT)
     assert turn.usage.absorbed_tokens > 0 and turn.usage.prompt_tokens <= 194
     assert head(engine).counters.messages == 42
@@ -316,7 +318,7 @@ def test_a_first_call_longer_than_the_models_context_works(engine: DeltaMemEngin
 
 def test_a_message_too_large_for_the_prompt_is_refused() -> None:
     engine = tiny_engine(window_tokens=100)
-    with pytest.raises(WindowError, match="100|94"):
+    with pytest.raises(WindowError, match="has room for 94"):
         engine.run_turn("ada", [Message("user", "x" * 500)], sampling=SHORT)
     with pytest.raises(WindowError, match="max_tokens"):
         engine.run_turn("ada", [U1], sampling=Sampling(max_tokens=100))

@@ -1,46 +1,33 @@
 """Messages to token ids through the model's own chat template, with every content token's owner known.
 
-The template is rendered with a mark in place of each content. What lies between the marks is scaffolding, where
-control tokens are recognised; contents are tokenised on their own, where they are not. So a user's "<|im_end|>"
-stays text, spans are exact, and a message has the same tokens wherever it stands.
+The template is rendered once with a mark in place of each content, which gives the scaffolding, and
+once with the contents, which shows what the template makes of them. Scaffolding is encoded with
+control tokens, contents without: a user's "<|im_end|>" stays text, spans are exact, and a message
+has the same tokens wherever it stands. A single space that scaffolding ends with is encoded with
+the content behind it, as words are.
+
+A model without a template gets "User: …" and "Assistant: …" lines behind the plain system text.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from deltamem_agents.chat.tool_calls import format_tool_calls
+from deltamem_agents.chat.encoding import Encoder, TokenizerLike
+from deltamem_agents.chat.layout import NOBODY, Segment, Slot, Traits, lay_out
+from deltamem_agents.chat.spans import Located, locate, shared_length
+from deltamem_agents.chat.wire import Mask, wire_slot, wire_tool
 from deltamem_agents.errors import MessageError, UnsupportedModelError, WindowError
-from deltamem_agents.types import Message, Tool
+from deltamem_agents.types import Message, Tool, ToolCall
 
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n' }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""For base models, which have no template of their own."""
-
-CACHED_TEXTS = 4096
-
-TOOLS_TEXT = (
-    "You can call these tools:\n{tools}\n"
-    'To call one, reply with <tool_call>{{"name": "its name", "arguments": {{…}}}}</tool_call>. '
-    "The result comes back in the next message. Otherwise reply in plain words."
-)
-
-
-class TokenizerLike(Protocol):
-    """What is used of a Hugging Face fast tokenizer."""
-
-    chat_template: Any
-    eos_token_id: Any
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-    def __call__(self, text: str, **options: Any) -> Any: ...
-    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -52,35 +39,41 @@ class Rendered:
     text: str
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of the prompt that is encoded on its own. `plain`: somebody's text, without control tokens."""
+
+    text: str
+    owner: int
+    plain: bool
+
+
 class ChatTemplate:
-    """One tokenizer's template. Rendering is pure; tokenised texts are kept for the next turn."""
+    """One tokenizer's chat template. Pure to its callers; encoded texts are kept for the next turn.
 
-    tokenizer: TokenizerLike
-    _cache: dict[tuple[bool, str], tuple[int, ...]] = field(default_factory=dict, repr=False)
+    Raises UnsupportedModelError if the template cannot render even a plain exchange so that its
+    contents can be found again.
+    """
 
-    def __post_init__(self) -> None:
-        self._template: str | None = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
-        self._strips = _mark(0) in self._apply([{"role": "user", "content": f" {_mark(0)} "}], ()) and (
-            f" {_mark(0)} " not in self._apply([{"role": "user", "content": f" {_mark(0)} "}], ())
-        )
-        self._has_system = self._accepts([{"role": "system", "content": _mark(0)}, {"role": "user", "content": "x"}])
-        self._has_tool_role = self._accepts(
-            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "tool", "content": _mark(0)}]
-        )
-        self._has_tools = self._mentions_tools()
+    def __init__(self, tokenizer: TokenizerLike) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
+        self._template = None if tokenizer.chat_template else _plain_template(tokenizer)
+        self.traits = self._probe()
+        self._guard_turn_marks()
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end a reply: the end-of-sequence token and what the template closes an assistant turn with."""
-        ends = self.tokenizer.eos_token_id
-        found = set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
-        closing = self._apply([{"role": "user", "content": "x"}, {"role": "assistant", "content": _mark(0)}], ())
-        after = self._ids(closing.split(_mark(0))[-1], special=True)
-        plain = self._ids(closing.split(_mark(0))[-1], special=False)
-        if after and after[0] not in plain:
-            found.add(after[0])
-        return frozenset(found)
+        """Tokens that end a reply: end of sequence, and the control token that closes an assistant's turn."""
+        closing = self._encoder.scaffold(self._exchange()[-1].text)[:1]
+        ends = {token for token in closing if self._encoder.is_control(token)}
+        end = self._tokenizer.eos_token_id
+        return frozenset(ends if end is None else {*ends, end})
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """What ends a reply where no token does: a model without a template goes on speaking for the user."""
+        return () if self._template is None else ("\nUser:",)
 
     def render(
         self,
@@ -90,184 +83,276 @@ class ChatTemplate:
         generation_prompt: bool = True,
         continue_final: bool = False,
     ) -> Rendered:
-        """`generation_prompt`: end with the head of the assistant's reply. `continue_final`: end inside the last
-        message's content, which is then to be continued.
+        """The prompt for these messages.
 
-        Raises MessageError for an order of roles that the template refuses.
+        `generation_prompt`: end with the head of the assistant's next turn. `continue_final`: end
+        inside the last message instead, which has to be the assistant's, so that it is continued.
+        An assistant's tool calls belong to its content.
+
+        Raises MessageError when there are no messages or the template refuses them,
+        UnsupportedModelError when contents cannot be found in what it renders.
         """
-        rows, contents, owners = self._rows(messages, tools)
-        skeleton = self._apply(rows, tools if self._has_tools else (), generation_prompt and not continue_final)
-        pieces = re.split(_MARKS, skeleton)
-        order = [int(number) for number in pieces[1::2]]
-        if order != list(range(len(contents))):
-            raise UnsupportedModelError(
-                f"the chat template shows contents {order} of {len(contents)}, expected each once and in order; "
-                "give the tokenizer another chat_template"
-            )
-        ids: list[int] = []
-        owner: list[int] = []
-        text: list[str] = []
+        if not messages:
+            raise MessageError("there are no messages to render; give at least one")
+        if continue_final:
+            _require_prefill(messages[-1])
+            if not messages[-1].content.strip():
+                return self.render(messages[:-1], tools=tools)
+        return self._render(messages, tools, generation_prompt and not continue_final, continue_final)
 
-        def add(part: str, belongs_to: int) -> None:
-            tokens = self._ids(part, special=belongs_to < 0)
-            ids.extend(tokens)
-            owner.extend([belongs_to] * len(tokens))
-            text.append(part)
+    def count(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> int:
+        """Tokens of the prompt for these messages."""
+        return len(self.render(messages, tools=tools).ids)
 
-        add(pieces[0], -1)
-        for place, scaffold in zip(order, pieces[2::2], strict=True):
-            add(contents[place], owners[place])
-            if continue_final and place == len(contents) - 1:
-                break
-            add(scaffold, -1)
-        return Rendered(tuple(ids), tuple(owner), "".join(text))
-
-    def encode_answer(self, messages: Sequence[Message], answer: str) -> tuple[Rendered, tuple[int, ...]]:
+    def encode_answer(
+        self, messages: Sequence[Message], answer: str, *, tools: Sequence[Tool] = ()
+    ) -> tuple[Rendered, tuple[int, ...]]:
         """A prompt, and the tokens of `answer` as the reply to it.
 
-        When the last message is the assistant's, the answer continues it: both are tokenised as one text, joined
-        with a space where two words would run together.
+        Where the last message is the assistant's, the answer continues it: both are encoded as one
+        text, with a space between if two words would run together, and the prompt ends where that
+        text departs from the message alone.
         """
         if not answer.strip():
-            raise MessageError("the answer to score is empty; give at least one word")
-        if not messages or messages[-1].role != "assistant":
-            prompt = self.render(messages)
-            return prompt, self._ids(answer, special=False)
-        prefill = self._content(messages[-1])
-        together = re.search(r"\w\Z", prefill) and re.match(r"\w", answer)
-        whole = self._ids(f"{prefill} {answer}" if together else prefill + answer, special=False)
-        alone = self._ids(prefill, special=False)
-        shared = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
-        shared = min(shared, len(whole) - 1)
-        prompt = self.render(messages, continue_final=True)
-        cut = len(prompt.ids) - (len(alone) - shared)
-        return Rendered(prompt.ids[:cut], prompt.owner[:cut], prompt.text), whole[shared:]
+            raise MessageError("the answer is empty; give at least one word")
+        if messages and messages[-1].role == "assistant" and messages[-1].content.strip():
+            prompt = self.render(messages, tools=tools, continue_final=True)
+            joined = replace(messages[-1], content=_continued(messages[-1].content, answer))
+            whole = self.render([*messages[:-1], joined], tools=tools, continue_final=True).ids
+            pairs = enumerate(zip(prompt.ids, whole, strict=False))
+            cut = next((i for i, (a, b) in pairs if a != b), min(len(prompt.ids), len(whole) - 1))
+            return Rendered(prompt.ids[:cut], prompt.owner[:cut], prompt.text), whole[cut:]
+        asked = messages[:-1] if messages and messages[-1].role == "assistant" else messages
+        reply = Message("assistant", answer)
+        replied = self.render([*asked, reply], tools=tools, continue_final=True)
+        return self.render(asked, tools=tools), replied.ids[replied.owner.index(len(asked)) :]
 
     def fit_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
-        """Where the newest messages that fit into `budget` tokens begin, leading system messages always kept.
+        """Where the newest messages that fit into `budget` tokens begin.
 
-        A tool's result is never separated from the call it answers. Raises WindowError when not even the last
-        message fits.
+        Leading system messages are kept and count. A tool's result is not separated from the call
+        it answers. Raises WindowError when not even the newest message fits.
         """
         lead = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-        starts = [i for i in range(lead, len(messages)) if messages[i].role != "tool" or i == lead] or [len(messages)]
+        starts = [i for i in range(lead, len(messages)) if i == lead or messages[i].role != "tool"] or [lead]
 
         def size(start: int) -> int:
-            return len(self.render([*messages[:lead], *messages[start:]], tools=tools).ids)
+            return self.count([*messages[:lead], *messages[start:]], tools=tools)
 
         low, high = 0, len(starts) - 1
         while low < high:
             middle = (low + high) // 2
-            if size(starts[middle]) <= budget:
-                high = middle
-            else:
-                low = middle + 1
-        if size(starts[low]) > budget:
+            low, high = (low, middle) if size(starts[middle]) <= budget else (middle + 1, high)
+        if (found := size(starts[low])) > budget:
             raise WindowError(
-                f"the newest message with its prompt takes {size(starts[low])} tokens, the window has room for {budget}; "
-                "shorten the message, lower Sampling.max_tokens or raise window_tokens"
+                f"the newest message with its prompt takes {found} tokens, the window has room for {budget}; "
+                "shorten the message, the system message or the tools, lower Sampling.max_tokens or raise window_tokens"
             )
         return starts[low]
 
-    def _rows(
-        self, messages: Sequence[Message], tools: Sequence[Tool]
-    ) -> tuple[list[dict[str, Any]], list[str], list[int]]:
-        """Rows for the template with marks for contents, the contents, and whose they are (−1: nobody's)."""
-        if not messages:
-            raise MessageError("there are no messages to render; give at least one")
-        told = _describe(tools) if tools and not self._has_tools else ""
-        rows: list[dict[str, Any]] = []
-        contents: list[str] = []
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Tool], generation_prompt: bool, continue_final: bool
+    ) -> Rendered:
+        slots = lay_out(messages, tools, self.traits)
+        native = tools if self.traits.tools else ()
+        mask = self._mask(slots, native)
+        located = self._locate(slots, native, mask, generation_prompt)
+        pieces = list(self._pieces(slots, located, native, mask))
+        if continue_final:
+            last = max(place for place, piece in enumerate(pieces) if piece.owner == len(messages) - 1)
+            pieces = pieces[: last + 1]
+        return self._encoded(pieces, mask)
+
+    def _encoded(self, pieces: Sequence[_Piece], mask: Mask) -> Rendered:
+        ids: list[int] = []
         owners: list[int] = []
-        instructions = [told] if told else []
-        for index, message in enumerate(messages):
-            content = self._content(message)
-            if message.role == "system" and (told or not self._has_system) and not rows:
-                instructions.append(content)
-                continue
-            if instructions:
-                rows += self._instruct(instructions, contents, owners)
-                instructions = []
-            role = "user" if message.role == "tool" and not self._has_tool_role else message.role
-            rows.append({"role": role, "content": self._folded(rows, len(contents))})
-            contents.append(content)
-            owners.append(index)
-        if instructions:
-            rows += self._instruct(instructions, contents, owners)
-        return rows, contents, owners
+        for place, piece in enumerate(_with_leading_spaces(pieces)):
+            if piece.plain:
+                tokens = self._encoder.content(piece.text)
+            else:
+                parts = mask.parts(piece.text)
+                encoded = [self._encode_part(part, hidden, place == 0) for part, hidden in parts]
+                tokens = tuple(token for part in encoded for token in part)
+            ids += tokens
+            owners += [piece.owner] * len(tokens)
+        text = "".join(piece.text if piece.plain else mask.shown(piece.text) for piece in pieces)
+        return Rendered(tuple(ids), tuple(owners), text)
 
-    def _instruct(self, instructions: list[str], contents: list[str], owners: list[int]) -> list[dict[str, Any]]:
-        """Instructions that are no single message of the caller's, as a system or else a user row."""
-        contents.append("\n\n".join(reversed(instructions)))
-        owners.append(-1)
-        return [{"role": "system" if self._has_system else "user", "content": _mark(len(contents) - 1)}]
+    def _encode_part(self, part: str, hidden: bool, opens: bool) -> tuple[int, ...]:
+        return self._encoder.content(part) if hidden else self._encoder.scaffold(part, opens=opens)
 
-    def _folded(self, rows: list[dict[str, Any]], place: int) -> str:
-        """The mark for a message; instructions in a user row of their own move in front of it."""
-        if not self._has_system and len(rows) == 1 and rows[0]["role"] == "user" and rows[0]["content"] == _mark(0):
-            return f"{rows.pop()['content']}\n\n{_mark(place)}"
-        return _mark(place)
+    def _pieces(self, slots: Sequence[Slot], located: Located, tools: Sequence[Tool], mask: Mask) -> Iterator[_Piece]:
+        """The rendered text in order, cut where its owner changes."""
+        cursor = 0
+        written: list[tuple[int, str]] = []
+        for slot, span in zip(slots, located.spans, strict=True):
+            if span is not None:
+                yield from _gap_pieces(located.text[cursor : span[0]], written)
+                yield from _content_pieces(slot, located.text[span[0] : span[1]])
+                cursor, written = span[1], []
+            if slot.calls:
+                written.append((slot.owner, self._calls_text(slot, tools, mask)))
+        yield from _gap_pieces(located.text[cursor:], written)
 
-    def _content(self, message: Message) -> str:
-        content = message.content
-        if message.tool_calls:
-            calls = format_tool_calls(message.tool_calls)
-            content = f"{content}\n{calls}" if content else calls
-        if message.role == "tool" and not self._has_tool_role:
-            content = f"Result of {message.name or 'the tool'}: {content}"
-        return content.strip() if self._strips else content
+    def _calls_text(self, slot: Slot, tools: Sequence[Tool], mask: Mask) -> str:
+        """The calls of a message as the template writes them: one turn compared with and without them."""
+        asked = Slot("user", (Segment("x"),))
+        contents = ["x", "y" if slot.segments else ""]
+        with_calls = self._apply([asked, slot], contents, tools, mask)
+        without = self._apply([asked, replace(slot, calls=())], contents, tools, mask)
+        ahead = shared_length(with_calls, without)
+        behind = min(shared_length(with_calls[::-1], without[::-1]), len(without) - ahead)
+        if ahead + behind >= len(with_calls):
+            raise UnsupportedModelError(
+                f"the chat template drops the tool calls of message {slot.owner}; "
+                "expected one that writes every call, or ignores tools altogether"
+            )
+        return with_calls[ahead : len(with_calls) - behind]
 
-    def _mentions_tools(self) -> bool:
-        probe = Tool("probe_of_tools", "a probe")
+    def _locate(self, slots: Sequence[Slot], tools: Sequence[Tool], mask: Mask, generation_prompt: bool) -> Located:
+        contents = [slot.content for slot in slots]
+        return locate(lambda given: self._apply(slots, given, tools, mask, generation_prompt), contents)
+
+    def _apply(
+        self,
+        slots: Sequence[Slot],
+        contents: Sequence[str],
+        tools: Sequence[Tool],
+        mask: Mask,
+        generation_prompt: bool = False,
+    ) -> str:
+        """The template's text for these turns with other contents."""
+        rows = [wire_slot(slot, content, mask) for slot, content in zip(slots, contents, strict=True)]
+        schemas = [wire_tool(tool, mask) for tool in tools]
         try:
-            return probe.name in self._apply([{"role": "user", "content": "x"}], (probe,))
-        except MessageError:
-            return False
-
-    def _accepts(self, rows: list[dict[str, Any]]) -> bool:
-        try:
-            return _mark(0) in self._apply(rows, ())
-        except MessageError:
-            return False
-
-    def _apply(self, rows: list[dict[str, Any]], tools: Sequence[Tool], generation_prompt: bool = False) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
+            return self._tokenizer.apply_chat_template(
                 rows,
-                tools=[_schema(tool) for tool in tools] or None,
+                tools=schemas or None,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
-        except Exception as error:  # jinja2's own errors, and whatever a template raises on purpose
-            roles = ", ".join(row["role"] for row in rows)
-            raise MessageError(f"the model's chat template refuses messages of roles {roles}: {error}") from error
-        return str(text)
+        except Exception as error:  # A template is somebody's program: it may raise anything.
+            roles = ", ".join(slot.role for slot in slots)
+            raise MessageError(
+                f"the model's chat template refuses messages of roles {roles} ({error}); reorder or merge them"
+            ) from error
 
-    def _ids(self, text: str, *, special: bool) -> tuple[int, ...]:
-        key = (special, text)
-        if key not in self._cache:
-            if len(self._cache) >= CACHED_TEXTS:
-                self._cache.clear()
-            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
-            self._cache[key] = tuple(encoded["input_ids"])
-        return self._cache[key]
+    def _mask(self, slots: Sequence[Slot], tools: Sequence[Tool]) -> Mask:
+        return Mask.of(slots, tools, self._encoder.control_texts)
+
+    def _exchange(self) -> list[_Piece]:
+        slots = [Slot("user", (Segment("x"),)), Slot("assistant", (Segment("y"),))]
+        mask = self._mask(slots, ())
+        return list(self._pieces(slots, self._locate(slots, (), mask, False), (), mask))
+
+    def _probe(self) -> Traits:
+        if not self._takes("user assistant user"):
+            raise UnsupportedModelError(
+                "the chat template does not render user, assistant, user so that each content is found once and in "
+                "order; give the tokenizer another chat_template"
+            )
+        system = self._takes("system user assistant user")
+        return Traits(
+            system=system,
+            system_anywhere=system and self._takes("user system user assistant system user"),
+            repeats=self._takes("user user assistant assistant user"),
+            assistant_first=self._takes("assistant user"),
+            tools=self._takes_tools(),
+        )
+
+    def _takes(self, roles: str) -> bool:
+        """Whether the template renders these roles, with contents it can be followed through."""
+        slots = [Slot(role, (Segment(f"Probe {i}."),)) for i, role in enumerate(roles.split())]  # type: ignore[arg-type]
+        try:
+            return self._locate(slots, (), self._mask(slots, ()), False).faithful
+        except (MessageError, UnsupportedModelError):
+            return False
+
+    def _takes_tools(self) -> bool:
+        """Whether the template shows everything of tools: descriptions, text beside calls, each call, each result."""
+        tools = (Tool("probe_tool", "Probes."),)
+        calls = tuple(ToolCall("probe_tool", {"probe": value}, f"probe000{value}") for value in (1, 2))
+        messages = [
+            Message("user", "Probe 0."),
+            Message("assistant", "Probe 1.", calls),
+            *(Message("tool", f"Probe result {call.id}.", (), call.id, call.name) for call in calls),
+            Message("assistant", "Probe 2."),
+            Message("user", "Probe 3."),
+            Message("assistant", "", calls),
+            *(Message("tool", f"Probe result {call.id}.", (), call.id, call.name) for call in calls),
+        ]
+        slots = lay_out(messages, tools, Traits())
+        try:
+            mask = self._mask(slots, tools)
+            located = self._locate(slots, tools, mask, True)
+            pieces = list(self._pieces(slots, located, tools, mask))
+        except (MessageError, UnsupportedModelError):
+            return False
+        written = ["".join(piece.text for piece in pieces if piece.owner == i and not piece.plain) for i in (1, 6)]
+        shown = all(text.count("probe_tool") == text.count('"probe"') == 2 for text in written)
+        return located.faithful and shown and "probe_tool" in pieces[0].text
+
+    def _guard_turn_marks(self) -> None:
+        """Added tokens that mark turns are control tokens, whether or not the tokenizer calls them special."""
+        marks = (self._encoder.scaffold(piece.text) for piece in self._exchange() if not piece.plain)
+        self._encoder.treat_as_control(token for tokens in marks for token in tokens)
 
 
-_MARKS = "\ue000deltamem(\\d+)\ue001"
+def _plain_template(tokenizer: TokenizerLike) -> str:
+    first = tokenizer.encode("x", add_special_tokens=True, split_special_tokens=False)[0]
+    begins = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
+    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
 
 
-def _mark(place: int) -> str:
-    """Private-use characters, which no template looks for."""
-    return f"\ue000deltamem{place}\ue001"
+def _require_prefill(message: Message) -> None:
+    if message.role != "assistant" or message.tool_calls:
+        found = f"role {message.role}" + (" with tool calls" if message.tool_calls else "")
+        raise MessageError(f"only an assistant's text can be continued, the last message is of {found}")
 
 
-def _schema(tool: Tool) -> Mapping[str, Any]:
-    return {
-        "type": "function",
-        "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
-    }
+def _continued(text: str, answer: str) -> str:
+    run_together = re.search(r"\w\Z", text) and re.match(r"\w", answer)
+    return f"{text} {answer}" if run_together else text + answer
 
 
-def _describe(tools: Sequence[Tool]) -> str:
-    return TOOLS_TEXT.format(tools="\n".join(json.dumps(_schema(tool)["function"]) for tool in tools))
+def _gap_pieces(gap: str, written: Sequence[tuple[int, str]]) -> Iterator[_Piece]:
+    """Scaffolding, with the calls that the template wrote into it as their messages' own."""
+    cursor = 0
+    for owner, calls in written:
+        at = gap.find(calls, cursor)
+        if at < 0:
+            raise UnsupportedModelError(
+                f"the tool calls of message {owner} cannot be found in what the chat template renders; "
+                "expected them as it writes them for a single message. Use a plainer chat_template"
+            )
+        yield _Piece(gap[cursor:at], NOBODY, False)
+        yield _Piece(calls, owner, False)
+        cursor = at + len(calls)
+    yield _Piece(gap[cursor:], NOBODY, False)
+
+
+def _content_pieces(slot: Slot, text: str) -> Iterator[_Piece]:
+    """What became of a turn's content, cut into its segments again."""
+    whole = slot.content
+    start = len(whole) - len(text) if whole.endswith(text) else whole.find(text)
+    if start < 0:
+        owners = [segment.owner for segment in slot.segments if segment.owner != NOBODY]
+        yield _Piece(text, owners[-1] if owners else NOBODY, True)
+        return
+    cursor = -start
+    for segment in slot.segments:
+        kept = text[max(0, cursor) : max(0, cursor + len(segment.text))]
+        cursor += len(segment.text)
+        if kept:
+            yield _Piece(kept, segment.owner, True)
+
+
+def _with_leading_spaces(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
+    """The pieces with a space at the end of scaffolding moved to the front of the content behind it."""
+    carried = ""
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        text = carried + piece.text
+        moves = not piece.plain and text.endswith(" ") and following is not None and following.plain
+        carried = " " if moves else ""
+        yield replace(piece, text=text[:-1] if moves else text)

@@ -75,7 +75,9 @@ def rewind(
 @app.command()
 def tag(
     agent: Agent,
-    name: Annotated[str | None, typer.Argument(metavar="[TAG]", help="The name to give; left out, tags are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[TAG]", help="The name to give; left out, tags are listed.")
+    ] = None,
     at: At = None,
     delete: Annotated[bool, typer.Option("--delete", "-d", help="Take the tag away; its snapshot stays.")] = False,
     store: StoreUrl = None,
@@ -161,7 +163,9 @@ def _print_receipt(verb: str, receipt: Receipt, as_json: bool) -> None:
 @app.command("export")
 def export_agent(
     agent: Agent,
-    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Written in one step, replaced if there.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", dir_okay=False, help="Written in one step, replaced if there.")
+    ],
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
@@ -183,7 +187,9 @@ def export_agent(
 @app.command("import")
 def import_agent(
     file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Written by `export`.")],
-    agent: Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Another name than the exported one.")] = None,
+    agent: Annotated[
+        str | None, typer.Option("--agent", metavar="NAME", help="Another name than the exported one.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of an agent of that name.")] = False,
     store: StoreUrl = None,
     as_json: Json = False,

@@ -150,12 +150,16 @@ def show(
     at: At = None,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="FILE", dir_okay=False, help="Draw the state as heat maps: .png, .svg, .pdf."),
+        typer.Option(
+            "--picture", metavar="FILE", dir_okay=False, help="Draw the state as heat maps: .png, .svg, .pdf."
+        ),
     ] = None,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """Show one snapshot: its size, what it holds, where it comes from, and how full each layer is.
+
+    Layers count those that carry a state, from 0.
 
     JSON: the keys of one snapshot of `log`, and "agent", "geometry": {"layers", "heads", "rank"}, "state_bytes",
     "layer_norms", "threads": {name: newest snapshot}, "fingerprint": {"model", "tokenizer", "adapter", "format"} and
@@ -207,7 +211,8 @@ def _print_entry(agent: str, entry: Entry, names: Mapping[str, list[str]]) -> No
         "parent": snapshot.parent or "none, this is the first",
         "tags": printable(", ".join(names.get(entry.id, ()))) or "none",
         "created": f"{moment(snapshot.created)} UTC by {snapshot.origin}",
-        "thread": (printable(snapshot.thread) or "the default one") + f" (of {len(entry.threads())})",
+        "thread": (printable(snapshot.thread) or "the default one")
+        + f", {plural(len(entry.threads()), 'thread')} in all",
         "absorbed": ", ".join(plural(count, name[:-1]) for name, count in asdict(snapshot.counters).items()),
         "state": f"{plural(layers, 'layer')} × {plural(heads, 'head')} × {rank}×{rank} float32, "
         f"{nbytes(snapshot.state.nbytes)}, ‖S‖ {snapshot.state.norm():.4f}",
@@ -231,7 +236,9 @@ def _print_layers(norms: list[float]) -> None:
 def diff(
     agent: Agent,
     a: Annotated[str, typer.Argument(metavar="A", help="The snapshot to start from.")],
-    b: Annotated[str | None, typer.Argument(metavar="[B]", help="The one to compare it with; the newest if left out.")] = None,
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="The one to compare it with; the newest if left out.")
+    ] = None,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:

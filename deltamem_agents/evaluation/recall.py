@@ -122,14 +122,10 @@ def evaluate_recall(
         clusters = [index for index, _ in asked]
         results[arm.value] = ArmResult(_rate(first, clusters, seed), _rate(whole, clusters, seed))
     tokens = [engine.count_tokens(episode.messages) for episode in episodes]
-    return RecallReport(
-        len(episodes), len(asked), facts, states[0].nbytes, sum(tokens) / len(tokens), results
-    )
+    return RecallReport(len(episodes), len(asked), facts, states[0].nbytes, sum(tokens) / len(tokens), results)
 
 
-def _replies(
-    engine: DeltaMemEngine, states: Sequence[MemoryState] | None, questions: Sequence[Question]
-) -> list[str]:
+def _replies(engine: DeltaMemEngine, states: Sequence[MemoryState] | None, questions: Sequence[Question]) -> list[str]:
     """Greedy replies, completing each question's prefix where it has one."""
     conversations = []
     for question in questions:

@@ -72,18 +72,21 @@ def convert_adapter(source: Path, target: Path, *, base_model: str | None = None
     """
     config = read_config(source)
     weights = read_weights(source, config)
-    found = _layers_in(weights)
-    indices = tuple(sorted(config.target_layers)) or tuple(range(len(found)))
+    layers = config.layers or 1 + max((*_layers_in(weights), *config.target_layers), default=0)
+    indices = config.layer_indices(layers)
     _check_layers(config, indices, weights, source)
     for index in indices:
         widths = _widths_in(weights, index)
         _check_layer(LayerMemory(config, widths), index, weights, source)
+        if config.hidden_size not in (None, widths.hidden):
+            raise AdapterError(
+                f"adapter in {source}: layer {index} is made for hidden_size={widths.hidden}, other layers or the "
+                f"config say {config.hidden_size}; fetch it again"
+            )
         config = replace(config, hidden_size=widths.hidden)
-    config = replace(
-        config,
-        layers=config.layers if config.target_layers else len(found),
-        base_model=base_model or config.base_model,
-    )
+    # Where only some layers carry a memory, their number does not tell how many the model has.
+    known = config.layers if config.target_layers else layers
+    config = replace(config, layers=known, base_model=base_model or config.base_model)
     _write(target, config, {name: value.contiguous() for name, value in weights.items()})
     return config
 
@@ -232,8 +235,8 @@ def _check_layer(memory: nn.Module, index: int, weights: Mapping[str, Tensor], f
         raise AdapterError(
             f"adapter in {folder} does not fit its own config: missing {_some(missing)}, not expected {_some(surplus)}"
         )
-    for name, value in given.items():
-        _check_weight(name, value, tuple(expected[name].shape), folder)
+    for name, value in expected.items():
+        _check_weight(name, given[name], tuple(value.shape), folder)
 
 
 def _check_weight(name: str, value: Tensor, shape: tuple[int, ...], folder: Path) -> None:

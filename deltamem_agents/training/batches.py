@@ -53,10 +53,11 @@ class HistoryBatch:
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Right-padded prompts with their replies, without their lead. `row` (questions,) says whose history each belongs to.
+    """Right-padded prompts with their replies, without their lead.
 
-    `places` (targets, 2) lists (question, position) of the hidden states that predict `targets` (targets,);
-    `is_answer` and `is_first` mark the answer's own tokens and its first one.
+    `row` (questions,) says whose history each belongs to. `places` (targets, 2) lists (question, position) of the
+    hidden states that predict `targets` (targets,); `is_answer` and `is_first` mark the answer's own tokens and its
+    first one.
     """
 
     lead: Tensor
@@ -158,9 +159,7 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Sequence[Message]]) ->
     return NeutralBatch(torch.tensor(lead), tokens, valid, torch.arange(len(rows)), torch.tensor(places))
 
 
-def told_places(
-    renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch
-) -> tuple[Tensor, Tensor]:
+def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
     """Where values were told: places (tokens, 2) as (row, position), and a mask (batch, T) of them.
 
     In the order of the episodes' questions.

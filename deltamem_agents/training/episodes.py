@@ -116,7 +116,9 @@ class EpisodeGenerator:
         """A question about something that `episode` does not tell."""
         told = {question.prefix for question in episode.questions}
         while True:
-            asked = _Draw(rng, self.shape, self._values, self._attributes).question(rng.choice(self._attributes), "", None)
+            asked = _Draw(rng, self.shape, self._values, self._attributes).question(
+                rng.choice(self._attributes), "", None
+            )
             if asked.prefix not in told:
                 return asked.question
 

@@ -70,13 +70,26 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         "name",
         "person",
-        told=("I'm {v}.", "Call me {v}.", "Hello, I am {v}.", "You can call me {v}.", "Hey, {v} here.", "This is {v} speaking."),
+        told=(
+            "I'm {v}.",
+            "Call me {v}.",
+            "Hello, I am {v}.",
+            "You can call me {v}.",
+            "Hey, {v} here.",
+            "This is {v} speaking.",
+        ),
         asked=("Who am I?", "What am I called?", "Do you know who I am?"),
     ),
     Attribute(
         "city",
         "place",
-        told=("I live in {v}.", "I'm based in {v}.", "I moved to {v} last year.", "My home is in {v}.", "I am from {v}."),
+        told=(
+            "I live in {v}.",
+            "I'm based in {v}.",
+            "I moved to {v} last year.",
+            "My home is in {v}.",
+            "I am from {v}.",
+        ),
         asked=("Where do I live?", "Which city do I live in?", "Where is my home?", "Where am I based?"),
     ),
     Attribute(
@@ -150,7 +163,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "hometown,holiday destination,favourite city,birthplace,next travel destination,parents' town,office location",
         "place",
     ),
-    *_plain("best friend's name,boss's name,teacher's name,neighbour's name,doctor's name,wife's name,husband's name", "person"),
+    *_plain(
+        "best friend's name,boss's name,teacher's name,neighbour's name,doctor's name,wife's name,husband's name",
+        "person",
+    ),
     *_plain("mother's name,father's name,daughter's name,son's name,roommate's name,coach's name", "person"),
     *_plain("favourite sport,favourite pastime,evening class", "hobby"),
     *_plain("favourite animal,spirit animal,favourite bird", "animal"),
@@ -158,9 +174,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     *_plain("horse's name,parrot's name,hamster's name,boat's name", "pet"),
     *_plain("sister's job,brother's job,dream job,first job,neighbour's job", "job"),
     *_plain(
-        "lucky charm,password,code word,secret word,safe word,nickname,username,team name,project name,favourite word,"
-        "favourite book,favourite song,favourite film,favourite game,favourite shop,company name,street,school,gym,band,"
-        "favourite plant,favourite tool,favourite drink,birthday present,wifi name,laptop name,blog's name,cafe,bookshop,"
+        "lucky charm,password,code word,secret word,safe word,nickname,username,team name,project name,"
+        "favourite word,favourite book,favourite song,favourite film,favourite game,favourite shop,company name,street,"
+        "school,gym,band,favourite plant,favourite tool,favourite drink,birthday present,wifi name,laptop name,"
+        "blog's name,cafe,bookshop,"
         "keyword,motto,call sign,team mascot,newsletter title,garden theme,favourite topic,mailing list,server name,"
         "meeting room,favourite brand,lucky stone,club,dance partner's nickname,start-up's name,thesis topic",
         "word",
@@ -182,60 +199,69 @@ def _words(text: str) -> tuple[str, ...]:
 
 VALUES: dict[str, tuple[str, ...]] = {
     "person": _words(
-        """Anna, Marcus, Elena, Oliver, Priya, Kenji, Fatima, Lars, Sofia, Diego, Ingrid, Tomas, Amara, Felix, Nadia, Hugo,
-        Chloe, Samuel, Leila, Victor, Greta, Omar, Julia, Pavel, Maya, Simon, Rosa, Ethan, Clara, Bruno, Alice, Daniel,
-        Helena, Marco, Nina, Oscar, Paula, Quentin, Rachel, Stefan, Teresa, Ulrich, Vera, Walter, Xenia, Yusuf, Zoe, Adrian,
-        Bianca, Cedric, Diana, Emil, Flora, George, Hannah, Isaac, Jasmine, Kevin, Laura, Martin, Naomi, Otto, Peter, Ruth,
-        Sarah, Theo, Ursula, Vincent, Wendy, Yara, Arthur, Beatrice, Carlos, Dorothy, Edgar, Frida, Gustav, Irene, Jonas,
-        Karin, Leonard, Miriam, Nolan, Olga, Patrick, Ramona, Sven, Tabitha, Umberto, Viola, Wilma, Boris, Carmen, Dennis"""
+        """Anna, Marcus, Elena, Oliver, Priya, Kenji, Fatima, Lars, Sofia, Diego, Ingrid, Tomas, Amara, Felix, Nadia,
+        Hugo, Chloe, Samuel, Leila, Victor, Greta, Omar, Julia, Pavel, Maya, Simon, Rosa, Ethan, Clara, Bruno,
+        Alice, Daniel, Helena, Marco, Nina, Oscar, Paula, Quentin, Rachel, Stefan, Teresa, Ulrich, Vera, Walter,
+        Xenia, Yusuf, Zoe, Adrian, Bianca, Cedric, Diana, Emil, Flora, George, Hannah, Isaac, Jasmine, Kevin, Laura,
+        Martin, Naomi, Otto, Peter, Ruth, Sarah, Theo, Ursula, Vincent, Wendy, Yara, Arthur, Beatrice, Carlos,
+        Dorothy, Edgar, Frida, Gustav, Irene, Jonas, Karin, Leonard, Miriam, Nolan, Olga, Patrick, Ramona, Sven,
+        Tabitha, Umberto, Viola, Wilma, Boris, Carmen, Dennis"""
     ),
     "place": _words(
-        """Lisbon, Oslo, Kyoto, Porto, Berlin, Nairobi, Lima, Dublin, Prague, Seoul, Cairo, Boston, Vienna, Madrid, Toronto,
-        Mumbai, Helsinki, Athens, Geneva, Denver, Warsaw, Milan, Naples, Zurich, Hamburg, Krakow, Lyon, Bergen, Utrecht,
-        Seattle, Austin, Chicago, Montreal, Sydney, Perth, Hanoi, Jakarta, Manila, Osaka, Taipei, Delhi, Accra, Lagos,
-        Tunis, Rabat, Bogota, Quito, Havana, Santiago, Munich, Leipzig, Dresden, Basel, Salzburg, Bruges, Ghent, Leeds,
-        Bristol, Glasgow, Cardiff, Belfast, Galway, Cork, Riga, Vilnius, Tallinn, Budapest, Sofia, Zagreb, Split, Ankara,
-        Izmir, Haifa, Amman, Doha, Dubai, Muscat, Karachi, Lahore, Colombo, Bangkok, Phuket, Auckland, Wellington"""
+        """Lisbon, Oslo, Kyoto, Porto, Berlin, Nairobi, Lima, Dublin, Prague, Seoul, Cairo, Boston, Vienna, Madrid,
+        Toronto, Mumbai, Helsinki, Athens, Geneva, Denver, Warsaw, Milan, Naples, Zurich, Hamburg, Krakow, Lyon,
+        Bergen, Utrecht, Seattle, Austin, Chicago, Montreal, Sydney, Perth, Hanoi, Jakarta, Manila, Osaka, Taipei,
+        Delhi, Accra, Lagos, Tunis, Rabat, Bogota, Quito, Havana, Santiago, Munich, Leipzig, Dresden, Basel,
+        Salzburg, Bruges, Ghent, Leeds, Bristol, Glasgow, Cardiff, Belfast, Galway, Cork, Riga, Vilnius, Tallinn,
+        Budapest, Sofia, Zagreb, Split, Ankara, Izmir, Haifa, Amman, Doha, Dubai, Muscat, Karachi, Lahore, Colombo,
+        Bangkok, Phuket, Auckland, Wellington"""
     ),
     "job": _words(
-        """nurse, teacher, baker, plumber, lawyer, chemist, farmer, painter, carpenter, dentist, engineer, pilot, librarian,
-        translator, gardener, photographer, accountant, tailor, welder, journalist, architect, barber, butcher, cashier,
-        chef, clerk, composer, coach, dancer, designer, driver, editor, electrician, firefighter, fisherman, florist, guard,
-        hairdresser, judge, mechanic, midwife, miner, musician, optician, pharmacist, physicist, potter, programmer,
-        psychologist, receptionist, sailor, scientist, sculptor, secretary, singer, surgeon, waiter, writer, zookeeper"""
+        """nurse, teacher, baker, plumber, lawyer, chemist, farmer, painter, carpenter, dentist, engineer, pilot,
+        librarian, translator, gardener, photographer, accountant, tailor, welder, journalist, architect, barber,
+        butcher, cashier, chef, clerk, composer, coach, dancer, designer, driver, editor, electrician, firefighter,
+        fisherman, florist, guard, hairdresser, judge, mechanic, midwife, miner, musician, optician, pharmacist,
+        physicist, potter, programmer, psychologist, receptionist, sailor, scientist, sculptor, secretary, singer,
+        surgeon, waiter, writer, zookeeper"""
     ),
     "pet": _words(
         """Biscuit, Luna, Rex, Milo, Pepper, Shadow, Coco, Bella, Max, Daisy, Ginger, Oreo, Simba, Nala, Ziggy, Peanut,
-        Whiskers, Tiger, Smokey, Buddy, Rocky, Molly, Cookie, Pumpkin, Mango, Olive, Pickle, Waffle, Noodle, Button, Mocha,
-        Muffin, Hazel, Poppy, Scout, Bandit, Comet, Rusty, Storm, Willow, Ash, Basil, Bean, Blue, Cinnamon, Clover, Dusty,
-        Echo, Fern, Ghost, Honey, Iris, Jasper, Jet, Lucky, Maple, Nugget, Onyx, Pebble, Pirate, Raven, River, Sage, Sunny"""
+        Whiskers, Tiger, Smokey, Buddy, Rocky, Molly, Cookie, Pumpkin, Mango, Olive, Pickle, Waffle, Noodle, Button,
+        Mocha, Muffin, Hazel, Poppy, Scout, Bandit, Comet, Rusty, Storm, Willow, Ash, Basil, Bean, Blue, Cinnamon,
+        Clover, Dusty, Echo, Fern, Ghost, Honey, Iris, Jasper, Jet, Lucky, Maple, Nugget, Onyx, Pebble, Pirate,
+        Raven, River, Sage, Sunny"""
     ),
     "food": _words(
-        """sushi, pizza, peanuts, strawberries, cheese, shrimp, mango, lasagna, noodles, pancakes, walnuts, eggs, soy, honey,
-        mushrooms, tomatoes, avocado, curry, dumplings, risotto, spinach, salmon, tofu, garlic, chocolate, bananas, apples,
-        cherries, peaches, grapes, lentils, beans, rice, bread, butter, yogurt, oatmeal, cereal, bacon, sausage, lobster,
-        oysters, almonds, cashews, celery, carrots, potatoes, pumpkin, ginger, olives, pears, plums, melon, pineapple,
-        coconut, waffles, muffins, soup, salad, tacos, burritos, ramen, kebab, couscous, hummus, polenta, gnocchi"""
+        """sushi, pizza, peanuts, strawberries, cheese, shrimp, mango, lasagna, noodles, pancakes, walnuts, eggs, soy,
+        honey, mushrooms, tomatoes, avocado, curry, dumplings, risotto, spinach, salmon, tofu, garlic, chocolate,
+        bananas, apples, cherries, peaches, grapes, lentils, beans, rice, bread, butter, yogurt, oatmeal, cereal,
+        bacon, sausage, lobster, oysters, almonds, cashews, celery, carrots, potatoes, pumpkin, ginger, olives,
+        pears, plums, melon, pineapple, coconut, waffles, muffins, soup, salad, tacos, burritos, ramen, kebab,
+        couscous, hummus, polenta, gnocchi"""
     ),
     "hobby": _words(
-        """chess, painting, climbing, knitting, cycling, photography, pottery, fishing, gardening, hiking, yoga, surfing,
-        baking, archery, rowing, fencing, skiing, sailing, dancing, origami, astronomy, birdwatching, boxing, running,
-        swimming, tennis, football, volleyball, hockey, golf, judo, karate, woodworking, calligraphy, juggling, singing,
-        writing, reading, cooking, camping, kayaking, skating, sewing, sculpting, drawing, poker, bowling, darts, rugby"""
+        """chess, painting, climbing, knitting, cycling, photography, pottery, fishing, gardening, hiking, yoga,
+        surfing, baking, archery, rowing, fencing, skiing, sailing, dancing, origami, astronomy, birdwatching,
+        boxing, running, swimming, tennis, football, volleyball, hockey, golf, judo, karate, woodworking,
+        calligraphy, juggling, singing, writing, reading, cooking, camping, kayaking, skating, sewing, sculpting,
+        drawing, poker, bowling, darts, rugby"""
     ),
     "colour": _words(
-        """blue, green, red, purple, orange, yellow, teal, pink, brown, grey, black, white, gold, silver, violet, turquoise,
-        crimson, beige, maroon, navy, olive, indigo, scarlet, lavender, magenta, cyan, ivory, amber, emerald, copper, coral,
-        mint, mustard, peach, plum, rose, ruby, rust, salmon, sand, tan, charcoal, bronze, burgundy, cream, khaki, lime"""
+        """blue, green, red, purple, orange, yellow, teal, pink, brown, grey, black, white, gold, silver, violet,
+        turquoise, crimson, beige, maroon, navy, olive, indigo, scarlet, lavender, magenta, cyan, ivory, amber,
+        emerald, copper, coral, mint, mustard, peach, plum, rose, ruby, rust, salmon, sand, tan, charcoal, bronze,
+        burgundy, cream, khaki, lime"""
     ),
     "animal": _words(
-        """otter, heron, wolf, fox, owl, badger, dolphin, tiger, panda, falcon, turtle, rabbit, eagle, penguin, beaver, raven,
-        lynx, whale, hedgehog, deer, bear, lion, horse, donkey, camel, giraffe, zebra, leopard, monkey, gorilla, squirrel,
-        hamster, mouse, sparrow, robin, swan, goose, duck, pelican, stork, crane, parrot, crow, seal, shark, octopus, crab"""
+        """otter, heron, wolf, fox, owl, badger, dolphin, tiger, panda, falcon, turtle, rabbit, eagle, penguin, beaver,
+        raven, lynx, whale, hedgehog, deer, bear, lion, horse, donkey, camel, giraffe, zebra, leopard, monkey,
+        gorilla, squirrel, hamster, mouse, sparrow, robin, swan, goose, duck, pelican, stork, crane, parrot, crow,
+        seal, shark, octopus, crab"""
     ),
     "instrument": _words(
-        """piano, violin, cello, guitar, flute, drums, trumpet, harp, banjo, clarinet, saxophone, accordion, viola, trombone,
-        oboe, ukulele, mandolin, organ, bass, harmonica, tuba, bassoon, lute, piccolo, xylophone, bagpipes, sitar, zither"""
+        """piano, violin, cello, guitar, flute, drums, trumpet, harp, banjo, clarinet, saxophone, accordion, viola,
+        trombone, oboe, ukulele, mandolin, organ, bass, harmonica, tuba, bassoon, lute, piccolo, xylophone,
+        bagpipes, sitar, zither"""
     ),
 }
 

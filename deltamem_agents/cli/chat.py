@@ -1,0 +1,173 @@
+"""`deltamem chat`: talk to one agent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, StoreUrl, open_engine
+from deltamem_agents.cli.screen import complain, emit, nbytes, plural, printable, short, stderr, stdout
+from deltamem_agents.errors import DeltaMemError
+from deltamem_agents.types import MemoryMode, Message, Sampling, Turn, TurnChunk
+
+if TYPE_CHECKING:
+    from deltamem_agents.engine import DeltaMemEngine
+
+COMMANDS = "/memory shows what is remembered, /forget erases it, /quit ends the chat"
+
+
+def chat(
+    agent: Annotated[str, typer.Option("--agent", metavar="NAME", help="Whose memory; made on its first turn.")],
+    model: Model = DEFAULT_MODEL,
+    adapter: AdapterDir = None,
+    store: StoreUrl = None,
+    thread: Annotated[
+        str | None, typer.Option("--thread", metavar="NAME", help="The conversation, where the agent has several.")
+    ] = None,
+    memory: Annotated[
+        MemoryMode, typer.Option("--memory", help="readonly writes nothing; off is the base model.")
+    ] = "readwrite",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest reply.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", metavar="X", min=0, help="0 is greedy.")] = 0.0,
+    device: Device = "cpu",
+    once: Annotated[str | None, typer.Option("--once", metavar="TEXT", help="Answer one message and end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to an agent that remembers across runs.
+
+    Each turn is saved once its reply is complete. Ctrl-C during a reply cancels the turn and changes nothing.
+    In the chat, /memory shows what is remembered, /forget erases it and /quit ends it.
+
+    With --once the reply goes to stdout and the facts of the turn to stderr. JSON (with --once only): {"text",
+    "finish_reason", "snapshot", "usage": {"prompt_tokens", "completion_tokens", "absorbed_tokens"}, "facts":
+    {"alignment", "tokens_read", "tokens_written", "state_bytes", "state_norm", …}}.
+
+    Example: deltamem chat --agent ada --once "My dog is called Biscuit."
+    """
+    if as_json and once is None:
+        raise typer.BadParameter("--json needs --once", param_hint="--json")
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    engine = open_engine(model, adapter, store, device)
+    talk = _Talk(engine, agent, thread, memory, sampling)
+    try:
+        if once is None:
+            talk.interactive()
+        elif as_json:
+            emit(_turn_facts(talk.answer(once, shown=False)))
+        else:
+            stderr().print(_facts_line(talk.answer(once)), style="dim")
+    finally:
+        engine.close()
+
+
+@dataclass
+class _Talk:
+    """One process's conversation with one agent. `history` holds its completed turns."""
+
+    engine: DeltaMemEngine
+    agent: str
+    thread: str | None
+    memory: MemoryMode
+    sampling: Sampling
+    history: list[Message] = field(default_factory=list)
+
+    def answer(self, text: str, shown: bool = True) -> Turn:
+        """One turn, its reply printed as it is decided. A turn that does not end leaves no trace."""
+        message = Message("user", text)
+        chunks = self.engine.stream_turn(
+            self.agent, [*self.history, message], thread=self.thread, sampling=self.sampling, memory=self.memory
+        )
+        with closing(cast("Generator[TurnChunk, None, None]", chunks)):
+            for chunk in chunks:
+                if shown:
+                    _write(chunk.text)
+                turn = chunk.turn
+        if shown:
+            _write("\n")
+        assert turn is not None
+        self.history += [message, turn.message]
+        return turn
+
+    def interactive(self) -> None:
+        """Answer line after line, until /quit or the end of the input."""
+        with suppress(ImportError):
+            # Gives input() its line editing and history, where there is one.
+            import readline  # noqa: F401
+        console = stdout()
+        console.print(
+            f"{printable(self.agent)} with {self.engine.model_name}, memory {self.memory}. {COMMANDS}.", style="dim"
+        )
+        while (text := _next_line()) is not None:
+            try:
+                if text.startswith("/"):
+                    if text == "/quit":
+                        return
+                    self._command(text)
+                elif text:
+                    console.print(_facts_line(self.answer(text)), style="dim")
+            except KeyboardInterrupt:
+                console.print("\ncancelled; the memory is as it was", style="dim")
+            except DeltaMemError as error:
+                complain(str(error))
+
+    def _command(self, text: str) -> None:
+        store = self.engine.store
+        if text == "/memory":
+            stdout().print(self._remembered())
+        elif text == "/forget":
+            if typer.confirm(f"Erase all that {printable(self.agent)} remembers, for good?"):
+                receipt = store.forget(self.agent)
+                self.history.clear()
+                stdout().print(f"forgot {plural(len(receipt.removed), 'snapshot')}, {nbytes(receipt.nbytes)}")
+        else:
+            complain(f"{text} is unknown; {COMMANDS}")
+
+    def _remembered(self) -> str:
+        if self.engine.store.head(self.agent) is None:
+            return f"{printable(self.agent)} remembers nothing yet"
+        entry = self.engine.store.load(self.agent)
+        snapshot = entry.snapshot
+        absorbed = ", ".join(plural(count, name[:-1]) for name, count in asdict(snapshot.counters).items())
+        return (
+            f"snapshot {short(entry.id)}: {absorbed} in {nbytes(snapshot.state.nbytes)} of state, "
+            f"‖S‖ {snapshot.state.norm():.3f}"
+        )
+
+
+def _next_line() -> str | None:
+    """What the user says next; None at the end of the input or on Ctrl-C."""
+    try:
+        return input("› " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(printable(text, keep="\n\t"))
+    sys.stdout.flush()
+
+
+def _facts_line(turn: Turn) -> str:
+    facts = turn.facts
+    parts = [f"prompt {plural(turn.usage.prompt_tokens, 'token')}"]
+    if turn.usage.absorbed_tokens:
+        parts.append(f"absorbed {plural(turn.usage.absorbed_tokens, 'older token')}")
+    if facts.memory == "off":
+        return " · ".join([*parts, "memory off"])
+    parts += [f"wrote {plural(facts.tokens_written, 'token')}", f"state {nbytes(facts.state_bytes)}"]
+    return " · ".join([*parts, f"snapshot {short(turn.snapshot)}" if turn.snapshot else "nothing saved"])
+
+
+def _turn_facts(turn: Turn) -> dict[str, object]:
+    return {
+        "text": turn.text,
+        "finish_reason": turn.finish_reason,
+        "snapshot": turn.snapshot,
+        "usage": asdict(turn.usage),
+        "facts": asdict(turn.facts),
+    }

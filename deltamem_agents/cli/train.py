@@ -1,0 +1,95 @@
+"""`deltamem train`: train an adapter by a recipe, or look at how a run is doing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem_agents.cli.screen import plural, printable, stderr, stdout, table
+from deltamem_agents.errors import ConfigError
+
+PICTURE_FILE = "training.png"
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A JSON file, or the name of a recipe that ships.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="The run's folder.")] = None,
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to train.")] = "cpu",
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads to use.")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Only draw the run in DIR as far as it is.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes that ship.")] = False,
+) -> None:
+    """Train an adapter. DIR gets the adapter, a log line a step (log.jsonl) and a picture (training.png).
+
+    Run again with the same recipe and DIR, it goes on where it saved last.
+
+    Examples: deltamem train first-facts --out runs/first · deltamem train --plot --out runs/first
+    """
+    if list_:
+        _list_recipes()
+        return
+    if out is None:
+        raise typer.BadParameter("--out DIR is needed: the run's folder", param_hint="--out")
+    if plot:
+        stdout().print(f"picture: {_draw(out)}")
+        return
+    if recipe is None:
+        raise typer.BadParameter("a RECIPE is needed; `deltamem train --list` names those that ship")
+    _train(recipe, out, device, threads)
+
+
+def _train(name: str, out: Path, device: str, threads: int | None) -> None:
+    import torch
+
+    from deltamem_agents.chat.template import ChatTemplate
+    from deltamem_agents.loading import load_model
+    from deltamem_agents.training.recipe import Recipe
+    from deltamem_agents.training.trainer import Trainer
+
+    recipe = Recipe.load(name)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # Gradients through the frozen model are taken in float32 wherever it runs, so that runs can be compared.
+    loaded = load_model(recipe.model, device=device, dtype="float32")
+    console = stderr()
+    trainer = Trainer(loaded, ChatTemplate(loaded.tokenizer), recipe, out, lambda line: console.print(printable(line)))
+    if trainer.step:
+        console.print(f"going on at step {trainer.step} of {recipe.steps}")
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        console.print(f"\nstopped at step {trainer.step}; the same command goes on from where it saved last")
+        raise typer.Exit(INTERRUPTED) from None
+    try:
+        stdout().print(f"adapter: {out}\npicture: {_draw(out)}")
+    except ConfigError as error:
+        stdout().print(f"adapter: {out}\nno picture: {error}")
+
+
+def _draw(out: Path) -> Path:
+    from deltamem_agents.pictures import training_picture
+    from deltamem_agents.training.trainer import LOG_FILE
+
+    log = out / LOG_FILE
+    if not log.is_file():
+        raise ConfigError(f"{out} holds no {LOG_FILE}; expected the folder of a run by `deltamem train`")
+    picture = out / PICTURE_FILE
+    training_picture(log.read_text(encoding="utf-8").splitlines(), picture)
+    return picture
+
+
+def _list_recipes() -> None:
+    from deltamem_agents.training.recipe import RECIPES, Recipe
+
+    shown = table("recipe", "model", "steps", "facts", right=("steps",))
+    for path in sorted(RECIPES.glob("*.json")):
+        recipe = Recipe.load(path)
+        facts = sorted({count for stage in recipe.stages for count in stage.facts})
+        shown.add_row(path.stem, recipe.model, f"{recipe.steps:,}", f"{facts[0]} to {plural(facts[-1], 'fact')}")
+    stdout().print(shown)
