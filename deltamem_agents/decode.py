@@ -9,9 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
@@ -19,6 +22,7 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -83,7 +87,7 @@ class Measures:
 class Constraint(Protocol):
     """Restricts which token may come next, for grammars."""
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> NDArray[np.bool_]:
         """Bool (vocabulary,): True where the next token may be."""
         ...
 
@@ -134,7 +138,8 @@ class Pass:
             self.state = call.new_state()
             self.measures.written += sum(prompt.writes[part])
             self.measures.add(call)
-        return out.logits[0, -1].float()
+        logits: Tensor = out.logits[0, -1].float()
+        return logits
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class Decoding:
         self,
         run: Pass,
         prompt: Prompt,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
         *,
         writes_reply: bool,
@@ -228,9 +233,9 @@ class Decoding:
         def draw(ids: list[int], logits: Tensor) -> int | None:
             scores = logits.cpu()
             if self._constraint is not None:
-                scores = scores.masked_fill(~self._constraint.allowed(), -torch.inf)
+                scores = scores.masked_fill(torch.from_numpy(~self._constraint.allowed()), -torch.inf)
             # Processors run after the mask: top-p and top-k then choose among what is allowed.
-            scores = processors(torch.tensor([prompt + ids]), scores[None])[0]
+            scores = processors(torch.LongTensor([prompt + ids]), cast(torch.FloatTensor, scores[None]))[0]
             if self._sampling.temperature == 0:
                 token = int(scores.argmax())
             else:
@@ -249,8 +254,9 @@ class _StoppingText:
     off is not remembered either.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...], state: MemoryState | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], state: MemoryState | None) -> None:
         self._tokenizer, self._stop = tokenizer, stop
+        self._backend: Tokenizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._all, self._shown = "", 0
@@ -267,7 +273,7 @@ class _StoppingText:
 
     def push(self, token: int) -> str:
         self._ids.append(token)
-        self._all += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._all += self._stream.step(self._backend, token) or ""
         found = [at for at in (self._all.find(stop) for stop in self._stop) if at >= 0]
         if found:
             self._all, self.stopped = self._all[: min(found)], True
@@ -285,7 +291,7 @@ class _StoppingText:
     def finish(self) -> str:
         if not self.stopped:
             # What the stream still holds back is an incomplete character; decoding marks it as such.
-            whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+            whole = as_text(self._tokenizer, self._ids)
             if whole.startswith(self._all):
                 self._all = whole
         return self._show(len(self._all))
@@ -317,6 +323,16 @@ def _processors(sampling: Sampling) -> LogitsProcessorList:
     if sampling.min_p is not None:
         chain.append(MinPLogitsWarper(float(sampling.min_p)))
     return chain
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a reply's tokens, without control tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def definition(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A fast tokenizer in the JSON form of the tokenizers library."""
+    return str(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())
 
 
 @torch.no_grad()

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from functools import cache
+from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
-from deltamem_agents.chat.history import Alignment
+from deltamem_agents.chat.grammar import Grammar, Vocabulary, grammars_available, reply_grammar
+from deltamem_agents.chat.history import Alignment, digest
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.tool_calls import parse_tool_calls
-from deltamem_agents.decode import Decoding, Measures, Pass, Reply, greedy_batch, score_tokens
+from deltamem_agents.decode import Decoding, Measures, Pass, Reply, as_text, definition, greedy_batch, score_tokens
 from deltamem_agents.errors import ConfigError, StaleHead
 from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
@@ -35,9 +39,11 @@ from deltamem_agents.types import (
     Score,
     ThreadLog,
     Tool,
+    ToolChoice,
     Turn,
     TurnChunk,
     TurnFacts,
+    TurnOptions,
     Usage,
     as_messages,
 )
@@ -47,7 +53,7 @@ COMMIT_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
-class _Request:
+class TurnRequest:
     """One turn as it was asked for."""
 
     agent: str | None
@@ -56,6 +62,13 @@ class _Request:
     tools: tuple[Tool, ...]
     sampling: Sampling
     memory: MemoryMode
+    tool_choice: ToolChoice
+    grammar: Grammar | None
+
+    @property
+    def salt(self) -> str:
+        """What tells this turn's tool calls from equal ones of another turn; the same when it is run again."""
+        return "\n".join([self.agent or "", self.thread or "", *map(digest, self.messages)])
 
 
 class DeltaMemEngine:
@@ -92,6 +105,8 @@ class DeltaMemEngine:
         self._attachment = attach(loaded.model, adapter)
         self._queues: WeakValueDictionary[str, _Lock] = WeakValueDictionary()
         self._queues_lock = threading.Lock()
+        # Slow to make, so it waits for the first grammar, and twins share it.
+        self._vocabulary = cache(self._read_vocabulary)
 
     @classmethod
     def from_pretrained(
@@ -116,31 +131,17 @@ class DeltaMemEngine:
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
         """
         loaded = load_model(model, device=device, dtype=dtype, progress=progress)
-        fitted = load_adapter(adapter_folder(adapter, loaded.name), loaded.model, base_model=loaded.name)
+        # A path says nothing about which model lies there; the adapter's own sizes are checked in any case.
+        base_model = None if Path(loaded.name).exists() else loaded.name
+        fitted = load_adapter(adapter_folder(adapter, loaded.name), loaded.model, base_model=base_model)
         return cls(loaded, fitted, open_store(store), window_tokens=window_tokens, policy=policy)
 
-    def run_turn(
-        self,
-        agent: str | None,
-        messages: Sequence[MessageLike],
-        *,
-        thread: str | None = None,
-        tools: Sequence[Tool] = (),
-        sampling: Sampling = Sampling(),
-        memory: MemoryMode = "readwrite",
-    ) -> Turn:
+    def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """One reply of `agent` to `messages`; returns once the memory is committed.
 
-        `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
-        the conversation when an agent has several; with a name, `messages` is taken as that conversation's
-        history (so that cutting it short goes back), without one as possibly only what is new.
-        `agent` None: a memory that ends with the turn. `memory`: "readonly" reads and leaves the agent as
-        it was, "off" is the base model.
-
-        A failed turn changes nothing. Raises MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
-        InvalidAgentId, StoreError or DamagedSnapshot.
+        Takes the options of `stream_turn`, and raises what it raises.
         """
-        for chunk in self.stream_turn(agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory):
+        for chunk in self.stream_turn(agent, messages, **options):
             turn = chunk.turn
         assert turn is not None
         return turn
@@ -154,46 +155,50 @@ class DeltaMemEngine:
         tools: Sequence[Tool] = (),
         sampling: Sampling = Sampling(),
         memory: MemoryMode = "readwrite",
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        response_schema: Mapping[str, Any] | None = None,
     ) -> Iterator[TurnChunk]:
-        """The same, text as it is decided. The last chunk carries the Turn, after the commit.
+        """One reply of `agent` to `messages`, text as it is decided. The last chunk carries the committed Turn.
 
-        Closing the iterator early stops within a token and changes nothing.
+        `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
+        the conversation when an agent has several; with a name, `messages` is taken as that conversation's
+        history (so that cutting it short goes back), without one as possibly only what is new.
+        `agent` None: a memory that ends with the turn. `memory`: "readonly" reads and leaves the agent as
+        it was, "off" is the base model.
+
+        `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
+        `parallel_tool_calls`: whether one reply may hold several. `response_schema`: a JSON schema which the
+        reply has to fit, unless it calls tools. These are held by a grammar and need the extra "tools";
+        "auto" and "none" work without it. A forced reply for which `max_tokens` is too short is cut off.
+
+        Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
+        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
+        InvalidAgentId, StoreError or DamagedSnapshot.
         """
         if memory not in MEMORY_MODES:
             raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
-        request = _Request(agent, as_messages(messages), thread, tuple(tools), sampling, memory)
-        return self._stream(request)
+        grammar = reply_grammar(tools, tool_choice, parallel=parallel_tool_calls, schema=response_schema)
+        if tool_choice == "auto" and response_schema is None and not grammars_available():
+            grammar = None
+        offered = () if tool_choice == "none" else tuple(tools)
+        spoken = as_messages(messages)
+        return self._stream(TurnRequest(agent, spoken, thread, offered, sampling, memory, tool_choice, grammar))
 
     async def arun_turn(
-        self,
-        agent: str | None,
-        messages: Sequence[MessageLike],
-        *,
-        thread: str | None = None,
-        tools: Sequence[Tool] = (),
-        sampling: Sampling = Sampling(),
-        memory: MemoryMode = "readwrite",
+        self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> Turn:
         """`run_turn` off the event loop. Cancelling it stops within a token and changes nothing."""
-        async for chunk in self.astream_turn(
-            agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory
-        ):
+        async for chunk in self.astream_turn(agent, messages, **options):
             turn = chunk.turn
         assert turn is not None
         return turn
 
     async def astream_turn(
-        self,
-        agent: str | None,
-        messages: Sequence[MessageLike],
-        *,
-        thread: str | None = None,
-        tools: Sequence[Tool] = (),
-        sampling: Sampling = Sampling(),
-        memory: MemoryMode = "readwrite",
+        self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> AsyncIterator[TurnChunk]:
         """`stream_turn` off the event loop."""
-        chunks = self.stream_turn(agent, messages, thread=thread, tools=tools, sampling=sampling, memory=memory)
+        chunks = self.stream_turn(agent, messages, **options)
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[TurnChunk | BaseException | None]()
         abandoned = threading.Event()
 
@@ -261,12 +266,22 @@ class DeltaMemEngine:
         prompts = [self._prompts.reading(as_messages(messages)) for messages in conversations]
         state = None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
         ids = greedy_batch(self.model, state, prompts, max_tokens=max_tokens, end_ids=self._prompts.end_ids)
-        return [self.tokenizer.decode(reply, skip_special_tokens=True) for reply in ids]
+        return [as_text(self.tokenizer, reply) for reply in ids]
+
+    def with_store(self, store: Store) -> Self:
+        """This engine over another store. Model, adapter and tokenizer are shared; close the original only."""
+        twin = copy(self)
+        twin.store = store
+        return twin
 
     def close(self) -> None:
         """Take the memory off the model and close the store."""
         self._attachment.detach()
         self.store.close()
+
+    def _read_vocabulary(self) -> Vocabulary:
+        width = self.model.get_output_embeddings().weight.shape[0]
+        return Vocabulary(definition(self.tokenizer), width, self._prompts.end_ids)
 
     def _pass(self, state: MemoryState | None, measures: Measures | None = None, *, collect: bool = False) -> Pass:
         placed = None if state is None else state.settled().to(self.model.device)
@@ -285,19 +300,22 @@ class DeltaMemEngine:
             tokens += len(prompt)
         return tokens
 
-    def _stream(self, request: _Request) -> Generator[TurnChunk, None, None]:
+    def _stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
         attempt = self._attempt(request, 1)
         try:
             while True:
                 yield TurnChunk(text=next(attempt))
         except StopIteration as done:
-            outcome: _Outcome = done.value
+            outcome: Outcome = done.value
         finally:
             attempt.close()
         yield TurnChunk(turn=self._commit(request, outcome))
 
-    def _attempt(self, request: _Request, number: int, forced: Reply | None = None) -> Generator[str, None, _Outcome]:
+    def _attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
         """Everything of a turn but the commit."""
+        constraint = None
+        if request.grammar is not None and forced is None:
+            constraint = self._vocabulary().matcher(request.grammar, max_tokens=request.sampling.max_tokens)
         plan = self._plan(request)
         writes = request.memory == "readwrite"
         run = self._pass(None if plan is None else plan.state, collect=True)
@@ -313,6 +331,7 @@ class DeltaMemEngine:
             request.sampling,
             writes_reply=writes and plan is not None and "assistant" in self.policy.roles and not self._per_message,
             end_ids=self._prompts.end_ids,
+            constraint=constraint,
             forced=None if forced is None else forced.ids,
         )
         yield from decoding
@@ -320,13 +339,15 @@ class DeltaMemEngine:
         assert reply is not None
         if forced is not None:
             reply = replace(reply, finish_reason=forced.finish_reason, text=forced.text)
-        parsed = parse_tool_calls(reply.text, names=[tool.name for tool in request.tools]) if request.tools else None
-        message = Message("assistant", parsed.text if parsed else reply.text, parsed.calls if parsed else ())
+        message = Message("assistant", reply.text)
+        if request.tools:
+            parsed = parse_tool_calls(reply.text, names=[tool.name for tool in request.tools], salt=request.salt)
+            message = Message("assistant", parsed.text, parsed.calls)
         if self._per_message and writes and plan is not None and "assistant" in self.policy.roles:
             self._absorb(run, (message,), None)
-        return _Outcome(plan, window, run, reply, message, overflow, number)
+        return Outcome(plan, window, run, reply, message, overflow, number)
 
-    def _plan(self, request: _Request) -> Plan | None:
+    def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""
         if request.memory == "off":
             return None
@@ -343,7 +364,7 @@ class DeltaMemEngine:
             policy=self.policy,
         )
 
-    def _commit(self, request: _Request, outcome: _Outcome) -> Turn:
+    def _commit(self, request: TurnRequest, outcome: Outcome) -> Turn:
         """Save the turn. When another writer came first, do it again on the new head with the same reply.
 
         The reply is kept because it may have been shown already.
@@ -367,7 +388,7 @@ class DeltaMemEngine:
             "nothing was changed by this turn; try again"
         )
 
-    def _save(self, request: _Request, outcome: _Outcome) -> str:
+    def _save(self, request: TurnRequest, outcome: Outcome) -> str:
         assert outcome.plan is not None and outcome.run.state is not None and request.agent is not None
         snapshot = outcome.plan.commit(
             outcome.run.state,
@@ -386,7 +407,7 @@ class DeltaMemEngine:
                 lock = self._queues[agent] = _Lock()
             return lock
 
-    def _turn(self, request: _Request, outcome: _Outcome, snapshot: str | None) -> Turn:
+    def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
         writes = request.memory == "readwrite" and outcome.plan is not None
         return Turn(
@@ -429,7 +450,7 @@ class _Lock:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """A turn that is over but not committed."""
 
     plan: Plan | None
@@ -441,10 +462,10 @@ class _Outcome:
     attempts: int
 
 
-def _run_through(attempt: Generator[str, None, _Outcome]) -> _Outcome:
+def _run_through(attempt: Generator[str, None, Outcome]) -> Outcome:
     try:
         while True:
             next(attempt)
     except StopIteration as done:
-        outcome: _Outcome = done.value
+        outcome: Outcome = done.value
         return outcome

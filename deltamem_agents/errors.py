@@ -81,3 +81,7 @@ class ModelFilesError(DeltaMemError, OSError):
 
 class GrammarError(DeltaMemError, ValueError):
     """A tool or response schema cannot be turned into a grammar."""
+
+
+class TrainingDiverged(DeltaMemError, ArithmeticError):
+    """A training step's loss or gradient is not a finite number; the last save point is intact."""

@@ -141,7 +141,7 @@ class _Absorbed(Mapping[str, ThreadLog]):
 
     def __iter__(self) -> Iterator[str]:
         """The threads used last, as many as are worth comparing with one never seen."""
-        return iter([*reversed(self.entry.threads())][:COPIES_CHECKED])
+        return iter([*self.entry.threads()][: -COPIES_CHECKED - 1 : -1])
 
     def __len__(self) -> int:
         return min(len(self.entry.threads()), COPIES_CHECKED)

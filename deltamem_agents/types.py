@@ -6,12 +6,14 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 from deltamem_agents.errors import ConfigError, MessageError
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 MemoryMode: TypeAlias = Literal["readwrite", "readonly", "off"]
+ToolChoice: TypeAlias = str
+"""Whether tools have to be called: "auto", "any", "none", or the name of the one to call."""
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 MEMORY_MODES: tuple[MemoryMode, ...] = ("readwrite", "readonly", "off")
@@ -145,6 +147,18 @@ class Sampling:
             raise ConfigError("Sampling.stop holds an empty string, which would stop at once; remove it")
 
 
+class TurnOptions(TypedDict, total=False):
+    """The options of a turn, as `DeltaMemEngine.stream_turn` describes them."""
+
+    thread: str | None
+    tools: Sequence[Tool]
+    sampling: Sampling
+    memory: MemoryMode
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    response_schema: Mapping[str, Any] | None
+
+
 @dataclass(frozen=True)
 class Usage:
     """Token counts of one turn. `absorbed_tokens` were written without staying in the prompt."""
@@ -208,8 +222,7 @@ class TurnChunk:
     turn: Turn | None = None
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """How the model rates a given answer. `logprob` is the sum over `tokens`, natural log."""
 
     logprob: float

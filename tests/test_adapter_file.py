@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
-from deltamem_agents.errors import AdapterError, ConfigError, DeltaMemError, NewerFormat
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import AdapterError, ConfigError
 from deltamem_agents.memory.adapter_file import (
     CONFIG_FILE,
     PUBLISHED_CONFIG_FILE,
@@ -27,7 +27,6 @@ from deltamem_agents.memory.adapter_file import (
     adapter_fingerprint,
     convert_adapter,
     load_adapter,
-    read_config,
     save_adapter,
 )
 from deltamem_agents.memory.attach import Adapter
@@ -296,7 +295,7 @@ def test_a_truncated_or_foreign_weight_file_is_refused(
         load_adapter(folder, llama)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_flipped_bit_in_our_weights_is_never_loaded(
     data: st.DataObject, llama: nn.Module, tmp_path_factory: pytest.TempPathFactory
@@ -315,7 +314,7 @@ def test_a_flipped_bit_in_our_weights_is_never_loaded(
     assert same(loaded, adapter)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_flipped_bit_in_a_released_file_gives_an_adapter_error_or_finite_weights(
     data: st.DataObject, llama: nn.Module, tmp_path_factory: pytest.TempPathFactory
@@ -348,7 +347,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(writer: str, llama: nn.Mod
     path, target = tmp_path / PUBLISHED_WEIGHTS_FILE, tmp_path / "executed"
     weights["model.layers.0.self_attn.beta_bias"] = Payload(target)
     if writer == "bare":
-        path.write_bytes(pickle.dumps(weights["model.layers.0.self_attn.beta_bias"]))
+        path.write_bytes(pickle.dumps(weights["model.layers.0.self_attn.beta_bias"], protocol=2))
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=writer == "zip")
     assert "nothing in it was executed" in str(refusal(tmp_path, llama))
@@ -370,12 +369,35 @@ def test_a_released_file_that_holds_something_else_is_refused(held: object, llam
         load_adapter(tmp_path, llama)
 
 
-def test_a_sparse_weight_is_refused_by_name(llama: nn.Module, tmp_path: Path) -> None:
-    weights = publish(random_adapter(llama), tmp_path)
-    weights["model.layers.0.self_attn.beta_proj"] = weights["model.layers.0.self_attn.beta_proj"].to_sparse()
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda value: value.to_sparse(), "torch.float32, torch.sparse_coo"),
+        (lambda value: value.to("meta"), "without values"),
+        (lambda value: value.to(torch.complex64), "torch.complex64"),
+    ],
+)
+@pytest.mark.parametrize("weight", ["beta_proj", "delta_k_proj"])
+def test_a_weight_of_another_kind_is_refused_by_name(
+    change: Callable[[Tensor], Tensor], kind: str, weight: str, llama: nn.Module, tmp_path: Path
+) -> None:
+    """Also one of a head that the config leaves out, which is looked at before it is dropped."""
+    weights = publish(random_adapter(llama), tmp_path, delta_heads=["q", "o"])
+    name = f"model.layers.0.self_attn.{weight}"
+    weights[name] = change(weights[name])
     torch.save(weights, tmp_path / PUBLISHED_WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=r"layers.0.beta_proj is torch.float32, torch.sparse_coo"):
+    with pytest.raises(AdapterError, match=f"{name} is {kind}"):
         load_adapter(tmp_path, llama)
+
+
+@pytest.mark.parametrize("keys", [{"hidden_size": 64}, {"layers": 5}, {"layers": 1}])
+def test_converting_refuses_a_config_that_contradicts_its_weights(
+    keys: dict[str, object], saved: Path, tmp_path: Path
+) -> None:
+    reconfigure(saved, **keys)
+    with pytest.raises(AdapterError, match=r"hidden_size=32, .* say 64|weights for 2 layers, .* would be [51]"):
+        convert_adapter(saved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -394,127 +416,3 @@ def test_a_damaged_config_is_refused_by_name(text: str, message: str, saved: Pat
     (saved / CONFIG_FILE).write_text(text)
     with pytest.raises(AdapterError, match=message):
         load_adapter(saved, llama)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("rank", 0, "at least 1"),
-        ("rank", 4.0, "whole number"),
-        ("rank", "4", "whole number"),
-        ("rank", True, "whole number"),
-        ("num_state_heads", -1, "at least 1"),
-        ("alpha", "16", "finite number"),
-        ("alpha", float("nan"), "finite number"),
-        ("couple_lambda", 1, "true or false"),
-        ("key_shift", None, "true or false"),
-        ("delta_scale_max", 0, "above 0"),
-        ("delta_o_rmsnorm_eps", -1e-6, "above 0"),
-        ("state_update_mode", "momentum", "one of standard, lambda_outside, no_lambda"),
-        ("memory_write_granularity", "sentence", "one of token, message_mean"),
-        ("delta_scale_granularity", [], "one of layer, head"),
-        ("delta_heads", ["q", "x"], "q, k, v, o"),
-        ("delta_heads", [], "q, k, v, o"),
-        ("delta_heads", ["q", "q"], "distinct"),
-        ("delta_heads", [["q"]], "q, k, v, o"),
-        ("delta_heads", 4, "q, k, v, o"),
-        ("target_layers", [-1], "counted from 0"),
-        ("target_layers", [1, 1], "distinct"),
-        ("target_layers", ["0"], "counted from 0"),
-        ("target_layers", None, "counted from 0"),
-        ("layers", 0, "or null"),
-        ("hidden_size", "32", "or null"),
-        ("base_model", 3, "a name or null"),
-    ],
-)
-def test_a_value_of_the_wrong_kind_is_refused_by_key(
-    key: str, value: object, expected: str, saved: Path, llama: nn.Module
-) -> None:
-    reconfigure(saved, **{key: value})
-    with pytest.raises(ConfigError, match=rf"adapter config: {key} is .*{expected}"):
-        load_adapter(saved, llama)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("num_memory_partitions", 4),
-        ("num_global_memory_partitions", 1),
-        ("memory_readout_mode", "slots"),
-        ("memory_write_source", "raw"),
-        ("memory_reader_layers", [3]),
-        ("latent_memory_layers", [0, 1]),
-        ("slot_read_top_k", 2),
-        ("normalize_qk", False),
-        ("delta_scale_parameterization", "free"),
-        ("target_modules", ["mlp"]),
-    ],
-)
-def test_a_released_config_asking_for_another_mechanism_is_refused_by_key(
-    key: str, value: object, llama: nn.Module, tmp_path: Path
-) -> None:
-    publish(random_adapter(llama), tmp_path, **{key: value})
-    with pytest.raises(ConfigError, match=rf"{key}=.* is not supported, only .* is"):
-        load_adapter(tmp_path, llama)
-
-
-def test_an_unknown_key_warns_in_a_released_config_and_is_refused_in_ours(
-    saved: Path, llama: nn.Module, tmp_path: Path
-) -> None:
-    publish(adapter := random_adapter(llama), tmp_path, trained_on="a laptop")
-    with pytest.warns(UserWarning, match="unknown keys trained_on"):
-        assert same(load_adapter(tmp_path, llama), adapter)
-    reconfigure(saved, rnak=4)
-    with pytest.raises(ConfigError, match=r"unknown keys rnak; known are .*rank"):
-        load_adapter(saved, llama)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("folder", RELEASED, ids=lambda path: path.name)
-def test_released_configs_are_known_in_full(folder: Path) -> None:
-    config = read_config(folder)
-    assert AdapterConfig.from_json(config.to_json()) == config
-
-
-def test_missing_keys_take_the_published_preset(tmp_path: Path) -> None:
-    (tmp_path / PUBLISHED_CONFIG_FILE).write_text("{}")
-    config = read_config(tmp_path)
-    assert (config.rank, config.alpha, config.delta_heads, config.scale) == (8, 16.0, ("q", "o"), 2.0)
-    assert config.couple_lambda and config.rankwise_gates and config.state_update_mode == "standard"
-
-
-@pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])
-def test_a_newer_format_is_refused_by_name(version: int, saved: Path, llama: nn.Module) -> None:
-    reconfigure(saved, format=version)
-    with pytest.raises(NewerFormat, match=f"format {version}, this version reads up to {ADAPTER_FORMAT}; upgrade"):
-        load_adapter(saved, llama)
-
-
-@pytest.mark.parametrize("version", ["1", 0, None, 1.5, True])
-def test_a_format_that_is_no_version_is_refused(version: object, saved: Path, llama: nn.Module) -> None:
-    reconfigure(saved, format=version)
-    with pytest.raises(ConfigError, match="format is"):
-        load_adapter(saved, llama)
-
-
-def test_key_shift_and_whole_messages_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"key_shift .*'message_mean'"):
-        replace(MESSAGE_MEAN, key_shift=True)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(["q", "o", "token", ""]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
-    max_leaves=4,
-)
-KEYS = st.sampled_from(sorted([*AdapterConfig().to_json(), "normalize_qk", "slot_read_top_k", "other"]))
-
-
-@given(data=st.dictionaries(KEYS, JSON, max_size=6))
-@pytest.mark.filterwarnings("ignore:adapter config")
-def test_any_json_object_is_a_config_or_an_error_of_this_package(data: dict[str, object]) -> None:
-    try:
-        config = AdapterConfig.from_json(data)
-    except DeltaMemError:
-        return
-    assert AdapterConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.errors import AdapterError, StateError, UnsupportedModelError
-from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
+from deltamem_agents.errors import StateError
+from deltamem_agents.memory.attach import CALL_KEYWORD, attach
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from tiny_models import (
@@ -25,61 +23,16 @@ from tiny_models import (
     LAYERS,
     MESSAGE_MEAN,
     VARIANTS,
+    Subject,
+    anatomy,
     attention_modules,
+    close,
     lora_wrapped,
     quantise_attention,
-    random_adapter,
     random_ids,
     random_state,
     tiny_model,
 )
-
-TOLERANCE = 2e-5
-
-
-class Subject:
-    """A model with an adapter made for it. `run` attaches nothing by itself."""
-
-    def __init__(self, model: nn.Module, config: AdapterConfig = FULL) -> None:
-        self.model = model
-        self.adapter = random_adapter(model, config)
-        self.per_message = config.memory_write_granularity == "message_mean"
-
-    def base(self, ids: Tensor, **inputs: object) -> Tensor:
-        with torch.no_grad():
-            return self.model(ids, **inputs).logits
-
-    def run(
-        self,
-        ids: Tensor,
-        state: MemoryState,
-        *,
-        writes: bool = True,
-        seen: Tensor | None = None,
-        cache: DynamicCache | None = None,
-        message_ids: Tensor | None = None,
-    ) -> tuple[Tensor, MemoryState]:
-        """Logits and the new state. `seen` (batch, past + tokens) bool is False at padding, also of the past."""
-        tokens, inputs = ids.shape[1], {}
-        token_mask = None
-        if seen is not None:
-            token_mask = seen[:, -tokens:]
-            positions = (seen.long().cumsum(1) - 1).clamp_min(0)[:, -tokens:]
-            inputs = {"attention_mask": seen.long(), "position_ids": positions}
-        if self.per_message and writes and message_ids is None:
-            message_ids = (torch.arange(tokens) // 3).expand_as(ids)
-        call = MemoryCall(
-            state,
-            token_mask=token_mask,
-            write_mask=torch.ones_like(ids, dtype=torch.bool) if writes else None,
-            message_ids=message_ids,
-        )
-        cached = {} if cache is None else {"past_key_values": cache, "use_cache": True}
-        out = self.model(ids, **cached, **inputs, **{CALL_KEYWORD: call})
-        return out.logits, call.new_state()
-
-    def cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config.get_text_config())
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -88,10 +41,6 @@ def weights_hash(model: nn.Module) -> str:
         hashed.update(name.encode())
         hashed.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
-
-
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def build(name: str, attention: str) -> nn.Module:
@@ -174,17 +123,6 @@ def test_without_the_keyword_the_base_is_unchanged_bit_for_bit(subject: Subject)
         subject.run(ids, random_state(subject.adapter, 2))
     assert torch.equal(subject.base(ids, attention_mask=mask), before)
     attachment.detach()
-
-
-def anatomy(model: nn.Module) -> dict[str, dict[str, object]]:
-    """Every attribute of every module: hooks, buffers and parameters by their keys, anything else by identity."""
-    return {
-        name: {
-            attribute: tuple(value) if isinstance(value, dict) else value if isinstance(value, bool) else id(value)
-            for attribute, value in vars(module).items()
-        }
-        for name, module in model.named_modules()
-    }
 
 
 def test_detaching_restores_the_object(subject: Subject) -> None:
@@ -341,6 +279,15 @@ def test_checkpointing_the_base_gives_the_same_gradients(family: str) -> None:
         torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_checkpointing_that_would_lose_gradients_is_refused() -> None:
+    subject = Subject(tiny_model("llama", "eager"))
+    attach(subject.model, subject.adapter)
+    subject.model.train()
+    subject.model.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(StateError, match="use_reentrant=False"):
+        gradients(subject, random_ids(2, 6))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_threads_on_one_model_do_not_see_each_other(family: str) -> None:
     """Both are held inside the same attention layer at once, between its read and its corrections."""
@@ -373,134 +320,3 @@ def test_two_threads_on_one_model_do_not_see_each_other(family: str) -> None:
     for index, (logits, state) in enumerate(alone):
         close(found[index][0], logits)
         close(found[index][1].matrices, state.matrices)
-
-
-def test_attaching_twice_is_refused_also_through_a_wrapper() -> None:
-    model = tiny_model("llama")
-    wrapped, adapter = lora_wrapped(model), random_adapter(model)
-    attachment = attach(model, adapter)
-    for shared in (model, wrapped, model.model):
-        with pytest.raises(UnsupportedModelError, match="carries a memory already"):
-            attach(shared, adapter)
-    attachment.detach()
-    second = attach(wrapped, adapter)
-    attachment.detach()
-    with pytest.raises(UnsupportedModelError, match="carries a memory already"):
-        attach(model, adapter)
-    second.detach()
-
-
-def test_a_lora_added_after_attaching_changes_nothing_about_the_memory() -> None:
-    ids, models = random_ids(1, 6), [tiny_model("llama"), tiny_model("llama")]
-    before = Subject(lora_wrapped(models[0]))
-    attach(before.model, before.adapter)
-    attach(models[1], random_adapter(models[1]))
-    after = Subject(lora_wrapped(models[1]))
-    with torch.no_grad():
-        close(after.run(ids, random_state(after.adapter))[0], before.run(ids, random_state(before.adapter))[0])
-
-
-def test_an_adapter_for_other_sizes_is_refused_and_leaves_no_hook() -> None:
-    model, other = tiny_model("llama"), tiny_model("qwen3")
-    before = anatomy(model)
-    with pytest.raises(AdapterError, match=r"q=48.*q=32"):
-        attach(model, random_adapter(other))
-    deeper = random_adapter(model)
-    deeper.config = replace(deeper.config, layers=3)
-    with pytest.raises(AdapterError, match="3 layers, this one has 2"):
-        attach(model, deeper)
-    assert anatomy(model) == before
-
-
-@pytest.mark.parametrize("name, value", [("layers", 5), ("hidden_size", 64)])
-def test_a_config_for_other_sizes_is_refused_by_name(name: str, value: int) -> None:
-    with pytest.raises(AdapterError, match=f"{name}={value}"):
-        Adapter.for_model(replace(FULL, **{name: value}), tiny_model("llama"))
-
-
-@pytest.mark.parametrize("config", [FULL, VARIANTS["key-shift-msw"], MESSAGE_MEAN], ids=["tsw", "msw", "ssw"])
-def test_generate_without_the_keyword_is_the_base(config: AdapterConfig) -> None:
-    model = tiny_model("llama")
-    assert isinstance(model, PreTrainedModel)
-    ids = random_ids(1, 4)
-    before = model.generate(ids, max_new_tokens=6, do_sample=False)
-    attach(model, random_adapter(model, config))
-    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), before)
-
-
-def test_a_half_precision_base_keeps_a_float32_state() -> None:
-    subject = Subject(tiny_model("llama").to(torch.bfloat16))
-    attach(subject.model, subject.adapter)
-    ids = random_ids(1, 6)
-    with torch.no_grad():
-        base = subject.base(ids)
-        logits, _ = subject.run(ids, subject.adapter.zero_state(), writes=False)
-        steered, state = subject.run(ids, random_state(subject.adapter))
-    assert torch.equal(logits, base) and logits.dtype == torch.bfloat16
-    assert state.matrices.dtype == torch.float32 and steered.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("config", [FULL, VARIANTS["key-shift"], MESSAGE_MEAN], ids=["tsw", "key-shift", "ssw"])
-def test_autocast_reaches_the_base_and_not_the_memory(config: AdapterConfig) -> None:
-    """What is written is, to the last bit, what the same inputs give without autocast."""
-    subject = Subject(tiny_model("llama"), replace(config, target_layers=(0,)))
-    attach(subject.model, subject.adapter)
-    ids, start = random_ids(1, 9), random_state(subject.adapter)
-    with torch.no_grad():
-        _, plain = subject.run(ids, start)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, state = subject.run(ids, start)
-    assert logits.dtype == torch.bfloat16
-    assert torch.equal(state.matrices, plain.matrices)
-
-
-def test_message_mean_without_message_ids_is_refused() -> None:
-    subject = Subject(tiny_model("llama"), MESSAGE_MEAN)
-    attach(subject.model, subject.adapter)
-    ids = random_ids(1, 4)
-    call = MemoryCall(subject.adapter.zero_state(), write_mask=torch.ones_like(ids, dtype=torch.bool))
-    with pytest.raises(StateError, match="message_ids"):
-        subject.model(ids, **{CALL_KEYWORD: call})
-
-
-def test_only_tokens_of_a_message_are_written_by_message_mean() -> None:
-    subject = Subject(tiny_model("llama"), MESSAGE_MEAN)
-    attach(subject.model, subject.adapter)
-    ids, start = random_ids(1, 6), random_state(subject.adapter)
-    with torch.no_grad():
-        _, none = subject.run(ids, start, message_ids=torch.full_like(ids, -1))
-        _, head = subject.run(ids, start, message_ids=torch.tensor([[0, 0, 0, -1, -1, -1]]))
-        _, short = subject.run(ids[:, :3], start, message_ids=torch.zeros(1, 3, dtype=torch.long))
-    assert torch.equal(none.matrices, start.matrices)
-    close(head.matrices, short.matrices)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"state": MemoryState.zeros(3, LAYERS, 1, 4)}, "holds 3 sequences, the input 2"),
-        ({"state": MemoryState.zeros(2, LAYERS, 1, 8)}, r"\(2, 1, 8\).*r = 4"),
-        ({"state": MemoryState.zeros(2, LAYERS, 2, 4)}, r"\(2, 2, 4\).*1 heads"),
-        ({"state": MemoryState.zeros(2, 1, 1, 4)}, r"\(1, 1, 4\).*more than 1 layers"),
-        ({"state": MemoryState.zeros(2, 3, 1, 4)}, "2 of 3 memory layers"),
-        ({"token_mask": torch.ones(2, 4, dtype=torch.bool)}, r"token_mask has shape \(2, 4\), expected \(2, 5\)"),
-        ({"write_mask": torch.ones(2, 5)}, "write_mask is torch.float32, expected bool"),
-        ({"token_mask": torch.ones(2, 5, dtype=torch.long)}, "token_mask is torch.int64, expected bool"),
-    ],
-)
-def test_a_call_that_does_not_fit_is_refused_and_the_next_one_works(change: dict[str, object], message: str) -> None:
-    subject = Subject(tiny_model("llama"))
-    attach(subject.model, subject.adapter)
-    ids = random_ids(2, 5)
-    call = MemoryCall(**{"state": random_state(subject.adapter, 2), **change})
-    with torch.no_grad():
-        wanted = subject.base(ids)
-        with pytest.raises(StateError, match=message):
-            subject.model(ids, **{CALL_KEYWORD: call})
-            call.new_state()
-        assert torch.equal(subject.base(ids), wanted)
-
-
-def test_a_call_that_never_met_the_adapter_has_no_new_state() -> None:
-    with pytest.raises(StateError, match=r"0 of 2 memory layers.*attached"):
-        MemoryCall(MemoryState.zeros(1, LAYERS, 1, 4)).new_state()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamem_agents.chat.template import ChatTemplate, Rendered
+from deltamem_agents.chat.tool_calls import parse_tool_calls
 from deltamem_agents.errors import ConfigError, MessageError, UnsupportedModelError, WindowError
 from deltamem_agents.types import Message, Tool, ToolCall
 from tiny_tokenizers import CHATML, GEMMA, INST, LLAMA3, SPECIAL, TEMPLATES, TOOLED, TURN_ENDS, byte_bpe, sentence_bpe
@@ -69,6 +69,7 @@ def test_each_messages_tokens_are_its_text_whatever_the_text(kind, messages):
     for index, message in enumerate(messages):
         found = owned(template, rendered, index)
         assert found.strip() == readable(message.content).strip()
+        assert kind != "chatml" or found == readable(message.content)
     everything = template._tokenizer.decode(rendered.ids)
     assert everything == readable(rendered.text)
 
@@ -321,11 +322,10 @@ def test_tools_calls_and_results_are_shown_and_calls_belong_to_their_message(kin
     rendered = template.render([BRIEF, *TOOL_TURNS], tools=[WEATHER])
     assert '"get_weather"' in owned(template, rendered, -1)
     assert owned(template, rendered, 0).strip() == BRIEF.content
-    assert owned(template, rendered, 2).strip().startswith("Let me look.\n<tool_call>\n")
-    for index, count in ((2, 2), (7, 1)):
-        lines = owned(template, rendered, index).splitlines()
-        written = [json.loads(line) for line in lines if line.startswith("{")]
-        assert [call["arguments"]["city"] for call in written] == [call.arguments["city"] for call in CALLS[:count]]
+    for index, text, calls in ((2, "Let me look.", CALLS), (7, "", CALLS[:1])):
+        said = parse_tool_calls(owned(template, rendered, index))
+        assert said.text.strip().startswith(text)
+        assert [replace(call, id="") for call in said.calls] == [replace(call, id="") for call in calls]
     for index in (3, 4, 5, 6, 8):
         assert owned(template, rendered, index).strip() == TOOL_TURNS[index - 1].content
     assert rendered.text.count("<tool_response>") >= 3
@@ -334,7 +334,7 @@ def test_tools_calls_and_results_are_shown_and_calls_belong_to_their_message(kin
 def test_a_template_that_knows_tools_writes_them_itself():
     template = KINDS["tooled"]
     assert template.traits.tools
-    assert not any(KINDS[kind].traits.tools for kind in KINDS if kind != "tooled")
+    assert [kind for kind in KINDS if KINDS[kind].traits.tools] == ["tooled", "tight"]
     schema = {
         "type": "function",
         "function": {"name": WEATHER.name, "description": WEATHER.description, "parameters": WEATHER.parameters},
@@ -385,12 +385,33 @@ def test_a_call_that_quotes_an_earlier_one_is_told_from_it():
     assert [owned(KINDS["tooled"], rendered, index).strip() for index in range(4)] == [quoted] * 4
 
 
-def test_a_template_that_shows_only_some_of_a_call_is_not_trusted_with_tools():
-    assert not ChatTemplate(byte_bpe(TOOLED.replace("c.function.arguments | tojson", "'{}'"))).traits.tools
-    assert not ChatTemplate(
-        byte_bpe(TOOLED.replace("for c in m.tool_calls or []", "for c in (m.tool_calls or [])[:1]"))
-    ).traits.tools
-    assert not ChatTemplate(byte_bpe(TOOLED.replace("elif m.role == 'tool'", "elif m.role == 'never'"))).traits.tools
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("c.function.arguments | tojson", "'{}'"),
+        ("for c in m.tool_calls or []", "for c in (m.tool_calls or [])[:1]"),
+        ("elif m.role == 'tool'", "elif m.role == 'never'"),
+        ("'\\n<tool_response>\\n' + m.content", "'\\n<tool_response>\\n'"),
+        ("t | tojson", "t.type"),
+        ("\\n<tool_call>\\n", "CALL "),
+        ("set content = m.content -", "set content = '' if m.tool_calls else m.content -"),
+    ],
+)
+def test_a_template_that_drops_something_of_tools_or_spells_calls_unreadably_is_given_none(written, instead):
+    assert written in TOOLED
+    template = ChatTemplate(byte_bpe(TOOLED.replace(written, instead)))
+    assert not template.traits.tools
+    assert "get_weather" in template.render(TOOL_TURNS, tools=[WEATHER]).text
+
+
+@pytest.mark.parametrize("kind", ["tooled", "tight"])
+def test_calls_are_cut_out_between_tokens_and_not_through_them(kind):
+    messages = [TOOL_TURNS[0], TOOL_TURNS[6], TOOL_TURNS[7]]
+    rendered = KINDS[kind].render(messages, tools=[WEATHER])
+    assert list(rendered.ids) == KINDS[kind]._tokenizer.encode(rendered.text, add_special_tokens=False)
+    written = "<|python_tag|>{0}<|eom|>" if kind == "tight" else "<tool_call>\n{0}\n</tool_call>"
+    call = '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
+    assert owned(KINDS[kind], rendered, 1).strip() == written.format(call)
 
 
 def test_a_tool_whose_parameters_are_not_json_is_refused_by_name():

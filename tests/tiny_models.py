@@ -1,18 +1,21 @@
-"""Random two-layer models of every supported family, and random adapters for them."""
+"""Random two-layer models of every supported family, random adapters for them, and one call of both."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
+from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 
 VOCAB = 64
@@ -132,9 +135,10 @@ def quantise_attention(model: PreTrainedModel) -> PreTrainedModel:
 
 def lora_wrapped(model: PreTrainedModel, seed: int = 5) -> nn.Module:
     """`model` inside peft's wrapper, with a random, frozen LoRA on q, v and o."""
-    peft = __import__("peft")
+    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
         wrapped: nn.Module = peft.get_peft_model(model, config)
     return wrapped.eval().requires_grad_(False)
@@ -183,3 +187,63 @@ def random_state(adapter: Adapter, batch: int = 1, *, seed: int = 2) -> MemorySt
 def random_ids(*shape: int, seed: int = 3) -> Tensor:
     """Token ids of the given shape, none of them 0."""
     return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Subject:
+    """A model with an adapter made for it. `run` attaches nothing by itself."""
+
+    def __init__(self, model: nn.Module, config: AdapterConfig = FULL) -> None:
+        self.model = model
+        self.adapter = random_adapter(model, config)
+        self.per_message = config.memory_write_granularity == "message_mean"
+
+    def base(self, ids: Tensor, **inputs: object) -> Tensor:
+        with torch.no_grad():
+            return self.model(ids, **inputs).logits
+
+    def run(
+        self,
+        ids: Tensor,
+        state: MemoryState,
+        *,
+        writes: bool = True,
+        seen: Tensor | None = None,
+        cache: DynamicCache | None = None,
+        message_ids: Tensor | None = None,
+    ) -> tuple[Tensor, MemoryState]:
+        """Logits and the new state. `seen` (batch, past + tokens) bool is False at padding, also of the past."""
+        tokens, inputs = ids.shape[1], {}
+        token_mask = None
+        if seen is not None:
+            token_mask = seen[:, -tokens:]
+            positions = (seen.long().cumsum(1) - 1).clamp_min(0)[:, -tokens:]
+            inputs = {"attention_mask": seen.long(), "position_ids": positions}
+        if self.per_message and writes and message_ids is None:
+            message_ids = (torch.arange(tokens) // 3).expand_as(ids)
+        call = MemoryCall(
+            state,
+            token_mask=token_mask,
+            write_mask=torch.ones_like(ids, dtype=torch.bool) if writes else None,
+            message_ids=message_ids,
+        )
+        cached = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        out = self.model(ids, **cached, **inputs, **{CALL_KEYWORD: call})
+        return out.logits, call.new_state()
+
+    def cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-5)
+
+
+def anatomy(model: nn.Module) -> dict[str, dict[str, object]]:
+    """Every attribute of every module: hooks, buffers and parameters by their keys, anything else by identity."""
+    return {
+        name: {
+            attribute: tuple(value) if isinstance(value, dict) else value if isinstance(value, bool) else id(value)
+            for attribute, value in vars(module).items()
+        }
+        for name, module in model.named_modules()
+    }

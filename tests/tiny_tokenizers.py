@@ -66,12 +66,34 @@ TOOLED = """{% if tools -%}
 {% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}{% endif -%}
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# The same with calls between control tokens, right behind one and right before one.
+TIGHT = (
+    TOOLED.replace("'<|im_start|>assistant' -", "'<|assistant|>' -")
+    .replace("'\\n<tool_call>\\n{", "'<|python_tag|>{")
+    .replace("'}\\n</tool_call>'", "'}<|eom|>'")
+)
+
 SPECIAL = (
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-    "<start_of_turn>", "<end_of_turn>",
+    "<start_of_turn>", "<end_of_turn>", "<|assistant|>", "<|python_tag|>", "<|eom|>",
 )  # fmt: skip
-TURN_ENDS = {CHATML: "<|im_end|>", LLAMA3: "<|eot_id|>", GEMMA: "<end_of_turn>", INST: "</s>", TOOLED: "<|im_end|>"}
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "inst": INST, "tooled": TOOLED, "plain": None}
+TURN_ENDS = {
+    CHATML: "<|im_end|>",
+    LLAMA3: "<|eot_id|>",
+    GEMMA: "<end_of_turn>",
+    INST: "</s>",
+    TOOLED: "<|im_end|>",
+    TIGHT: "<|im_end|>",
+}
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama3": LLAMA3,
+    "gemma": GEMMA,
+    "inst": INST,
+    "tooled": TOOLED,
+    "tight": TIGHT,
+    "plain": None,
+}
 
 
 @cache

@@ -78,6 +78,11 @@ class Encoder:
     def is_control(self, token: int) -> bool:
         return token in self._controls
 
+    def cuts_token(self, text: str, *places: int) -> bool:
+        """Whether one of these places lies inside an added token that the text spells."""
+        spelled = re.finditer(_any_of(self._added.values()), text)
+        return any(found.start() < place < found.end() for found in spelled for place in places)
+
     def scaffold(self, text: str, *, opens: bool = False) -> tuple[int, ...]:
         """Tokens of a template's own text. `opens`: it stands at the very beginning of the prompt."""
         return self._cached(text, False, opens)
@@ -109,8 +114,8 @@ class Encoder:
 
     def _broken_up(self, text: str) -> list[str]:
         """The text in parts which end after the first character of each control token it spells."""
-        spelled = "|".join(map(re.escape, sorted(self.control_texts, key=len, reverse=True)))
-        cuts = [0, *(found.start() + 1 for found in re.finditer(spelled, text)), len(text)]
+        spelled = re.finditer(_any_of(self.control_texts), text)
+        cuts = [0, *(found.start() + 1 for found in spelled), len(text)]
         return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
     def _tokens_inside(self, text: str, plain: bool) -> tuple[int, ...]:
@@ -130,6 +135,11 @@ class Encoder:
     def _tokens(self, text: str, plain: bool) -> tuple[int, ...]:
         with _switch:
             return tuple(self._tokenizer.encode(_encodable(text), add_special_tokens=False, split_special_tokens=plain))
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern of these texts, the longest first; of none, it matches nothing."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _encodable(text: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from deltamem_agents.chat.encoding import Encoder, TokenizerLike
 from deltamem_agents.chat.layout import NOBODY, Segment, Slot, Traits, lay_out
 from deltamem_agents.chat.spans import Located, locate, shared_length
+from deltamem_agents.chat.tool_calls import parse_tool_calls
 from deltamem_agents.chat.wire import Mask, wire_slot, wire_tool
 from deltamem_agents.errors import MessageError, UnsupportedModelError, WindowError
 from deltamem_agents.types import Message, Tool, ToolCall
@@ -200,14 +201,18 @@ class ChatTemplate:
         contents = ["x", "y" if slot.segments else ""]
         with_calls = self._apply([asked, slot], contents, tools, mask)
         without = self._apply([asked, replace(slot, calls=())], contents, tools, mask)
-        ahead = shared_length(with_calls, without)
-        behind = min(shared_length(with_calls[::-1], without[::-1]), len(without) - ahead)
-        if ahead + behind >= len(with_calls):
+        longest = shared_length(with_calls, without)
+        shortest = len(without) - shared_length(with_calls[::-1], without[::-1])
+        added = len(with_calls) - len(without)
+        # What was added may begin as what follows it does, or end as what precedes it: any of these cuts fits.
+        cuts = range(longest, shortest - 1, -1)
+        cut = next((cut for cut in cuts if not self._encoder.cuts_token(with_calls, cut, cut + added)), None)
+        if added <= 0 or cut is None:
             raise UnsupportedModelError(
-                f"the chat template drops the tool calls of message {slot.owner}; "
-                "expected one that writes every call, or ignores tools altogether"
+                f"the tool calls of message {slot.owner} cannot be told from the rest of what the chat template "
+                "renders; expected a template that adds them to the assistant's turn, or ignores tools altogether"
             )
-        return with_calls[ahead : len(with_calls) - behind]
+        return with_calls[cut : cut + added]
 
     def _locate(self, slots: Sequence[Slot], tools: Sequence[Tool], mask: Mask, generation_prompt: bool) -> Located:
         contents = [slot.content for slot in slots]
@@ -270,7 +275,10 @@ class ChatTemplate:
             return False
 
     def _takes_tools(self) -> bool:
-        """Whether the template shows everything of tools: descriptions, text beside calls, each call, each result."""
+        """Whether the template shows all there is to tools, with calls in a spelling that can be read back.
+
+        That is: descriptions, text beside calls, each of several calls, and each result.
+        """
         tools = (Tool("probe_tool", "Probes."),)
         calls = tuple(ToolCall("probe_tool", {"probe": value}, f"probe000{value}") for value in (1, 2))
         messages = [
@@ -290,8 +298,8 @@ class ChatTemplate:
         except (MessageError, UnsupportedModelError):
             return False
         written = ["".join(piece.text for piece in pieces if piece.owner == i and not piece.plain) for i in (1, 6)]
-        shown = all(text.count("probe_tool") == text.count('"probe"') == 2 for text in written)
-        return located.faithful and shown and "probe_tool" in pieces[0].text
+        readable = all(_same_calls(parse_tool_calls(text).calls, calls) for text in written)
+        return located.faithful and readable and "probe_tool" in pieces[0].text
 
     def _guard_turn_marks(self) -> None:
         """Added tokens that mark turns are control tokens, whether or not the tokenizer calls them special."""
@@ -314,6 +322,10 @@ def _require_prefill(message: Message) -> None:
 def _continued(text: str, answer: str) -> str:
     run_together = re.search(r"\w\Z", text) and re.match(r"\w", answer)
     return f"{text} {answer}" if run_together else text + answer
+
+
+def _same_calls(found: Sequence[ToolCall], expected: Sequence[ToolCall]) -> bool:
+    return [(call.name, call.arguments) for call in found] == [(call.name, call.arguments) for call in expected]
 
 
 def _gap_pieces(gap: str, written: Sequence[tuple[int, str]]) -> Iterator[_Piece]:

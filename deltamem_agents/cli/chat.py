@@ -30,7 +30,10 @@ def chat(
         str | None, typer.Option("--thread", metavar="NAME", help="The conversation, where the agent has several.")
     ] = None,
     memory: Annotated[
-        MemoryMode, typer.Option("--memory", help="readonly writes nothing; off is the base model.")
+        MemoryMode,
+        typer.Option(
+            "--memory", metavar="MODE", help="readwrite, readonly (nothing is saved) or off (the base model)."
+        ),
     ] = "readwrite",
     max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest reply.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", metavar="X", min=0, help="0 is greedy.")] = 0.0,
@@ -41,6 +44,7 @@ def chat(
     """Talk to an agent that remembers across runs.
 
     Each turn is saved once its reply is complete. Ctrl-C during a reply cancels the turn and changes nothing.
+    The last message said again is a retry: the new reply takes the old one's place in the memory.
     In the chat, /memory shows what is remembered, /forget erases it and /quit ends it.
 
     With --once the reply goes to stdout and the facts of the turn to stderr. JSON (with --once only): {"text",

@@ -51,7 +51,11 @@ def recall(
     ] = (0, 3),
     held_out: Annotated[
         list[HeldOut] | None,
-        typer.Option("--held-out", help="Also take these from what was never trained on; may be repeated."),
+        typer.Option(
+            "--held-out",
+            metavar="attributes|phrasings",
+            help="Take these too from what was never trained on; may be repeated.",
+        ),
     ] = None,
     model: Model = DEFAULT_MODEL,
     adapter: AdapterDir = None,

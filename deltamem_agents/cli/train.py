@@ -55,8 +55,7 @@ def _train(name: str, out: Path, device: str, threads: int | None) -> None:
     recipe = Recipe.load(name)
     if threads is not None:
         torch.set_num_threads(threads)
-    # Gradients through the frozen model are taken in float32 wherever it runs, so that runs can be compared.
-    loaded = load_model(recipe.model, device=device, dtype="float32")
+    loaded = load_model(recipe.model, device=device)
     console = stderr()
     trainer = Trainer(loaded, ChatTemplate(loaded.tokenizer), recipe, out, lambda line: console.print(printable(line)))
     if trainer.step:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from deltamem_agents.snapshots import Entry, StateDiff, Store
 
+TITLE_LENGTH = 30
+"""Characters of an agent's name that fit above the narrowest picture."""
+
 COUNTERS = ("turns", "messages", "tokens")
 
 
@@ -174,7 +177,9 @@ def show(
     if picture is not None:
         from deltamem_agents.pictures import state_picture
 
-        state_picture(state, picture, f"{printable(agent)} · snapshot {short(entry.id)}")
+        name = printable(agent)
+        title = name if len(name) <= TITLE_LENGTH else f"{name[:TITLE_LENGTH]}…"
+        state_picture(state, picture, f"{title} · snapshot {short(entry.id)}")
     norms = _layer_norms(state.matrices)
     if as_json:
         facts = _entry_facts(entry, names)

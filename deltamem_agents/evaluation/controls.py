@@ -12,6 +12,7 @@ from enum import StrEnum
 import numpy as np
 import torch
 
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.state import MemoryState
 
 
@@ -30,7 +31,8 @@ def arm_states(
 ) -> list[MemoryState] | None:
     """The states to ask with, one an episode, from the episodes' own; None turns the memory off.
 
-    `strangers[i]` is the episode whose state serves as the wrong conversation of episode i.
+    `strangers[i]` is the episode whose state serves as the wrong conversation of episode i; only that arm
+    needs them.
     """
     match arm:
         case Arm.MEMORY:
@@ -46,19 +48,29 @@ def arm_states(
 
 
 def strangers(answers: Sequence[frozenset[str]]) -> list[int]:
-    """For each episode the next one that shares no answer with it; the next one where all do."""
+    """For each episode another one, the next of those that share the fewest answers with it.
+
+    Raises ConfigError for fewer than two episodes.
+    """
     count = len(answers)
-    found = []
-    for index, mine in enumerate(answers):
-        others = [(index + step) % count for step in range(1, count)]
-        found.append(next((other for other in others if mine.isdisjoint(answers[other])), others[0] if others else 0))
-    return found
+    if count < 2:
+        raise ConfigError(
+            f"the control {Arm.WRONG.value} needs another conversation, and there is {count} in all; "
+            "give at least 2 episodes"
+        )
+    return [
+        min(((index + step) % count for step in range(1, count)), key=lambda other: len(mine & answers[other]))
+        for index, mine in enumerate(answers)
+    ]
 
 
 def bootstrap_interval(
     right: Sequence[float], clusters: Sequence[int], *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float]:
-    """95 % interval of the mean, from resampling whole clusters (the episodes that questions belong to)."""
+    """95 % interval of the mean of `right`, from resampling whole clusters.
+
+    `clusters[i]` is the cluster of `right[i]`: questions about one conversation stand or fall together.
+    """
     values, groups = np.asarray(right, dtype=float), np.asarray(clusters)
     names = np.unique(groups)
     sums = np.array([values[groups == name].sum() for name in names])

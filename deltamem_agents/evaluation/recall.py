@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from deltamem_agents.types import Message, as_messages
 
 BATCH = 16
 FREE_REPLY_TOKENS = 24
+SPARE_TOKENS = 2
+"""Tokens beyond the answer's own, which show whether its last word ends where the answer does."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class RecallReport:
 
 
 def generated_episodes(words: Sequence[str], shape: EpisodeShape, count: int, seed: int) -> list[Episode]:
-    """`count` episodes of values never trained on. Equal arguments give equal episodes."""
+    """`count` episodes of one shape, whose split decides whether their values were trained on.
+
+    Equal arguments give equal episodes.
+    """
     generator, rng = EpisodeGenerator(words, shape), random.Random(f"evaluation {seed}")
     return [generator.draw(rng) for _ in range(count)]
 
@@ -64,23 +70,43 @@ def read_episodes(path: Path) -> list[Episode]:
     model's free reply is searched for the answer. Raises MessageError naming the line that does not fit.
     """
     episodes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Bytes are split at line feeds alone: text may hold other characters that end a line.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            questions = tuple(
-                Question(str(item["question"]), str(item["answer"]), str(item.get("prefix", "")))
-                for item in row["questions"]
-            )
-            episodes.append(Episode(as_messages(row["messages"]), questions))
-        except (ValueError, KeyError, TypeError) as error:
+            episodes.append(_episode(json.loads(line)))
+        except ValueError as error:
             raise MessageError(
-                f"{path}, line {number}: {error!r}; expected an object with 'messages' and 'questions'"
+                f"{path}, line {number}: {error}; expected an object "
+                '{"messages": [{"role", "content"}], "questions": [{"question", "answer"}]}'
             ) from None
     if not episodes:
         raise ConfigError(f"{path} holds no episodes; expected one JSON object a line")
     return episodes
+
+
+def _episode(row: object) -> Episode:
+    """Raises ValueError saying what does not fit."""
+    if not isinstance(row, dict):
+        raise ValueError(f"found {row!r}")
+    for key in ("messages", "questions"):
+        if not isinstance(row.get(key), list) or not row[key]:
+            raise ValueError(f"{key!r} is {row.get(key)!r}")
+    questions = tuple(_question(item, f"question {number}") for number, item in enumerate(row["questions"], 1))
+    return Episode(as_messages(row["messages"]), questions)
+
+
+def _question(item: object, where: str) -> Question:
+    if not isinstance(item, dict):
+        raise ValueError(f"{where} is {item!r}")
+    for key in ("question", "answer", "prefix"):
+        value = item.get(key, "" if key == "prefix" else None)
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError(f"{where} has {key} {value!r}, which is no text")
+    if not words(str(item["answer"])):
+        raise ValueError(f"{where} has answer {item['answer']!r}, which has no word that a reply could match")
+    return Question(str(item["question"]), str(item["answer"]), str(item.get("prefix", "")))
 
 
 def evaluate_recall(
@@ -94,35 +120,67 @@ def evaluate_recall(
 ) -> RecallReport:
     """Absorb every conversation, then ask every question with each arm's memory and greedy decoding.
 
-    `advance(done, total)` is called as work gets done.
+    `facts` is only noted in the report. `advance(done, total)` is called as work gets done.
+    Raises ConfigError when there is nothing to ask, an answer has no words, or the wrong conversation is
+    among the arms and there is only one.
     """
     asked = [(index, question) for index, episode in enumerate(episodes) for question in episode.questions]
+    _check_answers([question for _, question in asked])
+    others = strangers([_hits(episode) for episode in episodes]) if Arm.WRONG in arms else []
     total, done = len(episodes) + len(arms) * len(asked), 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(done, total)
+
     states: list[MemoryState] = []
     for episode in episodes:
         states.append(engine.absorb(engine.new_state(), episode.messages))
-        done += 1
-        advance(done, total)
-    others = strangers([frozenset(question.answer for question in episode.questions) for episode in episodes])
+        tick(1)
     generator = torch.Generator().manual_seed(seed)
-    results: dict[str, ArmResult] = {}
+    results = {}
     for arm in arms:
-        memories = arm_states(arm, states, others, generator)
-        first: list[bool] = []
-        whole: list[bool] = []
-        for start in range(0, len(asked), BATCH):
-            part = asked[start : start + BATCH]
-            given = None if memories is None else [memories[index] for index, _ in part]
-            for (_, question), reply in zip(part, _replies(engine, given, [q for _, q in part]), strict=True):
-                hit_first, hit_whole = _match(question, reply)
-                first.append(hit_first)
-                whole.append(hit_whole)
-            done += len(part)
-            advance(done, total)
+        hits = _ask(engine, asked, arm_states(arm, states, others, generator), tick)
         clusters = [index for index, _ in asked]
-        results[arm.value] = ArmResult(_rate(first, clusters, seed), _rate(whole, clusters, seed))
+        first, whole = (_rate(right, clusters, seed) for right in zip(*hits, strict=True))
+        results[arm.value] = ArmResult(first, whole)
     tokens = [engine.count_tokens(episode.messages) for episode in episodes]
     return RecallReport(len(episodes), len(asked), facts, states[0].nbytes, sum(tokens) / len(tokens), results)
+
+
+def _check_answers(questions: Sequence[Question]) -> None:
+    if not questions:
+        raise ConfigError("the episodes hold no questions; give at least one")
+    for question in questions:
+        if not words(question.answer):
+            raise ConfigError(
+                f"the answer to {question.question!r} is {question.answer!r}, expected at least one word; "
+                "nothing a model says could match it"
+            )
+
+
+def _hits(episode: Episode) -> frozenset[str]:
+    """What would count as right for some question of the episode, whole or by its first word."""
+    answers = [words(question.answer.casefold()) for question in episode.questions]
+    return frozenset({answer[0] for answer in answers} | {" ".join(answer) for answer in answers})
+
+
+def _ask(
+    engine: DeltaMemEngine,
+    asked: Sequence[tuple[int, Question]],
+    memories: Sequence[MemoryState] | None,
+    tick: Callable[[int], None],
+) -> list[tuple[bool, bool]]:
+    """For each (episode, question) whether the first word and the whole answer were right, by that episode's memory."""
+    hits: list[tuple[bool, bool]] = []
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
+        given = None if memories is None else [memories[index] for index, _ in part]
+        replies = _replies(engine, given, [question for _, question in part])
+        hits += [_match(question, reply) for (_, question), reply in zip(part, replies, strict=True)]
+        tick(len(part))
+    return hits
 
 
 def _replies(engine: DeltaMemEngine, states: Sequence[MemoryState] | None, questions: Sequence[Question]) -> list[str]:
@@ -134,21 +192,31 @@ def _replies(engine: DeltaMemEngine, states: Sequence[MemoryState] | None, quest
             messages.append(Message("assistant", question.prefix))
         conversations.append(messages)
     longest = max(engine.count_tokens([Message("assistant", question.answer)]) for question in questions)
-    free = any(not question.prefix for question in questions)
-    return engine.greedy_replies(states, conversations, max_tokens=FREE_REPLY_TOKENS if free else longest + 2)
+    if not all(question.prefix for question in questions):
+        longest = max(longest, FREE_REPLY_TOKENS)
+    return engine.greedy_replies(states, conversations, max_tokens=longest + SPARE_TOKENS)
 
 
 def _match(question: Question, reply: str) -> tuple[bool, bool]:
     """Whether the first word and whether every word of the answer is there, in place or in a free reply."""
-    answer, words = _words(question.answer), _words(reply)
+    answer, said = words(question.answer), words(reply)
     if question.prefix:
-        return words[:1] == answer[:1], words[: len(answer)] == answer
-    spots = [place for place, word in enumerate(words) if word == answer[0]]
-    return bool(spots), any(words[spot : spot + len(answer)] == answer for spot in spots)
+        return said[:1] == answer[:1], said[: len(answer)] == answer
+    spots = [place for place, word in enumerate(said) if word == answer[0]]
+    return bool(spots), any(said[spot : spot + len(answer)] == answer for spot in spots)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
+def words(text: str) -> list[str]:
+    """What stands between spaces and punctuation, as written. A number like 3.5 or 10:30 is one word."""
+    text = unicodedata.normalize("NFC", text)
+    inside = {match.start() for match in re.finditer(r"(?<=\d)[.,:/](?=\d)", text)}
+    kept = (letter if place in inside or _in_word(letter) else " " for place, letter in enumerate(text))
+    return [word for word in "".join(kept).split() if any(letter.isalnum() for letter in word)]
+
+
+def _in_word(letter: str) -> bool:
+    # Marks belong to the letter before them; where no composed letter exists they stand by themselves.
+    return letter.isalnum() or letter == "_" or unicodedata.category(letter).startswith("M")
 
 
 def _rate(right: Sequence[bool], clusters: Sequence[int], seed: int) -> Rate:

@@ -125,10 +125,10 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
     # A config of ours beside a released weight file is a conversion that was cut short.
     if (folder / CONFIG_FILE).is_file():
         if ours.is_file():
-            return _read_safetensors(ours)
+            return _plain(_read_safetensors(ours), ours)
         raise AdapterError(f"{CONFIG_FILE} in {folder} has no {WEIGHTS_FILE} beside it; fetch or convert it again")
     if published.is_file():
-        return _rename_published(_read_published(published), config, published)
+        return _rename_published(_plain(_read_published(published), published), config, published)
     raise AdapterError(f"no {WEIGHTS_FILE} or {PUBLISHED_WEIGHTS_FILE} in {folder}; is this an adapter folder?")
 
 
@@ -154,8 +154,17 @@ def _read_published(path: Path) -> dict[str, Tensor]:
             "nothing in it was executed; fetch it again from a source you trust"
         ) from None
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
-        raise AdapterError(f"{path} holds {type(held).__name__}, expected a dictionary of tensors by name")
+        raise AdapterError(f"{path} holds a {type(held).__name__}, expected a dictionary of tensors by name")
     return held
+
+
+def _plain(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`weights`, all of which are dense floating-point numbers that are really there."""
+    for name, value in weights.items():
+        if value.layout is not torch.strided or value.is_meta or not value.is_floating_point():
+            kind = "without values" if value.is_meta else f"{value.dtype}, {value.layout}"
+            raise AdapterError(f"{path}: {name} is {kind}; expected dense floating-point numbers")
+    return weights
 
 
 def _rename_published(tensors: Mapping[str, Tensor], config: AdapterConfig, path: Path) -> dict[str, Tensor]:
@@ -226,7 +235,7 @@ def _check_layers(config: AdapterConfig, indices: tuple[int, ...], weights: Mapp
 
 
 def _check_layer(memory: nn.Module, index: int, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuses a layer whose weights differ from those of `memory` in name, shape or kind."""
+    """Refuses a layer whose weights differ from those of `memory` in name or shape, or are not finite."""
     prefix = f"layers.{index}."
     expected = {prefix + name: value for name, value in memory.state_dict().items()}
     given = {name: value for name, value in weights.items() if name.startswith(prefix)}
@@ -245,8 +254,6 @@ def _check_weight(name: str, value: Tensor, shape: tuple[int, ...], folder: Path
         raise AdapterError(
             f"adapter in {folder}: {name} has shape {found}, expected {shape}; {_cause(name, found, shape)} differ"
         )
-    if value.layout is not torch.strided or value.is_meta or not value.is_floating_point():
-        raise AdapterError(f"adapter in {folder}: {name} is {value.dtype}, {value.layout}; expected plain numbers")
     if not bool(torch.isfinite(value.float()).all()):
         raise AdapterError(f"adapter in {folder}: {name} holds values that are not finite; fetch it again")
 

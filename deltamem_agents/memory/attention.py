@@ -184,6 +184,13 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
     else:
         reads = _read(state, projected.q)
         new = _write_messages(memory, call, state, x)
+    earlier = call.matrices.get(slot)
+    if earlier is not None and new.requires_grad and not earlier.requires_grad:
+        # Reentrant checkpointing runs a layer without gradient first; what it wrote then stays cut off.
+        raise StateError(
+            "this layer ran for the same MemoryCall without gradient before, so gradients through the state would be "
+            "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
+        )
     call.matrices[slot] = new
     return reads.transpose(1, 2).flatten(2)
 

@@ -38,8 +38,9 @@ class Renderer(Protocol):
 class HistoryBatch:
     """Right-padded histories without their lead. `tokens`, `valid` and `writable` are (batch, T).
 
-    `valid` is False for padding. `lead` (tokens,) is the system part all of them begin with, which neither
-    reads nor writes, so that its keys and values are the same for every history.
+    `valid` is False for padding, `writable` True for contents, which are written. `lead` (tokens,) is what
+    all of them begin with before the first content; it neither reads nor writes, so that its keys and
+    values are the same for every history.
     """
 
     lead: Tensor
@@ -53,16 +54,17 @@ class HistoryBatch:
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Right-padded prompts with their replies, without their lead.
+    """Right-padded prompts with their replies, without their lead: `tokens`, `valid`, `writable` (questions, T).
 
-    `row` (questions,) says whose history each belongs to. `places` (targets, 2) lists (question, position) of the
-    hidden states that predict `targets` (targets,); `is_answer` and `is_first` mark the answer's own tokens and its
-    first one.
+    `row` (questions,) says whose history each belongs to. `places` (targets, 2) lists (question, position) of
+    the hidden states that predict `targets` (targets,); `is_answer` and `is_first` mark the answer's own
+    tokens and its first one.
     """
 
     lead: Tensor
     tokens: Tensor
     valid: Tensor
+    writable: Tensor
     row: Tensor
     places: Tensor
     targets: Tensor
@@ -84,53 +86,74 @@ def history_batch(renderer: Renderer, histories: Sequence[Sequence[Message]]) ->
     rows = [renderer.render(messages, generation_prompt=False) for messages in histories]
     lead = _common_lead([row.ids[: lead_length(row.owner, m)] for row, m in zip(rows, histories, strict=True)])
     tokens, valid = _pad([row.ids[len(lead) :] for row in rows])
-    writable = torch.zeros_like(valid)
-    for index, row in enumerate(rows):
-        owner = torch.tensor(row.owner[len(lead) :])
-        writable[index, : len(owner)] = owner >= 0
-    return HistoryBatch(torch.tensor(lead), tokens, valid, writable)
+    return HistoryBatch(torch.tensor(lead), tokens, valid, _contents([row.owner[len(lead) :] for row in rows], valid))
 
 
 def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionBatch:
-    rows: list[int] = []
-    ids: list[Sequence[int]] = []
-    leads: list[Sequence[int]] = []
-    places: list[tuple[int, int]] = []
-    targets: list[tuple[int, bool, bool]] = []
-    for row, episode in enumerate(episodes):
-        for question in episode.questions:
-            asked = (Message("user", question.question), Message("assistant", question.reply))
-            rendered = renderer.render(asked, generation_prompt=False)
-            lead = lead_length(rendered.owner, asked)
-            # The end-of-turn mark is learned too; what follows it is the template's business.
-            end = max(i for i, owner in enumerate(rendered.owner) if owner == 1) + 2
-            start, stop = _answer_span(renderer, question)
-            for place in range(rendered.owner.index(1), end):
-                places.append((len(ids), place - 1 - lead))
-                targets.append((rendered.ids[place], start <= place < stop, place == start))
-            ids.append(rendered.ids[lead : end - 1])
-            leads.append(rendered.ids[:lead])
-            rows.append(row)
-    tokens, valid = _pad(ids)
-    token, answer, begin = zip(*targets, strict=True)
+    """Every question of every episode, in order, with the reply to learn.
+
+    Raises ConfigError unless all prompts begin with the same system part.
+    """
+    asked = [(row, question) for row, episode in enumerate(episodes) for question in episode.questions]
+    exchanges = [_exchange(renderer, question) for _, question in asked]
+    tokens, valid = _pad([exchange.ids for exchange in exchanges])
+    learned = [(index, place) for index, one in enumerate(exchanges) for place in range(one.reply, len(one.all_ids))]
     return QuestionBatch(
-        torch.tensor(_common_lead(leads)),
+        torch.tensor(_common_lead([exchange.lead for exchange in exchanges])),
         tokens,
         valid,
-        torch.tensor(rows),
-        torch.tensor(places),
-        torch.tensor(token),
-        torch.tensor(answer),
-        torch.tensor(begin),
+        _contents([exchange.owner[:-1] for exchange in exchanges], valid),
+        torch.tensor([row for row, _ in asked]),
+        torch.tensor([(index, place - 1) for index, place in learned]),
+        torch.tensor([exchanges[index].all_ids[place] for index, place in learned]),
+        torch.tensor([place in exchanges[index].answer for index, place in learned]),
+        torch.tensor([place == exchanges[index].answer.start for index, place in learned]),
+    )
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """A question and its reply behind their lead, up to and with the token that ends the reply.
+
+    `owner`: of `all_ids`, as the renderer says. `reply`: where the reply's tokens begin; `answer`: the places
+    of the answer's.
+    """
+
+    lead: Sequence[int]
+    all_ids: Sequence[int]
+    owner: Sequence[int]
+    reply: int
+    answer: range
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """What the model is shown: the last token is only predicted."""
+        return self.all_ids[:-1]
+
+
+def _exchange(renderer: Renderer, question: Question) -> _Exchange:
+    def render(reply: str, *, cut: bool) -> Rendering:
+        asked = (Message("user", question.question), Message("assistant", reply))
+        return renderer.render(asked, generation_prompt=False, continue_final=cut)
+
+    whole = render(question.reply, cut=False)
+    lead = next(place for place, owner in enumerate(whole.owner) if owner == 0)
+    reply = [place for place, owner in enumerate(whole.owner) if owner == 1]
+    # The end-of-turn mark is learned too; what follows it is the template's business.
+    end = min(reply[-1] + 2, len(whole.ids))
+    start = len(render(question.prefix, cut=True).ids)
+    stop = len(render(f"{question.prefix} {question.answer}", cut=True).ids)
+    return _Exchange(
+        whole.ids[:lead], whole.ids[lead:end], whole.owner[lead:end], reply[0] - lead, range(start - lead, stop - lead)
     )
 
 
 @dataclass(frozen=True)
 class NeutralBatch:
-    """Right-padded exchanges that memory should not change, without their lead.
+    """Right-padded exchanges that memory should not change, without their lead. `tokens`, `valid`: (rows, T).
 
-    `row`: whose history's state is read. `places` (N, 2): where the prediction is compared with the frozen
-    model's.
+    `row` (rows,): whose history's state is read. `places` (N, 2): where the prediction is compared with the
+    frozen model's.
     """
 
     lead: Tensor
@@ -162,25 +185,30 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Sequence[Message]]) ->
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
     """Where values were told: places (tokens, 2) as (row, position), and a mask (batch, T) of them.
 
-    In the order of the episodes' questions.
+    In the order of the episodes' questions, each of which has to say where its fact was told.
     """
     mask = torch.zeros_like(histories.valid)
     places: list[tuple[int, int]] = []
     for row, episode in enumerate(episodes):
+        owner = renderer.render(episode.messages, generation_prompt=False).owner
         for question in episode.questions:
             assert question.told is not None
-            before = episode.messages[: question.told.message]
-            message = episode.messages[question.told.message]
-
-            def position(end: int, before: Sequence[Message] = before, message: Message = message) -> int:
-                cut = Message(message.role, message.content[:end].rstrip())
-                rendered = renderer.render((*before, cut), generation_prompt=False, continue_final=True)
-                return len(rendered.ids) - len(histories.lead)
-
-            start, stop = position(question.told.start), position(question.told.start + len(question.answer))
+            begins = list(owner).index(question.told.message) - len(histories.lead)
+            content = episode.messages[question.told.message].content
+            end = question.told.start + len(question.answer)
+            start, stop = (begins + _content_tokens(renderer, content[:cut]) for cut in (question.told.start, end))
             mask[row, start:stop] = True
             places += [(row, place) for place in range(start, stop)]
     return torch.tensor(places), mask
+
+
+def _content_tokens(renderer: Renderer, text: str) -> int:
+    """How many tokens a user's message that begins with `text` has for it, a space at its end left out."""
+    text = text.rstrip()
+    if not text:
+        return 0
+    owner = renderer.render((Message("user", text),), generation_prompt=False).owner
+    return sum(index == 0 for index in owner)
 
 
 def _common_lead(leads: Sequence[Sequence[int]]) -> list[int]:
@@ -189,21 +217,19 @@ def _common_lead(leads: Sequence[Sequence[int]]) -> list[int]:
     return list(leads[0])
 
 
-def _answer_span(renderer: Renderer, question: Question) -> tuple[int, int]:
-    """First and one past the last position of the answer's tokens in the rendered exchange."""
-
-    def length(reply: str) -> int:
-        asked = (Message("user", question.question), Message("assistant", reply))
-        return len(renderer.render(asked, generation_prompt=False, continue_final=True).ids)
-
-    return length(question.prefix), length(f"{question.prefix} {question.answer}")
-
-
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    attended = torch.zeros(len(rows), longest, dtype=torch.bool)
+    """Rows of unequal length as (batch, T), and which places of it are theirs."""
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    valid = torch.zeros_like(tokens, dtype=torch.bool)
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = torch.tensor(row)
-        attended[index, : len(row)] = True
-    return tokens, attended
+        valid[index, : len(row)] = True
+    return tokens, valid
+
+
+def _contents(owners: Sequence[Sequence[int]], valid: Tensor) -> Tensor:
+    """Bool (batch, T): the tokens of some message's content."""
+    marked = torch.zeros_like(valid)
+    for index, owner in enumerate(owners):
+        marked[index, : len(owner)] = torch.tensor(owner) >= 0
+    return marked

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.facts import (
     ACKNOWLEDGEMENTS,
+    ANSWER_PREFIX,
     ATTRIBUTES,
     ECHOES,
     HELD_OUT_ATTRIBUTES,
@@ -20,6 +22,7 @@ from deltamem_agents.training.facts import (
     STATEMENTS,
     VALUES,
     Attribute,
+    same_subject,
 )
 from deltamem_agents.types import Message
 
@@ -66,9 +69,10 @@ class Episode:
 class EpisodeShape:
     """How many facts and distractor exchanges an episode has, and what is new to the model in it.
 
-    `word_share`: chance that a value is any word although the attribute has a list of its own.
-    `changed`: chance that a fact was told before with another value. `asked_before`: chance that the
-    conversation already holds a question about a told fact and its answer.
+    `distractors`: fewest and most exchanges of small talk. `word_share`: chance that a value is any word
+    although the attribute has a list of its own. `changed`: chance that a fact was told before with another
+    value. `asked_before`: chance that a told fact is asked for in the conversation itself, and answered.
+    Facts of one episode are never about the same subject.
     """
 
     facts: int = 1
@@ -100,27 +104,38 @@ class _Telling:
 
 
 class EpisodeGenerator:
-    """Draws episodes of one shape. `words` are the values of attributes that take any word."""
+    """Draws episodes of one shape. `words` are the values of attributes that take any word.
+
+    Raises ConfigError when `words` has too few for the shape's split, or there are fewer attributes than
+    facts wanted.
+    """
 
     def __init__(self, words: Sequence[str], shape: EpisodeShape) -> None:
         self.shape = shape
         self._values = {kind: split_values(values, shape.split) for kind, values in VALUES.items()}
         self._values["word"] = split_values(words, shape.split)
         self._attributes = HELD_OUT_ATTRIBUTES if shape.held_out_attributes else ATTRIBUTES
+        if len(set(self._values["word"])) < 2:
+            raise ConfigError(
+                f"{len(words)} words leave {len(self._values['word'])} for the {shape.split} split, expected at least "
+                "2; take a tokenizer with whole words in its vocabulary, or give words of your own"
+            )
+        if not 1 <= shape.facts <= len(self._attributes):
+            raise ConfigError(f"an episode of {shape.facts} facts was asked for, expected 1 to {len(self._attributes)}")
 
     def draw(self, rng: random.Random) -> Episode:
         """The next episode; equal generators in equal states draw equal ones."""
         return _Draw(rng, self.shape, self._values, self._attributes).episode()
 
     def untold(self, rng: random.Random, episode: Episode) -> str:
-        """A question about something that `episode` does not tell."""
-        told = {question.prefix for question in episode.questions}
-        while True:
-            asked = _Draw(rng, self.shape, self._values, self._attributes).question(
-                rng.choice(self._attributes), "", None
-            )
-            if asked.prefix not in told:
-                return asked.question
+        """A question about something that `episode` tells nothing about, nor about the like of it.
+
+        Raises ConfigError when nothing is left to ask.
+        """
+        prefixes = {question.prefix for question in episode.questions}
+        told = [attribute for attribute in self._attributes if _prefix(attribute) in prefixes]
+        draw = _Draw(rng, self.shape, self._values, self._attributes)
+        return draw.question(draw.attribute_beside(told), "", None).question
 
 
 class _Draw:
@@ -137,13 +152,13 @@ class _Draw:
 
     def episode(self) -> Episode:
         rng, shape = self._rng, self._shape
-        facts = [_Telling(attribute, self._value(attribute)) for attribute in rng.sample(self._attributes, shape.facts)]
+        facts = [_Telling(attribute, self._value(attribute)) for attribute in self._subjects()]
         turns: list[_Telling | None] = [*facts, *[None] * rng.randint(*shape.distractors)]
         rng.shuffle(turns)
         for fact in facts:
             if rng.random() < shape.changed:
                 earlier = rng.randint(0, turns.index(fact))
-                turns.insert(earlier, _Telling(fact.attribute, self._value(fact.attribute), current=False))
+                turns.insert(earlier, self._outdated(fact))
         messages: list[Message] = []
         told: dict[str, Told] = {}
         for turn in turns:
@@ -157,8 +172,22 @@ class _Draw:
     def question(self, attribute: Attribute, value: str, told: Told | None) -> Question:
         general = HELD_OUT_QUESTIONS if self._shape.held_out_phrasings else QUESTIONS
         question = self._phrasing(attribute.asked, general).format(a=attribute.name)
-        prefix = attribute.answer.format(a=attribute.name, v="\0").split("\0")[0].rstrip()
-        return Question(question, value, prefix, told)
+        return Question(question, value, _prefix(attribute), told)
+
+    def attribute_beside(self, others: Sequence[Attribute]) -> Attribute:
+        """An attribute that is about another subject than each of `others`."""
+        free = [new for new in self._attributes if not any(same_subject(new, other) for other in others)]
+        if not free:
+            raise ConfigError(f"no attribute is left beside {len(others)} others; ask for fewer facts in an episode")
+        return self._rng.choice(free)
+
+    def _subjects(self) -> list[Attribute]:
+        """As many attributes as the episode has facts, each about a subject of its own."""
+        chosen: list[Attribute] = []
+        for drawn in self._rng.sample(self._attributes, self._shape.facts):
+            clash = any(same_subject(drawn, other) for other in chosen)
+            chosen.append(self.attribute_beside(chosen) if clash else drawn)
+        return chosen
 
     def _exchange(self, turn: _Telling | None, position: int, told: dict[str, Told]) -> list[Message]:
         if turn is None:
@@ -173,6 +202,12 @@ class _Draw:
         reply = self._rng.choice(ECHOES if self._rng.random() < ECHO_SHARE else ACKNOWLEDGEMENTS)
         return [Message("user", before.format(**names)), Message("assistant", reply.format(**names))]
 
+    def _outdated(self, fact: _Telling) -> _Telling:
+        """The same fact as it was before: with another value."""
+        while (value := self._value(fact.attribute)) == fact.value:
+            continue
+        return _Telling(fact.attribute, value, current=False)
+
     def _value(self, attribute: Attribute) -> str:
         kind = attribute.values
         if kind != "word" and self._rng.random() < self._shape.word_share:
@@ -183,3 +218,8 @@ class _Draw:
         if self._shape.held_out_phrasings or not own or self._rng.random() < 0.5:
             return self._rng.choice(general)
         return self._rng.choice(own)
+
+
+def _prefix(attribute: Attribute) -> str:
+    """How the reply to a question about `attribute` begins."""
+    return ANSWER_PREFIX.format(a=attribute.name)

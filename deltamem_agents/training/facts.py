@@ -1,7 +1,7 @@
 """What can be told and asked: attributes with their phrasings, and lists of values.
 
 Written for this project. Everything is English, short, and about the user, someone they know, or a thing
-they own. `held_out` attributes and the last phrasing of every list are kept for evaluation.
+they own. Whatever is named HELD_OUT is kept for evaluation.
 """
 
 from __future__ import annotations
@@ -44,22 +44,21 @@ HELD_OUT_QUESTIONS = (
     "Could you remind me what my {a} is?",
     "I told you my {a} earlier. What was it?",
 )
-ANSWER = "Your {a} is {v}."
+ANSWER_PREFIX = "Your {a} is"
 
 
 @dataclass(frozen=True)
 class Attribute:
     """One thing that can be told. `values` names a list of VALUES or "word" for any word.
 
-    `told` and `asked` replace the general phrasings where a plain "my {a} is {v}" would sound odd;
-    `answer` is the reply, which must end with the value.
+    `told` and `asked` are its own phrasings beside the general ones. No statement begins with the value,
+    which would give it other tokens than it has in a reply.
     """
 
     name: str
     values: str = "word"
     told: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
-    answer: str = ANSWER
 
 
 def _plain(names: str, values: str) -> tuple[Attribute, ...]:
@@ -191,6 +190,38 @@ HELD_OUT_ATTRIBUTES: tuple[Attribute, ...] = (
     *_plain("favourite vegetable,favourite soup", "food"),
     *_plain("uncle's job", "job"),
 )
+
+SAME_SUBJECT: tuple[frozenset[str], ...] = (
+    frozenset({"name", "nickname", "username", "call sign"}),
+    frozenset({"name", "job"}),
+    frozenset({"job", "first job", "dream job"}),
+    frozenset({"city", "hometown", "birthplace", "favourite city", "parents' town", "office location"}),
+    frozenset({"holiday destination", "next travel destination"}),
+    frozenset({"favourite colour", "favorite color", "lucky colour"}),
+    frozenset(
+        {
+            "favourite food",
+            "favorite food",
+            "favourite dish",
+            "favourite snack",
+            "favourite dessert",
+            "favourite fruit",
+        }
+    ),
+    frozenset({"hobby", "favourite sport", "favourite pastime", "evening class"}),
+    frozenset({"instrument", "favourite sport", "favourite game"}),
+    frozenset({"favourite animal", "favourite bird", "spirit animal"}),
+    frozenset({"sister's name", "sister's job"}),
+    frozenset({"brother's name", "brother's job"}),
+    frozenset({"password", "code word", "secret word", "safe word", "keyword"}),
+    frozenset({"company name", "start-up's name"}),
+)
+"""Attributes that one question may be asking for: "Where do I live?" may mean the city or the hometown."""
+
+
+def same_subject(one: Attribute, other: Attribute) -> bool:
+    """Whether a question about one may be taken for a question about the other."""
+    return one.name == other.name or any(one.name in names and other.name in names for names in SAME_SUBJECT)
 
 
 def _words(text: str) -> tuple[str, ...]:

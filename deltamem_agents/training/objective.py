@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +18,18 @@ from deltamem_agents.training.batches import PREFIX_WEIGHT, HistoryBatch, Neutra
 
 @dataclass(frozen=True)
 class Outcome:
-    """`loss` to minimise; counts of answers right in their first and in all tokens; mean β of written tokens."""
+    """How a batch of questions was answered.
+
+    `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
+    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `beta`:
+    mean write gate of the histories' written tokens, scalar with gradient.
+    """
 
     loss: Tensor
     answer_nats: float
     first_right: Tensor
     all_right: Tensor
-    beta: float
+    beta: Tensor
 
 
 def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
@@ -51,10 +58,10 @@ def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> 
 def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBatch, *, writes: bool) -> Tensor:
     """Logits (targets, vocabulary) float32, from the state of each question's own history.
 
-    `writes`: also write the question and the reply as they are read, as a turn does.
+    `writes`: also write the contents of the question and the reply as they are read, as a turn does.
     """
     call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid)
-    call.write_mask = questions.valid if writes else None
+    call.write_mask = questions.writable if writes else None
     hidden = run_after_lead(model, questions.lead, questions.tokens, questions.valid, call)
     return _logits(model, hidden, questions.places)
 
@@ -71,21 +78,30 @@ def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> 
 
 
 def _logits(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
+    """Logits (places, vocabulary) float32 at (row, position) pairs of `hidden` (batch, T, hidden)."""
     rows, positions = places.unbind(-1)
-    return model.get_output_embeddings()(hidden[rows, positions]).float()
+    logits: Tensor = output_layer(model)(hidden[rows, positions]).float()
+    cap: float | None = getattr(cast(Any, model.config).get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The frozen model's map from hidden states to the vocabulary."""
+    return cast(Callable[[], nn.Linear], model.get_output_embeddings)()
 
 
 def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None) -> Tensor:
     """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which is computed once for the batch."""
-    batch = len(tokens)
+    decoder, batch = cast(nn.Module, model.base_model), len(tokens)
     with torch.no_grad():
-        before = model.base_model(input_ids=lead[None], use_cache=True).past_key_values
+        before = decoder(input_ids=lead[None], use_cache=True).past_key_values
     before.batch_repeat_interleave(batch)
     seen = torch.cat([valid.new_ones(batch, len(lead)), valid], dim=1)
     memory = {} if call is None else {CALL_KEYWORD: call}
-    return model.base_model(
+    hidden: Tensor = decoder(
         input_ids=tokens, attention_mask=seen.long(), past_key_values=before, use_cache=True, **memory
     ).last_hidden_state
+    return hidden
 
 
 def judge(logits: Tensor, questions: QuestionBatch, beta: Tensor) -> Outcome:
@@ -103,5 +119,5 @@ def judge(logits: Tensor, questions: QuestionBatch, beta: Tensor) -> Outcome:
         answer_nats=float(nats.detach()[questions.is_answer].mean()),
         first_right=right[questions.is_first],
         all_right=wrong == 0,
-        beta=float(beta.detach()),
+        beta=beta,
     )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from deltamem_agents.config import AdapterConfig
+from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.training.episodes import EpisodeShape
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    _Part = TypeVar("_Part", bound=DataclassInstance)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -24,15 +29,20 @@ class WarmStart:
     steps: int = 300
     gain: float = 30.0
 
+    def __post_init__(self) -> None:
+        _check(self, ("episodes", "steps"), *_AT_LEAST_ONE)
+        _check(self, ("gain",), "above 0", lambda value: value > 0)
+
 
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training. Each step draws one number of `facts` and as many episodes as give `questions`.
 
-    `distractors`: fewest and most small-talk exchanges. `rate`: learning rate after `warmup` steps, falling
-    along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which the
-    question is written while it is read, as in use. `neutral_every`: after how many steps one goes to
-    leaving other prompts alone (0: never), its loss weighted `neutral_weight`.
+    `distractors`, `changed`, `asked_before`: as in EpisodeShape. `rate`: learning rate after `warmup` steps,
+    falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which the
+    question is written while it is read, as in use. `neutral_every`: in every how many-th step other prompts
+    have to be left alone as well (0: never), their loss weighted `neutral_weight`. `beta_weight`: weight of
+    the mean write gate in the loss.
     """
 
     steps: int
@@ -49,13 +59,29 @@ class Stage:
     neutral_weight: float = 1.0
     beta_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
+        _check(self, ("warmup", "neutral_every"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("rate", "rate_end", "neutral_weight", "beta_weight"), "0 or more", lambda value: value >= 0)
+        _check(self, ("changed", "asked_before", "question_writes"), "from 0 to 1", lambda value: 0 <= value <= 1)
+        _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
+        _check(
+            self,
+            ("distractors",),
+            "[fewest, most]",
+            lambda value: _are_whole(value, 0) and len(value) == 2 and value[0] <= value[1],
+        )
+
     def shape(self, facts: int) -> EpisodeShape:
         return EpisodeShape(facts, self.distractors, changed=self.changed, asked_before=self.asked_before)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run's outcome beside the machine it runs on."""
+    """Everything that decides a run's outcome beside the machine it runs on.
+
+    `evaluate_every`, `save_every`: after how many steps held-out values are asked for, and the run is saved.
+    """
 
     model: str
     adapter: AdapterConfig
@@ -64,6 +90,17 @@ class Recipe:
     seed: int = 0
     evaluate_every: int = 200
     save_every: int = 50
+
+    def __post_init__(self) -> None:
+        _check(self, ("model",), "a name", lambda value: isinstance(value, str))
+        _check(self, ("evaluate_every", "save_every"), *_AT_LEAST_ONE)
+        _check(self, ("seed",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("stages",), "at least one stage", bool)
+        if self.adapter.memory_write_granularity != "token":
+            raise ConfigError(
+                f"recipe: adapter.memory_write_granularity is {self.adapter.memory_write_granularity!r}; "
+                "only 'token' can be trained"
+            )
 
     @property
     def steps(self) -> int:
@@ -78,22 +115,25 @@ class Recipe:
         raise ConfigError(f"the recipe ends {step} steps before the one asked for")
 
     def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping that `from_json` turns back into an equal recipe."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """Raises ConfigError naming a key that is missing or not known."""
-        try:
-            return cls(
-                **{
-                    **data,
-                    "adapter": AdapterConfig.from_json(data["adapter"]),
-                    "stages": tuple(_stage(stage) for stage in data["stages"]),
-                    "warm_start": WarmStart(**data["warm_start"]) if data.get("warm_start") else None,
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"the recipe does not fit: {error}; compare it with those that ship") from None
+        """Raises ConfigError naming a key that is missing or not known, or whose value does not fit."""
+        given = dict(_mapping(data, "recipe"))
+        if "adapter" in given:
+            adapter = _mapping(given["adapter"], "recipe, adapter")
+            # With its format named, the adapter's config refuses keys it does not know.
+            given["adapter"] = AdapterConfig.from_json({"format": ADAPTER_FORMAT, **adapter})
+        if "stages" in given:
+            stages = given["stages"]
+            if not isinstance(stages, list | tuple):
+                raise ConfigError(f"recipe: stages is {stages!r}, expected a list")
+            given["stages"] = tuple(_build(Stage, stage, f"recipe, stage {n}") for n, stage in enumerate(stages, 1))
+        if given.get("warm_start") is not None:
+            given["warm_start"] = _build(WarmStart, given["warm_start"], "recipe, warm_start")
+        return _build(cls, given, "recipe")
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
@@ -104,8 +144,54 @@ class Recipe:
         if not path.is_file():
             known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.json")))
             raise ConfigError(f"no recipe {str(name)!r}; give a JSON file or one of: {known}")
-        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            data = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{path} is not valid JSON ({error}); compare it with the recipes that ship") from None
+        return cls.from_json(data)
 
 
-def _stage(data: Mapping[str, Any]) -> Stage:
-    return Stage(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+def _mapping(data: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is {data!r}, expected an object of settings by name")
+    return data
+
+
+def _build(kind: type[_Part], data: object, where: str) -> _Part:
+    """A dataclass from JSON, its lists as tuples."""
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    needed = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
+    missing = sorted(needed - set(settings))
+    if missing:
+        raise ConfigError(f"{where}: {', '.join(missing)} is missing; compare it with the recipes that ship")
+    try:
+        return kind(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _check(part: object, names: Sequence[str], expected: str, fits: Callable[[Any], object]) -> None:
+    """Refuses values that do not fit, be it for their kind or their size."""
+    for name in names:
+        value = getattr(part, name)
+        try:
+            fine = fits(value)
+        except TypeError:
+            fine = False
+        if not fine:
+            raise ConfigError(f"{name} is {value!r}, expected {expected}")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_whole(values: Iterable[object], least: int) -> bool:
+    return all(_is_whole(value, least) for value in values)
+
+
+_AT_LEAST_ONE: tuple[str, Callable[[Any], object]] = ("a whole number above 0", lambda value: _is_whole(value, 1))

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deltamem_agents.errors import ConfigError
+from deltamem_agents.errors import TrainingDiverged
 from deltamem_agents.loading import LoadedModel
-from deltamem_agents.memory.adapter_file import load_adapter, save_adapter
 from deltamem_agents.memory.attach import Adapter, attach
+from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.batches import Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
-from deltamem_agents.training.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.objective import Outcome, answer_questions, disturbance, judge, write_history
-from deltamem_agents.training.recipe import Recipe, Stage
+from deltamem_agents.training.recipe import Recipe, Stage, WarmStart
+from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.types import Message
 
-LOG_FILE = "log.jsonl"
-PROGRESS_FILE = "progress.json"
-OPTIMISER_FILE = "optimiser.safetensors"
-RECIPE_FILE = "recipe.json"
+__all__ = ["LOG_FILE", "Report", "Trainer", "initialise", "open_words"]
+
 EVALUATED_QUESTIONS = 48
 
 
 @dataclass(frozen=True)
 class Report:
-    """One line of the log."""
+    """One step's line in the log. `neutral`: nats by which other prompts were disturbed, where it was measured."""
 
     step: int
     seconds: float
@@ -57,99 +54,87 @@ def open_words(tokenizer: Any) -> list[str]:
 
 
 class Trainer:
-    """One run in one folder. Starting it again continues where it was saved last."""
+    """One run in one folder. Starting it again continues where it was saved last.
+
+    `step`: how many steps are done; `seconds`: how long they took; `adapter`: what is trained. `say` gets a
+    line for people now and then.
+    """
 
     def __init__(
         self, loaded: LoadedModel, renderer: Renderer, recipe: Recipe, folder: Path, say: Callable[[str], None]
     ) -> None:
-        self._model, self._renderer, self._recipe, self._folder, self._say = (
-            loaded.model,
-            renderer,
-            recipe,
-            folder,
-            say,
-        )
+        """Raises ConfigError when the folder holds a run of another recipe, or a damaged one."""
+        self._model, self._renderer, self._recipe, self._say = loaded.model, renderer, recipe, say
         self._device = next(loaded.model.parameters()).device
         self._words = open_words(loaded.tokenizer)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._keep_recipe()
-        self.step, self.seconds = self._progress()
-        self.adapter = self._adapter()
-        self._attachment = attach(loaded.model, self.adapter)
+        self._folder = RunFolder(folder, recipe)
+        self.step, self.seconds = 0, 0.0
+        self.adapter = self._new_adapter()
+        self._names = {name: parameter for name, parameter in self.adapter.named_parameters()}
         self._optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-        if self.step:
-            self._load_optimiser()
+        saved = self._folder.checkpoint()
+        self._begun = saved is not None
+        if saved is not None:
+            self._restore(saved)
 
     def run(self) -> None:
-        """Train to the recipe's end, saving on the way."""
-        if self.step == 0 and self._recipe.warm_start is not None:
-            self._warm_start()
-        begun = time.monotonic() - self.seconds
-        while self.step < self._recipe.steps:
-            report = self._train_step(begun)
-            self._log(report.__dict__)
-            self.step += 1
-            self.seconds = time.monotonic() - begun
-            if self.step % self._recipe.save_every == 0 or self.step == self._recipe.steps:
-                self.save()
-            if self.step % self._recipe.evaluate_every == 0 or self.step == self._recipe.steps:
-                self._evaluate()
-        self._attachment.detach()
+        """Train to the recipe's end, saving on the way. The model carries the adapter meanwhile.
+
+        Raises TrainingDiverged when a loss is not finite, ConfigError when the folder is in use.
+        """
+        with self._folder.claimed():
+            attachment = attach(self._model, self.adapter)
+            try:
+                self._folder.cut_log(self.step if self._begun else -1)
+                self._train()
+            finally:
+                attachment.detach()
 
     def save(self) -> None:
-        """Adapter, optimiser and progress, each file replaced whole and the progress last."""
-        save_adapter(self.adapter, self._folder)
-        names = {parameter: name for name, parameter in self.adapter.named_parameters()}
+        """Make this the point to go on from."""
         moments = {
-            f"{key}:{names[parameter]}": value
-            for parameter, kept in self._optimiser.state.items()
-            for key, value in kept.items()
+            (kind, name): value
+            for name, parameter in self._names.items()
+            for kind, value in self._optimiser.state.get(parameter, {}).items()
         }
-        part = self._folder / (OPTIMISER_FILE + ".part")
-        save_file({name: value.detach().cpu().contiguous() for name, value in moments.items()}, part)
-        part.replace(self._folder / OPTIMISER_FILE)
-        part = self._folder / (PROGRESS_FILE + ".part")
-        part.write_text(json.dumps({"step": self.step, "seconds": self.seconds}), encoding="utf-8")
-        part.replace(self._folder / PROGRESS_FILE)
+        weights = {name: parameter.detach() for name, parameter in self._names.items()}
+        self._folder.save(Checkpoint(self.step, self.seconds, weights, moments), self.adapter)
+        self._begun = True
 
-    def _keep_recipe(self) -> None:
-        path, text = self._folder / RECIPE_FILE, json.dumps(self._recipe.to_json(), indent=2) + "\n"
-        if (self._folder / PROGRESS_FILE).exists() and path.read_text(encoding="utf-8") != text:
-            raise ConfigError(
-                f"{self._folder} holds a run of another recipe; continue it with its own {RECIPE_FILE}, "
-                "or choose another folder"
-            )
-        path.write_text(text, encoding="utf-8")
+    def _train(self) -> None:
+        if not self._begun and self._recipe.warm_start is not None:
+            self._warm_start(self._recipe.warm_start)
+            self._evaluate()
+            self.save()
+        begun = time.monotonic() - self.seconds
+        while self.step < self._recipe.steps:
+            self._log(asdict(self._train_step(begun)))
+            self.step += 1
+            self.seconds = time.monotonic() - begun
+            last = self.step == self._recipe.steps
+            # Evaluated before it is saved: what the log lacks after an interruption is then always done again.
+            if last or self.step % self._recipe.evaluate_every == 0:
+                self._evaluate()
+            if last or self.step % self._recipe.save_every == 0:
+                self.save()
 
-    def _progress(self) -> tuple[int, float]:
-        path = self._folder / PROGRESS_FILE
-        if not path.exists():
-            return 0, 0.0
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return int(data["step"]), float(data["seconds"])
-
-    def _adapter(self) -> Adapter:
-        if self.step:
-            return load_adapter(self._folder, self._model).requires_grad_(True)
+    def _new_adapter(self) -> Adapter:
         torch.manual_seed(self._recipe.seed)
         adapter = Adapter.for_model(self._recipe.adapter, self._model)
         initialise(adapter)
         return adapter.to(self._device)
 
-    def _load_optimiser(self) -> None:
-        parameters = dict(self.adapter.named_parameters())
-        for name, value in load_file(self._folder / OPTIMISER_FILE).items():
-            key, _, parameter = name.partition(":")
-            state = self._optimiser.state[parameters[parameter]]
-            state[key] = value if key == "step" else value.to(self._device)
+    def _restore(self, saved: Checkpoint) -> None:
+        self.step, self.seconds = saved.step, saved.seconds
+        self.adapter.load_state_dict(dict(saved.weights))
+        for (kind, name), value in saved.moments.items():
+            # The optimiser counts its steps on the CPU wherever it runs.
+            self._optimiser.state[self._names[name]][kind] = value if kind == "step" else value.to(self._device)
 
-    def _warm_start(self) -> None:
-        settings = self._recipe.warm_start
-        assert settings is not None
+    def _warm_start(self, settings: WarmStart) -> None:
         rng = random.Random(f"{self._recipe.seed} warm")
-        shape = EpisodeShape(facts=1, distractors=(0, 1), word_share=0.7)
-        generator = self._generator(shape)
+        generator = self._generator(EpisodeShape(facts=1, distractors=(0, 1), word_share=0.7))
         begun = time.monotonic()
         warm_start(
             self._model,
@@ -163,7 +148,6 @@ class Trainer:
             say=self._say,
         )
         self.seconds = time.monotonic() - begun
-        self._evaluate()
 
     def _generator(self, shape: EpisodeShape) -> EpisodeGenerator:
         if shape not in self._generators:
@@ -172,30 +156,42 @@ class Trainer:
 
     def _train_step(self, begun: float) -> Report:
         stage, into = self._recipe.stage_at(self.step)
+        # From the seed and the step alone, so that an interrupted run goes on as an uninterrupted one.
         rng = random.Random(f"{self._recipe.seed} {self.step}")
-        for group in self._optimiser.param_groups:
-            group["lr"] = _rate(stage, into)
         facts = rng.choice(stage.facts)
         generator = self._generator(stage.shape(facts))
         episodes = [generator.draw(rng) for _ in range(max(1, stage.questions // facts))]
-        history = history_batch(self._renderer, [episode.messages for episode in episodes]).to(self._device)
-        state, beta = write_history(self._model, self.adapter, history)
-        questions = question_batch(self._renderer, episodes).to(self._device)
-        writes = rng.random() < stage.question_writes
-        outcome = judge(answer_questions(self._model, state, questions, writes=writes), questions, beta)
-        loss, neutral = outcome.loss + stage.beta_weight * beta, None
+        state, outcome = self._answered(episodes, writes=rng.random() < stage.question_writes)
+        loss, neutral = outcome.loss + stage.beta_weight * outcome.beta, None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
             exchanges = [self._neutral(rng, generator, episode, index) for index, episode in enumerate(episodes)]
-            extra = disturbance(self._model, state, neutral_batch(self._renderer, exchanges).to(self._device))
-            loss, neutral = loss + stage.neutral_weight * extra, float(extra.detach())
-        self._optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
-        self._optimiser.step()
+            neutral = disturbance(self._model, state, neutral_batch(self._renderer, exchanges).to(self._device))
+            loss = loss + stage.neutral_weight * neutral
+        self._descend(loss, _rate(stage, into))
         return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
 
+    def _answered(self, episodes: Sequence[Episode], *, writes: bool) -> tuple[MemoryState, Outcome]:
+        """The states the episodes leave behind, and how their questions are answered from these."""
+        histories = history_batch(self._renderer, [episode.messages for episode in episodes]).to(self._device)
+        state, beta = write_history(self._model, self.adapter, histories)
+        questions = question_batch(self._renderer, episodes).to(self._device)
+        return state, judge(answer_questions(self._model, state, questions, writes=writes), questions, beta)
+
+    def _descend(self, loss: Tensor, rate: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingDiverged(
+                f"step {self.step}: the loss is {float(loss.detach())}, its gradient's norm {float(norm)}, expected "
+                "finite numbers; nothing of it was saved. Lower the recipe's rates or the warm start's gain"
+            )
+        self._optimiser.step()
+
     def _neutral(
-        self, rng: random.Random, generator: EpisodeGenerator, episode: Any, index: int
+        self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, index: int
     ) -> tuple[Message, ...]:
         """Small talk, and every other time a question about something never told."""
         if index % 2:
@@ -207,27 +203,20 @@ class Trainer:
     def _evaluate(self) -> None:
         """Recall of values never trained on, by number of facts: a progress figure without controls."""
         recall: dict[str, float] = {}
-        stage = self._recipe.stages[-1]
+        distractors = self._recipe.stages[-1].distractors
         for facts in sorted({facts for stage in self._recipe.stages for facts in stage.facts}):
             rng = random.Random("progress")
-            generator = self._generator(EpisodeShape(facts, stage.distractors, split="evaluation"))
-            right: list[Tensor] = []
-            first: list[Tensor] = []
-            while sum(map(len, right)) < EVALUATED_QUESTIONS:
+            generator = self._generator(EpisodeShape(facts, distractors, split="evaluation"))
+            found: list[Outcome] = []
+            while sum(len(outcome.all_right) for outcome in found) < EVALUATED_QUESTIONS:
                 episodes = [generator.draw(rng) for _ in range(max(1, 16 // facts))]
-                history = history_batch(self._renderer, [episode.messages for episode in episodes]).to(self._device)
-                state, beta = write_history(self._model, self.adapter, history)
-                questions = question_batch(self._renderer, episodes).to(self._device)
-                outcome = judge(answer_questions(self._model, state, questions, writes=False), questions, beta)
-                right.append(outcome.all_right)
-                first.append(outcome.first_right)
-            recall[f"{facts} facts, whole answer"] = float(torch.cat(right).float().mean())
-            recall[f"{facts} facts, first token"] = float(torch.cat(first).float().mean())
+                found.append(self._answered(episodes, writes=False)[1])
+            recall[f"{facts} facts, whole answer"] = _share([outcome.all_right for outcome in found])
+            recall[f"{facts} facts, first token"] = _share([outcome.first_right for outcome in found])
         self._log({"step": self.step, "seconds": self.seconds, "held_out_values": recall})
 
-    def _log(self, line: dict[str, Any]) -> None:
-        with (self._folder / LOG_FILE).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+    def _log(self, line: Mapping[str, Any]) -> None:
+        self._folder.log(line)
         if "held_out_values" in line:
             figures = ", ".join(f"{name} {value:.2f}" for name, value in line["held_out_values"].items())
             self._say(f"step {line['step']}: held-out values: {figures}")
@@ -260,15 +249,19 @@ def _rate(stage: Stage, into: int) -> float:
     return stage.rate_end + (stage.rate - stage.rate_end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _report(step: int, seconds: float, facts: int, outcome: Outcome, neutral: float | None) -> Report:
+def _share(right: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(right)).float().mean())
+
+
+def _report(step: int, seconds: float, facts: int, outcome: Outcome, neutral: Tensor | None) -> Report:
     return Report(
         step=step,
         seconds=round(seconds, 1),
         facts=facts,
         loss=round(float(outcome.loss.detach()), 4),
         answer_nats=round(outcome.answer_nats, 4),
-        first=round(float(outcome.first_right.float().mean()), 3),
-        whole=round(float(outcome.all_right.float().mean()), 3),
-        beta=round(outcome.beta, 4),
-        neutral=None if neutral is None else round(neutral, 4),
+        first=round(_share([outcome.first_right]), 3),
+        whole=round(_share([outcome.all_right]), 3),
+        beta=round(float(outcome.beta.detach()), 4),
+        neutral=None if neutral is None else round(float(neutral.detach()), 4),
     )

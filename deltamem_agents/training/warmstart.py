@@ -22,14 +22,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.training.batches import Renderer, history_batch, question_batch, told_places
+from deltamem_agents.training.batches import (
+    HistoryBatch,
+    QuestionBatch,
+    Renderer,
+    history_batch,
+    question_batch,
+    told_places,
+)
 from deltamem_agents.training.episodes import Episode
-from deltamem_agents.training.objective import run_after_lead
+from deltamem_agents.training.objective import output_layer, run_after_lead
 
 FIT_BATCH = 256
 KEY_BATCH = 192
+COLLECT_BATCH = 32
 CROSS_KEY_WEIGHT = 2.0
 
 
@@ -62,14 +71,14 @@ def warm_start(
     generator: torch.Generator,
     say: Callable[[str], None],
 ) -> None:
-    """Set the adapter's projections from `episodes` drawn episodes of one fact each.
+    """Set the adapter's projections from `episodes` drawn episodes. The model has to carry the adapter.
 
     `gain` scales the correction: large enough to be heard, small enough to leave other text alone.
+    Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply.
     """
     found = collect_activations(model, adapter, renderer, [draw() for _ in range(episodes)], generator, say)
-    output = model.get_output_embeddings().weight.detach().float()
     say(f"fitting values, keys and gate on {len(found.token)} told tokens")
-    fit_values(adapter, found, output, steps, gain, generator)
+    fit_values(adapter, found, output_layer(model).weight.detach().float(), steps, gain, generator)
     fit_keys(adapter, found, steps, generator)
     fit_gate(adapter, found, steps, generator)
 
@@ -82,57 +91,84 @@ def collect_activations(
     episodes: Sequence[Episode],
     generator: torch.Generator,
     say: Callable[[str], None],
-    batch: int = 32,
 ) -> Activations:
-    parts: dict[str, list[Tensor]] = {name: [] for name in Activations.__dataclass_fields__}
+    """Activations at every told token of `episodes`, and at twice as many other places."""
+    parts: list[Activations] = []
     labels: dict[tuple[str, int], int] = {}
-    for start in range(0, len(episodes), batch):
-        some = episodes[start : start + batch]
-        histories = history_batch(renderer, [episode.messages for episode in some]).to(_device(model))
-        questions = question_batch(renderer, some).to(_device(model))
-        told = _inputs(model, adapter, histories.lead, histories.tokens, histories.valid)
-        asked = _inputs(model, adapter, questions.lead, questions.tokens, questions.valid)
-        answers = questions.places[questions.is_answer]
-        places, of_value = told_places(renderer, some, histories)
-        if len(places) != len(answers):
-            raise AssertionError("a told value and its answer have different tokens")
-        rows, at = places.unbind(-1)
-        parts["value"].append(told[rows, :, at])
-        parts["before"].append(told[rows, :, (at - 1).clamp_min(0)])
-        parts["query"].append(asked[answers[:, 0], :, answers[:, 1]])
-        others = (histories.writable & ~of_value.to(histories.writable.device)).nonzero()
-        chosen = others[torch.randperm(len(others), generator=generator)[: 2 * len(places)].to(others.device)]
-        parts["other"].append(told[chosen[:, 0], :, chosen[:, 1]])
-        tokens = questions.targets[questions.is_answer]
-        parts["token"].append(tokens.cpu())
-        first = questions.is_first[questions.is_answer].tolist()
-        kinds = [
-            (some[int(row)].questions[0].prefix, -1) if begins else ("", int(previous))
-            for row, begins, previous in zip(answers[:, 0], first, [0, *tokens.tolist()[:-1]], strict=True)
-        ]
-        parts["label"].append(torch.tensor([labels.setdefault(kind, len(labels)) for kind in kinds]))
-        if start % (20 * batch) == 0:
+    for start in range(0, len(episodes), COLLECT_BATCH):
+        some = episodes[start : start + COLLECT_BATCH]
+        parts.append(_activations(model, adapter, renderer, some, labels, generator))
+        if start % (20 * COLLECT_BATCH) == 0:
             say(f"activations of {start + len(some)} of {len(episodes)} episodes")
-    return Activations(**{name: torch.cat(found) for name, found in parts.items()})
+    return Activations(
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in Activations.__dataclass_fields__}
+    )
+
+
+def _activations(
+    model: nn.Module,
+    adapter: Adapter,
+    renderer: Renderer,
+    episodes: Sequence[Episode],
+    labels: dict[tuple[str, int], int],
+    generator: torch.Generator,
+) -> Activations:
+    """Those of one batch. `labels` numbers the keys met so far and grows."""
+    device = next(model.parameters()).device
+    histories = history_batch(renderer, [episode.messages for episode in episodes]).to(device)
+    questions = question_batch(renderer, episodes).to(device)
+    places, of_value = told_places(renderer, episodes, histories)
+    _check_same_tokens(histories, questions, places)
+    told = _inputs(model, adapter, histories.lead, histories.tokens, histories.valid)
+    asked = _inputs(model, adapter, questions.lead, questions.tokens, questions.valid)
+    rows, at = places.unbind(-1)
+    answers = questions.places[questions.is_answer]
+    others = (histories.writable & ~of_value).nonzero()
+    chosen = others[torch.randperm(len(others), generator=generator)[: 2 * len(places)].to(device)]
+    keys = _keys(questions, [question.prefix for episode in episodes for question in episode.questions])
+    return Activations(
+        value=told[rows, :, at],
+        before=told[rows, :, (at - 1).clamp_min(0)],
+        query=asked[answers[:, 0], :, answers[:, 1]],
+        other=told[chosen[:, 0], :, chosen[:, 1]],
+        token=questions.targets[questions.is_answer].cpu(),
+        label=torch.tensor([labels.setdefault(key, len(labels)) for key in keys]),
+    )
+
+
+def _check_same_tokens(histories: HistoryBatch, questions: QuestionBatch, places: Tensor) -> None:
+    told, answered = histories.tokens[places[:, 0], places[:, 1]], questions.targets[questions.is_answer]
+    if not torch.equal(told, answered):
+        raise ConfigError(
+            "the tokenizer encodes a told value otherwise than the same value in a reply, which a warm start "
+            'compares token by token; train this model with "warm_start": null'
+        )
+
+
+def _keys(questions: QuestionBatch, prefixes: Sequence[str]) -> list[tuple[str, int]]:
+    """What each answer token is looked up by: the first one by the question's subject, others by the token before."""
+    asked = questions.places[questions.is_answer][:, 0].tolist()
+    tokens = questions.targets[questions.is_answer].tolist()
+    first = questions.is_first[questions.is_answer].tolist()
+    return [
+        (prefixes[question], -1) if begins else ("", previous)
+        for question, begins, previous in zip(asked, first, [-1, *tokens[:-1]], strict=True)
+    ]
 
 
 def fit_values(
     adapter: Adapter, found: Activations, output: Tensor, steps: int, gain: float, generator: torch.Generator
 ) -> None:
-    """Low-rank maps, one a layer, whose sum points from a told token to its own output row."""
+    """Low-rank maps, one a layer, whose sum points from a told token to its row of `output` (vocabulary, hidden)."""
     device = found.value.device
-    candidates, target = found.token.unique(return_inverse=True)
-    rows = output[candidates.to(output.device)].to(device)
-    rows = F.normalize(rows - rows.mean(0), dim=-1)
+    rows, target = output_rows(found, output)
     layers, width = found.value.shape[1], adapter.config.width
     read = _noise((layers, width, found.value.shape[2]), 0.02, generator, device)
     say_again = _noise((layers, output.shape[1], width), 0.05, generator, device)
     sharpness = torch.tensor(3.0, device=device, requires_grad=True)
 
     def loss(picked: Tensor) -> Tensor:
-        values = torch.einsum("nld,lrd->nlr", found.value[picked].float(), read)
-        spoken = F.normalize(torch.einsum("nlr,ldr->nd", values, say_again), dim=-1)
-        return F.cross_entropy(spoken @ rows.T * sharpness.exp(), target[picked.cpu()].to(device))
+        return value_loss(found.value[picked], rows, target[picked], read, say_again, sharpness)
 
     _descend([read, say_again, sharpness], loss, len(target), FIT_BATCH, steps, 3e-3, generator)
     with torch.no_grad():
@@ -140,7 +176,25 @@ def fit_values(
             memory = adapter.layer(slot)
             memory.memory_v_proj.copy_(read[slot])
             if "o" in adapter.config.delta_heads:
-                memory.delta_o_proj.copy_(say_again[slot] * gain)
+                memory.get_parameter("delta_o_proj").copy_(say_again[slot] * gain)
+
+
+def output_rows(found: Activations, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (C, hidden) of the told tokens in `output`, apart from what they share, and each token's own (N,)."""
+    candidates, target = found.token.unique(return_inverse=True)
+    rows = output[candidates.to(output.device)].to(found.value.device)
+    return F.normalize(rows - rows.mean(0), dim=-1), target.to(found.value.device)
+
+
+def value_loss(x: Tensor, rows: Tensor, target: Tensor, read: Tensor, say_again: Tensor, sharpness: Tensor) -> Tensor:
+    """Cross-entropy of telling told tokens apart by what the layers together say about them.
+
+    x (N, layers, hidden), rows (C, hidden), target (N,), read (layers, width, hidden), say_again
+    (layers, hidden, width).
+    """
+    values = torch.einsum("nld,lrd->nlr", x.float(), read)
+    spoken = F.normalize(torch.einsum("nlr,ldr->nd", values, say_again), dim=-1)
+    return F.cross_entropy(spoken @ rows.T * sharpness.exp(), target)
 
 
 def fit_keys(adapter: Adapter, found: Activations, steps: int, generator: torch.Generator) -> None:
@@ -150,23 +204,16 @@ def fit_keys(adapter: Adapter, found: Activations, steps: int, generator: torch.
     shape = (layers, config.width, hidden)
     here, query = _noise(shape, 0.02, generator, device), _noise(shape, 0.02, generator, device)
     before = _noise(shape, 0.02, generator, device)
-
-    def unit(raw: Tensor) -> Tensor:
-        return F.normalize(torch.tanh(raw.unflatten(-1, (config.num_state_heads, -1))), dim=-1)
+    label = found.label.to(device)
 
     def loss(picked: Tensor) -> Tensor:
         keys = torch.einsum("nld,lrd->nlr", found.value[picked].float(), here)
         if config.key_shift:
             keys = keys + torch.einsum("nld,lrd->nlr", found.before[picked].float(), before)
         queries = torch.einsum("nld,lrd->nlr", found.query[picked].float(), query)
-        match = torch.einsum("nlhr,mlhr->lhnm", unit(queries), unit(keys))
-        labels = found.label[picked.cpu()].to(device)
-        same = (labels[:, None] == labels).float()
-        agree = ((1 - match) * same).sum() / same.sum()
-        differ = (match.square() * (1 - same)).sum() / (1 - same).sum()
-        return (agree + CROSS_KEY_WEIGHT * differ) / match.shape[0] / match.shape[1]
+        return key_loss(keys, queries, label[picked], config.num_state_heads)
 
-    _descend([here, before, query], loss, len(found.label), KEY_BATCH, steps, 2e-3, generator)
+    _descend([here, before, query], loss, len(label), KEY_BATCH, steps, 2e-3, generator)
     with torch.no_grad():
         for slot in range(layers):
             memory = adapter.layer(slot)
@@ -176,18 +223,31 @@ def fit_keys(adapter: Adapter, found: Activations, steps: int, generator: torch.
                 memory.memory_k_shift_proj.copy_(before[slot])
 
 
+def key_loss(keys: Tensor, queries: Tensor, label: Tensor, heads: int) -> Tensor:
+    """How far queries are from the keys of their own label, and from being orthogonal to all others.
+
+    keys, queries (N, layers, heads·r), before they are made unit vectors; label (N,).
+    """
+
+    def unit(raw: Tensor) -> Tensor:
+        return F.normalize(torch.tanh(raw.unflatten(-1, (heads, -1))), dim=-1)
+
+    match = torch.einsum("nlhr,mlhr->lhnm", unit(queries), unit(keys))
+    same = (label[:, None] == label).float()
+    agree = ((1 - match) * same).sum() / same.sum()
+    differ = (match.square() * (1 - same)).sum() / (1 - same).sum().clamp_min(1)
+    return (agree + CROSS_KEY_WEIGHT * differ) / match.shape[0] / match.shape[1]
+
+
 def fit_gate(adapter: Adapter, found: Activations, steps: int, generator: torch.Generator) -> None:
     """Logistic regression, layer by layer: open on told values, closed on other content."""
     layers, hidden = found.value.shape[1:]
     weight = torch.zeros(layers, hidden, device=found.value.device, requires_grad=True)
     bias = torch.zeros(layers, device=found.value.device, requires_grad=True)
 
-    def logit(x: Tensor) -> Tensor:
-        return torch.einsum("nld,ld->nl", x.float(), weight) + bias
-
     def loss(picked: Tensor) -> Tensor:
         other = torch.randint(len(found.other), (len(picked),), generator=generator).to(picked.device)
-        return F.softplus(-logit(found.value[picked])).mean() + F.softplus(logit(found.other[other])).mean()
+        return gate_loss(found.value[picked], found.other[other], weight, bias)
 
     _descend([weight, bias], loss, len(found.token), FIT_BATCH, steps, 2e-3, generator)
     with torch.no_grad():
@@ -195,6 +255,12 @@ def fit_gate(adapter: Adapter, found: Activations, steps: int, generator: torch.
             memory = adapter.layer(slot)
             memory.beta_proj.copy_(weight[slot].expand_as(memory.beta_proj))
             memory.beta_bias.copy_(bias[slot].expand_as(memory.beta_bias))
+
+
+def gate_loss(value: Tensor, other: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Cross-entropy of telling values from other content, both (N, layers, hidden), by weight (layers, hidden)."""
+    opens, closes = (torch.einsum("nld,ld->nl", x.float(), weight) + bias for x in (value, other))
+    return F.softplus(-opens).mean() + F.softplus(closes).mean()
 
 
 def _descend(
@@ -226,7 +292,3 @@ def _inputs(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, va
     run_after_lead(model, lead, tokens, valid, call)
     assert call.inputs is not None
     return torch.stack([call.inputs[slot] for slot in range(len(adapter.indices))], dim=1)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

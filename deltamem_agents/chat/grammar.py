@@ -1,0 +1,260 @@
+"""Grammars: what a reply may say, enforced token by token.
+
+`reply_grammar` writes down which replies are valid; a `Vocabulary` turns that into a `Matcher`, which
+tells after every token which ones may follow. Grammars are compiled by
+llguidance, which is installed with the extra "tools"; nothing else of this package needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltamem_agents.chat.tool_calls import CLOSE, OPEN
+from deltamem_agents.errors import ConfigError, GrammarError
+from deltamem_agents.types import Tool, ToolChoice
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+MOST_CALLS = 8
+"""Calls in one reply. A small model that repeats itself would else go on until its tokens run out."""
+
+CLOSING_TOKENS = 128
+"""From how many remaining tokens on a matcher looks for the way out."""
+
+_MARGIN = 8
+_FORK = 8
+"""Up to how many allowed tokens count as a fork of the grammar, each of whose ways is looked along."""
+
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_CLOSERS = frozenset(b'"}]')
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A set of replies, in llguidance's dialect of Lark. `source` names what it was made from, for errors."""
+
+    lark: str
+    source: str
+
+
+def reply_grammar(
+    tools: Sequence[Tool],
+    choice: ToolChoice = "auto",
+    *,
+    parallel: bool = True,
+    schema: Mapping[str, Any] | None = None,
+) -> Grammar | None:
+    """Replies that call these tools as `format_tool_calls` writes calls; None where anything may be said.
+
+    `choice` "auto": any text, in which an opened call has to be finished as a valid one; "any": calls
+    and nothing else; a tool's name: one call of it; "none": no call. `parallel`: whether several calls
+    may follow each other. `schema`: a JSON schema that whatever is said instead of a call has to fit, on
+    one line; `{"type": "object"}` is any object.
+
+    A tool checks its own arguments, so keywords of a parameter schema that no grammar can express are
+    left to it. Whoever reads a reply relies on the whole `schema`: there such a keyword is an error, when
+    the grammar is compiled. Raises ConfigError when `choice` names no tool on offer.
+    """
+    offered = () if choice == "none" else tools
+    chosen = offered if choice in ("auto", "any", "none") else [tool for tool in tools if tool.name == choice]
+    if not chosen and choice not in ("auto", "none"):
+        names = ", ".join(repr(tool.name) for tool in tools) or "no tool"
+        raise ConfigError(
+            f"tool_choice is {choice!r}, but on offer is {names}; expected 'auto', 'any', 'none' or a tool's name"
+        )
+    if not chosen and schema is None:
+        return None
+    starts, rules = [], ["%llguidance {}"]
+    if chosen:
+        several = parallel and choice in ("auto", "any")
+        more = f'("\\n" {_text(OPEN)} call){{0,{MOST_CALLS - 1}}}' if several else ""
+        free = choice == "auto" and schema is None
+        starts.append(f"opened call {more}" if free else f"{_text(OPEN)} call {more}")
+        rules.append("call: " + " | ".join(f"call_{place}" for place in range(len(chosen))))
+        rules += [_call_rules(place, tool) for place, tool in enumerate(chosen)]
+        if free:
+            starts.append("plain")
+            rules += [f"opened[lazy]: OPENED\nOPENED: /(.|\\n)*/ {_text(OPEN)}", "plain: /(.|\\n)*/"]
+    if schema is not None and choice in ("auto", "none"):
+        starts.append("answer")
+        rules.append(f"answer: %json {_spaced(schema, lenient=False)}")
+    source = ["response schema"] * (schema is not None) + [f"tool {tool.name!r}" for tool in chosen]
+    return Grammar("\n".join([*rules, "start: " + " | ".join(starts)]), ", ".join(source))
+
+
+def grammars_available() -> bool:
+    """Whether llguidance is installed."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+class Vocabulary:
+    """A tokenizer's tokens as grammars see them. Costs about a second to make; share one per model.
+
+    `definition`: the tokenizer in the JSON form of the tokenizers library. `size`: how many logits the
+    model has. `end_ids`: tokens that end a reply.
+
+    Raises GrammarError without llguidance, or when it cannot read the tokenizer.
+    """
+
+    def __init__(self, definition: str, size: int, end_ids: Collection[int]) -> None:
+        if not grammars_available():
+            raise GrammarError(
+                "a forced tool call or a response schema needs llguidance, which is not installed; "
+                "run: pip install 'deltamem-agents[tools]'"
+            )
+        from llguidance import LLTokenizer
+
+        self.size = size
+        try:
+            self._tokenizer = LLTokenizer(definition, eos_token=sorted(end_ids))
+        except (ValueError, RuntimeError) as error:
+            raise GrammarError(f"llguidance cannot read this model's tokenizer ({error}); use another model") from None
+        self._end_ids = frozenset(end_ids)
+
+    def matcher(self, grammar: Grammar, *, max_tokens: int | None = None) -> Matcher:
+        """A fresh matcher. `max_tokens`: how long the reply may be; near it the reply is led to its end.
+
+        Raises GrammarError when the grammar does not compile.
+        """
+        from llguidance import LLMatcher
+
+        compiled = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar.lark), log_level=0)
+        if compiled.is_error():
+            raise GrammarError(
+                f"the {grammar.source} cannot be turned into a grammar: {_first_line(compiled.get_error())}; "
+                "leave that part out of the schema, or check it in the caller"
+            )
+        return Matcher(compiled, self, max_tokens)
+
+    @cached_property
+    def endings(self) -> NDArray[np.int64]:
+        """(tokens,) how well each token serves to finish a JSON text, the least first."""
+        ranks = np.empty(self._tokenizer.vocab_size, dtype=np.int64)
+        for token in range(len(ranks)):
+            text = self._tokenizer.decode_bytes([token]).strip()
+            closes = bool(text) and _CLOSERS.issuperset(text)
+            kind = 0 if closes else 1 if text in (b"0", b"null") else 3 if text.startswith(b",") else 2
+            ranks[token] = (kind * 64 + (63 - min(len(text), 63) if closes else min(len(text), 63))) * len(
+                ranks
+            ) + token
+        return ranks
+
+    def is_end(self, token: int) -> bool:
+        return token in self._end_ids
+
+
+class Matcher:
+    """Follows one reply through a grammar."""
+
+    def __init__(self, compiled: LLMatcher, vocabulary: Vocabulary, max_tokens: int | None = None) -> None:
+        self._compiled, self._vocabulary = compiled, vocabulary
+        self._remaining = max_tokens
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Bool (vocabulary,): True where the next token may be. Never all False."""
+        mask = _mask(self._compiled)
+        if self._remaining is not None and self._remaining <= CLOSING_TOKENS:
+            mask = self._homeward(mask, self._remaining)
+        return self._sized(mask)
+
+    def accept(self, token: int) -> None:
+        """Go on with `token`. Raises GrammarError when the grammar does not allow it."""
+        if self._remaining is not None:
+            self._remaining -= 1
+        if self._vocabulary.is_end(token) and self._compiled.is_accepting():
+            return
+        if not self._compiled.consume_token(token):
+            raise GrammarError(f"token {token} does not fit the grammar: {_first_line(self._compiled.get_error())}")
+
+    def accepts(self, tokens: Sequence[int]) -> bool:
+        """Whether these tokens from here on are a whole reply. Changes nothing."""
+        ahead = self._compiled.deep_copy()
+        return bool(ahead.consume_tokens(list(tokens)) and ahead.is_accepting())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reply is whole and nothing may be added to it."""
+        return bool(self._compiled.is_stopped())
+
+    def way_out(self, limit: int = 4 * CLOSING_TOKENS) -> list[int] | None:
+        """A short continuation that makes the reply whole, [] if it is; None if none was found within `limit`."""
+        return self._way(self._compiled.deep_copy(), limit)
+
+    def _homeward(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
+        """The part of `mask` from which the reply can still be finished in time, as far as that can be told."""
+        way = self.way_out()
+        if way and len(way) + _MARGIN >= remaining:
+            return _only(mask, way[:1])
+        choices = np.flatnonzero(mask).tolist()
+        if len(choices) > _FORK:
+            return mask
+        return _only(mask, [token for token in choices if self._in_time(token, remaining - 1)] or choices)
+
+    def _in_time(self, token: int, remaining: int) -> bool:
+        if self._vocabulary.is_end(token):
+            return True
+        ahead = self._compiled.deep_copy()
+        return bool(ahead.consume_token(token)) and self._way(ahead, remaining) is not None
+
+    def _way(self, ahead: LLMatcher, limit: int) -> list[int] | None:
+        way: list[int] = []
+        while not ahead.is_accepting():
+            step = ahead.compute_ff_tokens() or [self._easiest(_mask(ahead))]
+            if len(way) + len(step) > limit or not ahead.consume_tokens(step):
+                return None
+            way += step
+        return way
+
+    def _easiest(self, mask: NDArray[np.bool_]) -> int:
+        ranks = self._vocabulary.endings
+        candidates = np.flatnonzero(mask[: len(ranks)])
+        return int(candidates[ranks[candidates].argmin()])
+
+    def _sized(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        size = self._vocabulary.size
+        return mask[:size] if len(mask) >= size else np.pad(mask, (0, size - len(mask)))
+
+
+def _mask(compiled: LLMatcher) -> NDArray[np.bool_]:
+    packed = np.frombuffer(compiled.compute_bitmask(), dtype=np.uint8)
+    return np.unpackbits(packed, bitorder="little").view(np.bool_)
+
+
+def _only(mask: NDArray[np.bool_], tokens: Sequence[int]) -> NDArray[np.bool_]:
+    few = np.zeros_like(mask)
+    few[list(tokens)] = True
+    return few
+
+
+def _call_rules(place: int, tool: Tool) -> str:
+    head = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+    parameters = {"type": "object", **tool.parameters}
+    return (
+        f"call_{place}: {_text(head)} arguments_{place} {_text('}' + chr(10) + CLOSE)}\n"
+        f"arguments_{place}: %json {_spaced(parameters, lenient=True)}"
+    )
+
+
+def _spaced(schema: Mapping[str, Any], *, lenient: bool) -> str:
+    """The schema as JSON, asking for the same white space as `format_tool_calls` and no more."""
+    try:
+        return json.dumps({**schema, "x-guidance": {**_SPACING, "lenient": lenient}})
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"a schema is not JSON ({error}); expected a JSON schema of plain values") from None
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "unknown error")

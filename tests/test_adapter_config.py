@@ -1,0 +1,129 @@
+"""Adapter configs: the published one and ours are read, anything that would change the result unnoticed is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
+from deltamem_agents.errors import ConfigError, DeltaMemError, NewerFormat
+from deltamem_agents.memory.adapter_file import PUBLISHED_CONFIG_FILE, read_config
+from tiny_models import MESSAGE_MEAN
+
+RELEASED = sorted(path.parent for path in (Path(__file__).parent / "parity").glob(f"*/{PUBLISHED_CONFIG_FILE}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("rank", 0, "at least 1"),
+        ("rank", 4.0, "whole number"),
+        ("rank", "4", "whole number"),
+        ("rank", True, "whole number"),
+        ("num_state_heads", -1, "at least 1"),
+        ("alpha", "16", "finite number"),
+        ("alpha", float("nan"), "finite number"),
+        ("couple_lambda", 1, "true or false"),
+        ("key_shift", None, "true or false"),
+        ("delta_scale_max", 0, "above 0"),
+        ("delta_o_rmsnorm_eps", -1e-6, "above 0"),
+        ("state_update_mode", "momentum", "one of standard, lambda_outside, no_lambda"),
+        ("memory_write_granularity", "sentence", "one of token, message_mean"),
+        ("delta_scale_granularity", [], "one of layer, head"),
+        ("delta_heads", ["q", "x"], "q, k, v, o"),
+        ("delta_heads", [], "q, k, v, o"),
+        ("delta_heads", ["q", "q"], "distinct"),
+        ("delta_heads", [["q"]], "q, k, v, o"),
+        ("delta_heads", 4, "q, k, v, o"),
+        ("target_layers", [-1], "counted from 0"),
+        ("target_layers", [1, 1], "distinct"),
+        ("target_layers", ["0"], "counted from 0"),
+        ("target_layers", None, "counted from 0"),
+        ("layers", 0, "or null"),
+        ("hidden_size", "32", "or null"),
+        ("base_model", 3, "a name or null"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_key(key: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=rf"adapter config: {key} is .*{expected}"):
+        AdapterConfig.from_json({"format": ADAPTER_FORMAT, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_memory_partitions", 4),
+        ("num_global_memory_partitions", 1),
+        ("memory_readout_mode", "slots"),
+        ("memory_write_source", "raw"),
+        ("memory_reader_layers", [3]),
+        ("latent_memory_layers", [0, 1]),
+        ("slot_read_top_k", 2),
+        ("normalize_qk", False),
+        ("delta_scale_parameterization", "free"),
+        ("target_modules", ["mlp"]),
+    ],
+)
+def test_a_released_config_asking_for_another_mechanism_is_refused_by_key(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}=.* is not supported, only .* is"):
+        AdapterConfig.from_json({"rank": 8, key: value})
+
+
+def test_an_unknown_key_warns_in_a_released_config_and_is_refused_in_ours() -> None:
+    with pytest.warns(UserWarning, match="unknown keys trained_on"):
+        assert AdapterConfig.from_json({"rank": 4, "trained_on": "a laptop"}) == AdapterConfig(rank=4)
+    with pytest.raises(ConfigError, match=r"unknown keys rnak; known are .*rank"):
+        AdapterConfig.from_json({"format": ADAPTER_FORMAT, "rnak": 4})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda path: path.name)
+def test_released_configs_are_known_in_full(folder: Path) -> None:
+    config = read_config(folder)
+    assert AdapterConfig.from_json(config.to_json()) == config
+
+
+def test_missing_keys_take_the_published_preset() -> None:
+    config = AdapterConfig.from_json({})
+    assert (config.rank, config.alpha, config.delta_heads, config.scale) == (8, 16.0, ("q", "o"), 2.0)
+    assert config.couple_lambda and config.rankwise_gates and config.state_update_mode == "standard"
+
+
+@pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])
+def test_a_newer_format_is_refused_by_name(version: int) -> None:
+    with pytest.raises(NewerFormat, match=f"format {version}, this version reads up to {ADAPTER_FORMAT}; upgrade"):
+        AdapterConfig.from_json({"format": version, "surprise": 1})
+
+
+@pytest.mark.parametrize("version", ["1", 0, None, 1.5, True])
+def test_a_format_that_is_no_version_is_refused(version: object) -> None:
+    with pytest.raises(ConfigError, match="format is"):
+        AdapterConfig.from_json({"format": version, "surprise": 1})
+
+
+def test_key_shift_and_whole_messages_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"key_shift .*'message_mean'"):
+        replace(MESSAGE_MEAN, key_shift=True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(["q", "o", "token", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(sorted([*AdapterConfig().to_json(), "normalize_qk", "slot_read_top_k", "other"]))
+
+
+@given(data=st.dictionaries(KEYS, JSON, max_size=6))
+@pytest.mark.filterwarnings("ignore:adapter config")
+def test_any_json_object_is_a_config_or_an_error_of_this_package(data: dict[str, object]) -> None:
+    try:
+        config = AdapterConfig.from_json(data)
+    except DeltaMemError:
+        return
+    assert AdapterConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

@@ -1,0 +1,264 @@
+"""The commands that run a model, on a random two-layer one: chat, eval, adapter and train."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_runs import refusal, run, run_json
+from deltamem_agents.cli.screen import printable
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights, save_adapter
+from deltamem_agents.training import trainer
+from deltamem_agents.types import Message
+from tiny_engine import byte_tokenizer, random_adapter, tiny_llama
+
+ARMS = {"memory", "off", "zero_state", "wrong_conversation", "random_state"}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of a random two-layer model and of a random adapter for it."""
+
+    model: Path
+    adapter: Path
+
+    @property
+    def options(self) -> list[str]:
+        return ["--model", str(self.model), "--adapter", str(self.adapter)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    folders = Tiny(tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("adapter"))
+    model = tiny_llama()
+    model.save_pretrained(folders.model)
+    byte_tokenizer().save_pretrained(folders.model)
+    save_adapter(random_adapter(model), folders.adapter)
+    return folders
+
+
+class TestChat:
+    @pytest.fixture
+    def options(self, tiny: Tiny, tmp_path: Path) -> list[str]:
+        return [*tiny.options, "--store", str(tmp_path / "chat.sqlite"), "--agent", "ada", "--max-tokens", "6"]
+
+    def head(self, options: list[str]) -> dict[str, Any] | None:
+        store = options[options.index("--store") + 1]
+        rows = run_json("memory", "list", "--store", store)["agents"]
+        return rows[0] if rows else None
+
+    def test_one_answer_is_saved_and_the_next_process_goes_on_from_it(self, options: list[str]) -> None:
+        first = run_json("chat", *options, "--once", "Hello.")
+        assert self.head(options)["head"] == first["snapshot"]
+        assert first["usage"]["completion_tokens"] <= 6
+        assert first["facts"]["alignment"] == "fresh"
+        assert first["facts"]["tokens_written"] > 0
+        second = run_json("chat", *options, "--once", "Another thing.")
+        assert second["facts"]["alignment"] == "windowed"
+        head = self.head(options)
+        assert (head["head"], head["turns"]) == (second["snapshot"], 2)
+
+    def test_text_and_facts_are_apart(self, options: list[str]) -> None:
+        asked = ("chat", *options, "--once", "Hello.", "--memory", "readonly")
+        answer, result = run_json(*asked), run(*asked)
+        assert result.stdout.rstrip("\n") == printable(answer["text"], keep="\n\t").rstrip("\n")
+        assert "state 128 bytes · nothing saved" in result.stderr
+
+    @pytest.mark.parametrize("mode", ["readonly", "off"])
+    def test_only_readwrite_writes(self, mode: str, options: list[str]) -> None:
+        run("chat", *options, "--once", "Hello.")
+        before = self.head(options)
+        answer = run_json("chat", *options, "--once", "More.", "--memory", mode)
+        assert answer["snapshot"] is None
+        assert answer["facts"]["memory"] == mode
+        assert self.head(options) == before
+
+    def test_a_conversation_keeps_its_history(self, options: list[str]) -> None:
+        result = run("chat", *options, stdin="Hello.\n\nMore.\n/memory\n/frob\n/quit\nnever read\n")
+        assert result.exit_code == 0
+        assert "/frob is unknown" in result.stderr
+        assert "2 turns, 4 messages" in result.stdout
+        assert self.head(options)["turns"] == 2
+        prompts = [int(found) for found in re.findall(r"prompt (\d+) tokens", result.stdout)]
+        assert len(prompts) == 2
+        assert prompts[1] > prompts[0]
+
+    def test_forget_in_a_chat_asks_and_starts_anew(self, options: list[str]) -> None:
+        result = run("chat", *options, stdin="Hello.\n/forget\nn\n/forget\ny\n/memory\n")
+        assert result.exit_code == 0
+        assert "forgot 1 snapshot" in result.stdout
+        assert "remembers nothing yet" in result.stdout
+        assert self.head(options) is None
+
+    def test_ctrl_c_in_a_reply_cancels_the_turn_and_changes_nothing(
+        self, options: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, asked = DeltaMemEngine.stream_turn, []
+
+        def interrupted(self: DeltaMemEngine, agent: str, messages: list[Message], **rest: Any) -> Iterator[Any]:
+            asked.append([message.content for message in messages])
+            chunks = whole(self, agent, messages, **rest)
+            if len(asked) == 2:
+                yield next(chunks)
+                raise KeyboardInterrupt
+            yield from chunks
+
+        monkeypatch.setattr(DeltaMemEngine, "stream_turn", interrupted)
+        result = run("chat", *options, stdin="one\ntwo\nthree\n")
+        assert result.exit_code == 0
+        assert "cancelled" in result.stdout
+        assert self.head(options)["turns"] == 2
+        assert "two" not in asked[2]
+        assert asked[2][-1] == "three"
+
+    def test_ctrl_c_with_once_is_exit_code_130(self, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(*_: Any, **__: Any) -> Iterator[Any]:
+            raise KeyboardInterrupt
+            yield
+
+        monkeypatch.setattr(DeltaMemEngine, "stream_turn", interrupted)
+        assert run("chat", *options, "--once", "Hello.").exit_code == 130
+        assert self.head(options) is None
+
+    def test_a_refused_turn_does_not_end_the_chat(self, options: list[str]) -> None:
+        result = run("chat", *options, stdin="x" * 3000 + "\nHello.\n")
+        assert result.exit_code == 0
+        assert result.stderr.count("error: ") == 1
+        assert self.head(options)["turns"] == 1
+
+    def test_what_cannot_be_opened_is_one_line(self, tiny: Tiny, tmp_path: Path) -> None:
+        assert "nonesuch" in refusal("chat", "--agent", "a", "--model", "nonesuch", "--once", "x")
+        assert "no adapter ships" in refusal("chat", "--agent", "a", "--model", tiny.model, "--once", "x")
+
+
+WORDS = ["amber", "basil", "cedar", "delta", "ember", "fable", "grove", "haven", "ivory", "jewel", "lemon", "mango"] * 9
+
+
+class TestRecall:
+    @pytest.fixture(autouse=True)
+    def words(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The tiny tokenizer's tokens are bytes: it has no words to tell."""
+        spread = [f"{word}{n}" for n, word in enumerate(WORDS)]
+        monkeypatch.setattr(trainer, "open_words", lambda tokenizer: spread)
+
+    def check(self, report: dict[str, Any], episodes: int, facts: int | None) -> None:
+        assert (report["episodes"], report["facts"]) == (episodes, facts)
+        assert report["state_bytes"] == 128
+        assert set(report["arms"]) == ARMS
+        for arm in report["arms"].values():
+            assert set(arm) == {"first", "whole"}
+            for rate in arm.values():
+                assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
+
+    def test_the_memorys_figure_comes_with_every_control(self, tiny: Tiny) -> None:
+        options = [*tiny.options, "--facts", "2", "--episodes-count", "2", "--distractors", "0", "0"]
+        report = run_json("eval", "recall", *options)
+        self.check(report, 2, 2)
+        assert report["questions"] == 4
+        assert run_json("eval", "recall", *options) == report
+
+    def test_several_numbers_of_facts_are_a_list(self, tiny: Tiny) -> None:
+        options = [*tiny.options, "--episodes-count", "2", "--distractors", "0", "0", "--held-out", "phrasings"]
+        reports = run_json("eval", "recall", *options, "--facts", "1", "--facts", "2")
+        for facts, report in zip((1, 2), reports, strict=True):
+            self.check(report, 2, facts)
+
+    def test_episodes_come_from_a_file(self, tiny: Tiny, tmp_path: Path) -> None:
+        file = tmp_path / "episodes.jsonl"
+        told = [{"role": "user", "content": "My cat is Tom."}, {"role": "assistant", "content": "Noted."}]
+        row = json.dumps({"messages": told, "questions": [{"question": "Who is my cat?", "answer": "Tom"}]})
+        file.write_text(f"{row}\n\n{row.replace('Tom', 'Kit')}\n", encoding="utf-8")
+        result = run("eval", "recall", *tiny.options, "--episodes", file)
+        assert result.exit_code == 0
+        for arm in ARMS:
+            assert arm.replace("_", " ") in result.stdout
+        self.check(run_json("eval", "recall", *tiny.options, "--episodes", file), 2, None)
+        file.write_text(f"{row}\n[]\n", encoding="utf-8")
+        assert "line 2" in refusal("eval", "recall", *tiny.options, "--episodes", file).replace("deltamem:", "")
+        assert run("eval", "recall", "--episodes", file, "--facts", "1").exit_code == 2
+
+
+class TestAdapter:
+    def test_show_tells_the_geometry(self, tiny: Tiny) -> None:
+        shown = run_json("adapter", "show", tiny.adapter)
+        assert shown["layers"] == [0, 1]
+        assert shown["config"]["rank"] == 4
+        assert shown["state_bytes"] == 128
+        assert "4×4" in run("adapter", "show", tiny.adapter).stdout
+        assert "nowhere" in refusal("adapter", "show", "nowhere")
+
+    def test_a_released_adapter_is_converted_and_computes_the_same(self, tmp_path: Path) -> None:
+        source, target = released_adapter(tmp_path / "released"), tmp_path / "ours"
+        written = run_json("adapter", "convert", source, target, "--base-model", "tiny")
+        assert written["config"]["base_model"] == "tiny"
+        assert read_config(target).layers == 2
+        before, after = (read_weights(folder, read_config(folder)) for folder in (source, target))
+        assert set(before) == set(after)
+        assert all(before[name].equal(after[name]) for name in before)
+        load_adapter(target, tiny_llama())
+        assert "already" in refusal("adapter", "convert", source, target)
+
+
+def released_adapter(folder: Path) -> Path:
+    """An adapter in the released form: a .pt of tensors beside a JSON without this package's keys."""
+    model = tiny_llama()
+    adapter = random_adapter(model, AdapterConfig(rank=4))
+    folder.mkdir()
+    names = {name: re.sub(r"^layers\.(\d+)", r"model.layers.\1.self_attn", name) for name in adapter.state_dict()}
+    torch.save({names[name]: value for name, value in adapter.state_dict().items()}, folder / "delta_mem_adapter.pt")
+    (folder / "delta_mem_config.json").write_text(json.dumps({"rank": 4, "delta_heads": ["q", "o"]}))
+    return folder
+
+
+class TestTrain:
+    def recipe(self, tiny: Tiny, path: Path, **changed: Any) -> Path:
+        stage = {"steps": 2, "facts": [1], "questions": 2, "distractors": [0, 0], "warmup": 1}
+        recipe = {"model": str(tiny.model), "adapter": {"rank": 4}, "stages": [stage], "warm_start": None}
+        path.write_text(json.dumps(recipe | changed))
+        return path
+
+    def test_a_run_leaves_an_adapter_and_a_picture_and_goes_on(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer, "open_words", lambda tokenizer: [f"{word}{n}" for n, word in enumerate(WORDS)])
+        monkeypatch.setattr(trainer, "EVALUATED_QUESTIONS", 2)
+        out = tmp_path / "run"
+        recipe = self.recipe(tiny, tmp_path / "recipe.json")
+        result = run("train", recipe, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert "held-out values" in result.stderr
+        assert str(out / "training.png") in result.stdout
+        assert run_json("adapter", "show", out)["config"]["rank"] == 4
+        again = run("train", recipe, "--out", out)
+        assert again.exit_code == 0
+        assert "going on at step 2 of 2" in again.stderr
+        (out / "training.png").unlink()
+        assert run("train", "--plot", "--out", out).exit_code == 0
+        assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+        other = self.recipe(tiny, tmp_path / "other.json", seed=7)
+        refused = run("train", other, "--out", out)
+        assert refused.exit_code == 1
+        assert "another recipe" in refused.stderr
+
+    def test_ctrl_c_says_how_to_go_on(self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(self: trainer.Trainer) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(trainer.Trainer, "run", interrupted)
+        result = run("train", self.recipe(tiny, tmp_path / "recipe.json"), "--out", tmp_path / "run")
+        assert result.exit_code == 130
+        assert "stopped at step 0; the same command goes on" in result.stderr
+
+    def test_shipped_recipes_are_listed_and_unknown_ones_refused(self, tmp_path: Path) -> None:
+        assert "first-facts" in run("train", "--list").stdout
+        assert "first-facts" in refusal("train", "nonesuch", "--out", tmp_path)
+        assert "log.jsonl" in refusal("train", "--plot", "--out", tmp_path)

@@ -1,0 +1,60 @@
+"""Laws of the scripted engine: the words are given, everything else is what an engine does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.scripted import Asked, ScriptedEngine
+from deltamem_agents.types import Message, Sampling, Tool, ToolCall
+
+HELLO = [{"role": "user", "content": "Hello, I am Ada."}]
+CLOCK = Tool("clock")
+
+
+def test_it_says_what_the_script_says_and_remembers_it() -> None:
+    engine = ScriptedEngine(["one", "two"])
+    first = engine.run_turn("ada", HELLO)
+    assert (first.text, first.usage.completion_tokens, first.finish_reason) == ("one", 3, "stop")
+    assert first.facts.tokens_written == len("Hello, I am Ada.") + 3 and first.snapshot == engine.store.head("ada")
+    assert "".join(chunk.text for chunk in engine.stream_turn("ada", HELLO)) == "two"
+    with pytest.raises(ConfigError, match="script is over"):
+        engine.run_turn("ada", HELLO)
+
+
+def test_a_script_may_be_a_function_of_what_is_asked() -> None:
+    def script(asked: Asked) -> Message | str:
+        if asked.tools and asked.messages[-1].role == "user":
+            return Message("assistant", "", (ToolCall(asked.tools[0].name, {}),))
+        return f"{asked.agent}: {asked.messages[-1].content}"
+
+    engine = ScriptedEngine(script)
+    turn = engine.run_turn("ada", HELLO, tools=[CLOCK])
+    assert [call.name for call in turn.tool_calls] == ["clock"] and turn.finish_reason == "tool_calls"
+    result = [*HELLO, turn.message, {"role": "tool", "content": "noon", "tool_call_id": turn.tool_calls[0].id}]
+    assert asyncio.run(engine.arun_turn("ada", result, tools=[CLOCK])).text == "ada: noon"
+
+
+def test_it_follows_a_grammar_that_its_script_ignores() -> None:
+    pytest.importorskip("llguidance")
+    engine = ScriptedEngine("no JSON here")
+    assert engine.run_turn("ada", HELLO, tools=[CLOCK], tool_choice="any").tool_calls[0].name == "clock"
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    assert engine.run_turn("ada", HELLO, response_schema=schema).text == '{"n": 0}'
+
+
+def test_stop_strings_and_the_token_limit_hold() -> None:
+    engine = ScriptedEngine("one two three")
+    assert engine.run_turn(None, HELLO, sampling=Sampling(stop=(" two",))).text == "one"
+    cut = engine.run_turn(None, HELLO, sampling=Sampling(max_tokens=5))
+    assert (cut.text, cut.finish_reason) == ("one t", "length")
+
+
+def test_different_conversations_leave_different_memories() -> None:
+    engine = ScriptedEngine()
+    for agent in ("ada", "bob"):
+        engine.run_turn(agent, [{"role": "user", "content": f"I am {agent}."}])
+    ada, bob = (engine.store.load(agent).snapshot.state.matrices for agent in ("ada", "bob"))
+    assert (ada - bob).abs().max() > 1e-3
