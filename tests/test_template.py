@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltamem_agents.chat.spans import Located, locate
 from deltamem_agents.chat.template import ChatTemplate, Rendered
 from deltamem_agents.chat.tool_calls import parse_tool_calls
 from deltamem_agents.errors import ConfigError, MessageError, UnsupportedModelError, WindowError
@@ -84,6 +86,8 @@ def test_no_text_becomes_a_control_token(kind, messages):
     found = [token for token in template.render(messages).ids if token in control]
     expected = [token for token in template.render(harmless).ids if token in control]
     assert found == expected
+    plain = template._tokenizer.encode("a<|im_end|>b", add_special_tokens=False, split_special_tokens=True)
+    assert template._encoder.content("a<|im_end|>b") == tuple(plain)
     owners = template.render(messages).owner
     assert not any(
         token in control for token, owner in zip(template.render(messages).ids, owners, strict=True) if owner >= 0
@@ -148,6 +152,10 @@ def test_without_a_system_role_instructions_go_in_front_of_the_first_users_words
     assert rendered.text.startswith(f"<s><start_of_turn>user\n{BRIEF.content}\n\nhello there<end_of_turn>")
     assert owned(KINDS["gemma"], rendered, 0) == BRIEF.content
     assert owned(KINDS["gemma"], rendered, 1) == "hello there"
+
+
+def test_an_empty_instruction_leaves_no_gap():
+    assert KINDS["inst"].render([Message("system", ""), *HELLO]).text == KINDS["inst"].render(HELLO).text
 
 
 def test_a_template_that_moves_the_system_message_is_not_given_one():
@@ -224,12 +232,33 @@ def test_no_space_is_added_between_pieces_of_a_sentencepiece_prompt(template):
     assert kind._tokenizer.decode(rendered.ids) == rendered.text
 
 
+def test_a_prompt_that_opens_with_a_word_opens_as_a_sentence_does():
+    kind = ChatTemplate(sentence_bpe(None, adds_bos=False))
+    rendered = kind.render([Message("user", "hello")])
+    words = kind._tokenizer.encode("User says", add_special_tokens=False)
+    assert rendered.ids[0] == words[0] == kind._tokenizer.convert_tokens_to_ids("▁")
+
+
+def test_a_character_that_the_tokenizer_does_not_know_is_no_control_token():
+    kind = ChatTemplate(sentence_bpe(CHATML, spells_bytes=False))
+    rendered = kind.render([Message("user", "ᚠ<|im_end|>")])
+    unknown = [token for token, owner in zip(rendered.ids, rendered.owner, strict=True) if owner == 0]
+    assert kind._tokenizer.unk_token_id in unknown
+    assert not kind.end_ids & set(unknown)
+
+
 def test_threads_that_render_at_once_do_not_disturb_each_other():
-    template = ChatTemplate(byte_bpe(CHATML))
-    conversations = [[Message("user", f"{i} <|im_end|> {i}")] for i in range(40)]
+    conversations = [[Message("user", f"{i} <|im_end|> {i}")] for i in range(200)]
     alone = [ChatTemplate(byte_bpe(CHATML)).render(messages) for messages in conversations]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(template.render, conversations)) == alone
+    templates = [ChatTemplate(byte_bpe(CHATML)) for _ in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda template: [template.render(messages) for messages in conversations], templates)
+            assert all(rendered == alone for rendered in found)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # Templates that change contents
@@ -260,6 +289,7 @@ QUOTING = CHATML.replace("m['content']", "(m['content'] | tojson if m['role'] ==
 UPPER = CHATML.replace("m['content']", "(m['content'] | upper)")
 FORGETFUL = CHATML.replace("{% for m in messages %}", "{% for m in messages[1:] %}")
 ECHO = CHATML.replace("m['content']", "m['content'] + m['content']")
+COUNTING = CHATML.replace("m['content']", "m['content'] + (messages[0]['content'] | length | string)")
 REFUSING = "{{ raise_exception('never') }}"
 LOUD = CHATML.replace("m['content'] +", "m['content'] + ('!' if 'loud' in messages[0]['content'] else '') +")
 
@@ -271,7 +301,7 @@ def test_a_content_that_a_template_spells_otherwise_is_found_as_it_is_spelled():
     assert rendered.text.startswith('<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"say')
 
 
-@pytest.mark.parametrize("template", [UPPER, FORGETFUL, ECHO, REFUSING, "constant"])
+@pytest.mark.parametrize("template", [UPPER, FORGETFUL, ECHO, COUNTING, REFUSING, "constant"])
 def test_a_template_that_cannot_be_followed_is_refused_when_it_is_loaded(template):
     with pytest.raises(UnsupportedModelError, match="another chat_template"):
         ChatTemplate(byte_bpe(template))
@@ -296,6 +326,14 @@ def test_a_conversation_that_the_template_refuses_is_an_error_that_quotes_it():
 def test_nothing_to_render_is_an_error():
     with pytest.raises(MessageError, match="no messages"):
         KINDS["chatml"].render([])
+
+
+def test_contents_are_found_along_scaffolding_that_depends_on_them_or_not_at_all():
+    counted = locate(lambda given: f"<{given[0]}|{len(given[0])}>", ["hello"])
+    assert counted == Located("<hello|6>", ((1, 6),), False)
+    both = locate(lambda given: f"{given[0]}{given[1]}{given[0][:1]}", ["ab", "cd"])
+    assert [both.text[start:end] for start, end in both.spans] == ["ab", "cd"]
+    assert not both.faithful
 
 
 # Tools
@@ -383,6 +421,33 @@ def test_a_call_that_quotes_an_earlier_one_is_told_from_it():
     ]
     rendered = KINDS["tooled"].render(messages, tools=[WEATHER])
     assert [owned(KINDS["tooled"], rendered, index).strip() for index in range(4)] == [quoted] * 4
+
+
+def test_the_same_call_twice_is_two_calls_of_two_messages():
+    messages = [TOOL_TURNS[0], TOOL_TURNS[6], TOOL_TURNS[6], TOOL_TURNS[7]]
+    rendered = KINDS["tooled"].render(messages, tools=[WEATHER])
+    assert owned(KINDS["tooled"], rendered, 1) == owned(KINDS["tooled"], rendered, 2) != ""
+    assert rendered.text.count('{"city": "Oslo"}') == 2
+
+
+def test_calls_are_never_merged_away():
+    strict = "{% if not loop.first and m.role == messages[loop.index0 - 1].role != 'tool' %}{{ raise_exception('no') }}"
+    template = ChatTemplate(
+        byte_bpe(TOOLED.replace("{% for m in messages -%}", "{% for m in messages %}" + strict + "{% endif -%}"))
+    )
+    assert template.traits.tools and not template.traits.repeats
+    assert template.render([HELLO[0], HELLO[1], TOOL_TURNS[1], *TOOL_TURNS[2:4]], tools=[WEATHER])
+    with pytest.raises(MessageError, match="refuses"):
+        template.render([HELLO[0], TOOL_TURNS[1], HELLO[1]], tools=[WEATHER])
+
+
+def test_ids_of_other_frameworks_suit_a_template_that_insists_on_nine_characters():
+    checked = "{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif -%}"
+    template = ChatTemplate(
+        byte_bpe(TOOLED.replace("{% for c in m.tool_calls or [] -%}", "{% for c in m.tool_calls or [] %}" + checked))
+    )
+    assert template.traits.tools
+    assert template.render(TOOL_TURNS, tools=[WEATHER]).text == KINDS["tooled"].render(TOOL_TURNS, tools=[WEATHER]).text
 
 
 @pytest.mark.parametrize(

@@ -110,23 +110,25 @@ def byte_bpe(template: str | None, *, special: bool = True, adds_bos: bool = Fal
 
 
 @cache
-def sentence_bpe(template: str | None) -> PreTrainedTokenizerFast:
+def sentence_bpe(template: str | None, *, spells_bytes: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFast:
     """A BPE in the manner of SentencePiece: "▁" for a space, one before the first word, bytes for the unknown."""
     spaces = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = spaces
     trained.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(vocab_size=200, show_progress=False))
     learned = json.loads(trained.to_str())["model"]
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)] if spells_bytes else []
+    vocabulary = {piece: number for number, piece in enumerate(["<unk>", *spelled, *learned["vocab"]])}
     merges = [tuple(merge) for merge in learned["merges"]]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=spells_bytes))
     backend.pre_tokenizer = spaces
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return _finished(backend, template, True, True)
+    return _finished(backend, template, True, adds_bos, unk_token=None if spells_bytes else "<unk>")
 
 
-def _finished(backend: Tokenizer, template: str | None, special: bool, adds_bos: bool) -> PreTrainedTokenizerFast:
+def _finished(
+    backend: Tokenizer, template: str | None, special: bool, adds_bos: bool, unk_token: str | None = None
+) -> PreTrainedTokenizerFast:
     add = backend.add_special_tokens if special else backend.add_tokens
     add([AddedToken(text, special=special, normalized=False) for text in SPECIAL])
     if adds_bos:
@@ -137,6 +139,7 @@ def _finished(backend: Tokenizer, template: str | None, special: bool, adds_bos:
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
+        unk_token=unk_token,
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )

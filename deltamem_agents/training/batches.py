@@ -150,15 +150,16 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
 
 @dataclass(frozen=True)
 class NeutralBatch:
-    """Right-padded exchanges that memory should not change, without their lead. `tokens`, `valid`: (rows, T).
+    """Right-padded exchanges that memory should not change, without their lead.
 
-    `row` (rows,): whose history's state is read. `places` (N, 2): where the prediction is compared with the
+    `tokens`, `valid`, `writable` (rows, T) as in HistoryBatch. `row` (rows,): whose history's state is read. `places` (N, 2): where the prediction is compared with the
     frozen model's.
     """
 
     lead: Tensor
     tokens: Tensor
     valid: Tensor
+    writable: Tensor
     row: Tensor
     places: Tensor
 
@@ -179,7 +180,8 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Sequence[Message]]) ->
     for index, row in enumerate(rows):
         spoken = [place for place, owner in enumerate(row.owner) if owner == 1] or [len(row.ids)]
         places += [(index, place - 1 - len(lead)) for place in spoken]
-    return NeutralBatch(torch.tensor(lead), tokens, valid, torch.arange(len(rows)), torch.tensor(places))
+    writable = _contents([row.owner[len(lead) :] for row in rows], valid)
+    return NeutralBatch(torch.tensor(lead), tokens, valid, writable, torch.arange(len(rows)), torch.tensor(places))
 
 
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:

@@ -66,12 +66,16 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
     return _logits(model, hidden, questions.places)
 
 
-def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
-    """Mean KL divergence, in nats, from the frozen model's predictions to those with the memory."""
+def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch, *, writes: bool) -> Tensor:
+    """Mean KL divergence, in nats, from the frozen model's predictions to those with the memory.
+
+    `writes`: also write the contents of the exchange as they are read, as a turn does.
+    """
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
         frozen = _logits(model, hidden, neutral.places).log_softmax(-1)
     call = MemoryCall(MemoryState(state.matrices[neutral.row]), neutral.valid)
+    call.write_mask = neutral.writable if writes else None
     hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
     steered = _logits(model, hidden, neutral.places).log_softmax(-1)
     return F.kl_div(steered, frozen, log_target=True, reduction="batchmean")

@@ -41,8 +41,9 @@ class Stage:
     `distractors`, `changed`, `asked_before`: as in EpisodeShape. `rate`: learning rate after `warmup` steps,
     falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which the
     question is written while it is read, as in use. `neutral_every`: in every how many-th step other prompts
-    have to be left alone as well (0: never), their loss weighted `neutral_weight`. `beta_weight`: weight of
-    the mean write gate in the loss.
+    have to be left alone as well (0: never), their loss weighted `neutral_weight`; with `neutral_tellings` so
+    have prompts that tell something new, while they are written. `beta_weight`: weight of the mean write gate
+    in the loss.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class Stage:
     question_writes: float = 0.0
     neutral_every: int = 0
     neutral_weight: float = 1.0
+    neutral_tellings: bool = False
     beta_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class Stage:
         _check(self, ("warmup", "neutral_every"), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("rate", "rate_end", "neutral_weight", "beta_weight"), "0 or more", lambda value: value >= 0)
         _check(self, ("changed", "asked_before", "question_writes"), "from 0 to 1", lambda value: 0 <= value <= 1)
+        _check(self, ("neutral_tellings",), "true or false", lambda value: isinstance(value, bool))
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check(
             self,
@@ -112,7 +115,7 @@ class Recipe:
             if step < stage.steps:
                 return stage, step
             step -= stage.steps
-        raise ConfigError(f"the recipe ends {step} steps before the one asked for")
+        raise ConfigError(f"the recipe has {self.steps} steps, expected one of them, counted from 0")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping that `from_json` turns back into an equal recipe."""

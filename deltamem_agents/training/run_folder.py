@@ -63,6 +63,8 @@ class RunFolder:
                 f"another process is training in {self.path}; wait for it, stop it, or choose another folder"
             ) from None
         try:
+            for abandoned in self.path.glob("*.tmp"):
+                abandoned.unlink()
             yield
         finally:
             lock.release()

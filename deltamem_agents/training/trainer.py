@@ -164,8 +164,10 @@ class Trainer:
         state, outcome = self._answered(episodes, writes=rng.random() < stage.question_writes)
         loss, neutral = outcome.loss + stage.beta_weight * outcome.beta, None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
-            exchanges = [self._neutral(rng, generator, episode, index) for index, episode in enumerate(episodes)]
-            neutral = disturbance(self._model, state, neutral_batch(self._renderer, exchanges).to(self._device))
+            kinds = 3 if stage.neutral_tellings else 2
+            exchanges = [self._neutral(rng, generator, episode, i % kinds) for i, episode in enumerate(episodes)]
+            batch = neutral_batch(self._renderer, exchanges).to(self._device)
+            neutral = disturbance(self._model, state, batch, writes=stage.neutral_tellings)
             loss = loss + stage.neutral_weight * neutral
         self._descend(loss, _rate(stage, into))
         return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
@@ -191,11 +193,16 @@ class Trainer:
         self._optimiser.step()
 
     def _neutral(
-        self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, index: int
+        self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int
     ) -> tuple[Message, ...]:
-        """Small talk, and every other time a question about something never told."""
-        if index % 2:
+        """By `kind`: small talk, a question about something never told, or something new that is told."""
+        if kind == 1:
             return (Message("user", generator.untold(rng, episode)),)
+        if kind == 2:
+            other = generator.draw(rng)
+            told = other.questions[0].told
+            assert told is not None
+            return other.messages[told.message : told.message + 2]
         user, reply = chatter(rng)
         return Message("user", user), Message("assistant", reply)
 

@@ -1,0 +1,34 @@
+"""LangChain's own integration tests of a chat model, on a scripted model: offline, in seconds.
+
+Judgement comes from the script, everything else is the real path: prompts, grammar, memory, streaming.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_deltamem import ChatDeltaMem
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+
+class TestStandardIntegration(ChatModelIntegrationTests):
+    @property
+    def chat_model_class(self) -> type[ChatDeltaMem]:
+        return ChatDeltaMem
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        # One byte is one token in the scripted model.
+        return {"model": "scripted", "store": "memory:", "agent_id": "tester", "max_tokens": 2000}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "scripted-b"

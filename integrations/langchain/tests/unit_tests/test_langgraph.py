@@ -1,0 +1,230 @@
+"""Laws of the memory in LangGraph: it goes wherever the messages go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brain import brain
+from deltamem_agents import SQLiteStore
+from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.snapshots import Snapshot, decode
+from langchain.agents import create_agent
+from langchain.agents.middleware import HumanInTheLoopMiddleware, ModelRetryMiddleware, wrap_model_call
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
+from langchain_core.tools import tool
+from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
+from langchain_deltamem.middleware import STATE_KEY
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import Command
+
+ENGINE = ScriptedEngine(brain)
+MODEL = ChatDeltaMem(engine=ENGINE, max_tokens=500)
+
+
+def says(text: str) -> dict[str, Any]:
+    return {"messages": [HumanMessage(text)]}
+
+
+def on(thread: str) -> Any:
+    return {"configurable": {"thread_id": thread}}
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> Iterator[SqliteSaver]:
+    with SqliteSaver.from_conn_string(str(tmp_path / "checkpoints.sqlite")) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["inline", "by reference"])
+def middleware(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeltaMemMiddleware]:
+    if request.param == "inline":
+        yield DeltaMemMiddleware()
+        return
+    with SQLiteStore(tmp_path / "memory.sqlite") as store:
+        yield DeltaMemMiddleware(store)
+
+
+def memory(graph: Any, middleware: DeltaMemMiddleware, config: Any) -> Snapshot:
+    """The memory in the checkpoint that `config` names."""
+    held = graph.get_state(config).values[STATE_KEY]
+    if isinstance(held, bytes):
+        return decode(held)
+    assert middleware._store is not None
+    (agent,) = (a for a in middleware._store.agents() if a.endswith(config["configurable"]["thread_id"]))
+    return middleware._store.load(agent, held).snapshot
+
+
+def expected(*texts: str) -> Snapshot:
+    """What a memory holds that was told these things in one conversation."""
+    engine = ScriptedEngine(brain)
+    model = ChatDeltaMem(engine=engine, max_tokens=500, agent_id="x")
+    history: list[Any] = []
+    for text in texts:
+        history.append(HumanMessage(text))
+        history.append(model.invoke(history, thread="conversation"))
+    return engine.store.load("x").snapshot
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    return bool((a.state.matrices - b.state.matrices).abs().max() < 1e-5) and a.absorbed == b.absorbed
+
+
+def test_a_second_process_resumes_messages_and_memory(tmp_path: Path, middleware: DeltaMemMiddleware) -> None:
+    path = str(tmp_path / "c.sqlite")
+    with SqliteSaver.from_conn_string(path) as saver:
+        create_agent(MODEL, middleware=[middleware], checkpointer=saver).invoke(says("I live in Oslo."), on("a"))
+    with SqliteSaver.from_conn_string(path) as saver:
+        graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+        graph.invoke(says("My cat is Miu."), on("a"))
+        assert same(memory(graph, middleware, on("a")), expected("I live in Oslo.", "My cat is Miu."))
+    assert ENGINE.store.agents() == []
+
+
+def test_time_travel_takes_the_memory_along(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+    graph.invoke(says("I live in Oslo."), on("a"))
+    past = graph.get_state(on("a")).config
+    graph.invoke(says("My cat is Miu."), on("a"))
+    graph.invoke(says("I moved to Rome."), past)
+    assert same(memory(graph, middleware, on("a")), expected("I live in Oslo.", "I moved to Rome."))
+
+
+def test_threads_never_share_and_a_deleted_thread_is_gone(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+    graph.invoke(says("I am Ada."), on("a"))
+    graph.invoke(says("I am Bob."), on("b"))
+    saver.delete_thread("a")
+    forgotten = middleware.forget("a")
+    assert len(forgotten) == (middleware._store is not None)
+    graph.invoke(says("I am Cy."), on("a"))
+    assert same(memory(graph, middleware, on("a")), expected("I am Cy."))
+    assert same(memory(graph, middleware, on("b")), expected("I am Bob."))
+
+
+def test_an_edited_past_is_remembered_as_edited(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+    graph.invoke(says("I live in Oslo."), on("a"))
+    graph.invoke(says("My cat is Miu."), on("a"))
+    messages = graph.get_state(on("a")).values["messages"]
+    graph.update_state(on("a"), {"messages": [RemoveMessage(m.id) for m in messages[2:]]})
+    graph.invoke(says("I moved to Rome."), on("a"))
+    assert same(memory(graph, middleware, on("a")), expected("I live in Oslo.", "I moved to Rome."))
+
+
+def test_a_retry_writes_once(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    failures = ["once", "twice"]
+
+    @wrap_model_call
+    def flaky(request: Any, handler: Any) -> Any:
+        response = handler(request)
+        if failures:
+            raise ConnectionError(failures.pop())
+        return response
+
+    retry = ModelRetryMiddleware(max_retries=3, initial_delay=0)
+    for order in ([retry, middleware, flaky], [middleware, retry, flaky]):
+        failures[:] = ["once", "twice"]
+        graph = create_agent(MODEL, middleware=order, checkpointer=InMemorySaver())
+        graph.invoke(says("I live in Oslo."), on("a"))
+        assert same(memory(graph, middleware, on("a")), expected("I live in Oslo."))
+
+
+def test_a_failed_turn_leaves_the_memory_as_it_was(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+    graph.invoke(says("I live in Oslo."), on("a"))
+    with pytest.raises(ValueError, match="image"):
+        graph.invoke({"messages": [HumanMessage([{"type": "image", "url": "x"}])]}, on("a"))
+    assert same(memory(graph, middleware, on("a")), expected("I live in Oslo."))
+
+
+@tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
+def test_a_tool_loop_ends_and_is_remembered_whole(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    graph = create_agent(MODEL, tools=[get_weather], middleware=[middleware], checkpointer=saver)
+    said = graph.invoke(says("How is the weather?"), on("a"))["messages"]
+    assert [m.type for m in said] == ["human", "ai", "tool", "ai"] and said[-1].content == "It is sunny in Paris."
+    assert memory(graph, middleware, on("a")).absorbed.count == 4
+
+
+def test_an_interrupt_keeps_the_memory_of_the_turn_it_interrupts(middleware: DeltaMemMiddleware, saver: SqliteSaver) -> None:
+    approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
+    graph = create_agent(MODEL, tools=[get_weather], middleware=[middleware, approval], checkpointer=saver)
+    graph.invoke(says("How is the weather?"), on("a"))
+    assert memory(graph, middleware, on("a")).absorbed.count == 2
+    done = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), on("a"))
+    assert done["messages"][-1].content == "It is sunny in Paris."
+    assert memory(graph, middleware, on("a")).absorbed.count == 4
+
+
+def test_async_and_streaming_hold_the_same_laws(tmp_path: Path, middleware: DeltaMemMiddleware) -> None:
+    async def talk() -> Snapshot:
+        async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "a.sqlite")) as saver:
+            graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+            await graph.ainvoke(says("I live in Oslo."), on("a"))
+            stream = graph.astream(says("My cat is Miu."), on("a"), stream_mode="messages")
+            text = "".join([chunk.text async for chunk, _ in stream])
+            assert text == "You said: My cat is Miu."
+            held = (await graph.aget_state(on("a"))).values[STATE_KEY]
+            if isinstance(held, bytes):
+                return decode(held)
+            assert middleware._store is not None
+            return middleware._store.load(middleware._store.agents()[0], held).snapshot
+
+    assert same(asyncio.run(talk()), expected("I live in Oslo.", "My cat is Miu."))
+
+
+def test_the_memory_is_private_to_the_graph(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+    assert STATE_KEY not in graph.invoke(says("Hi."), on("a"))
+    assert STATE_KEY not in graph.get_output_jsonschema().get("properties", {})
+
+
+def test_sub_agents_keep_separate_memories() -> None:
+    engine = ScriptedEngine(brain)
+    model = ChatDeltaMem(engine=engine, max_tokens=500)
+
+    @tool
+    def ask_expert(question: str) -> str:
+        """Ask the expert."""
+        expert = create_agent(ChatDeltaMem(engine=engine, max_tokens=500), name="expert")
+        return str(expert.invoke(says("What is a delta rule?"))["messages"][-1].content)
+
+    lead = create_agent(model, tools=[ask_expert], name="lead", checkpointer=InMemorySaver())
+    lead.invoke(says("Please find out."), on("t1"))
+    lead.invoke(says("Please find out."), on("t2"))
+    agents = engine.store.agents()
+    assert len(agents) == 4 and {agent.split("#")[0] for agent in agents} == {"thread:t1", "thread:t2"}
+    assert {agent.split("#")[1] for agent in agents} == {"lead", "expert"}
+
+
+def test_an_agent_id_is_one_memory_across_threads() -> None:
+    engine = ScriptedEngine(brain)
+    graph = create_agent(ChatDeltaMem(engine=engine, max_tokens=500), checkpointer=InMemorySaver())
+    for thread in ("monday", "tuesday"):
+        config = {"configurable": {"thread_id": thread, "deltamem_agent_id": "ada"}}
+        graph.invoke(says(f"It is {thread}."), config)
+        graph.invoke(says("Still here."), config)
+    assert engine.store.agents() == ["ada"]
+    snapshot = engine.store.load("ada").snapshot
+    assert snapshot.counters.messages == 8 and snapshot.counters.turns == 4
+
+
+def test_another_providers_model_passes_by() -> None:
+    from langchain_core.language_models import GenericFakeChatModel
+
+    middleware = DeltaMemMiddleware()
+    graph = create_agent(
+        GenericFakeChatModel(messages=iter([AIMessage("Hello.")])), middleware=[middleware], checkpointer=InMemorySaver()
+    )
+    graph.invoke(says("Hi."), on("a"))
+    assert STATE_KEY not in graph.get_state(on("a")).values

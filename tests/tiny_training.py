@@ -1,0 +1,55 @@
+"""What training needs, in miniature: a tokenizer with whole words in its vocabulary, and a model for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from deltamem_agents.chat.template import ChatTemplate
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.loading import LoadedModel
+from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.training.facts import QUESTIONS, STATEMENTS, VALUES
+from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
+
+LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in VALUES[kind]})
+
+
+@cache
+def word_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as of real models: frequent words are one token behind a space, rare ones are several."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    told = [phrase.format(a="lucky charm", v=word) for phrase in STATEMENTS + QUESTIONS for word in LEARNED_WORDS]
+    backend.train_from_iterator(told, trainer)
+    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=template
+    )
+
+
+def word_model(template: str = CHATML) -> LoadedModel:
+    tokenizer = word_tokenizer(template)
+    model = tiny_llama(vocabulary=len(tokenizer))
+    return replace(LoadedModel.of(model, tokenizer, "tiny"), name="tiny")
+
+
+def word_engine(config: AdapterConfig | None = None, template: str = CHATML) -> DeltaMemEngine:
+    """An engine whose adapter can be trained: `engine.adapter` wants gradients, and is attached to `engine.model`."""
+    loaded = word_model(template)
+    assert isinstance(loaded.model, LlamaForCausalLM)
+    adapter: Adapter = random_adapter(loaded.model, config).requires_grad_(True)
+    return DeltaMemEngine(loaded, adapter, InMemoryStore())
+
+
+def renderer(template: str = CHATML) -> ChatTemplate:
+    return ChatTemplate(word_tokenizer(template))
