@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from deltamem_agents.chat.history import Alignment, Landing, align, digest, extend, settle, shared_prefix
+from deltamem_agents.chat.history import Alignment, Landing, align, digest, extend, settle, shared_prefix, stay
 from deltamem_agents.errors import MessageError
 from deltamem_agents.types import Message, ThreadLog, ToolCall
 
@@ -253,6 +253,29 @@ def test_any_two_histories_have_an_answer_that_makes_progress(absorbed, incoming
             assert incoming[: found.new] == list(log.tail)
         for count in range(found.keep + 1):
             assert 0 <= found.new_at(count) <= found.new
+
+
+@pytest.mark.parametrize(
+    ("incoming", "new", "log"),
+    [
+        ("u1 a1 u2 a2 u3", "u3", "u1 a1 u2 a2"),
+        ("u1 a1 u2'", "u2'", "u1 a1"),
+        ("u1 a1 u2", "", "u1 a1 u2"),
+        ("u2", "", "u1 a1 u2"),
+        ("u9", "u9", "u1 a1 u2 a2"),
+    ],
+)
+def test_a_turn_that_may_not_go_back_writes_only_what_the_newest_memory_lacks(incoming, new, log):
+    found = stay(log_of("u1 a1 u2 a2"), said(incoming), continues=True)
+    assert found.depth == 0
+    assert said(incoming)[found.new :] == said(new)
+    assert found.log == log_of(log)
+
+
+def test_a_turn_that_may_not_go_back_keeps_the_count_of_a_long_log():
+    history = long_history(300)
+    found = stay(extend(ThreadLog(), history), history[:598], continues=True)
+    assert (found.new, found.log.count, found.log.tail) == (598, 598, tuple(history[344:598]))
 
 
 # Copies of threads

@@ -4,12 +4,44 @@ import importlib
 
 import deltamem_agents
 
-PROMISED = """
-AdapterConfig AdapterError AgentNotFound AlreadyExists ConfigError DamagedSnapshot DeltaMemEngine DeltaMemError
-DownloadError FileStore ForeignSnapshot HistoryDiverged InMemoryStore InvalidAgentId MemoryState Message MessageError
-ModelFilesError NewerFormat SQLiteStore Sampling Score Snapshot StaleHead StateError Store StoreError Tool ToolCall
-Turn TurnChunk TurnFacts UnsupportedModelError Usage WindowError WritePolicy
-""".split()
+PROMISED = [
+    "AdapterConfig",
+    "AdapterError",
+    "AgentNotFound",
+    "AlreadyExists",
+    "ConfigError",
+    "DamagedSnapshot",
+    "DeltaMemEngine",
+    "DeltaMemError",
+    "DownloadError",
+    "FileStore",
+    "ForeignSnapshot",
+    "HistoryDiverged",
+    "InMemoryStore",
+    "InvalidAgentId",
+    "MemoryState",
+    "Message",
+    "MessageError",
+    "ModelFilesError",
+    "NewerFormat",
+    "SQLiteStore",
+    "Sampling",
+    "Score",
+    "Snapshot",
+    "StaleHead",
+    "StateError",
+    "Store",
+    "StoreError",
+    "Tool",
+    "ToolCall",
+    "Turn",
+    "TurnChunk",
+    "TurnFacts",
+    "UnsupportedModelError",
+    "Usage",
+    "WindowError",
+    "WritePolicy",
+]
 
 
 def test_public_names_are_those_promised() -> None:

@@ -423,6 +423,16 @@ def test_a_call_that_quotes_an_earlier_one_is_told_from_it():
     assert [owned(KINDS["tooled"], rendered, index).strip() for index in range(4)] == [quoted] * 4
 
 
+def test_a_call_that_the_template_drops_is_written_all_the_same():
+    picky = TOOLED.replace("for c in m.tool_calls or []", "for c in m.tool_calls or [] if c.function.name != 'odd'")
+    template = ChatTemplate(byte_bpe(picky))
+    assert template.traits.tools
+    odd = Message("assistant", "", (ToolCall("odd", {"x": 1}),))
+    rendered = template.render([HELLO[0], odd, Message("tool", "y")], tools=[WEATHER])
+    assert parse_tool_calls(owned(template, rendered, 1)).calls[0].name == "odd"
+    assert owned(template, rendered, 2) == "y"
+
+
 def test_the_same_call_twice_is_two_calls_of_two_messages():
     messages = [TOOL_TURNS[0], TOOL_TURNS[6], TOOL_TURNS[6], TOOL_TURNS[7]]
     rendered = KINDS["tooled"].render(messages, tools=[WEATHER])

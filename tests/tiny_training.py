@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -14,7 +16,10 @@ from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.facts import QUESTIONS, STATEMENTS, VALUES
+from deltamem_agents.training.recipe import Recipe, Stage, WarmStart
+from deltamem_agents.training.trainer import open_words
 from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
 
 LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in VALUES[kind]})
@@ -53,3 +58,49 @@ def word_engine(config: AdapterConfig | None = None, template: str = CHATML) -> 
 
 def renderer(template: str = CHATML) -> ChatTemplate:
     return ChatTemplate(word_tokenizer(template))
+
+
+FULL = AdapterConfig(rank=4, alpha=8.0, delta_heads=("q", "k", "v", "o"))
+CONFIGS: Mapping[str, AdapterConfig] = {
+    "shipped recipe": AdapterConfig(rank=4, key_shift=True, state_update_mode="no_lambda"),
+    "published preset": AdapterConfig(rank=4),
+    "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True),
+    "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
+    "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
+}
+SHAPE = EpisodeShape(facts=2, distractors=(0, 2), changed=0.5, asked_before=0.5)
+
+RECIPE = Recipe(
+    model="tiny",
+    adapter=AdapterConfig(rank=4, key_shift=True, state_update_mode="no_lambda"),
+    stages=(
+        Stage(steps=2, facts=(1,), questions=2, distractors=(0, 0), warmup=1),
+        Stage(
+            steps=5,
+            facts=(1, 2),
+            questions=3,
+            distractors=(0, 1),
+            changed=0.5,
+            asked_before=0.5,
+            question_writes=0.5,
+            neutral_every=2,
+            neutral_tellings=True,
+            beta_weight=0.2,
+            warmup=1,
+        ),
+    ),
+    warm_start=WarmStart(episodes=8, steps=2, gain=2.0),
+    seed=3,
+    evaluate_every=3,
+    save_every=2,
+)
+"""A run of seven steps with everything in it."""
+
+
+def episodes_of(count: int, shape: EpisodeShape = SHAPE, seed: int = 0) -> list[Episode]:
+    generator, rng = EpisodeGenerator(open_words(word_tokenizer()), shape), random.Random(seed)
+    return [generator.draw(rng) for _ in range(count)]
+
+
+def silent(_: str) -> None:
+    """Takes what a run has to say to people."""

@@ -40,15 +40,9 @@ class TokenizerLike(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]: ...
 
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        chat_template: str | None,
-        tokenize: bool,
-        add_generation_prompt: bool,
-    ) -> str: ...
+    # Called with tools, chat_template, tokenize=False and add_generation_prompt; transformers' own signature
+    # differs between its tokenizer classes.
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
 
 
 class Encoder:

@@ -205,6 +205,21 @@ def settle(absorbed: Iterable[Absorbed], thread: str, incoming: Sequence[str], *
     return Landing(0, found.outcome, found.new, log)
 
 
+def stay(log: ThreadLog, incoming: Sequence[str], *, continues: bool) -> Landing:
+    """Where a turn starts that must not go back: on the newest snapshot, whose log of the thread is `log`.
+
+    Messages that incoming departs from stay in the memory; they leave the log, so that later turns
+    align with the history as it is now. What the memory has of incoming is not new.
+    """
+    found = align(log, incoming, continues=continues)
+    if found.outcome is not Alignment.DIVERGED:
+        return Landing(0, found.outcome, found.new, log)
+    retried = 0 if found.matched else len(incoming)
+    keep = found.keep + retried
+    standing = ThreadLog(keep, log.tail[: len(log.tail) - (log.count - keep)])
+    return Landing(0, found.outcome, found.new + retried, standing)
+
+
 def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
     """How many leading messages of a never seen thread another thread with this log has absorbed.
 

@@ -154,8 +154,25 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], generation_prompt: bool, continue_final: bool
     ) -> Rendered:
-        slots = lay_out(messages, tools, self.traits)
-        native = tools if self.traits.tools else ()
+        try:
+            return self._render_with(self.traits, messages, tools, generation_prompt, continue_final)
+        except UnsupportedModelError:
+            if not self.traits.tools:
+                raise
+            # One odd call must not make a whole conversation unreadable: write tools in the package's own form.
+            own = replace(self.traits, tools=False)
+            return self._render_with(own, messages, tools, generation_prompt, continue_final)
+
+    def _render_with(
+        self,
+        traits: Traits,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        generation_prompt: bool,
+        continue_final: bool,
+    ) -> Rendered:
+        slots = lay_out(messages, tools, traits)
+        native = tools if traits.tools else ()
         mask = self._mask(slots, native)
         located = self._locate(slots, native, mask, generation_prompt)
         pieces = list(self._pieces(slots, located, native, mask))
@@ -198,7 +215,7 @@ class ChatTemplate:
     def _calls_text(self, slot: Slot, tools: Sequence[Tool], mask: Mask) -> str:
         """The calls of a message as the template writes them: one turn compared with and without them."""
         asked = Slot("user", (Segment("x"),))
-        contents = ["x", "y" if slot.segments else ""]
+        contents = ["x", slot.content]
         with_calls = self._apply([asked, slot], contents, tools, mask)
         without = self._apply([asked, replace(slot, calls=())], contents, tools, mask)
         longest = shared_length(with_calls, without)
@@ -230,18 +247,20 @@ class ChatTemplate:
         rows = [wire_slot(slot, content, mask) for slot, content in zip(slots, contents, strict=True)]
         schemas = [wire_tool(tool, mask) for tool in tools]
         try:
-            return self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 rows,
                 tools=schemas or None,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
+            return text
         except Exception as error:  # A template is somebody's program: it may raise anything.
             roles = ", ".join(slot.role for slot in slots)
             raise MessageError(
                 f"the model's chat template refuses messages of roles {roles} ({error}); reorder or merge them"
             ) from error
+        return str(text)
 
     def _mask(self, slots: Sequence[Slot], tools: Sequence[Tool]) -> Mask:
         return Mask.of(slots, tools, self._encoder.control_texts)

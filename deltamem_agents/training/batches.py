@@ -152,8 +152,8 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
 class NeutralBatch:
     """Right-padded exchanges that memory should not change, without their lead.
 
-    `tokens`, `valid`, `writable` (rows, T) as in HistoryBatch. `row` (rows,): whose history's state is read. `places` (N, 2): where the prediction is compared with the
-    frozen model's.
+    `tokens`, `valid`, `writable` (rows, T) as in HistoryBatch. `row` (rows,): whose history's state is read.
+    `places` (N, 2): where the prediction is compared with the frozen model's.
     """
 
     lead: Tensor

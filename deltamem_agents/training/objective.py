@@ -63,7 +63,7 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
     call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid)
     call.write_mask = questions.writable if writes else None
     hidden = run_after_lead(model, questions.lead, questions.tokens, questions.valid, call)
-    return _logits(model, hidden, questions.places)
+    return logits_at(model, hidden, questions.places)
 
 
 def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch, *, writes: bool) -> Tensor:
@@ -73,15 +73,15 @@ def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch, *, 
     """
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
-        frozen = _logits(model, hidden, neutral.places).log_softmax(-1)
+        frozen = logits_at(model, hidden, neutral.places).log_softmax(-1)
     call = MemoryCall(MemoryState(state.matrices[neutral.row]), neutral.valid)
     call.write_mask = neutral.writable if writes else None
     hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
-    steered = _logits(model, hidden, neutral.places).log_softmax(-1)
+    steered = logits_at(model, hidden, neutral.places).log_softmax(-1)
     return F.kl_div(steered, frozen, log_target=True, reduction="batchmean")
 
 
-def _logits(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
+def logits_at(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
     """Logits (places, vocabulary) float32 at (row, position) pairs of `hidden` (batch, T, hidden)."""
     rows, positions = places.unbind(-1)
     logits: Tensor = output_layer(model)(hidden[rows, positions]).float()

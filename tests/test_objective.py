@@ -1,0 +1,333 @@
+"""Laws of the training loss: it computes what the engine computes, and its gradient moves the adapter alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.decode import Pass, Prompt
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.memory.attach import CALL_KEYWORD, attach
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.training.batches import (
+    PREFIX_WEIGHT,
+    QuestionBatch,
+    history_batch,
+    neutral_batch,
+    question_batch,
+)
+from deltamem_agents.training.chatter import chatter
+from deltamem_agents.training.episodes import Episode, Question
+from deltamem_agents.training.objective import (
+    answer_questions,
+    disturbance,
+    judge,
+    logits_at,
+    run_after_lead,
+    write_history,
+)
+from deltamem_agents.training.trainer import open_words
+from deltamem_agents.types import Message
+from tiny_models import FAMILIES, random_adapter, random_ids, random_state, tiny_model
+from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM
+from tiny_training import CHATML, CONFIGS, episodes_of, renderer, word_engine, word_tokenizer
+
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+TEMPLATES = {"plain lead": CHATML, "system lead": CHATML_WITH_SYSTEM}
+each_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+
+
+def histories_of(episodes: Sequence[Episode]) -> list[tuple[Message, ...]]:
+    return [episode.messages for episode in episodes]
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def states_of(engine: DeltaMemEngine, episodes: Sequence[Episode], template: str = CHATML) -> MemoryState:
+    return write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))[0]
+
+
+@each_config
+@each_template
+def test_a_written_history_is_an_absorbed_conversation(config: AdapterConfig, template: str) -> None:
+    engine, episodes = word_engine(config, template), episodes_of(4)
+    state = states_of(engine, episodes, template)
+    for row, episode in enumerate(episodes):
+        absorbed = engine.absorb(engine.new_state(), episode.messages)
+        assert absorbed.norm() > 0.1
+        assert_close(state[row].matrices, absorbed.matrices)
+
+
+@each_template
+def test_the_mean_gate_is_that_of_the_written_tokens(template: str) -> None:
+    engine, episodes = word_engine(CONFIGS["shipped recipe"], template), episodes_of(1)
+    _, beta = write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))
+    turn = engine.run_turn("a", [*episodes[0].messages[:-1]])
+    run = engine._pass(engine.new_state(), collect=True)
+    engine._absorb(run, episodes[0].messages, None)
+    assert run.measures.mean_beta == pytest.approx(float(beta.detach()), abs=1e-4)
+    assert turn.facts.mean_beta is not None
+
+
+@each_config
+@each_template
+def test_an_answered_question_is_a_scored_answer(config: AdapterConfig, template: str) -> None:
+    engine, episodes = word_engine(config, template), episodes_of(3)
+    state, questions = states_of(engine, episodes, template), question_batch(renderer(template), episodes)
+    logits = answer_questions(engine.model, state, questions, writes=False)
+    outcome = judge(logits, questions, torch.tensor(0.0))
+    logprobs = logits.log_softmax(-1).gather(1, questions.targets[:, None])[:, 0]
+    asked = [(row, question) for row, episode in enumerate(episodes) for question in episode.questions]
+    for index, (row, question) in enumerate(asked):
+        own = questions.is_answer & (questions.places[:, 0] == index)
+        messages = [Message("user", question.question), Message("assistant", question.prefix)]
+        score = engine.score(state[row], messages, question.answer)
+        assert score.tokens == int(own.sum())
+        assert score.logprob == pytest.approx(float(logprobs[own].sum().detach()), abs=1e-3)
+        assert score.greedy == bool(outcome.all_right[index])
+
+
+def test_an_answer_the_engine_gives_is_judged_right() -> None:
+    engine = word_engine()
+    told = [Message("user", "My lucky charm is otter."), Message("assistant", "Noted.")]
+    question = Question("What is my lucky charm?", "", "Your lucky charm is")
+    state = engine.absorb(engine.new_state(), told)
+    # A token other than the likeliest may decode to what is encoded otherwise; the likeliest word cannot.
+    prompts = [[Message("user", question.question), Message("assistant", question.prefix)]]
+    words = open_words(engine.tokenizer)
+    best = max(words, key=lambda word: engine.score(state, prompts[0], word).logprob)
+    assert question_batch(renderer(), [Episode(tuple(told), (replace(question, answer=best),))]).is_answer.sum() == 1
+    for word in {best, *words[:20]}:
+        batch = question_batch(renderer(), [Episode(tuple(told), (replace(question, answer=word),))])
+        outcome = judge(answer_questions(engine.model, state, batch, writes=False), batch, torch.tensor(0.0))
+        greedy = engine.score(state, prompts[0], word).greedy
+        assert outcome.all_right.tolist() == outcome.first_right.tolist() == [greedy]
+
+
+@each_config
+@each_template
+def test_a_question_that_is_written_is_written_as_in_a_turn(config: AdapterConfig, template: str) -> None:
+    """Contents are written as they are read, the marks of a turn are not."""
+    engine, episodes = word_engine(config, template), episodes_of(2)
+    state, questions = states_of(engine, episodes, template), question_batch(renderer(template), episodes)
+    logits = answer_questions(engine.model, state, questions, writes=True)
+    asked = [(row, question) for row, episode in enumerate(episodes) for question in episode.questions]
+    for index, (row, question) in enumerate(asked):
+        exchange = [Message("user", question.question), Message("assistant", question.reply)]
+        rendered = renderer(template).render(exchange, generation_prompt=False)
+        last = max(place for place, owner in enumerate(rendered.owner) if owner == 1)
+        reads = tuple(place >= rendered.owner.index(0) for place in range(last + 1))
+        writes = tuple(owner >= 0 for owner in rendered.owner[: last + 1])
+        prompt = Prompt(rendered.ids[: last + 1], reads, writes, rendered.owner[: last + 1])
+        own = questions.places[:, 0] == index
+        assert_close(logits[own][-1], Pass(engine.model, state[row]).feed(prompt))
+    assert not torch.equal(logits, answer_questions(engine.model, state, questions, writes=False))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_after_a_shared_lead_are_the_models_own(family: str) -> None:
+    model = tiny_model(family, "eager")
+    adapter = random_adapter(model)
+    attach(model, adapter)
+    ids, state = random_ids(3, 9), random_state(adapter, 3)
+    ids[:, :4] = ids[0, :4]
+    lead, tokens = ids[0, :4], ids[:, 4:]
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    places = torch.tensor([(row, place) for row in range(3) for place in range(5)])
+    found = logits_at(model, run_after_lead(model, lead, tokens, valid, MemoryCall(state, valid)), places)
+    reads = torch.cat([torch.zeros(3, 4, dtype=torch.bool), valid], dim=1)
+    expected = model(input_ids=ids, **{CALL_KEYWORD: MemoryCall(state, reads)}).logits
+    assert_close(found, expected[:, 4:].flatten(0, 1))
+    frozen = logits_at(model, run_after_lead(model, lead, tokens, valid, None), places)
+    assert_close(frozen, model(input_ids=ids).logits[:, 4:].flatten(0, 1))
+
+
+@each_config
+def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
+    engine, episodes = word_engine(config), episodes_of(5)
+    model, adapter = engine.model, engine.adapter
+    state, questions = states_of(engine, episodes), question_batch(renderer(), episodes)
+    assert len({len(renderer().render(messages).ids) for messages in histories_of(episodes)}) > 1
+    logits = answer_questions(model, state, questions, writes=True)
+    alone = []
+    for row, episode in enumerate(episodes):
+        own, _ = write_history(model, adapter, history_batch(renderer(), [episode.messages]))
+        assert_close(state[row].matrices, own.matrices, 1e-5)
+        alone += [
+            answer_questions(model, own, question_batch(renderer(), [replace(episode, questions=(q,))]), writes=True)
+            for q in episode.questions
+        ]
+    assert_close(logits, torch.cat(alone), 1e-4)
+
+
+def test_padding_holds_nothing() -> None:
+    engine, episodes = word_engine(), episodes_of(3)
+    histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
+
+    for valid, writable in ((histories.valid, histories.writable), (questions.valid, questions.writable)):
+        assert not valid.all()
+        assert not (writable & ~valid).any()
+    state, beta = write_history(engine.model, engine.adapter, histories)
+    noisy_histories = replace(histories, tokens=torch.where(histories.valid, histories.tokens, 7))
+    noisy_state, noisy_beta = write_history(engine.model, engine.adapter, noisy_histories)
+    assert torch.equal(state.matrices, noisy_state.matrices)
+    assert torch.equal(beta, noisy_beta)
+    logits = answer_questions(engine.model, state, questions, writes=True)
+    noisy = replace(questions, tokens=torch.where(questions.valid, questions.tokens, 7))
+    assert torch.equal(logits, answer_questions(engine.model, state, noisy, writes=True))
+
+
+def test_a_different_system_part_in_one_batch_is_refused() -> None:
+    histories = [[Message("system", text), Message("user", "Hello.")] for text in ("Be kind.", "Be short.")]
+    with pytest.raises(ConfigError, match="different system parts"):
+        history_batch(renderer(), histories)
+    assert history_batch(renderer(), [histories[0], histories[0]]).writable.any()
+
+
+@each_template
+def test_the_reply_is_learned_to_its_end_mark(template: str) -> None:
+    questions = question_batch(renderer(template), episodes_of(2))
+    tokenizer = word_tokenizer()
+    for index in range(len(questions.tokens)):
+        learned = questions.targets[questions.places[:, 0] == index].tolist()
+        assert learned[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert tokenizer.decode(learned[:-1]).startswith("Your ")
+        shown = questions.tokens[index][questions.valid[index]].tolist()
+        assert shown[-len(learned) + 1 :] == learned[:-1]
+
+
+def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
+    """Two questions of three targets each; the likeliest token is named, all others share the rest."""
+    nats = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0, 0.125])
+    targets = torch.tensor([1, 2, 3, 1, 2, 3])
+    rest = torch.log((1 - torch.exp(-nats)) / 4)
+    logits = rest[:, None].repeat(1, 5).scatter(1, targets[:, None], -nats[:, None])
+    is_answer = torch.tensor([False, True, True, False, True, False])
+    questions = QuestionBatch(
+        lead=torch.tensor([0]),
+        tokens=torch.zeros(2, 4, dtype=torch.long),
+        valid=torch.ones(2, 4, dtype=torch.bool),
+        writable=torch.ones(2, 4, dtype=torch.bool),
+        row=torch.tensor([0, 1]),
+        places=torch.tensor([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
+        targets=targets,
+        is_answer=is_answer,
+        is_first=torch.tensor([False, True, False, False, True, False]),
+    )
+    outcome = judge(logits, questions, torch.tensor(0.25))
+    weighted = PREFIX_WEIGHT * (0.5 + 0.25 + 0.125) + 1.0 + 2.0 + 3.0
+    assert float(outcome.loss) == pytest.approx(weighted / (3 * PREFIX_WEIGHT + 3), rel=1e-5)
+    assert outcome.answer_nats == pytest.approx(2.0, rel=1e-5)
+    # exp(−1) = 0.37 beats (1 − 0.37) / 4, exp(−2) = 0.14 does not, nor does exp(−3).
+    assert outcome.first_right.tolist() == [True, False]
+    assert outcome.all_right.tolist() == [False, False]
+    assert float(outcome.beta) == 0.25
+    sure = judge(logits + 20 * torch.nn.functional.one_hot(targets, 5), questions, torch.tensor(0.0))
+    assert sure.all_right.tolist() == [True, True]
+
+
+def neutral_exchanges(count: int) -> list[tuple[Message, ...]]:
+    rng = random.Random(0)
+    exchanges = [(Message("user", user), Message("assistant", reply)) for user, reply in map(chatter, [rng] * count)]
+    return [exchange[: 1 + index % 2] for index, exchange in enumerate(exchanges)]
+
+
+def test_a_zero_state_disturbs_nothing_and_any_other_does() -> None:
+    engine = word_engine()
+    neutral, zero = neutral_batch(renderer(), neutral_exchanges(4)), engine.adapter.zero_state(4)
+    assert float(disturbance(engine.model, zero, neutral, writes=False).detach()) == pytest.approx(0.0, abs=1e-6)
+    # What is written while the exchange is read is read as well.
+    assert float(disturbance(engine.model, zero, neutral, writes=True).detach()) > 1e-3
+    state = states_of(engine, episodes_of(4))
+    assert float(disturbance(engine.model, state, neutral, writes=False).detach()) > 1e-3
+
+
+def test_corrections_of_zero_disturb_nothing() -> None:
+    engine = word_engine()
+    neutral, state = neutral_batch(renderer(), neutral_exchanges(4)), states_of(engine, episodes_of(4))
+    with torch.no_grad():
+        for name, parameter in engine.adapter.named_parameters():
+            if ".delta_" in name:
+                parameter.zero_()
+    assert float(disturbance(engine.model, state, neutral, writes=True).detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_prompt_without_a_reply_is_compared_where_the_reply_begins() -> None:
+    neutral = neutral_batch(renderer(), neutral_exchanges(2))
+    asked, replied = (neutral.places[neutral.places[:, 0] == row, 1].tolist() for row in (0, 1))
+    assert asked == [int(neutral.valid[0].sum()) - 1]
+    assert len(replied) > 1 and replied == list(range(replied[0], replied[-1] + 1))
+
+
+def whole_loss(engine: DeltaMemEngine, episodes: Sequence[Episode], *, writes: bool = True) -> Tensor:
+    histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
+    state, beta = write_history(engine.model, engine.adapter, histories)
+    outcome = judge(answer_questions(engine.model, state, questions, writes=writes), questions, beta)
+    neutral = neutral_batch(renderer(), neutral_exchanges(len(episodes)))
+    return outcome.loss + 0.2 * outcome.beta + disturbance(engine.model, state, neutral, writes=writes)
+
+
+@each_config
+@pytest.mark.parametrize("writes", [True, False])
+def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(
+    config: AdapterConfig, writes: bool
+) -> None:
+    engine = word_engine(config)
+    whole_loss(engine, episodes_of(3), writes=writes).backward()
+    for name, parameter in engine.adapter.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        if "delta_scale_raw" in name:
+            continue
+        assert float(parameter.grad.abs().max()) > 0, name
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
+
+
+def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
+    """Of the recomputed writes; that reads change later inputs during the history is left out on purpose."""
+    engine, episodes = word_engine(replace(CONFIGS["shipped recipe"], target_layers=(1,))), episodes_of(2)
+    memory = engine.adapter.layer(0)
+    generator = torch.Generator().manual_seed(0)
+
+    def loss() -> Tensor:
+        state, _ = write_history(engine.model, engine.adapter, history_batch(renderer(), histories_of(episodes)))
+        return (state.matrices * direction).sum()
+
+    direction = torch.randn(states_of(engine, episodes).matrices.shape, generator=generator)
+    for name in ("memory_k_proj", "memory_k_shift_proj", "memory_v_proj", "beta_proj", "beta_bias"):
+        parameter = memory.get_parameter(name)
+        step = torch.randn(parameter.shape, generator=generator)
+        engine.adapter.zero_grad()
+        loss().backward()
+        assert parameter.grad is not None
+        expected = float((parameter.grad * step).sum())
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(step, alpha=sign * 1e-3)
+                ends.append(float(loss()))
+                parameter.sub_(step, alpha=sign * 1e-3)
+        assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(expected, rel=0.03, abs=0.02), name
+
+
+def test_steps_on_one_batch_lower_its_loss() -> None:
+    engine, episodes = word_engine(), episodes_of(4)
+    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimiser.zero_grad()
+        loss = whole_loss(engine, episodes)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.3

@@ -1,0 +1,116 @@
+"""Laws of recipes: they survive JSON, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.training.recipe import RECIPES, Recipe, WarmStart
+from tiny_training import RECIPE
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> None:
+    recipe = Recipe.load(path.stem)
+    assert recipe == Recipe.load(path)
+    assert recipe.steps > 0
+    assert recipe.adapter.base_model == recipe.model
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, warm_start=None), Recipe.load("first-facts")])
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_recipe_without_a_warm_start_key_has_the_default_one() -> None:
+    data = RECIPE.to_json()
+    del data["warm_start"]
+    assert Recipe.from_json(data).warm_start == WarmStart()
+    assert Recipe.from_json({**data, "warm_start": {}}).warm_start == WarmStart()
+    assert Recipe.from_json({**data, "warm_start": None}).warm_start is None
+
+
+def altered(path: Sequence[str | int], value: object) -> dict[str, Any]:
+    data: Any = json.loads(json.dumps(RECIPE.to_json()))
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    if value is MISSING:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return data  # type: ignore[no-any-return]
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["learning_rate"], 1e-3, "recipe: unknown keys learning_rate; known are model, adapter"),
+        (["stages", 1, "fact"], 1, "recipe, stage 2: unknown keys fact; known are steps, facts"),
+        (["warm_start", "epochs"], 1, "recipe, warm_start: unknown keys epochs"),
+        (["adapter", "ranks"], 1, "unknown keys ranks"),
+        (["model"], MISSING, "recipe: model is missing"),
+        (["stages"], MISSING, "recipe: stages is missing"),
+        (["adapter"], MISSING, "recipe: adapter is missing"),
+        (["stages", 0, "steps"], MISSING, "recipe, stage 1: steps is missing"),
+        (["stages", 0, "steps"], 0, "stage 1: steps is 0, expected a whole number above 0"),
+        (["stages", 0, "steps"], "10", "stage 1: steps is '10'"),
+        (["stages", 0, "facts"], [], r"facts is \(\), expected a list of whole numbers above 0"),
+        (["stages", 0, "facts"], [1, 0], "facts is"),
+        (["stages", 0, "facts"], 3, "facts is 3"),
+        (["stages", 0, "distractors"], [3, 1], r"distractors is \(3, 1\), expected \[fewest, most\]"),
+        (["stages", 0, "distractors"], [1], "distractors is"),
+        (["stages", 0, "changed"], 1.5, "changed is 1.5, expected from 0 to 1"),
+        (["stages", 0, "rate"], None, "rate is None"),
+        (["stages", 0], "first", "stage 1 is 'first', expected an object"),
+        (["stages"], {}, "stages is {}, expected a list"),
+        (["stages"], [], "expected at least one stage"),
+        (["warm_start", "gain"], 0, "gain is 0, expected above 0"),
+        (["save_every"], 0, "save_every is 0"),
+        (["seed"], "x", "seed is 'x'"),
+        (["adapter"], "tsw", "recipe, adapter is 'tsw', expected an object"),
+        (["adapter", "memory_write_granularity"], "message_mean", "key_shift"),
+    ],
+)
+def test_what_does_not_fit_in_a_recipe_is_refused_by_name(path: list[str | int], value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_json(altered(path, value))
+
+
+def test_an_adapter_that_writes_whole_messages_cannot_be_trained() -> None:
+    with pytest.raises(ConfigError, match="only 'token' can be trained"):
+        replace(RECIPE, adapter=AdapterConfig(memory_write_granularity="message_mean"))
+
+
+def test_a_recipe_that_is_not_there_names_those_that_ship() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'frist-facts'.*first-facts"):
+        Recipe.load("frist-facts")
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff"])
+def test_a_file_that_is_no_recipe_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"not valid JSON|expected an object"):
+        Recipe.load(path)
+
+
+def test_each_step_belongs_to_its_stage() -> None:
+    first, second = RECIPE.stages
+    assert [RECIPE.stage_at(step) for step in range(RECIPE.steps)] == [
+        *((first, into) for into in range(2)),
+        *((second, into) for into in range(5)),
+    ]
+    with pytest.raises(ConfigError, match="the recipe has 7 steps"):
+        RECIPE.stage_at(7)
