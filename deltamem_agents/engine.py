@@ -328,7 +328,7 @@ class DeltaMemEngine:
             run,
             window.prompt,
             self.tokenizer,
-            request.sampling,
+            replace(request.sampling, stop=(*request.sampling.stop, *self._prompts.stop_texts)),
             writes_reply=writes and plan is not None and "assistant" in self.policy.roles and not self._per_message,
             end_ids=self._prompts.end_ids,
             constraint=constraint,

@@ -6,10 +6,10 @@ Reads the store, decides, and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from deltamem_agents.chat.history import Alignment, Landing, digest, extend, settle
+from deltamem_agents.chat.history import Alignment, Landing, digest, extend, settle, stay
 from deltamem_agents.errors import AgentNotFound, ConfigError, HistoryDiverged
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Counters, Entry, Fingerprint, Snapshot, Store
@@ -100,7 +100,10 @@ def plan_turn(
     entry.snapshot.fingerprint.require(fingerprint)
     past = _Past(store, agent, entry)
     landing = settle(past.absorbed(), name, incoming, continues=thread is not None)
-    base = _base(past, name, landing, policy.on_divergence)
+    if _must_stay(past, name, landing, policy.on_divergence):
+        log = _Absorbed(store, agent, entry).get(name, ThreadLog())
+        landing = replace(stay(log, incoming, continues=thread is not None), outcome=landing.outcome)
+    base = None if landing.depth is None else past.entries[landing.depth]
     state = empty if base is None else base.snapshot.state
     return Plan(head, base, state, landing.log, landing.outcome, positions[landing.new :], digests)
 
@@ -150,16 +153,14 @@ class _Absorbed(Mapping[str, ThreadLog]):
         return {thread: log for thread in self if (log := self.get(thread)) is not None}.values()
 
 
-def _base(past: _Past, thread: str, landing: Landing, on_divergence: OnDivergence) -> Entry | None:
-    """The snapshot to continue; None is the empty memory."""
-    if landing.depth == 0:
-        return past.head
+def _must_stay(past: _Past, thread: str, landing: Landing, on_divergence: OnDivergence) -> bool:
+    """Whether going back would lose what other threads wrote, and the policy is to keep that."""
     undone = past.entries if landing.depth is None else past.entries[: landing.depth]
     others = {entry.snapshot.thread for entry in undone} - {thread}
     if not others or on_divergence == "rewind":
-        return None if landing.depth is None else past.entries[landing.depth]
+        return False
     if on_divergence == "append":
-        return past.head
+        return True
     raise HistoryDiverged(
         f"thread {thread!r} of agent {past.agent!r} was edited at a point after which other threads wrote "
         f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep their "

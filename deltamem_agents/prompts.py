@@ -40,6 +40,11 @@ class Prompts:
         """Tokens that end a reply."""
         return self.template.end_ids
 
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Texts that end a reply, for models without a chat template of their own."""
+        return self.template.stop_texts
+
     def window(
         self, messages: Sequence[Message], tools: Sequence[Tool], reply_tokens: int, new: Collection[int]
     ) -> Window:

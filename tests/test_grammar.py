@@ -120,6 +120,20 @@ def test_a_response_schema_holds_and_leaves_room_for_calls() -> None:
     assert accepts(reply_grammar((), schema={"type": "object"}), '{"any": ["thing", 1]}')
 
 
+def test_objects_have_the_properties_their_schema_lists() -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for schema, extra in (
+        (inner, False),
+        ({"type": "array", "items": inner}, False),
+        ({**inner, "additionalProperties": True}, True),
+        ({"type": "object", "properties": {"properties": {"type": "integer"}, "a": {"type": "integer"}}}, False),
+        ({"type": "object"}, True),
+    ):
+        grammar = reply_grammar((), schema=schema)
+        text = '{"a": 1, "b": 2}'
+        assert accepts(grammar, f"[{text}]" if schema.get("type") == "array" else text) == extra
+
+
 def test_schemas_with_definitions_and_nesting_hold() -> None:
     schema = {
         "$defs": {"Pet": {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}},
@@ -172,6 +186,22 @@ def test_the_way_out_completes_any_beginning_and_changes_nothing() -> None:
         assert way is not None and VOCABULARY.matcher(grammar).accepts([*whole[:place], *way])
         matcher.accept(token)
     assert matcher.way_out() == []
+
+
+def test_the_way_out_leads_out_of_strings_whatever_the_tokens_are() -> None:
+    merged = byte_tokenizer().backend_tokenizer
+    definition = json.loads(merged.to_str())
+    pairs = [("]", "]"), ("}", "}"), ('"', "}"), ('"}', "}"), ("]]", "]]")]
+    for number, pair in enumerate(pairs):
+        definition["model"]["vocab"]["".join(pair)] = 258 + number
+        definition["model"]["merges"].append(list(pair))
+    vocabulary = Vocabulary(json.dumps(definition), 300, {END})
+    grammar = reply_grammar(TOOLS, "any")
+    assert grammar is not None
+    matcher = vocabulary.matcher(grammar)
+    for token in ids('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Os'):
+        matcher.accept(token)
+    assert matcher.way_out() is not None
 
 
 def test_the_end_is_allowed_exactly_where_the_reply_is_whole() -> None:

@@ -252,6 +252,24 @@ def test_a_zero_state_disturbs_nothing_and_any_other_does() -> None:
     assert float(disturbance(engine.model, state, neutral, writes=False).detach()) > 1e-3
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_disturbance_is_the_divergence_from_the_frozen_model_where_a_turn_would_speak(writes: bool) -> None:
+    engine, exchanges = word_engine(), neutral_exchanges(3)
+    state = states_of(engine, episodes_of(3))
+    divergences = []
+    for row, exchange in enumerate(exchanges):
+        rendered = renderer().render(exchange, generation_prompt=len(exchange) == 1)
+        lead, reply = rendered.owner.index(0), [i for i, owner in enumerate(rendered.owner) if owner == 1]
+        for end in reply or [len(rendered.ids)]:
+            reads = tuple(place >= lead for place in range(end))
+            written = tuple(writes and owner >= 0 for owner in rendered.owner[:end])
+            prompt = Prompt(rendered.ids[:end], reads, written, rendered.owner[:end])
+            frozen, steered = (Pass(engine.model, memory).feed(prompt).softmax(-1) for memory in (None, state[row]))
+            divergences.append(float((frozen * (frozen / steered).log()).sum()))
+    found = disturbance(engine.model, state, neutral_batch(renderer(), exchanges), writes=writes)
+    assert float(found.detach()) == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
+
+
 def test_corrections_of_zero_disturb_nothing() -> None:
     engine = word_engine()
     neutral, state = neutral_batch(renderer(), neutral_exchanges(4)), states_of(engine, episodes_of(4))

@@ -177,7 +177,7 @@ def test_divergence_behind_another_threads_writes_follows_the_policy(policy: Any
         assert engine.store.head("ada") == before
         return
     engine.run_turn("ada", [U1], thread="a", sampling=SHORT)
-    assert head(engine).counters.messages == (2 if policy == "rewind" else 6)
+    assert head(engine).counters.messages == (2 if policy == "rewind" else 5)
     assert head(engine).absorbed.count == 2
     assert (head(engine).parent is None) == (policy == "rewind")
 

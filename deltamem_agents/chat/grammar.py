@@ -36,6 +36,8 @@ _FORK = 8
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CLOSERS = frozenset(b'"}]')
+_LITERAL = frozenset({"enum", "const", "default", "examples", "required"})
+_OPENING = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def reply_grammar(
     may follow each other. `schema`: a JSON schema that whatever is said instead of a call has to fit, on
     one line; `{"type": "object"}` is any object.
 
+    Objects have the properties that their schema lists and no others, unless it speaks of others.
     A tool checks its own arguments, so keywords of a parameter schema that no grammar can express are
     left to it. Whoever reads a reply relies on the whole `schema`: there such a keyword is an error, when
     the grammar is compiled. Raises ConfigError when `choice` names no tool on offer.
@@ -138,15 +141,28 @@ class Vocabulary:
     @cached_property
     def endings(self) -> NDArray[np.int64]:
         """(tokens,) how well each token serves to finish a JSON text, the least first."""
-        ranks = np.empty(self._tokenizer.vocab_size, dtype=np.int64)
-        for token in range(len(ranks)):
-            text = self._tokenizer.decode_bytes([token]).strip()
-            closes = bool(text) and _CLOSERS.issuperset(text)
+        ranks = np.empty(len(self._texts), dtype=np.int64)
+        for token, text in enumerate(self._texts):
+            # Only with a quote: inside a string braces are letters, and would be chosen for ever.
+            closes = b'"' in text and _CLOSERS.issuperset(text)
             kind = 0 if closes else 1 if text in (b"0", b"null") else 3 if text.startswith(b",") else 2
-            ranks[token] = (kind * 64 + (63 - min(len(text), 63) if closes else min(len(text), 63))) * len(
-                ranks
-            ) + token
+            length = min(len(text), 63)
+            ranks[token] = (kind * 64 + (63 - length if closes else length)) * len(ranks) + token
         return ranks
+
+    @cached_property
+    def braces(self) -> NDArray[np.bool_]:
+        """(tokens,) which tokens are nothing but closing braces and brackets."""
+        return np.array([bool(text) and set(text) <= set(b"]}") for text in self._texts])
+
+    @cached_property
+    def letter(self) -> int:
+        """A token that is one letter, so that it is allowed inside strings and nowhere else."""
+        return self._texts.index(b"Z") if b"Z" in self._texts else 0
+
+    @cached_property
+    def _texts(self) -> list[bytes]:
+        return [self._tokenizer.decode_bytes([token]).strip() for token in range(self._tokenizer.vocab_size)]
 
     def is_end(self, token: int) -> bool:
         return token in self._end_ids
@@ -217,6 +233,10 @@ class Matcher:
     def _easiest(self, mask: NDArray[np.bool_]) -> int:
         ranks = self._vocabulary.endings
         candidates = np.flatnonzero(mask[: len(ranks)])
+        # A brace ends an object, but is a letter like any other inside a string.
+        if not mask[self._vocabulary.letter]:
+            closing = candidates[self._vocabulary.braces[candidates]]
+            candidates = closing if len(closing) else candidates
         return int(candidates[ranks[candidates].argmin()])
 
     def _sized(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -247,9 +267,22 @@ def _call_rules(place: int, tool: Tool) -> str:
 def _spaced(schema: Mapping[str, Any], *, lenient: bool) -> str:
     """The schema as JSON, asking for the same white space as `format_tool_calls` and no more."""
     try:
-        return json.dumps({**schema, "x-guidance": {**_SPACING, "lenient": lenient}})
+        return json.dumps({**_closed(schema), "x-guidance": {**_SPACING, "lenient": lenient}})
     except (TypeError, ValueError) as error:
         raise GrammarError(f"a schema is not JSON ({error}); expected a JSON schema of plain values") from None
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with objects held to the properties it lists: what it does not forbid, a small model makes up."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {key: value if key in _LITERAL else _closed(value) for key, value in schema.items()}
+    listed = isinstance(schema.get("properties"), Mapping) and schema.get("type") == "object"
+    if listed and not _OPENING & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _text(text: str) -> str:

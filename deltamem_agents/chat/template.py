@@ -260,7 +260,6 @@ class ChatTemplate:
             raise MessageError(
                 f"the model's chat template refuses messages of roles {roles} ({error}); reorder or merge them"
             ) from error
-        return str(text)
 
     def _mask(self, slots: Sequence[Slot], tools: Sequence[Tool]) -> Mask:
         return Mask.of(slots, tools, self._encoder.control_texts)

@@ -21,6 +21,18 @@ STATEMENTS = (
     "Hi! My {a} is {v}.",
     "Oh, and my {a} is {v}, in case it matters.",
     "Before I forget, my {a} is {v}.",
+    "The {a} is {v}.",
+    "Our {a} is {v}.",
+    "My {a}? It's {v}.",
+    "As for my {a}, it is {v}.",
+    "So, my {a} is {v}, and I thought you should know.",
+    "It was a long day. Anyway, my {a} is {v}.",
+    "My {a} is {v}, and it has been for years.",
+    "Did I tell you that my {a} is {v}?",
+    "Guess what: my {a} is {v}!",
+    "Note that my {a} is {v}. What do you think?",
+    "I have decided that my {a} is {v}.",
+    "Let me tell you my {a}: {v}.",
 )
 HELD_OUT_STATEMENTS = (
     "Here is something about me: my {a} is {v}.",
@@ -39,6 +51,16 @@ QUESTIONS = (
     "Do you know what my {a} is?",
     "Hello again! What is my {a}?",
     "Quick question: what's my {a}?",
+    "What was my {a} again?",
+    "What is the {a}?",
+    "What's our {a}?",
+    "Any idea what my {a} is?",
+    "Please tell me what my {a} is.",
+    "I can't remember my {a}. Can you?",
+    "Let's see if you remember my {a}.",
+    "And my {a}?",
+    "Thanks. By the way, what is my {a}?",
+    "So what's my {a}?",
 )
 HELD_OUT_QUESTIONS = (
     "Could you remind me what my {a} is?",
@@ -63,6 +85,48 @@ class Attribute:
 
 def _plain(names: str, values: str) -> tuple[Attribute, ...]:
     return tuple(Attribute(name.strip(), values) for name in names.split(","))
+
+
+def _named(owners: str, values: str) -> tuple[Attribute, ...]:
+    """The names of people and animals, "dog" becoming "dog's name"."""
+    return tuple(
+        Attribute(
+            f"{who}'s name",
+            values,
+            told=(
+                f"My {who} is called {{v}}.",
+                f"I have a {who} called {{v}}.",
+                f"My {who} is named {{v}}.",
+                f"We named our {who} {{v}}.",
+                f"Have you met {{v}}? That's my {who}.",
+                f"I was out with my {who} {{v}} today.",
+                f"My {who} goes by {{v}}.",
+                f"We have a new {who}, called {{v}}.",
+            ),
+            asked=(
+                f"What is my {who} called?",
+                f"What's the name of my {who}?",
+                f"What did we name our {who}?",
+                f"Who is my {who}?",
+                f"Do you know my {who}?",
+                f"How is my {who} called?",
+            ),
+        )
+        for who in (part.strip() for part in owners.split(","))
+    )
+
+
+def _worker(people: str) -> tuple[Attribute, ...]:
+    """What other people do for a living."""
+    return tuple(
+        Attribute(
+            f"{who}'s job",
+            "job",
+            told=(f"My {who} is a {{v}}.", f"My {who} works as a {{v}}.", f"My {who} became a {{v}} last year."),
+            asked=(f"What does my {who} do?", f"What is my {who}'s profession?", f"What does my {who} work as?"),
+        )
+        for who in (part.strip() for part in people.split(","))
+    )
 
 
 ATTRIBUTES: tuple[Attribute, ...] = (
@@ -162,16 +226,54 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         "hometown,holiday destination,favourite city,birthplace,next travel destination,parents' town,office location",
         "place",
     ),
-    *_plain(
-        "best friend's name,boss's name,teacher's name,neighbour's name,doctor's name,wife's name,husband's name",
-        "person",
-    ),
-    *_plain("mother's name,father's name,daughter's name,son's name,roommate's name,coach's name", "person"),
+    *_named("best friend, boss, teacher, neighbour, doctor, wife, husband", "person"),
+    *_named("mother, father, daughter, son, roommate, coach", "person"),
     *_plain("favourite sport,favourite pastime,evening class", "hobby"),
     *_plain("favourite animal,spirit animal,favourite bird", "animal"),
     *_plain("car colour,bike colour,front door colour,lucky colour", "colour"),
-    *_plain("horse's name,parrot's name,hamster's name,boat's name", "pet"),
-    *_plain("sister's job,brother's job,dream job,first job,neighbour's job", "job"),
+    *_named("horse, parrot, hamster, boat, car, puppy, goldfish", "pet"),
+    *_worker("sister, brother, neighbour, husband, mother"),
+    *_plain("dream job,first job", "job"),
+    Attribute(
+        "car",
+        told=("I drive a {v}.", "I bought a {v} last week.", "We just got a new {v} as our car."),
+        asked=("What do I drive?", "Which car do I drive?", "What car did I buy?"),
+    ),
+    Attribute(
+        "employer",
+        told=("I work at {v}.", "I work for {v}.", "I got a job at {v}.", "I have been with {v} for ten years."),
+        asked=("Where do I work?", "Who do I work for?", "Which company do I work for?"),
+    ),
+    Attribute(
+        "travel plan",
+        "place",
+        told=("I'm going to {v} next month.", "We are planning a trip to {v}.", "We booked a flight to {v}."),
+        asked=("Where am I going?", "Where are we going on our trip?", "Where did we book a flight to?"),
+    ),
+    Attribute(
+        "place of birth",
+        "place",
+        told=("I was born in {v}.", "I was born and raised in {v}."),
+        asked=("Where was I born?", "Where did I grow up?"),
+    ),
+    Attribute(
+        "language",
+        "language",
+        told=("I'm learning {v}.", "I just started learning {v}.", "I speak {v} at home."),
+        asked=("Which language am I learning?", "What language do I speak?"),
+    ),
+    Attribute(
+        "birthday month",
+        "month",
+        told=("My birthday is in {v}.", "I was born in {v}.", "I celebrate my birthday in {v}."),
+        asked=("When is my birthday?", "In which month is my birthday?"),
+    ),
+    Attribute(
+        "meeting day",
+        "day",
+        told=("The meeting is on {v}.", "We meet every {v}.", "My next appointment is on {v}."),
+        asked=("When is the meeting?", "On which day is my appointment?"),
+    ),
     *_plain(
         "lucky charm,password,code word,secret word,safe word,nickname,username,team name,project name,"
         "favourite word,favourite book,favourite song,favourite film,favourite game,favourite shop,company name,street,"
@@ -195,8 +297,10 @@ SAME_SUBJECT: tuple[frozenset[str], ...] = (
     frozenset({"name", "nickname", "username", "call sign"}),
     frozenset({"name", "job"}),
     frozenset({"job", "first job", "dream job"}),
-    frozenset({"city", "hometown", "birthplace", "favourite city", "parents' town", "office location"}),
-    frozenset({"holiday destination", "next travel destination"}),
+    frozenset(
+        {"city", "hometown", "birthplace", "favourite city", "parents' town", "office location", "place of birth"}
+    ),
+    frozenset({"holiday destination", "next travel destination", "travel plan"}),
     frozenset({"favourite colour", "favorite color", "lucky colour"}),
     frozenset(
         {
@@ -211,8 +315,10 @@ SAME_SUBJECT: tuple[frozenset[str], ...] = (
     frozenset({"hobby", "favourite sport", "favourite pastime", "evening class"}),
     frozenset({"instrument", "favourite sport", "favourite game"}),
     frozenset({"favourite animal", "favourite bird", "spirit animal"}),
-    frozenset({"sister's name", "sister's job"}),
-    frozenset({"brother's name", "brother's job"}),
+    *(frozenset({f"{who}'s name", f"{who}'s job"}) for who in ("sister", "brother", "neighbour", "husband", "mother")),
+    frozenset({"job", "employer", "company name"}),
+    frozenset({"car", "car's name", "car colour"}),
+    frozenset({"dog's name", "puppy's name"}),
     frozenset({"password", "code word", "secret word", "safe word", "keyword"}),
     frozenset({"company name", "start-up's name"}),
 )
@@ -289,6 +395,14 @@ VALUES: dict[str, tuple[str, ...]] = {
         gorilla, squirrel, hamster, mouse, sparrow, robin, swan, goose, duck, pelican, stork, crane, parrot, crow,
         seal, shark, octopus, crab"""
     ),
+    "language": _words(
+        """Portuguese, Spanish, Italian, French, German, Dutch, Danish, Swedish, Finnish, Polish, Czech, Greek, Turkish,
+        Arabic, Hebrew, Hindi, Korean, Japanese, Chinese, Thai, Russian, Latin, Welsh, Irish, Hungarian, Romanian"""
+    ),
+    "month": _words(
+        """January, February, March, April, May, June, July, August, September, October, November, December, spring, summer, autumn, winter, carnival, monsoon, Easter, Christmas"""
+    ),
+    "day": _words("""Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"""),
     "instrument": _words(
         """piano, violin, cello, guitar, flute, drums, trumpet, harp, banjo, clarinet, saxophone, accordion, viola,
         trombone, oboe, ukulele, mandolin, organ, bass, harmonica, tuba, bassoon, lute, piccolo, xylophone,

@@ -6,12 +6,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Self
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store, WindowError
-from deltamem_agents.snapshots import open_store
-from deltamem_agents.types import MemoryMode, TurnOptions
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.caches import BaseCache
-from langchain_core.language_models import BaseChatModel, LanguageModelInput, LangSmithParams, ModelProfile
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
@@ -19,6 +16,9 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
 from pydantic import Field, PrivateAttr, SkipValidation, model_validator
 
+from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store, WindowError
+from deltamem_agents.snapshots import open_store
+from deltamem_agents.types import MemoryMode, TurnOptions
 from langchain_deltamem.engines import EngineSpec, shared_engine
 from langchain_deltamem.errors import ContextOverflow
 from langchain_deltamem.identity import bound, resolve
@@ -139,22 +139,42 @@ class ChatDeltaMem(BaseChatModel):
     # The config never reaches _generate and _stream, so each way in resolves whose memory it is.
 
     def invoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
     ) -> AIMessage:
         return super().invoke(input, config, stop=stop, **self._identified(config, kwargs))
 
     async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
     ) -> AIMessage:
         return await super().ainvoke(input, config, stop=stop, **self._identified(config, kwargs))
 
     def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
     ) -> Iterator[Any]:
         return super().stream(input, config, stop=stop, **self._identified(config, kwargs))
 
     def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
     ) -> AsyncIterator[Any]:
         return super().astream(input, config, stop=stop, **self._identified(config, kwargs))
 
@@ -301,7 +321,10 @@ class ChatDeltaMem(BaseChatModel):
             names = ", ".join(repr(tool.name) for tool in offered) or "no tool"
             raise ConfigError(f"tool_choice is {choice!r}, but on offer is {names}")
         bound_tools = [
-            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}}
+            {
+                "type": "function",
+                "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)},
+            }
             for t in offered
         ]
         if parallel_tool_calls is not None:

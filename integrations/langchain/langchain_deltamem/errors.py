@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from deltamem_agents import WindowError
 from langchain_core.exceptions import ContextOverflowError
+
+from deltamem_agents import WindowError
 
 
 class ContextOverflow(ContextOverflowError, WindowError):

@@ -13,9 +13,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
+
 from deltamem_agents import Store
 from deltamem_agents.types import MemoryMode
-from langchain_core.runnables import RunnableConfig
 
 AGENT_KEY = "deltamem_agent_id"
 EPHEMERAL = ""

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from deltamem_agents import Message, MessageError, ToolCall
-from deltamem_agents.types import Role
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -17,6 +15,9 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+
+from deltamem_agents import Message, MessageError, ToolCall
+from deltamem_agents.types import Role
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -87,8 +88,7 @@ def _converted(message: BaseMessage, names: Mapping[str, str]) -> Iterator[Messa
     else:
         role = f" of role {message.role!r}" if isinstance(message, ChatMessage) else ""
         raise MessageError(
-            f"{type(message).__name__}{role} has no place in a conversation; "
-            "use system, human, AI or tool messages"
+            f"{type(message).__name__}{role} has no place in a conversation; use system, human, AI or tool messages"
         )
 
 
@@ -137,6 +137,5 @@ def _block_text(block: str | Mapping[str, Any]) -> str:
     if kind in _CALL_BLOCKS or kind in _UNSAID_BLOCKS:
         return ""
     raise MessageError(
-        f"it holds a block of type {kind!r}, which this model cannot read; "
-        "say in text what it shows, or leave it out"
+        f"it holds a block of type {kind!r}, which this model cannot read; say in text what it shows, or leave it out"
     )

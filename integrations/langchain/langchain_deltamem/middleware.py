@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NotRequired
 
-from deltamem_agents import InMemoryStore, Snapshot, StaleHead, Store
-from deltamem_agents.snapshots import Receipt, decode, encode, open_store
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
 from langchain_core.runnables import ensure_config
 from langgraph.types import Command
 
+from deltamem_agents import InMemoryStore, Snapshot, StaleHead, Store
+from deltamem_agents.snapshots import Receipt, decode, encode, open_store
 from langchain_deltamem.identity import thread_name, threads_of, use_agent
 
 STATE_KEY = "deltamem_state"

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from deltamem_agents import Turn
-from deltamem_agents.chat.tool_calls import plain_text_so_far
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
+
+from deltamem_agents import Turn
+from deltamem_agents.chat.tool_calls import plain_text_so_far
 
 PROVIDER = "deltamem"
 

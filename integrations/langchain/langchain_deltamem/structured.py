@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
-from deltamem_agents import ConfigError
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.output_parsers import (
     BaseOutputParser,
@@ -19,6 +18,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from deltamem_agents import ConfigError
 from langchain_deltamem.tools import schema_of
 
 Schema: TypeAlias = Mapping[str, Any] | type

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltamem_agents import ConfigError, Tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from deltamem_agents import ConfigError, Tool
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 

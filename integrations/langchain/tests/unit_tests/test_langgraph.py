@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 from brain import brain
-from deltamem_agents import SQLiteStore
-from deltamem_agents.scripted import ScriptedEngine
-from deltamem_agents.snapshots import Snapshot, decode
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware, ModelRetryMiddleware, wrap_model_call
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
@@ -22,6 +19,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
+
+from deltamem_agents import SQLiteStore
+from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.snapshots import Snapshot, decode
 
 ENGINE = ScriptedEngine(brain)
 MODEL = ChatDeltaMem(engine=ENGINE, max_tokens=500)
@@ -156,7 +157,9 @@ def test_a_tool_loop_ends_and_is_remembered_whole(saver: SqliteSaver, middleware
     assert memory(graph, middleware, on("a")).absorbed.count == 4
 
 
-def test_an_interrupt_keeps_the_memory_of_the_turn_it_interrupts(middleware: DeltaMemMiddleware, saver: SqliteSaver) -> None:
+def test_an_interrupt_keeps_the_memory_of_the_turn_it_interrupts(
+    middleware: DeltaMemMiddleware, saver: SqliteSaver
+) -> None:
     approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
     graph = create_agent(MODEL, tools=[get_weather], middleware=[middleware, approval], checkpointer=saver)
     graph.invoke(says("How is the weather?"), on("a"))
@@ -224,7 +227,9 @@ def test_another_providers_model_passes_by() -> None:
 
     middleware = DeltaMemMiddleware()
     graph = create_agent(
-        GenericFakeChatModel(messages=iter([AIMessage("Hello.")])), middleware=[middleware], checkpointer=InMemorySaver()
+        GenericFakeChatModel(messages=iter([AIMessage("Hello.")])),
+        middleware=[middleware],
+        checkpointer=InMemorySaver(),
     )
     graph.invoke(says("Hi."), on("a"))
     assert STATE_KEY not in graph.get_state(on("a")).values

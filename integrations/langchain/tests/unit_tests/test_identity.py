@@ -1,0 +1,216 @@
+"""Whose memory a call uses, on every way in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from brain import brain
+from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import ensure_config
+from langchain_deltamem import ChatDeltaMem, use_agent
+from langchain_deltamem.identity import Identity, resolve, thread_name, threads_of
+from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import BaseModel
+
+from deltamem_agents import InMemoryStore
+from deltamem_agents.scripted import ScriptedEngine
+
+
+class Answer(BaseModel):
+    """An answer."""
+
+    text: str
+
+
+@pytest.fixture
+def model() -> ChatDeltaMem:
+    return ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=500)
+
+
+def agents(model: ChatDeltaMem) -> list[str]:
+    assert model.engine is not None
+    return model.engine.store.agents()
+
+
+def turns(model: ChatDeltaMem, agent: str) -> int:
+    assert model.engine is not None
+    return model.engine.store.load(agent).snapshot.counters.turns
+
+
+async def _drain(stream: Any) -> None:
+    async for _ in stream:
+        pass
+
+
+async def _drain_v3(opening: Any) -> None:
+    await (await opening)
+
+
+WAYS: dict[str, Callable[[Any, Any], Any]] = {
+    "invoke": lambda m, c: m.invoke("hi", c),
+    "ainvoke": lambda m, c: asyncio.run(m.ainvoke("hi", c)),
+    "stream": lambda m, c: list(m.stream("hi", c)),
+    "astream": lambda m, c: asyncio.run(_drain(m.astream("hi", c))),
+    "batch": lambda m, c: m.batch(["hi"], c),
+    "abatch": lambda m, c: asyncio.run(m.abatch(["hi"], c)),
+    "astream_events v2": lambda m, c: asyncio.run(_drain(m.astream_events("hi", c, version="v2"))),
+    "stream_events v3": lambda m, c: m.stream_events("hi", c, version="v3").output,
+    "astream_events v3": lambda m, c: asyncio.run(_drain_v3(m.astream_events("hi", c, version="v3"))),
+}
+WRAPPED: dict[str, Callable[[ChatDeltaMem], Any]] = {
+    "plain": lambda m: m,
+    "bind_tools": lambda m: m.bind_tools([Answer]),
+    "with_structured_output": lambda m: m.with_structured_output(Answer),
+    "with_retry": lambda m: m.with_retry(),
+    "with_fallbacks": lambda m: m.with_fallbacks([m]),
+    "with_config": lambda m: m.with_config(tags=["x"]),
+    "LCEL": lambda m: ChatPromptTemplate.from_messages([("human", "{input}")]) | m | StrOutputParser(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_every_way_in_finds_the_agent_of_the_config(model: ChatDeltaMem, way: str, wrapped: str) -> None:
+    runnable = WRAPPED[wrapped](model)
+    if way.endswith("v3") and wrapped not in ("plain", "bind_tools"):
+        pytest.skip("only chat models have version 3 of this stream")
+    WAYS[way](runnable, {"configurable": {"deltamem_agent_id": "ada"}})
+    assert agents(model) == ["ada"] and turns(model, "ada") == 1
+    WAYS[way](runnable, {"configurable": {"thread_id": "t1"}})
+    assert agents(model) == ["ada", "thread:t1"]
+    with use_agent("bob"):
+        WAYS[way](runnable, {"configurable": {"deltamem_agent_id": "ada"}})
+    assert agents(model) == ["ada", "bob", "thread:t1"] and turns(model, "ada") == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_an_identity_nothing_is_kept(model: ChatDeltaMem, way: str) -> None:
+    WAYS[way](model, None)
+    assert agents(model) == []
+
+
+def test_the_first_of_the_order_wins() -> None:
+    config = {"configurable": {"deltamem_agent_id": "configured", "thread_id": "t"}}
+    thread_only = {"configurable": {"thread_id": "t"}}
+    with use_agent("bound", memory="readonly"):
+        assert resolve(config, {"agent_id": "explicit"}, "own").agent_id == "explicit"
+        assert resolve(config, {}, "own") == Identity("bound", "t", "readonly")
+        assert resolve(config, {"memory": "off"}, "own").memory == "off"
+    assert resolve(config, {}, "own") == Identity("configured", "t")
+    assert resolve(thread_only, {}, "own") == Identity("thread:t", "t")
+    assert resolve({}, {}, "own") == Identity("own")
+    assert resolve({}, {}, None) == Identity("")
+    assert resolve({}, {"thread": "x", "agent_id": "a"}, None) == Identity("a", "x")
+
+
+def test_different_places_of_a_graph_have_different_names() -> None:
+    def name(thread: str, agent: str | None = None, place: str = "") -> str | None:
+        metadata = {} if agent is None else {"lc_agent_name": agent}
+        return thread_name({"configurable": {"thread_id": thread, "checkpoint_ns": place}, "metadata": metadata})
+
+    names = [
+        name("t"),
+        name("t", place="tools:1|model:2"),
+        name("t", "lead"),
+        name("t", "lead", "tools:1|model:2"),
+        name("t", "tools"),
+        name("t#lead"),
+        name("t%23lead"),
+        name("u"),
+    ]
+    assert len(set(names)) == len(names)
+    assert name("t", place="model:1") == name("t", place="model:2") == "t"
+    assert name("") is None and thread_name({}) is None
+    known = [n for n in names if n is not None]
+    assert threads_of("t", known) == known[:5] and threads_of("u", known) == ["u"]
+
+
+def test_batched_agents_never_share(model: ChatDeltaMem) -> None:
+    names = [f"agent {n}" for n in range(8)]
+    model.batch([f"I am {n}" for n in names], [{"configurable": {"deltamem_agent_id": n}} for n in names])
+    assert agents(model) == names
+    assert model.engine is not None
+    states = [model.engine.store.load(name).snapshot.state.matrices for name in names]
+    for name, state in zip(names, states, strict=True):
+        alone = ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=500)
+        alone.invoke(f"I am {name}", agent_id=name)
+        assert alone.engine is not None
+        assert (alone.engine.store.load(name).snapshot.state.matrices - state).abs().max() < 1e-5
+
+
+def test_generate_without_a_config_still_sees_what_encloses_it(model: ChatDeltaMem) -> None:
+    model.generate([[HumanMessage("hi")]])
+    assert agents(model) == []
+    with use_agent("ada"):
+        model.generate([[HumanMessage("hi")]])
+    assert agents(model) == ["ada"]
+
+
+def test_a_store_may_be_bound_too(model: ChatDeltaMem) -> None:
+    store = InMemoryStore()
+    with use_agent("ada", store=store):
+        model.invoke("hi")
+        model.invoke("hi", agent_id="bob")
+    assert store.agents() == ["ada"] and agents(model) == ["bob"]
+
+
+def test_a_thread_of_an_agent_is_its_own_conversation(model: ChatDeltaMem) -> None:
+    for thread in ("a", "b"):
+        model.invoke("hi", {"configurable": {"deltamem_agent_id": "ada", "thread_id": thread}})
+    assert model.engine is not None
+    assert {e.snapshot.thread for e in model.engine.store.log("ada")} == {"a", "b"}
+
+
+@pytest.mark.parametrize("mark", [{"lc_source": "summarization"}, {"lc_internal_call": True}])
+def test_what_the_framework_asks_for_itself_is_read_only(model: ChatDeltaMem, mark: dict[str, Any]) -> None:
+    config = {"configurable": {"deltamem_agent_id": "ada"}, "metadata": mark}
+    assert model.invoke("hi", config).response_metadata["deltamem"]["memory"] == "readonly"
+    assert agents(model) == []
+    assert model.invoke("hi", config, memory="off").response_metadata["deltamem"]["memory"] == "off"
+
+
+def test_summaries_do_not_reach_the_memory() -> None:
+    model = ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=100)
+    summary = SummarizationMiddleware(model=model, trigger=("messages", 4), keep=("messages", 2))
+    graph = create_agent(model, middleware=[summary], checkpointer=InMemorySaver())
+    for number in range(4):
+        graph.invoke({"messages": [HumanMessage(f"Fact {number}.")]}, {"configurable": {"thread_id": "t"}})
+    assert agents(model) == ["thread:t"] and turns(model, "thread:t") == 4
+
+
+def test_a_global_cache_swallows_no_write(model: ChatDeltaMem) -> None:
+    set_llm_cache(InMemoryCache())
+    try:
+        for _ in range(2):
+            model.invoke("hi", agent_id="ada", thread="t")
+            model.invoke("hi", agent_id="bob")
+        assert turns(model, "bob") >= 1 and agents(model) == ["ada", "bob"]
+    finally:
+        set_llm_cache(None)
+    with pytest.raises(ValueError, match="cache"):
+        ChatDeltaMem(model="scripted", cache=True)
+    assert ChatDeltaMem(model="scripted", cache=True, memory="off").cache is True
+
+
+def test_memory_modes_of_the_model_and_of_a_call(model: ChatDeltaMem) -> None:
+    frozen = ChatDeltaMem(engine=model.engine, memory="readonly", agent_id="ada")
+    frozen.invoke("hi")
+    assert agents(model) == []
+    frozen.invoke("hi", memory="readwrite")
+    assert agents(model) == ["ada"]
+
+
+def test_identity_is_traced_as_plain_text_only() -> None:
+    config = ensure_config({"configurable": {"deltamem_agent_id": "ada", "thread_id": 7}})
+    assert resolve(config, {}, None).keywords() == {"agent_id": "ada", "thread": "7"}
+    assert isinstance(ChatDeltaMem(model="scripted"), BaseChatModel)

@@ -1,0 +1,162 @@
+"""Laws of the controls: each arm has the memory it says it has, and an interval says how sure a rate is."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.evaluation.controls import Arm, arm_states, bootstrap_interval, strangers
+from deltamem_agents.memory.state import MemoryState
+
+answer_sets = st.lists(st.frozensets(st.sampled_from("abcd"), min_size=1, max_size=3), min_size=2, max_size=8)
+outcomes = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=60)
+
+
+def some_states(count: int = 4) -> list[MemoryState]:
+    generator = torch.Generator().manual_seed(0)
+    return [MemoryState(torch.randn(1, 3, 2, 4, 4, generator=generator) * (i + 1)) for i in range(count)]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+# Whose memory is the wrong one.
+
+
+@given(answer_sets)
+def test_a_stranger_is_another_episode_and_shares_as_little_as_any(answers: list[frozenset[str]]) -> None:
+    for mine, found in enumerate(strangers(answers)):
+        assert found != mine
+        others = [other for other in range(len(answers)) if other != mine]
+        assert len(answers[mine] & answers[found]) == min(len(answers[mine] & answers[other]) for other in others)
+
+
+@given(answer_sets)
+def test_a_stranger_has_the_same_answers_only_where_every_other_has(answers: list[frozenset[str]]) -> None:
+    for mine, found in enumerate(strangers(answers)):
+        if any(answers[mine].isdisjoint(other) for other in answers):
+            assert answers[mine].isdisjoint(answers[found])
+
+
+def test_the_nearest_stranger_is_taken() -> None:
+    a, b = frozenset("a"), frozenset("b")
+    assert strangers([a, b, a, b]) == [1, 2, 3, 0]
+    assert strangers([a, a, b]) == [2, 2, 0]
+    assert strangers([a, a]) == [1, 0]
+    assert strangers([frozenset("ab"), frozenset("abc"), frozenset("ad")])[0] == 2
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_conversation_has_no_stranger(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"wrong_conversation needs another conversation, and there is {count}"):
+        strangers([frozenset("a")] * count)
+
+
+# What each arm reads.
+
+
+def test_the_memory_arm_reads_each_episodes_own_state() -> None:
+    states = some_states()
+    found = arm_states(Arm.MEMORY, states, [], generator())
+    assert found is not None
+    assert all(one is other for one, other in zip(found, states, strict=True))
+
+
+def test_off_is_no_state_and_zero_is_a_state_of_zeros() -> None:
+    states = some_states()
+    assert arm_states(Arm.OFF, states, [], generator()) is None
+    zeros = arm_states(Arm.ZERO, states, [], generator())
+    assert zeros is not None
+    assert [zero.geometry for zero in zeros] == [state.geometry for state in states]
+    assert all(zero.norm() == 0 for zero in zeros)
+    assert all(state.norm() > 0 for state in states)
+
+
+def test_the_wrong_conversation_is_the_strangers_state() -> None:
+    states = some_states()
+    found = arm_states(Arm.WRONG, states, [2, 3, 1, 0], generator())
+    assert found is not None
+    assert [states.index(state) for state in found] == [2, 3, 1, 0]
+
+
+def test_a_random_state_has_the_norm_of_the_right_one_in_every_layer_and_head() -> None:
+    states = some_states()
+    found = arm_states(Arm.RANDOM, states, [], generator())
+    assert found is not None
+    for one, other in zip(found, states, strict=True):
+        torch.testing.assert_close(one.matrices.norm(dim=(-2, -1)), other.matrices.norm(dim=(-2, -1)))
+        assert not torch.allclose(one.matrices, other.matrices)
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.allclose(one.matrices / one.norm(), other.matrices / other.norm())
+
+
+def test_a_random_state_points_nowhere_in_particular() -> None:
+    state = MemoryState(torch.randn(1, 24, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    found = arm_states(Arm.RANDOM, [state], [], generator())
+    assert found is not None
+    cosine = (found[0].matrices * state.matrices).sum() / state.norm() ** 2
+    assert abs(float(cosine)) < 0.1
+
+
+def test_random_states_are_those_of_their_generator() -> None:
+    first, second = (arm_states(Arm.RANDOM, some_states(), [], generator()) for _ in range(2))
+    assert first is not None and second is not None
+    assert all(torch.equal(one.matrices, other.matrices) for one, other in zip(first, second, strict=True))
+
+
+# How sure a rate is.
+
+
+@given(outcomes, st.integers(0, 5))
+def test_an_interval_holds_the_mean_and_is_the_same_each_time(right: list[tuple[bool, int]], seed: int) -> None:
+    values, clusters = [float(hit) for hit, _ in right], [group for _, group in right]
+    low, high = bootstrap_interval(values, clusters, seed=seed, draws=300)
+    assert (low, high) == bootstrap_interval(values, clusters, seed=seed, draws=300)
+    assert 0.0 <= low <= high <= 1.0
+    assert low - 1e-9 <= np.mean(values) <= high + 1e-9
+
+
+@given(st.booleans(), st.integers(1, 30))
+def test_where_all_outcomes_are_equal_the_interval_is_a_point(hit: bool, count: int) -> None:
+    assert bootstrap_interval([float(hit)] * count, list(range(count))) == (float(hit), float(hit))
+
+
+def test_an_interval_is_that_of_the_normal_approximation() -> None:
+    values = [float(i % 10 < 3) for i in range(1000)]
+    low, high = bootstrap_interval(values, list(range(1000)))
+    half = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
+    assert low == pytest.approx(0.3 - half, abs=0.005)
+    assert high == pytest.approx(0.3 + half, abs=0.005)
+
+
+def test_an_interval_shrinks_with_the_number_of_episodes() -> None:
+    def width(count: int) -> float:
+        low, high = bootstrap_interval([float(i % 2) for i in range(count)], list(range(count)))
+        return high - low
+
+    widths = [width(count) for count in (20, 80, 320, 1280)]
+    for wide, narrow in itertools.pairwise(widths):
+        assert narrow == pytest.approx(wide / 2, rel=0.2)
+
+
+def test_questions_of_one_episode_count_as_one_observation() -> None:
+    values = [float(i % 2) for i in range(40) for _ in range(4)]
+    together = bootstrap_interval(values, [i for i in range(40) for _ in range(4)])
+    apart = bootstrap_interval(values, list(range(160)))
+    assert together[1] - together[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.2)
+
+
+def test_an_interval_is_about_questions_not_about_episodes() -> None:
+    """An episode with many questions weighs as many: the interval is around the share of right answers."""
+    values = [1.0] * 90 + [0.0] * 10
+    clusters = [i // 9 for i in range(90)] + list(range(10, 20))
+    low, high = bootstrap_interval(values, clusters)
+    assert low < 0.9 < high
+    assert low > 0.6
