@@ -12,15 +12,15 @@ import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from functools import cache
+from pathlib import Path
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
 from deltamem_agents.chat.grammar import Grammar, Vocabulary, grammars_available, reply_grammar
 from deltamem_agents.chat.history import Alignment, digest
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.chat.tool_calls import parse_tool_calls
+from deltamem_agents.chat.tool_calls import distinct_calls, parse_tool_calls
 from deltamem_agents.decode import Decoding, Measures, Pass, Reply, as_text, definition, greedy_batch, score_tokens
 from deltamem_agents.errors import ConfigError, StaleHead
 from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
@@ -342,7 +342,8 @@ class DeltaMemEngine:
         message = Message("assistant", reply.text)
         if request.tools:
             parsed = parse_tool_calls(reply.text, names=[tool.name for tool in request.tools], salt=request.salt)
-            message = Message("assistant", parsed.text, parsed.calls)
+            # A small model likes to say a call twice; the second would only be run for nothing.
+            message = Message("assistant", parsed.text, distinct_calls(parsed.calls))
         if self._per_message and writes and plan is not None and "assistant" in self.policy.roles:
             self._absorb(run, (message,), None)
         return Outcome(plan, window, run, reply, message, overflow, number)

@@ -72,11 +72,9 @@ def test_a_written_history_is_an_absorbed_conversation(config: AdapterConfig, te
 def test_the_mean_gate_is_that_of_the_written_tokens(template: str) -> None:
     engine, episodes = word_engine(CONFIGS["shipped recipe"], template), episodes_of(1)
     _, beta = write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))
-    turn = engine.run_turn("a", [*episodes[0].messages[:-1]])
     run = engine._pass(engine.new_state(), collect=True)
     engine._absorb(run, episodes[0].messages, None)
     assert run.measures.mean_beta == pytest.approx(float(beta.detach()), abs=1e-4)
-    assert turn.facts.mean_beta is not None
 
 
 @each_config
@@ -104,10 +102,10 @@ def test_an_answer_the_engine_gives_is_judged_right() -> None:
     state = engine.absorb(engine.new_state(), told)
     # A token other than the likeliest may decode to what is encoded otherwise; the likeliest word cannot.
     prompts = [[Message("user", question.question), Message("assistant", question.prefix)]]
-    words = open_words(engine.tokenizer)
+    words = open_words(engine.tokenizer)[:40]
     best = max(words, key=lambda word: engine.score(state, prompts[0], word).logprob)
     assert question_batch(renderer(), [Episode(tuple(told), (replace(question, answer=best),))]).is_answer.sum() == 1
-    for word in {best, *words[:20]}:
+    for word in {best, *words[:5]}:
         batch = question_batch(renderer(), [Episode(tuple(told), (replace(question, answer=word),))])
         outcome = judge(answer_questions(engine.model, state, batch, writes=False), batch, torch.tensor(0.0))
         greedy = engine.score(state, prompts[0], word).greedy
@@ -232,8 +230,11 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
     assert outcome.first_right.tolist() == [True, False]
     assert outcome.all_right.tolist() == [False, False]
     assert float(outcome.beta) == 0.25
-    sure = judge(logits + 20 * torch.nn.functional.one_hot(targets, 5), questions, torch.tensor(0.0))
-    assert sure.all_right.tolist() == [True, True]
+    sure = logits + 20 * torch.nn.functional.one_hot(targets, 5)
+    assert judge(sure, questions, torch.tensor(0.0)).all_right.tolist() == [True, True]
+    # The rest of the reply does not decide whether the answer is right.
+    only_answers = torch.where(is_answer[:, None], sure, -sure)
+    assert judge(only_answers, questions, torch.tensor(0.0)).all_right.tolist() == [True, True]
 
 
 def neutral_exchanges(count: int) -> list[tuple[Message, ...]]:

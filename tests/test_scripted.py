@@ -8,6 +8,7 @@ import pytest
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.scripted import Asked, ScriptedEngine
+from deltamem_agents.snapshots import InMemoryStore
 from deltamem_agents.types import Message, Sampling, Tool, ToolCall
 
 HELLO = [{"role": "user", "content": "Hello, I am Ada."}]
@@ -58,3 +59,13 @@ def test_different_conversations_leave_different_memories() -> None:
         engine.run_turn(agent, [{"role": "user", "content": f"I am {agent}."}])
     ada, bob = (engine.store.load(agent).snapshot.state.matrices for agent in ("ada", "bob"))
     assert (ada - bob).abs().max() > 1e-3
+
+
+def test_an_engine_over_another_store_shares_the_model_and_no_memory() -> None:
+    engine, store = ScriptedEngine("ok"), InMemoryStore()
+    twin = engine.with_store(store)
+    twin.run_turn("ada", HELLO)
+    assert store.agents() == ["ada"] and engine.store.agents() == []
+    assert twin.model is engine.model and twin.fingerprint == engine.fingerprint
+    engine.run_turn("ada", HELLO)
+    assert engine.store.load("ada").snapshot.state.norm() == store.load("ada").snapshot.state.norm()

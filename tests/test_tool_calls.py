@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamem_agents.chat.tool_calls import format_tool_calls, parse_tool_calls, plain_text_so_far
+from deltamem_agents.chat.tool_calls import distinct_calls, format_tool_calls, parse_tool_calls, plain_text_so_far
 from deltamem_agents.errors import MessageError
 from deltamem_agents.types import ToolCall
 
@@ -174,3 +174,9 @@ def test_arguments_may_be_any_mapping():
 
     text = format_tool_calls([ToolCall("f", MappingProxyType({"x": MappingProxyType({"y": 1})}))])
     assert json.loads(text.splitlines()[1]) == {"name": "f", "arguments": {"x": {"y": 1}}}
+
+
+def test_a_call_said_twice_counts_once() -> None:
+    f, g, again = ToolCall("f", {"x": 1, "y": 2}, "1"), ToolCall("g", {}, "2"), ToolCall("f", {"y": 2, "x": 1}, "3")
+    assert distinct_calls([f, g, again]) == (f, g)
+    assert distinct_calls([f, ToolCall("f", {"x": 2}, "4")]) == (f, ToolCall("f", {"x": 2}, "4"))

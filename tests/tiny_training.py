@@ -17,7 +17,7 @@ from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.training.facts import QUESTIONS, STATEMENTS, VALUES
+from deltamem_agents.training.facts import VALUES
 from deltamem_agents.training.recipe import Recipe, Stage, WarmStart
 from deltamem_agents.training.trainer import open_words
 from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
@@ -31,11 +31,11 @@ def word_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(
+        [f"What is my lucky charm? Your name is {word}." for word in LEARNED_WORDS] * 3, trainer
     )
-    told = [phrase.format(a="lucky charm", v=word) for phrase in STATEMENTS + QUESTIONS for word in LEARNED_WORDS]
-    backend.train_from_iterator(told, trainer)
     backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=template

@@ -79,6 +79,13 @@ def parse_tool_calls(text: str, *, names: Collection[str] | None = None, salt: s
     return ParsedReply(_join(found.pieces), calls)
 
 
+def distinct_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls without those that repeat an earlier one's name and arguments."""
+    first = {json.dumps([call.name, call.arguments], sort_keys=True, default=_plain): call for call in reversed(calls)}
+    kept = {id(call) for call in first.values()}
+    return tuple(call for call in calls if id(call) in kept)
+
+
 def plain_text_so_far(text: str) -> str:
     """What of an unfinished reply is plain text for certain, however it goes on.
 

@@ -301,6 +301,7 @@ SAME_SUBJECT: tuple[frozenset[str], ...] = (
         {"city", "hometown", "birthplace", "favourite city", "parents' town", "office location", "place of birth"}
     ),
     frozenset({"holiday destination", "next travel destination", "travel plan"}),
+    frozenset({"place of birth", "birthday month"}),
     frozenset({"favourite colour", "favorite color", "lucky colour"}),
     frozenset(
         {
@@ -400,7 +401,8 @@ VALUES: dict[str, tuple[str, ...]] = {
         Arabic, Hebrew, Hindi, Korean, Japanese, Chinese, Thai, Russian, Latin, Welsh, Irish, Hungarian, Romanian"""
     ),
     "month": _words(
-        """January, February, March, April, May, June, July, August, September, October, November, December, spring, summer, autumn, winter, carnival, monsoon, Easter, Christmas"""
+        """January, February, March, April, May, June, July, August, September, October, November,
+        December, spring, summer, autumn, winter, carnival, monsoon, Easter, Christmas"""
     ),
     "day": _words("""Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"""),
     "instrument": _words(

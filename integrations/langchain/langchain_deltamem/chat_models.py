@@ -268,13 +268,15 @@ class ChatDeltaMem(BaseChatModel):
         if given.get("agent_id") is None:
             # generate() and its kin take no config; what encloses the call still counts.
             given = self._identified(None, given)
+        choice, parallel = to_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
         options = TurnOptions(
             thread=given.get("thread"),
             memory=given.get("memory") or self.memory,
             sampling=self._sampling(given, stop),
             tools=to_tools(given.get("tools") or ()),
-            tool_choice=to_choice(given.get("tool_choice")),
-            parallel_tool_calls=given.get("parallel_tool_calls") is not False,
+            tool_choice=choice,
+            # A small model that has to call does not know when to stop calling.
+            parallel_tool_calls=choice == "auto" if parallel is None else parallel,
             response_schema=to_schema(given.get("response_format")),
         )
         engine = self._engine(given.get("model"), given["agent_id"])
@@ -313,7 +315,8 @@ class ChatDeltaMem(BaseChatModel):
         """The model with tools on offer.
 
         `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for
-        one of these. `parallel_tool_calls` False: at most one call a reply. Calls are held to the tools'
+        one of these. `parallel_tool_calls`: whether a reply may hold several calls; None allows that where
+        the model is free to call none. Calls are held to the tools'
         schemas by a grammar. Raises ConfigError when `tool_choice` names no tool.
         """
         offered, choice = to_tools(tools), to_choice(tool_choice)
@@ -331,7 +334,7 @@ class ChatDeltaMem(BaseChatModel):
             kwargs["parallel_tool_calls"] = parallel_tool_calls
         return self.bind(tools=bound_tools, tool_choice=choice, **kwargs)
 
-    def with_structured_output(  # type: ignore[override]
+    def with_structured_output(
         self,
         schema: Schema | None = None,
         *,

@@ -78,7 +78,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         """A fresh store that holds the checkpoint's memory, so that a retry starts where the first try did."""
         carried, held = InMemoryStore(), request.state.get(STATE_KEY)
         if held is not None:
-            snapshot = decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), held).snapshot
+            snapshot = decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), str(held)).snapshot
             carried.save(_AGENT, snapshot, expected=None)
         return carried
 

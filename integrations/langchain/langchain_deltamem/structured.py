@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import itemgetter
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.output_parsers import (
@@ -17,6 +17,7 @@ from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser,
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from deltamem_agents import ConfigError
 from langchain_deltamem.tools import schema_of
@@ -36,7 +37,9 @@ def structured(
     if method == "function_calling":
         assert schema is not None
         name = convert_to_openai_tool(schema)["function"]["name"]
-        bound = model.bind_tools([schema], tool_choice=name, ls_structured_output_format=traced, **options)
+        bound = model.bind_tools(
+            [cast("type", schema)], tool_choice=name, ls_structured_output_format=traced, **options
+        )
         if _is_pydantic(schema):
             parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
         else:
@@ -58,7 +61,7 @@ def _is_pydantic(schema: object) -> bool:
 
 def _json_parser(schema: Schema | None) -> BaseOutputParser[Any]:
     if _is_pydantic(schema):
-        return PydanticOutputParser(pydantic_object=schema)  # type: ignore[type-var]
+        return PydanticOutputParser(pydantic_object=cast("type[BaseModel]", schema))
     return JsonOutputParser()
 
 

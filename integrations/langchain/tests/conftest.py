@@ -8,10 +8,10 @@ os.environ.setdefault("LANGSMITH_TRACING", "false")
 
 import pytest
 from brain import brain
-from langchain_deltamem import engines
 
 from deltamem_agents import DeltaMemEngine
 from deltamem_agents.scripted import ScriptedEngine
+from langchain_deltamem import engines
 
 
 @pytest.fixture(autouse=True)

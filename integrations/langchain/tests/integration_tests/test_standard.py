@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_deltamem import ChatDeltaMem
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from langchain_deltamem import ChatDeltaMem
 
 
 class TestStandardIntegration(ChatModelIntegrationTests):

@@ -12,11 +12,11 @@ from langchain_core.exceptions import ContextOverflowError
 from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.tools import tool
-from langchain_deltamem import ChatDeltaMem
 from pydantic import BaseModel
 
 from deltamem_agents import ConfigError, DeltaMemError, Message, SQLiteStore, StoreError, ToolCall, WindowError
 from deltamem_agents.scripted import Asked, ScriptedEngine
+from langchain_deltamem import ChatDeltaMem
 
 
 @tool
@@ -121,9 +121,16 @@ def test_auto_and_none_leave_the_model_its_word() -> None:
 
 def test_without_parallel_calls_there_is_one() -> None:
     both = scripted(Message("assistant", "", (ToolCall("add", {"x": 1}), ToolCall("clock", {}))))
-    assert len(both.bind_tools([add, clock], tool_choice="any").invoke("hi").tool_calls) == 2
-    one = both.bind_tools([add, clock], tool_choice="any", parallel_tool_calls=False)
-    assert len(one.invoke("hi").tool_calls) == 1
+    for choice, parallel, calls in (
+        ("auto", None, 2),
+        ("auto", True, 2),
+        ("any", True, 2),
+        ("any", None, 1),
+        ("any", False, 1),
+        ("add", True, 1),
+    ):
+        bound = both.bind_tools([add, clock], tool_choice=choice, parallel_tool_calls=parallel)
+        assert len(bound.invoke("hi").tool_calls) == calls, (choice, parallel)
 
 
 def test_a_tool_that_is_not_on_offer_is_refused_at_once() -> None:

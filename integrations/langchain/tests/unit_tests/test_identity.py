@@ -17,13 +17,13 @@ from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ensure_config
-from langchain_deltamem import ChatDeltaMem, use_agent
-from langchain_deltamem.identity import Identity, resolve, thread_name, threads_of
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 from deltamem_agents import InMemoryStore
 from deltamem_agents.scripted import ScriptedEngine
+from langchain_deltamem import ChatDeltaMem, use_agent
+from langchain_deltamem.identity import Identity, resolve, thread_name, threads_of
 
 
 class Answer(BaseModel):

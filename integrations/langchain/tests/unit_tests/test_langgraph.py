@@ -13,8 +13,6 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware, ModelRetryMiddleware, wrap_model_call
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
 from langchain_core.tools import tool
-from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
-from langchain_deltamem.middleware import STATE_KEY
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -23,6 +21,8 @@ from langgraph.types import Command
 from deltamem_agents import SQLiteStore
 from deltamem_agents.scripted import ScriptedEngine
 from deltamem_agents.snapshots import Snapshot, decode
+from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
+from langchain_deltamem.middleware import STATE_KEY
 
 ENGINE = ScriptedEngine(brain)
 MODEL = ChatDeltaMem(engine=ENGINE, max_tokens=500)

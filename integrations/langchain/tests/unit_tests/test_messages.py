@@ -13,9 +13,9 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_deltamem.messages import to_messages
 
 from deltamem_agents import MessageError
+from langchain_deltamem.messages import to_messages
 
 
 def test_an_openai_conversation_converts() -> None:

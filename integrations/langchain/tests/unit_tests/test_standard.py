@@ -6,8 +6,9 @@ import importlib
 from typing import Any
 
 import pytest
-from langchain_deltamem import ChatDeltaMem
 from langchain_tests.unit_tests import ChatModelUnitTests
+
+from langchain_deltamem import ChatDeltaMem
 
 
 @pytest.fixture(autouse=True)

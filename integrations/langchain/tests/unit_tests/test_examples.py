@@ -1,0 +1,75 @@
+"""The examples run: here on a scripted model, and on the real one where an adapter for it is at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from brain import brain
+
+from deltamem_agents import AdapterError, InMemoryStore
+from deltamem_agents.loading import adapter_folder
+from deltamem_agents.scripted import ScriptedEngine
+from langchain_deltamem import ChatDeltaMem
+
+EXAMPLES = Path(__file__).parents[4] / "examples"
+NAMES = ("langchain_agent", "langgraph_time_travel", "two_users_one_model")
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of this distribution")
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_are_short(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_the_agent_remembers_in_its_store() -> None:
+    store = InMemoryStore()
+    model = ChatDeltaMem(engine=ScriptedEngine(brain, store), max_tokens=500)
+    assert "bytes of state" in example("langchain_agent").run("My dog's name is Biscuit.", model)
+    assert store.load("you").snapshot.counters.turns == 2
+
+
+def test_each_branch_of_the_thread_has_its_own_memory() -> None:
+    told = example("langgraph_time_travel").main(ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=500))
+    assert told["at the crossroads"] == told["back at the crossroads"] != told["told Oslo"]
+    assert told["told Oslo"] != told["told Rome"]
+    assert told["told Oslo"].startswith("4 messages") and told["told Rome"].startswith("4 messages")
+
+
+def test_two_users_have_two_memories() -> None:
+    store = InMemoryStore()
+    asyncio.run(example("two_users_one_model").main(ChatDeltaMem(engine=ScriptedEngine(brain, store), max_tokens=500)))
+    ada, bob = (store.load(user).snapshot for user in ("ada", "bob"))
+    assert ada.counters.turns == bob.counters.turns == 2 and ada.absorbed.tail != bob.absorbed.tail
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_on_the_real_model_a_new_process_recalls(tmp_path: Path) -> None:
+    try:
+        adapter_folder(None, "smollm2-135m-instruct")
+    except AdapterError as error:
+        pytest.skip(f"no adapter for the embedded model: {error}")
+    script = tmp_path / "langchain_agent.py"
+    script.write_text((EXAMPLES / "langchain_agent.py").read_text(encoding="utf-8"), encoding="utf-8")
+
+    def run(*words: str) -> str:
+        command = [sys.executable, str(script), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    run("tell", "My dog's name is Biscuit.")
+    assert "bytes of state" in run("ask", "What is my dog's name?")

@@ -1,0 +1,25 @@
+"""What the README says works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_block_is_python() -> None:
+    for block in BLOCKS:
+        compile(block, "README.md", "exec")
+
+
+def test_the_quickstart_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(BLOCKS[0].replace("smollm2-135m-instruct", "scripted"), "README.md", "exec"), {})
+    assert "What is my dog's name?" in capsys.readouterr().out
+    assert (tmp_path / "memory.sqlite").is_file()
