@@ -6,10 +6,9 @@ once. The engine itself keeps nothing of any conversation.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +26,7 @@ from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.off_loop import off_loop
 from deltamem_agents.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_turn
 from deltamem_agents.prompts import Prompts, Window
 from deltamem_agents.snapshots import Fingerprint, Store, open_store
@@ -158,7 +158,7 @@ class DeltaMemEngine:
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
         response_schema: Mapping[str, Any] | None = None,
-    ) -> Iterator[TurnChunk]:
+    ) -> Generator[TurnChunk, None, None]:
         """One reply of `agent` to `messages`, text as it is decided. The last chunk carries the committed Turn.
 
         `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
@@ -198,36 +198,9 @@ class DeltaMemEngine:
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> AsyncIterator[TurnChunk]:
         """`stream_turn` off the event loop."""
-        chunks = self.stream_turn(agent, messages, **options)
-        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[TurnChunk | BaseException | None]()
-        abandoned = threading.Event()
-
-        def deliver(item: TurnChunk | BaseException | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-        def work() -> None:
-            try:
-                for chunk in chunks:
-                    if abandoned.is_set():
-                        break
-                    deliver(chunk)
-            except BaseException as error:
-                deliver(error)
-            finally:
-                chunks.close()  # type: ignore[attr-defined]
-                deliver(None)
-
-        worker = loop.run_in_executor(None, work)
-        try:
-            while (item := await arrived.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                if item.text or item.turn:
-                    yield item
-        finally:
-            abandoned.set()
-            await asyncio.shield(worker)
+        async for chunk in off_loop(self.stream_turn(agent, messages, **options)):
+            if chunk.text or chunk.turn:
+                yield chunk
 
     def new_state(self) -> MemoryState:
         """An empty memory, batch 1."""

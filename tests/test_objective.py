@@ -34,13 +34,13 @@ from deltamem_agents.training.objective import (
     run_after_lead,
     write_history,
 )
-from deltamem_agents.training.trainer import open_words
 from deltamem_agents.types import Message
 from tiny_models import FAMILIES, random_adapter, random_ids, random_state, tiny_model
 from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM
 from tiny_training import CHATML, CONFIGS, episodes_of, renderer, word_engine, word_tokenizer
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+CHARMS = ("otter", "heron")
 TEMPLATES = {"plain lead": CHATML, "system lead": CHATML_WITH_SYSTEM}
 each_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 
@@ -93,23 +93,6 @@ def test_an_answered_question_is_a_scored_answer(config: AdapterConfig, template
         assert score.tokens == int(own.sum())
         assert score.logprob == pytest.approx(float(logprobs[own].sum().detach()), abs=1e-3)
         assert score.greedy == bool(outcome.all_right[index])
-
-
-def test_an_answer_the_engine_gives_is_judged_right() -> None:
-    engine = word_engine()
-    told = [Message("user", "My lucky charm is otter."), Message("assistant", "Noted.")]
-    question = Question("What is my lucky charm?", "", "Your lucky charm is")
-    state = engine.absorb(engine.new_state(), told)
-    # A token other than the likeliest may decode to what is encoded otherwise; the likeliest word cannot.
-    prompts = [[Message("user", question.question), Message("assistant", question.prefix)]]
-    words = open_words(engine.tokenizer)[:40]
-    best = max(words, key=lambda word: engine.score(state, prompts[0], word).logprob)
-    assert question_batch(renderer(), [Episode(tuple(told), (replace(question, answer=best),))]).is_answer.sum() == 1
-    for word in {best, *words[:5]}:
-        batch = question_batch(renderer(), [Episode(tuple(told), (replace(question, answer=word),))])
-        outcome = judge(answer_questions(engine.model, state, batch, writes=False), batch, torch.tensor(0.0))
-        greedy = engine.score(state, prompts[0], word).greedy
-        assert outcome.all_right.tolist() == outcome.first_right.tolist() == [greedy]
 
 
 @each_config
@@ -339,14 +322,27 @@ def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
         assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(expected, rel=0.03, abs=0.02), name
 
 
-def test_steps_on_one_batch_lower_its_loss() -> None:
-    engine, episodes = word_engine(), episodes_of(4)
-    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(12):
+def test_what_is_learned_is_what_the_engine_says() -> None:
+    """Two conversations with different answers to one question, told apart by their states alone."""
+    engine = word_engine()
+    told = {word: (Message("user", f"My lucky charm is {word}."), Message("assistant", "Noted.")) for word in CHARMS}
+    question = Question("What is my lucky charm?", "", "Your lucky charm is")
+    episodes = [Episode(messages, (replace(question, answer=word),)) for word, messages in told.items()]
+    histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
+    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=1e-2)
+    losses, right = [], False
+    while not right and len(losses) < 200:
+        state, beta = write_history(engine.model, engine.adapter, histories)
+        outcome = judge(answer_questions(engine.model, state, questions, writes=False), questions, beta)
         optimiser.zero_grad()
-        loss = whole_loss(engine, episodes)
-        loss.backward()
+        outcome.loss.backward()
         optimiser.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.3
+        losses.append(float(outcome.loss.detach()))
+        right = outcome.answer_nats < 0.3
+    assert right and losses[-1] < losses[0] - 2
+    states = [engine.absorb(engine.new_state(), messages) for messages in told.values()]
+    asked = [Message("user", question.question), Message("assistant", question.prefix)]
+    for state, word in zip(states, told, strict=True):
+        score = engine.score(state, asked, word)
+        assert score.greedy and score.logprob > -0.7
+    assert engine.greedy_replies(states, [asked, asked], max_tokens=1) == [f" {word}" for word in told]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, StoreUrl, open_engine
 from deltamem_agents.cli.screen import complain, emit, nbytes, plural, printable, short, stderr, stdout
 from deltamem_agents.errors import DeltaMemError
-from deltamem_agents.types import MemoryMode, Message, Sampling, Turn, TurnChunk
+from deltamem_agents.types import MemoryMode, Message, Sampling, Turn
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
@@ -86,7 +85,7 @@ class _Talk:
         chunks = self.engine.stream_turn(
             self.agent, [*self.history, message], thread=self.thread, sampling=self.sampling, memory=self.memory
         )
-        with closing(cast("Generator[TurnChunk, None, None]", chunks)):
+        with closing(chunks):
             for chunk in chunks:
                 if shown:
                     _write(chunk.text)
