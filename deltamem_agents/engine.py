@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from deltamem_agents.chat.grammar import Grammar, Vocabulary, grammars_available, reply_grammar
 from deltamem_agents.chat.history import Alignment, digest
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.chat.tool_calls import distinct_calls, parse_tool_calls
+from deltamem_agents.chat.tool_calls import distinct_calls, parse_tool_calls, plain_text_so_far
 from deltamem_agents.decode import Decoding, Measures, Pass, Reply, as_text, definition, greedy_batch, score_tokens
 from deltamem_agents.errors import ConfigError, StaleHead
 from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
@@ -274,14 +274,20 @@ class DeltaMemEngine:
         return tokens
 
     def _stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
+        """Text as it is decided, the Turn last. Where tools are on offer, what may yet become a call is held back."""
         attempt = self._attempt(request, 1)
+        said, shown = "", 0
         try:
             while True:
-                yield TurnChunk(text=next(attempt))
+                said += next(attempt)
+                plain = plain_text_so_far(said) if request.tools else said
+                yield TurnChunk(text=plain[shown:])
+                shown = max(shown, len(plain))
         except StopIteration as done:
             outcome: Outcome = done.value
         finally:
             attempt.close()
+        yield TurnChunk(text=outcome.message.content[shown:])
         yield TurnChunk(turn=self._commit(request, outcome))
 
     def _attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:

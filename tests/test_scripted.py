@@ -69,3 +69,13 @@ def test_an_engine_over_another_store_shares_the_model_and_no_memory() -> None:
     assert twin.model is engine.model and twin.fingerprint == engine.fingerprint
     engine.run_turn("ada", HELLO)
     assert engine.store.load("ada").snapshot.state.norm() == store.load("ada").snapshot.state.norm()
+
+
+def test_a_stream_never_shows_part_of_a_tool_call() -> None:
+    call = ToolCall("clock", {})
+    engine = ScriptedEngine(Message("assistant", "Let me look.", (call,)))
+    chunks = list(engine.stream_turn("ada", HELLO, tools=[CLOCK]))
+    turn = chunks[-1].turn
+    assert turn is not None and [found.name for found in turn.tool_calls] == ["clock"]
+    assert "".join(chunk.text for chunk in chunks) == turn.text == "Let me look."
+    assert len([chunk for chunk in chunks if chunk.text]) > 1
