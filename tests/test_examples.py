@@ -47,7 +47,7 @@ def test_readme_quickstart(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(told, encoding="utf-8")
     (tmp_path / "asked.py").write_text(asked, encoding="utf-8")
     run("told.py", folder=tmp_path)
-    assert "Lisbon" in run("asked.py", folder=tmp_path)
+    assert "Biscuit" in run("asked.py", folder=tmp_path)
 
 
 @pytest.mark.model
