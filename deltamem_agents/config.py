@@ -38,8 +38,10 @@ class AdapterConfig:
     """Geometry and update rule of a δ-mem adapter. Defaults are the published preset.
 
     `target_layers` empty means every layer. `key_shift` adds a projection of the previous token's
-    hidden state to the memory key. `layers`, `hidden_size` and `base_model` name the model the adapter
-    was made for; None means unknown (the published files do not say).
+    hidden state to the memory key. `read_gate` scales what a token reads by a gate of its own, one a state.
+    `gate_floor`: a write or read gate whose sigmoid is below it is shut, and what is above is stretched to
+    reach from 0 to 1; 0 shuts none. The published method has none of these three. `layers`, `hidden_size` and
+    `base_model` name the model the adapter was made for; None means unknown (the published files do not say).
     """
 
     rank: int = 8
@@ -58,6 +60,8 @@ class AdapterConfig:
     delta_scale_max: float = 2.0
     delta_scale_granularity: ScaleGranularity = "layer"
     key_shift: bool = False
+    read_gate: bool = False
+    gate_floor: float = 0.0
     layers: int | None = None
     hidden_size: int | None = None
     base_model: str | None = None
@@ -174,8 +178,9 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda value: _is_number(value) and value > 0,
         "a finite number above 0",
     ),
+    (("gate_floor",), lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     (
-        ("couple_lambda", "rankwise_gates", "delta_o_rmsnorm", "trainable_delta_scale", "key_shift"),
+        ("couple_lambda", "rankwise_gates", "delta_o_rmsnorm", "trainable_delta_scale", "key_shift", "read_gate"),
         lambda value: isinstance(value, bool),
         "true or false",
     ),

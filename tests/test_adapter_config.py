@@ -30,6 +30,12 @@ RELEASED = sorted(path.parent for path in (Path(__file__).parent / "parity").glo
         ("alpha", float("nan"), "finite number"),
         ("couple_lambda", 1, "true or false"),
         ("key_shift", None, "true or false"),
+        ("read_gate", 1, "true or false"),
+        ("gate_floor", 1.0, "from 0 to below 1"),
+        ("gate_floor", -0.01, "from 0 to below 1"),
+        ("gate_floor", float("nan"), "from 0 to below 1"),
+        ("gate_floor", "0.25", "from 0 to below 1"),
+        ("gate_floor", None, "from 0 to below 1"),
         ("delta_scale_max", 0, "above 0"),
         ("delta_o_rmsnorm_eps", -1e-6, "above 0"),
         ("state_update_mode", "momentum", "one of standard, lambda_outside, no_lambda"),
@@ -92,6 +98,7 @@ def test_missing_keys_take_the_published_preset() -> None:
     config = AdapterConfig.from_json({})
     assert (config.rank, config.alpha, config.delta_heads, config.scale) == (8, 16.0, ("q", "o"), 2.0)
     assert config.couple_lambda and config.rankwise_gates and config.state_update_mode == "standard"
+    assert not config.key_shift and not config.read_gate and config.gate_floor == 0
 
 
 @pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])
@@ -109,6 +116,12 @@ def test_a_format_that_is_no_version_is_refused(version: object) -> None:
 def test_key_shift_and_whole_messages_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"key_shift .*'message_mean'"):
         replace(MESSAGE_MEAN, key_shift=True)
+
+
+@given(floor=st.floats(0, 1, exclude_max=True))
+def test_any_floor_from_0_to_below_1_survives_json(floor: float) -> None:
+    config = AdapterConfig(gate_floor=floor, read_gate=True)
+    assert AdapterConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 JSON = st.recursive(

@@ -63,6 +63,24 @@ def test_save_then_load_is_identity(config: AdapterConfig, llama: nn.Module, tmp
     assert sorted(os.listdir(tmp_path / "deep" / "folder")) == [WEIGHTS_FILE, CONFIG_FILE]
 
 
+def test_a_read_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> None:
+    adapter = random_adapter(llama, VARIANTS["floored-gates"])
+    save_adapter(adapter, tmp_path)
+    stored = load_file(tmp_path / WEIGHTS_FILE)
+    loaded = load_adapter(tmp_path, llama)
+    assert loaded.config.read_gate and loaded.config.gate_floor == 0.25
+    for slot, index in enumerate(loaded.indices):
+        for name, shape in (("read_proj", (2, 32)), ("read_bias", (2,))):
+            weight = loaded.layer(slot).get_parameter(name)
+            assert weight.shape == shape and bool(weight.any())
+            assert torch.equal(weight, stored[f"layers.{index}.{name}"])
+
+
+def test_another_floor_is_another_adapter(llama: nn.Module) -> None:
+    floors = [adapter_fingerprint(random_adapter(llama, replace(FULL, gate_floor=floor))) for floor in (0, 0.25, 0.5)]
+    assert len(set(floors)) == 3
+
+
 def test_saving_in_bfloat16_rounds_each_weight_once(llama: nn.Module, tmp_path: Path) -> None:
     adapter = random_adapter(llama)
     save_adapter(adapter, tmp_path, dtype=torch.bfloat16)
@@ -175,6 +193,7 @@ def test_a_wrong_hidden_size_or_layer_count_is_refused_by_name(saved: Path, qwen
         ({"delta_heads": ["q"]}, r"not expected layers.0.delta_k_proj, layers.0.delta_o_proj"),
         ({"couple_lambda": False}, r"missing layers.0.lambda_bias, layers.0.lambda_proj"),
         ({"key_shift": True}, r"missing layers.0.memory_k_shift_proj"),
+        ({"read_gate": True}, r"missing layers.0.read_bias, layers.0.read_proj"),
         ({"target_layers": [1]}, r"weights for 2 layers, its target_layers name 1: .*not expected 0"),
         ({"target_layers": [7]}, r"targets layers \[7\], but the model has 2 layers"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -62,6 +63,7 @@ CASES: Mapping[str, tuple[str, str, AdapterConfig]] = {
     "gpt_neox-eager-message-mean": ("gpt_neox", "eager", MESSAGE_MEAN),
     "gemma3-eager-key-shift-msw": ("gemma3", "eager", VARIANTS["key-shift-msw"]),
     "phi3-eager-key-shift-msw": ("phi3", "eager", VARIANTS["key-shift-msw"]),
+    "gpt_neox-eager-floored-gates": ("gpt_neox", "eager", VARIANTS["floored-gates"]),
 }
 
 
@@ -136,6 +138,80 @@ def test_detaching_restores_the_object(subject: Subject) -> None:
     attachment.detach()
     assert anatomy(subject.model) == before
     assert torch.equal(subject.base(ids), logits)
+
+
+GATED: Mapping[str, AdapterConfig] = {
+    "floored-gates": VARIANTS["floored-gates"],
+    "no-lambda": replace(VARIANTS["floored-gates"], state_update_mode="no_lambda", rankwise_gates=False),
+    "o-rmsnorm": replace(FULL, read_gate=True, gate_floor=0.1, delta_o_rmsnorm=True),
+}
+
+
+def set_gates(subject: Subject, gate: str, logit: float) -> None:
+    """Every gate of one kind, "read" or "beta", at one logit whatever the token."""
+    with torch.no_grad():
+        for slot in range(len(subject.adapter.indices)):
+            subject.adapter.layer(slot).get_parameter(f"{gate}_proj").zero_()
+            subject.adapter.layer(slot).get_parameter(f"{gate}_bias").fill_(logit)
+
+
+@pytest.mark.parametrize("config", GATED.values(), ids=GATED.keys())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shut_read_gate_leaves_the_models_logits_bit_for_bit(family: str, config: AdapterConfig) -> None:
+    subject = Subject(tiny_model(family, "eager"), config)
+    ids, state = random_ids(2, 9), random_state(subject.adapter, 2)
+    attach(subject.model, subject.adapter)
+    with torch.no_grad():
+        assert not torch.equal(subject.run(ids, state)[0], subject.base(ids))
+        set_gates(subject, "read", -3.0)
+        logits, new = subject.run(ids, state)
+    assert torch.equal(logits, subject.base(ids))
+    assert not torch.equal(new.matrices, state.matrices)
+
+
+@pytest.mark.parametrize("config", GATED.values(), ids=GATED.keys())
+def test_a_shut_write_gate_leaves_the_state_bit_for_bit_however_many_tokens_pass(config: AdapterConfig) -> None:
+    subject = Subject(tiny_model("llama"), config)
+    start = random_state(subject.adapter, 2)
+    attach(subject.model, subject.adapter)
+    set_gates(subject, "beta", -3.0)
+    with torch.no_grad():
+        state = start
+        for seed in range(5):
+            logits, state = subject.run(random_ids(2, 60, seed=seed), state.settled())
+    assert torch.equal(state.matrices, start.matrices)
+    assert not torch.equal(logits, subject.base(random_ids(2, 60, seed=4)))
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.25])
+def test_an_open_read_gate_is_as_none(floor: float) -> None:
+    gated = Subject(tiny_model("llama"), replace(FULL, read_gate=True, gate_floor=floor))
+    plain = Subject(tiny_model("llama"), replace(FULL, gate_floor=floor))
+    shared = plain.adapter.state_dict()
+    gated.adapter.load_state_dict({**gated.adapter.state_dict(), **shared})
+    set_gates(gated, "read", 50.0)
+    ids, state = random_ids(2, 9), random_state(plain.adapter, 2)
+    for subject in (gated, plain):
+        attach(subject.model, subject.adapter)
+    with torch.no_grad():
+        (logits, new), (expected, after) = (subject.run(ids, state) for subject in (gated, plain))
+    assert torch.equal(logits, expected) and torch.equal(new.matrices, after.matrices)
+
+
+def test_each_state_head_has_a_read_gate_of_its_own() -> None:
+    """A shut one leaves out what its state holds, and that alone."""
+    subject = Subject(tiny_model("llama"), replace(VARIANTS["floored-gates"], key_shift=False))
+    attach(subject.model, subject.adapter)
+    set_gates(subject, "read", 50.0)
+    ids, state = random_ids(1, 6), random_state(subject.adapter)
+    without = state.matrices.clone()
+    without[:, :, 1] = 0
+    with torch.no_grad():
+        expected, _ = subject.run(ids, MemoryState(without), writes=False)
+        for slot in range(LAYERS):
+            subject.adapter.layer(slot).read_bias[1] = -50.0
+        found, _ = subject.run(ids, state, writes=False)
+    close(found, expected)
 
 
 @pytest.mark.parametrize("cuts", [(1,), (4, 5, 9)])

@@ -16,7 +16,16 @@ from torch.nn.functional import normalize
 
 from deltamem_agents.errors import ConfigError, StateError
 from deltamem_agents.memory import kernels
-from deltamem_agents.memory.delta_rule import SPAN, UPDATE_MODES, Gates, ScanForm, UpdateMode, delta_scan, update_gates
+from deltamem_agents.memory.delta_rule import (
+    SPAN,
+    UPDATE_MODES,
+    Gates,
+    ScanForm,
+    UpdateMode,
+    delta_scan,
+    floored_gate,
+    update_gates,
+)
 
 needs_numba = pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
 FAST_FORMS = ["chunked", pytest.param("compiled", marks=needs_numba)]
@@ -306,6 +315,92 @@ def test_a_coupled_gate_fades_also_where_one_minus_beta_rounds_to_one() -> None:
     gates = update_gates(logits, None, mode="standard", writable=everything(logits))
     assert gates.log_keep.dtype == torch.float32
     assert gates.log_keep.item() == pytest.approx(-math.exp(-20), rel=1e-5)
+
+
+FLOORS = st.floats(0.01, 0.99)
+
+
+@given(seed=st.integers(0, 2**31), regime=st.sampled_from(sorted(REGIMES)), mode=st.sampled_from(UPDATE_MODES))
+def test_a_floor_of_zero_is_the_published_gate_bit_for_bit(seed: int, regime: str, mode: UpdateMode) -> None:
+    *_, beta, _ = tokens(2, 9, 4, seed=seed, regime=regime, dtype=torch.float32)
+    assert torch.equal(floored_gate(beta, 0.0), beta.sigmoid())
+    gates = update_gates(beta, None, mode=mode, writable=everything(beta), floor=0.0)
+    keep = torch.zeros_like(beta) if mode == "no_lambda" else torch.nn.functional.logsigmoid(-beta)
+    erase = keep.exp() * beta.sigmoid() if mode == "lambda_outside" else beta.sigmoid()
+    assert all(map(torch.equal, (gates.write, gates.erase, gates.log_keep), (beta.sigmoid(), erase, keep)))
+
+
+@given(floor=FLOORS, logits=st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=20))
+def test_a_floored_gate_is_shut_below_its_floor_and_reaches_from_0_to_1_above(
+    floor: float, logits: list[float]
+) -> None:
+    values = torch.tensor(sorted(logits))
+    gates = floored_gate(values, floor)
+    for logit, gate in zip(values.tolist(), gates.tolist(), strict=True):
+        share = 1 / (1 + math.exp(-logit))
+        assert gate == pytest.approx(max(0.0, (share - floor) / (1 - floor)), abs=1e-5)
+        assert gate == 0 or share > floor - 1e-6
+    assert bool((gates[1:] >= gates[:-1]).all())
+    assert floored_gate(torch.tensor(50.0), floor).item() == pytest.approx(1.0, abs=1e-6)
+
+
+@given(floor=FLOORS, seed=st.integers(0, 2**31))
+def test_gradient_flows_through_a_shut_gate_as_through_an_open_one(floor: float, seed: int) -> None:
+    *_, logits, _ = tokens(1, 40, 4, seed=seed)
+    logits.requires_grad_()
+    gates, plain = floored_gate(logits, floor), logits.sigmoid()
+    values = floored_gate(logits.detach(), floor)
+    torch.testing.assert_close(gates.detach(), values, rtol=0, atol=1e-12)
+    # With gradient or without, shut is shut.
+    assert torch.equal(gates == 0, values == 0)
+    found, expected = (torch.autograd.grad(x.sum(), logits)[0] for x in (gates, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+    assert bool((found[values == 0] > 0).all())
+
+
+@pytest.mark.parametrize("mode", UPDATE_MODES)
+@pytest.mark.parametrize("form", ["auto", *ALL_FORMS])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_shut_gate_writes_nothing_however_many_tokens_pass(
+    form: ScanForm, mode: UpdateMode, differentiable: bool
+) -> None:
+    state, q, k, v, spread, _ = tokens(2, SPAN + 50, 4, dtype=torch.float32)
+    logits = (torch.tensor(0.25).logit() - 1e-3 - spread.abs()).requires_grad_(differentiable)
+    gates = update_gates(logits, None, mode=mode, writable=everything(logits), floor=0.25)
+    reads, last = delta_scan(state, q, k, v, gates, form=form)
+    assert torch.equal(last, state)
+    torch.testing.assert_close(reads, torch.einsum("nij,ntj->nti", state, q))
+
+
+@pytest.mark.parametrize("form", ALL_FORMS)
+def test_a_shut_gate_under_a_learned_keep_gate_only_fades(form: ScanForm) -> None:
+    state, q, k, v, spread, keep = tokens(2, 40, 4, regime="published")
+    logits = -5 - spread.abs()
+    gates = update_gates(logits, keep, mode="standard", writable=everything(logits), floor=0.25)
+    _, last = delta_scan(state, q, k, v, gates, form=form)
+    torch.testing.assert_close(last, state * keep.sigmoid().prod(dim=1)[..., None], rtol=1e-9, atol=0)
+
+
+@given(floor=FLOORS, seed=st.integers(0, 2**31))
+def test_a_coupled_keep_gate_leaves_what_a_floored_write_gate_leaves(floor: float, seed: int) -> None:
+    *_, logits, _ = tokens(2, 9, 4, seed=seed)
+    gates = update_gates(logits, None, mode="standard", writable=everything(logits), floor=floor)
+    assert bool(gates.log_keep.isfinite().all())
+    torch.testing.assert_close(gates.log_keep.exp(), 1 - gates.write, rtol=0, atol=2e-7)
+    assert bool((gates.log_keep[gates.write == 0] == 0).all())
+
+
+@pytest.mark.parametrize("mode", UPDATE_MODES)
+@pytest.mark.parametrize("form", FAST_FORMS)
+def test_gradients_under_a_floor_are_those_of_the_loop(form: ScanForm, mode: UpdateMode) -> None:
+    def found(by: ScanForm) -> tuple[Tensor, ...]:
+        state, q, k, v, logits, _ = leaves = [x.requires_grad_() for x in tokens(2, 40, 4)]
+        gates = update_gates(logits, None, mode=mode, writable=everything(logits), floor=0.25)
+        reads, last = delta_scan(state, q, k, v, gates, form=by)
+        # The spare logits of a keep gate take no part.
+        return torch.autograd.grad(reads.square().sum() + last.square().sum(), leaves[:-1])
+
+    assert_equal_within(found(form), found("loop"), 1e-9)
 
 
 def test_no_tokens_read_nothing_and_change_nothing() -> None:

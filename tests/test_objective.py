@@ -13,12 +13,12 @@ from torch import Tensor
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.decode import Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.attach import CALL_KEYWORD, attach
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.batches import (
     PREFIX_WEIGHT,
+    Exchange,
     QuestionBatch,
     history_batch,
     neutral_batch,
@@ -31,22 +31,28 @@ from deltamem_agents.training.objective import (
     disturbance,
     judge,
     logits_at,
+    output_directions,
+    output_layer,
     run_after_lead,
     write_history,
 )
 from deltamem_agents.types import Message
 from tiny_models import FAMILIES, random_adapter, random_ids, random_state, tiny_model
-from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM
-from tiny_training import CHATML, CONFIGS, episodes_of, renderer, word_engine, word_tokenizer
+from tiny_training import (
+    CHATML,
+    CONFIGS,
+    GATED,
+    UNGATED,
+    asides_of,
+    each_template,
+    episodes_of,
+    histories_of,
+    renderer,
+    word_engine,
+)
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 CHARMS = ("otter", "heron")
-TEMPLATES = {"plain lead": CHATML, "system lead": CHATML_WITH_SYSTEM}
-each_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-
-
-def histories_of(episodes: Sequence[Episode]) -> list[tuple[Message, ...]]:
-    return [episode.messages for episode in episodes]
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -69,12 +75,47 @@ def test_a_written_history_is_an_absorbed_conversation(config: AdapterConfig, te
 
 
 @each_template
-def test_the_mean_gate_is_that_of_the_written_tokens(template: str) -> None:
-    engine, episodes = word_engine(CONFIGS["shipped recipe"], template), episodes_of(1)
-    _, beta = write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))
-    run = engine._pass(engine.new_state(), collect=True)
-    engine._absorb(run, episodes[0].messages, None)
-    assert run.measures.mean_beta == pytest.approx(float(beta.detach()), abs=1e-4)
+def test_asides_are_absorbed_after_what_is_told(template: str) -> None:
+    engine, episodes, asides = word_engine(template=template), episodes_of(3), asides_of(3)
+    state, _ = write_history(
+        engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes), asides)
+    )
+    for row, (episode, aside) in enumerate(zip(episodes, asides, strict=True)):
+        assert_close(state[row].matrices, engine.absorb(engine.new_state(), (*episode.messages, *aside)).matrices)
+
+
+@each_config
+def test_noise_without_a_floor_is_the_mean_gate_of_the_asides(config: AdapterConfig) -> None:
+    engine = word_engine(replace(config, gate_floor=0.0))
+    history = history_batch(renderer(), histories_of(episodes_of(1)), asides_of(1))
+    _, noise = write_history(engine.model, engine.adapter, history)
+    call = MemoryCall(engine.adapter.zero_state(), history.valid, history.writable, collect=True)
+    with torch.no_grad():
+        run_after_lead(engine.model, history.lead, history.tokens, history.valid, call)
+    gates = torch.stack([beta[history.aside[history.writable]] for beta in call.betas])
+    assert float(noise.detach()) == pytest.approx(float(gates.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("gate", "noise"), [(0.1, 0.0), (0.2, 0.075), (0.6, 0.475)])
+def test_noise_counts_gates_from_half_their_floor_on(gate: float, noise: float) -> None:
+    """So that those that stand just below the floor are pressed down as well."""
+    engine = word_engine(GATED)
+    with torch.no_grad():
+        for slot in range(len(engine.adapter.indices)):
+            engine.adapter.layer(slot).beta_proj.zero_()
+            engine.adapter.layer(slot).beta_bias.fill_(torch.tensor(gate).logit())
+    histories = histories_of(episodes_of(3))
+    _, found = write_history(engine.model, engine.adapter, history_batch(renderer(), histories, asides_of(3)))
+    assert float(found.detach()) == pytest.approx(noise, abs=1e-6)
+    found.backward()
+    slope = engine.adapter.layer(0).beta_bias.grad
+    assert slope is not None and bool((slope > 0).all()) == (noise > 0)
+
+
+def test_without_asides_there_is_no_noise() -> None:
+    engine = word_engine(GATED)
+    _, noise = write_history(engine.model, engine.adapter, history_batch(renderer(), histories_of(episodes_of(2))))
+    assert float(noise) == 0
 
 
 @each_config
@@ -138,7 +179,7 @@ def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
     engine, episodes = word_engine(config), episodes_of(5)
     model, adapter = engine.model, engine.adapter
     state, questions = states_of(engine, episodes), question_batch(renderer(), episodes)
-    assert len({len(renderer().render(messages).ids) for messages in histories_of(episodes)}) > 1
+    assert len(history_batch(renderer(), histories_of(episodes)).of_like_length()) > 1
     logits = answer_questions(model, state, questions, writes=True)
     alone = []
     for row, episode in enumerate(episodes):
@@ -153,38 +194,19 @@ def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
 
 def test_padding_holds_nothing() -> None:
     engine, episodes = word_engine(), episodes_of(3)
-    histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
-
+    histories = history_batch(renderer(), histories_of(episodes), asides_of(3))
+    questions = question_batch(renderer(), episodes)
     for valid, writable in ((histories.valid, histories.writable), (questions.valid, questions.writable)):
         assert not valid.all()
         assert not (writable & ~valid).any()
-    state, beta = write_history(engine.model, engine.adapter, histories)
+    state, noise = write_history(engine.model, engine.adapter, histories)
     noisy_histories = replace(histories, tokens=torch.where(histories.valid, histories.tokens, 7))
-    noisy_state, noisy_beta = write_history(engine.model, engine.adapter, noisy_histories)
+    noisy_state, noisy_noise = write_history(engine.model, engine.adapter, noisy_histories)
     assert torch.equal(state.matrices, noisy_state.matrices)
-    assert torch.equal(beta, noisy_beta)
+    assert torch.equal(noise, noisy_noise) and float(noise.detach()) > 0
     logits = answer_questions(engine.model, state, questions, writes=True)
     noisy = replace(questions, tokens=torch.where(questions.valid, questions.tokens, 7))
     assert torch.equal(logits, answer_questions(engine.model, state, noisy, writes=True))
-
-
-def test_a_different_system_part_in_one_batch_is_refused() -> None:
-    histories = [[Message("system", text), Message("user", "Hello.")] for text in ("Be kind.", "Be short.")]
-    with pytest.raises(ConfigError, match="different system parts"):
-        history_batch(renderer(), histories)
-    assert history_batch(renderer(), [histories[0], histories[0]]).writable.any()
-
-
-@each_template
-def test_the_reply_is_learned_to_its_end_mark(template: str) -> None:
-    questions = question_batch(renderer(template), episodes_of(2))
-    tokenizer = word_tokenizer()
-    for index in range(len(questions.tokens)):
-        learned = questions.targets[questions.places[:, 0] == index].tolist()
-        assert learned[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
-        assert tokenizer.decode(learned[:-1]).startswith("Your ")
-        shown = questions.tokens[index][questions.valid[index]].tolist()
-        assert shown[-len(learned) + 1 :] == learned[:-1]
 
 
 def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
@@ -212,7 +234,7 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
     # exp(−1) = 0.37 beats (1 − 0.37) / 4, exp(−2) = 0.14 does not, nor does exp(−3).
     assert outcome.first_right.tolist() == [True, False]
     assert outcome.all_right.tolist() == [False, False]
-    assert float(outcome.beta) == 0.25
+    assert float(outcome.noise) == 0.25
     sure = logits + 20 * torch.nn.functional.one_hot(targets, 5)
     assert judge(sure, questions, torch.tensor(0.0)).all_right.tolist() == [True, True]
     # The rest of the reply does not decide whether the answer is right.
@@ -220,63 +242,89 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
     assert judge(only_answers, questions, torch.tensor(0.0)).all_right.tolist() == [True, True]
 
 
-def neutral_exchanges(count: int) -> list[tuple[Message, ...]]:
+def neutral_exchanges(count: int) -> list[Exchange]:
+    """Small talk, every second reply only begun."""
     rng = random.Random(0)
-    exchanges = [(Message("user", user), Message("assistant", reply)) for user, reply in map(chatter, [rng] * count)]
-    return [exchange[: 1 + index % 2] for index, exchange in enumerate(exchanges)]
+    pairs = [chatter(rng) for _ in range(count)]
+    return [
+        Exchange((Message("user", user), Message("assistant", reply)), cut=index % 2 == 1)
+        for index, (user, reply) in enumerate(pairs)
+    ]
 
 
-def test_a_zero_state_disturbs_nothing_and_any_other_does() -> None:
-    engine = word_engine()
-    neutral, zero = neutral_batch(renderer(), neutral_exchanges(4)), engine.adapter.zero_state(4)
-    assert float(disturbance(engine.model, zero, neutral, writes=False).detach()) == pytest.approx(0.0, abs=1e-6)
+def test_a_zero_state_disturbs_nothing_while_write_gates_are_shut_and_any_other_does() -> None:
+    engine = word_engine(GATED)
+    neutral, zero = neutral_batch(renderer(), neutral_exchanges(4), range(4)), engine.adapter.zero_state(4)
     # What is written while the exchange is read is read as well.
-    assert float(disturbance(engine.model, zero, neutral, writes=True).detach()) > 1e-3
+    assert float(disturbance(engine.model, zero, neutral).detach()) > 1e-4
     state = states_of(engine, episodes_of(4))
-    assert float(disturbance(engine.model, state, neutral, writes=False).detach()) > 1e-3
+    shut_gates(engine, "beta")
+    assert float(disturbance(engine.model, zero, neutral).detach()) == 0
+    assert float(disturbance(engine.model, state, neutral).detach()) > 1e-3
+    shut_gates(engine, "read")
+    assert float(disturbance(engine.model, state, neutral).detach()) == 0
 
 
-@pytest.mark.parametrize("writes", [True, False])
-def test_disturbance_is_the_divergence_from_the_frozen_model_where_a_turn_would_speak(writes: bool) -> None:
-    engine, exchanges = word_engine(), neutral_exchanges(3)
-    state = states_of(engine, episodes_of(3))
+def shut_gates(engine: DeltaMemEngine, gate: str) -> None:
+    with torch.no_grad():
+        for slot in range(len(engine.adapter.indices)):
+            engine.adapter.layer(slot).get_parameter(f"{gate}_proj").zero_()
+            engine.adapter.layer(slot).get_parameter(f"{gate}_bias").fill_(-3.0)
+
+
+@each_template
+def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(template: str) -> None:
+    engine, exchanges, histories = word_engine(template=template), neutral_exchanges(3), [1, 0, 1]
+    state = states_of(engine, episodes_of(2), template)
     divergences = []
-    for row, exchange in enumerate(exchanges):
-        rendered = renderer().render(exchange, generation_prompt=len(exchange) == 1)
+    for row, exchange in zip(histories, exchanges, strict=True):
+        rendered = renderer(template).render(exchange.messages, generation_prompt=False, continue_final=exchange.cut)
         lead, reply = rendered.owner.index(0), [i for i, owner in enumerate(rendered.owner) if owner == 1]
-        for end in reply or [len(rendered.ids)]:
+        # Before each of the reply's tokens, and before what comes after the last one.
+        for end in (*reply, reply[-1] + 1):
             reads = tuple(place >= lead for place in range(end))
-            written = tuple(writes and owner >= 0 for owner in rendered.owner[:end])
+            written = tuple(owner >= 0 for owner in rendered.owner[:end])
             prompt = Prompt(rendered.ids[:end], reads, written, rendered.owner[:end])
             frozen, steered = (Pass(engine.model, memory).feed(prompt).softmax(-1) for memory in (None, state[row]))
             divergences.append(float((frozen * (frozen / steered).log()).sum()))
-    found = disturbance(engine.model, state, neutral_batch(renderer(), exchanges), writes=writes)
+    found = disturbance(engine.model, state, neutral_batch(renderer(template), exchanges, histories))
     assert float(found.detach()) == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
 
 
 def test_corrections_of_zero_disturb_nothing() -> None:
     engine = word_engine()
-    neutral, state = neutral_batch(renderer(), neutral_exchanges(4)), states_of(engine, episodes_of(4))
+    neutral, state = neutral_batch(renderer(), neutral_exchanges(4), range(4)), states_of(engine, episodes_of(4))
     with torch.no_grad():
         for name, parameter in engine.adapter.named_parameters():
             if ".delta_" in name:
                 parameter.zero_()
-    assert float(disturbance(engine.model, state, neutral, writes=True).detach()) == pytest.approx(0.0, abs=1e-6)
+    assert float(disturbance(engine.model, state, neutral).detach()) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_prompt_without_a_reply_is_compared_where_the_reply_begins() -> None:
-    neutral = neutral_batch(renderer(), neutral_exchanges(2))
-    asked, replied = (neutral.places[neutral.places[:, 0] == row, 1].tolist() for row in (0, 1))
-    assert asked == [int(neutral.valid[0].sum()) - 1]
-    assert len(replied) > 1 and replied == list(range(replied[0], replied[-1] + 1))
+# LayerNorm families, and a decoder inside a decoder, are given their plain output rows.
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gpt2", "gpt_neox", "gemma3")])
+def test_an_output_direction_is_the_way_in_which_its_token_becomes_likelier(family: str) -> None:
+    model = tiny_model(family, "eager")
+    directions = output_directions(model)
+    generator = torch.Generator().manual_seed(0)
+    for token in (1, 7):
+        hidden = torch.randn(32, generator=generator).requires_grad_()
+        output_layer(model)(model.base_model.norm(hidden[None]))[0, token].backward()
+        assert hidden.grad is not None
+        # A norm takes away whatever points along the hidden state itself.
+        along = hidden.detach() / hidden.detach().norm()
+        expected = directions[token] - (directions[token] @ along) * along
+        assert float(torch.cosine_similarity(hidden.grad, expected, dim=0)) == pytest.approx(1.0, abs=1e-4)
 
 
 def whole_loss(engine: DeltaMemEngine, episodes: Sequence[Episode], *, writes: bool = True) -> Tensor:
-    histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
-    state, beta = write_history(engine.model, engine.adapter, histories)
-    outcome = judge(answer_questions(engine.model, state, questions, writes=writes), questions, beta)
-    neutral = neutral_batch(renderer(), neutral_exchanges(len(episodes)))
-    return outcome.loss + 0.2 * outcome.beta + disturbance(engine.model, state, neutral, writes=writes)
+    count = len(episodes)
+    histories = history_batch(renderer(), histories_of(episodes), asides_of(count))
+    questions = question_batch(renderer(), episodes)
+    state, noise = write_history(engine.model, engine.adapter, histories)
+    outcome = judge(answer_questions(engine.model, state, questions, writes=writes), questions, noise)
+    neutral = neutral_batch(renderer(), neutral_exchanges(count), range(count))
+    return outcome.loss + 0.2 * outcome.noise + disturbance(engine.model, state, neutral)
 
 
 @each_config
@@ -297,7 +345,7 @@ def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(
 
 def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
     """Of the recomputed writes; that reads change later inputs during the history is left out on purpose."""
-    engine, episodes = word_engine(replace(CONFIGS["shipped recipe"], target_layers=(1,))), episodes_of(2)
+    engine, episodes = word_engine(replace(UNGATED, target_layers=(1,))), episodes_of(2)
     memory = engine.adapter.layer(0)
     generator = torch.Generator().manual_seed(0)
 
@@ -324,16 +372,16 @@ def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
 
 def test_what_is_learned_is_what_the_engine_says() -> None:
     """Two conversations with different answers to one question, told apart by their states alone."""
-    engine = word_engine()
+    engine = word_engine(GATED)
     told = {word: (Message("user", f"My lucky charm is {word}."), Message("assistant", "Noted.")) for word in CHARMS}
     question = Question("What is my lucky charm?", "", "Your lucky charm is")
     episodes = [Episode(messages, (replace(question, answer=word),)) for word, messages in told.items()]
     histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
-    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=1e-2)
+    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=2e-2)
     losses, right = [], False
     while not right and len(losses) < 200:
-        state, beta = write_history(engine.model, engine.adapter, histories)
-        outcome = judge(answer_questions(engine.model, state, questions, writes=False), questions, beta)
+        state, noise = write_history(engine.model, engine.adapter, histories)
+        outcome = judge(answer_questions(engine.model, state, questions, writes=False), questions, noise)
         optimiser.zero_grad()
         outcome.loss.backward()
         optimiser.step()

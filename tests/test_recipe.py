@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.training.recipe import RECIPES, Recipe, WarmStart
-from tiny_training import RECIPE
+from deltamem_agents.training.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.recipe import RECIPES, Recipe, Rehearsal, Stage, WarmStart
+from tiny_training import LEARNED_WORDS, RECIPE
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
@@ -22,9 +24,13 @@ def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> No
     assert recipe == Recipe.load(path)
     assert recipe.steps > 0
     assert recipe.adapter.base_model == recipe.model
+    shapes = [shape for stage in recipe.stages for shape in stage.shapes]
+    shapes += () if recipe.warm_start is None else recipe.warm_start.shapes
+    for shape in shapes:
+        EpisodeGenerator([*LEARNED_WORDS, "abbey", "willow", "meadow"], shape).draw(random.Random(0))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, warm_start=None), Recipe.load("first-facts")])
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, warm_start=None), Recipe.load("wide")])
 def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     assert Recipe.from_json(recipe.to_json()) == recipe
@@ -35,7 +41,19 @@ def test_a_recipe_without_a_warm_start_key_has_the_default_one() -> None:
     del data["warm_start"]
     assert Recipe.from_json(data).warm_start == WarmStart()
     assert Recipe.from_json({**data, "warm_start": {}}).warm_start == WarmStart()
+    assert Recipe.from_json({**data, "warm_start": {"rehearsal": {}}}).warm_start == WarmStart()
+    assert Recipe.from_json({**data, "warm_start": {"rehearsal": {"steps": 5}}}).warm_start == WarmStart(
+        rehearsal=Rehearsal(steps=5)
+    )
     assert Recipe.from_json({**data, "warm_start": None}).warm_start is None
+
+
+def test_lists_in_json_are_the_tuples_of_a_recipe() -> None:
+    shape = {"distractors": [0, 2], "values": ["word", "date"], "tellers": ["user", "tool"], "about": ["person"]}
+    stage = {"steps": 3, "facts": [1, 8], "asides": [0, 1], "shapes": [shape]}
+    (read,) = Recipe.from_json({**RECIPE.to_json(), "stages": [stage]}).stages
+    whole = EpisodeShape(distractors=(0, 2), values=("word", "date"), tellers=("user", "tool"), about=("person",))
+    assert read == Stage(steps=3, facts=(1, 8), asides=(0, 1), shapes=(whole,))
 
 
 def altered(path: Sequence[str | int], value: object) -> dict[str, Any]:
@@ -69,18 +87,40 @@ MISSING = object()
         (["stages", 0, "facts"], [], r"facts is \(\), expected a list of whole numbers above 0"),
         (["stages", 0, "facts"], [1, 0], "facts is"),
         (["stages", 0, "facts"], 3, "facts is 3"),
-        (["stages", 0, "distractors"], [3, 1], r"distractors is \(3, 1\), expected \[fewest, most\]"),
-        (["stages", 0, "distractors"], [1], "distractors is"),
-        (["stages", 0, "changed"], 1.5, "changed is 1.5, expected from 0 to 1"),
+        (["stages", 0, "asides"], [3, 1], r"asides is \(3, 1\), expected \[fewest, most\]"),
+        (["stages", 0, "asides"], [1], "asides is"),
+        (["stages", 0, "noise_weight"], -1, "stage 1: noise_weight is -1, expected 0 or more"),
+        (["stages", 0, "question_writes"], 1.5, "question_writes is 1.5, expected from 0 to 1"),
+        (["stages", 0, "shapes"], [], r"stage 1: shapes is \(\), expected a list of at least one shape"),
+        (["stages", 0, "shapes"], "small", "shapes is 'small'"),
+        (["stages", 0, "shapes"], [3], "recipe, stage 1, shapes is 3, expected an object"),
+        (["stages", 0, "shapes", 0, "distractor"], 1, "stage 1, shapes: unknown keys distractor; known are facts"),
+        (["stages", 0, "shapes", 0, "distractors"], [3, 1], r"distractors is \(3, 1\), expected \[fewest, most\]"),
+        (["stages", 0, "shapes", 0, "changed"], 1.5, "changed is 1.5, expected from 0 to 1"),
+        (["stages", 0, "shapes", 0, "word_share"], "much", "word_share is 'much', expected from 0 to 1"),
+        (["stages", 0, "shapes", 0, "values"], ["wrod"], r"values is \('wrod',\), expected a list of word, number"),
+        (["stages", 0, "shapes", 0, "tellers"], [], r"tellers is \(\), expected a list of user, assistant"),
+        (["stages", 0, "shapes", 0, "about"], "user", "about is 'user', expected a list of user, person"),
+        (["stages", 0, "shapes", 0, "changes_around"], -1, "changes_around is -1, expected a whole number"),
+        (["stages", 0, "shapes", 0, "split"], "evaluation", "split is 'evaluation', expected 'train'"),
+        (["stages", 0, "shapes", 0, "held_out_attributes"], True, "held_out_attributes is True, expected false"),
+        (["warm_start", "shapes", 0, "held_out_phrasings"], True, "warm_start: held_out_phrasings is True"),
+        (["warm_start", "shapes"], [], "warm_start: shapes is"),
+        (["warm_start", "episodes"], 0, "episodes is 0, expected a whole number above 0"),
+        (["warm_start", "rehearsal", "steps"], 0, "warm_start, rehearsal: steps is 0, expected a whole number above 0"),
+        (["warm_start", "rehearsal", "facts"], [0], "rehearsal: facts is"),
+        (["warm_start", "rehearsal", "asides"], -1, "rehearsal: asides is -1"),
+        (["warm_start", "rehearsal", "gain"], 1, "warm_start, rehearsal: unknown keys gain; known are steps, facts"),
+        (["warm_start", "rehearsal"], None, "warm_start, rehearsal is None, expected an object"),
         (["stages", 0, "rate"], None, "rate is None"),
         (["stages", 0], "first", "stage 1 is 'first', expected an object"),
         (["stages"], {}, "stages is {}, expected a list"),
         (["stages"], [], "expected at least one stage"),
-        (["warm_start", "gain"], 0, "gain is 0, expected above 0"),
         (["save_every"], 0, "save_every is 0"),
         (["seed"], "x", "seed is 'x'"),
         (["adapter"], "tsw", "recipe, adapter is 'tsw', expected an object"),
         (["adapter", "memory_write_granularity"], "message_mean", "key_shift"),
+        (["adapter", "gate_floor"], 1, "gate_floor is 1, expected a number from 0 to below 1"),
     ],
 )
 def test_what_does_not_fit_in_a_recipe_is_refused_by_name(path: list[str | int], value: object, message: str) -> None:
@@ -94,8 +134,8 @@ def test_an_adapter_that_writes_whole_messages_cannot_be_trained() -> None:
 
 
 def test_a_recipe_that_is_not_there_names_those_that_ship() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'frist-facts'.*first-facts"):
-        Recipe.load("frist-facts")
+    with pytest.raises(ConfigError, match=r"no recipe 'wied'.*wide"):
+        Recipe.load("wied")
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,31 +17,47 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError, TrainingDiverged
 from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.training import trainer as training
 from deltamem_agents.training import warmstart
-from deltamem_agents.training.recipe import Recipe
+from deltamem_agents.training.episodes import Episode
+from deltamem_agents.training.neutral import own_replies
+from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
+from deltamem_agents.training.recipe import Recipe, Stage
 from deltamem_agents.training.run_folder import (
     LOG_FILE,
+    NEUTRAL_FILE,
     OPTIMISER_FILE,
-    PROGRESS_FILE,
     RECIPE_FILE,
     Checkpoint,
     RunFolder,
 )
-from deltamem_agents.training.trainer import Trainer
-from tiny_training import RECIPE, renderer, silent, word_model
+from deltamem_agents.training.splits import split_of
+from deltamem_agents.training.trainer import Trainer, initialise
+from deltamem_agents.types import Message
+from tiny_training import FULL, GATED, RECIPE, renderer, silent, word_model
+
+
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    """A run asks few questions and makes few neutral texts."""
+    patch.setattr(training, "EVALUATED_QUESTIONS", 3)
+    patch.setattr(training, "NEUTRAL_TOKENS", 6)
+    patch.setattr(training, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
+    patch.setattr(training, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
 
 
 @pytest.fixture(autouse=True)
-def _few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "EVALUATED_QUESTIONS", 3)
+def _small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
 
 
 def trainer(folder: Path, recipe: Recipe = RECIPE, say: Callable[[str], None] = silent) -> Trainer:
@@ -62,7 +79,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "EVALUATED_QUESTIONS", 3)
+        make_small(patch)
         trainer(folder).run()
     return folder
 
@@ -82,7 +99,9 @@ def test_the_log_has_each_step_and_evaluation_once(whole_run: Path) -> None:
     assert [row["step"] for row in rows if "held_out_values" in row] == [0, 3, 6, 7]
     assert [row["step"] for row in rows if row.get("neutral") is not None] == [2, 4, 6]
     assert set(rows[-1]["held_out_values"]) == {f"{n} facts, {kind}" for n in (1, 2) for kind in KINDS}
-    assert all(0 < row["beta"] < 1 for row in rows if "loss" in row)
+    noises = [row["noise"] for row in rows if "loss" in row]
+    # The first stage has no asides.
+    assert noises[:2] == [0, 0] and max(noises) > 0 and all(0 <= noise < 1 for noise in noises)
 
 
 KINDS = ("whole answer", "first token")
@@ -132,7 +151,7 @@ def test_a_run_interrupted_during_its_warm_start_begins_again(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(warmstart, "fit_keys", raising(KeyboardInterrupt))
+        patch.setattr(warmstart, "rehearse", raising(KeyboardInterrupt))
         trainer(tmp_path).run()
     RunFolder(tmp_path, RECIPE).log({"step": 0, "seconds": 0.0, "held_out_values": {}})
     trainer(tmp_path).run()
@@ -188,7 +207,8 @@ def test_a_recipe_file_written_otherwise_but_equal_is_the_same_recipe(whole_run:
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)
     data = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    del data["stages"][0]["beta_weight"]
+    del data["stages"][0]["noise_weight"]
+    del data["stages"][0]["shapes"][0]["split"]
     (folder / RECIPE_FILE).write_text(json.dumps(data), encoding="utf-8")
     assert trainer(folder).step == RECIPE.steps
 
@@ -225,21 +245,104 @@ def test_a_damaged_save_point_is_refused_and_kept(whole_run: Path, tmp_path: Pat
     assert path.read_bytes() == before
 
 
-def test_a_save_point_of_the_earlier_form_goes_on(
+def test_a_save_point_that_is_not_whole_is_refused_by_name(whole_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole_run, folder)
+    moments = {name: value for name, value in load_file(folder / OPTIMISER_FILE).items() if "weight:" not in name}
+    save_file(moments, folder / OPTIMISER_FILE, {"step": "7", "seconds": "1.0"})
+    with pytest.raises(ConfigError, match=r"optimiser\.safetensors holds no whole save point; put a copy of it back"):
+        trainer(folder)
+
+
+def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moments alone, with the adapter and the step in files beside them."""
     run = trainer(tmp_path)
-    interrupt_at(run, 4, monkeypatch)
+    interrupt_at(run, 3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    moments = {name: value for name, value in load_file(tmp_path / OPTIMISER_FILE).items() if "weight:" not in name}
-    save_file(moments, tmp_path / OPTIMISER_FILE)
-    assert json.loads((tmp_path / PROGRESS_FILE).read_text(encoding="utf-8"))["step"] == 4
-    resumed = trainer(tmp_path)
-    assert resumed.step == 4
-    resumed.run()
+    attach(run._model, run.adapter).detach()
+    made = (tmp_path / NEUTRAL_FILE).read_bytes()
+    prompts = (*training.NEUTRAL_PROMPTS, *training.NEUTRAL_FIRST_PERSON)
+    kept = RunFolder(tmp_path, RECIPE).neutral_texts()
+    assert kept and kept == own_replies(word_model(), prompts, max_tokens=6, say=silent)
+    monkeypatch.setattr(training, "own_replies", raising(AssertionError))
+    trainer(tmp_path).run()
+    assert (tmp_path / NEUTRAL_FILE).read_bytes() == made
     assert_same_run(tmp_path, whole_run)
+
+
+@given(texts=st.lists(st.tuples(st.text(), st.text()), max_size=5))
+def test_neutral_texts_survive_the_folder(
+    texts: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pairs = [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in texts]
+    folder = RunFolder(tmp_path_factory.mktemp("run"), RECIPE)
+    assert folder.neutral_texts() is None
+    folder.keep_neutral_texts(pairs)
+    assert RunFolder(folder.path, RECIPE).neutral_texts() == pairs
+
+
+def test_a_run_without_anything_neutral_makes_no_neutral_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "own_replies", raising(AssertionError))
+    trainer(tmp_path, replace(RECIPE, stages=RECIPE.stages[:1], warm_start=None)).run()
+    assert not (tmp_path / NEUTRAL_FILE).exists()
+
+
+def test_what_is_to_be_left_alone_is_neutral_never_told_or_new(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    generator = run._generator(RECIPE.stages[1].shapes[0], 2)
+    rng = random.Random(0)
+    for _ in range(20):
+        episode = generator.draw(rng)
+        neutral, untold, new = (run._left_alone(rng, generator, episode, kind) for kind in range(3))
+        assert neutral in run._neutral_texts and neutral.cut
+        asked, begun = (message.content for message in untold.messages)
+        assert untold.cut and asked not in {question.question for question in episode.questions}
+        assert begun not in {question.prefix for question in episode.questions}
+        assert not new.cut and [message.role for message in new.messages] == ["user", "assistant"]
+        assert not set(new.messages) & set(episode.messages)
+
+
+def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, told = trainer(tmp_path), {True: set[str](), False: set[str]()}
+    real, evaluate = run._answered, run._evaluate
+    watching = False
+
+    def answered(episodes: Sequence[Episode], *args: Any, **kwargs: Any) -> Any:
+        told[watching] |= {question.answer for episode in episodes for question in episode.questions}
+        return real(episodes, *args, **kwargs)
+
+    def watch() -> None:
+        nonlocal watching
+        watching = True
+        evaluate()
+        watching = False
+
+    monkeypatch.setattr(run, "_answered", answered)
+    monkeypatch.setattr(run, "_evaluate", watch)
+    run.run()
+    assert {split_of(value) for value in told[False]} == {"train"}
+    assert {split_of(value) for value in told[True]} == {"validation"}
+
+
+def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:
+    stage = Stage(steps=30, rate=1e-3, rate_end=1e-4, warmup=10)
+    rates = [training._rate(stage, into) for into in range(30)]
+    assert rates[:10] == pytest.approx([1e-4 * (into + 1) for into in range(10)])
+    assert rates[10] == pytest.approx(1e-3) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert training._rate(stage, 30) == pytest.approx(1e-4)
+    assert 1e-4 < rates[-1] < 1.2e-4
+
+
+@pytest.mark.parametrize("config", [GATED, replace(FULL, couple_lambda=False)], ids=["gated", "learned keep gate"])
+def test_an_adapter_begins_with_write_gates_nearly_shut_and_read_and_keep_gates_open(config: AdapterConfig) -> None:
+    adapter = Adapter.for_model(config, word_model().model)
+    initialise(adapter)
+    for name, value in adapter.named_parameters():
+        biases = {"beta_bias": -1.5, "read_bias": 1.5, "lambda_bias": 6.0}
+        kind = name.split(".")[-1]
+        assert bool((value == biases[kind]).all()) if kind in biases else bool(value.any()), name
 
 
 def saved_at(step: int, adapter: Adapter) -> Checkpoint:

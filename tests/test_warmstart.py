@@ -1,4 +1,4 @@
-"""Laws of the start from activations: each fit lowers its own loss, and the model stays as it is."""
+"""Laws of the warm start: it fits any adapter, speaks as loud as answers need it, and leaves the model as it is."""
 
 from __future__ import annotations
 
@@ -11,140 +11,144 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import ConfigError
 from deltamem_agents.loading import model_fingerprint
-from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training import warmstart
-from deltamem_agents.training.episodes import Episode, EpisodeShape, Question, Told
-from deltamem_agents.training.trainer import initialise, open_words
+from deltamem_agents.training.activations import Activations
+from deltamem_agents.training.episodes import Episode, EpisodeShape
+from deltamem_agents.training.recipe import Rehearsal, WarmStart
+from deltamem_agents.training.trainer import open_words
+from deltamem_agents.training.warmstart import GAINS, set_gain, warm_start
 from deltamem_agents.types import Message
-from tiny_training import CONFIGS, FULL, LEARNED_WORDS, episodes_of, renderer, silent, word_engine, word_tokenizer
-
-
-@pytest.fixture(scope="module")
-def found() -> tuple[DeltaMemEngine, warmstart.Activations]:
-    engine = word_engine(replace(CONFIGS["shipped recipe"], delta_heads=("q", "o")))
-    shape = EpisodeShape(facts=2, distractors=(0, 1), word_share=0.7)
-    return engine, warmstart.collect_activations(
-        engine.model, engine.adapter, renderer(), episodes_of(70, shape), torch.Generator().manual_seed(0), silent
-    )
-
-
-def fresh(engine: DeltaMemEngine) -> Adapter:
-    torch.manual_seed(0)
-    adapter = Adapter.for_model(engine.adapter.config, engine.model)
-    initialise(adapter)
-    return adapter
-
-
-def stacked(adapter: Adapter, name: str) -> Tensor:
-    return torch.stack([adapter.layer(slot).get_parameter(name).detach() for slot in range(len(adapter.indices))])
-
-
-def test_activations_stand_where_values_are_told_and_asked(
-    found: tuple[DeltaMemEngine, warmstart.Activations],
-) -> None:
-    engine, activations = found
-    count = len(activations.token)
-    shape = (count, len(engine.adapter.indices), engine.model.config.hidden_size)
-    assert activations.value.shape == activations.before.shape == activations.query.shape == shape
-    assert len(activations.other) > count
-    # The first layer's input is the token's embedding alone, normed: equal tokens, equal inputs.
-    layer = engine.model.model.layers[0]
-    embedded = layer.input_layernorm(engine.model.model.embed_tokens(activations.token))
-    torch.testing.assert_close(activations.value[:, 0], embedded)
-    labels = activations.label.tolist()
-    assert len(set(labels)) > 20
-    assert len({label for label in labels if labels.count(label) > 1}) > 5
-
-
-def test_fitted_values_tell_told_tokens_apart(found: tuple[DeltaMemEngine, warmstart.Activations]) -> None:
-    engine, activations = found
-    adapter, output = fresh(engine), engine.model.get_output_embeddings().weight
-    rows, target = warmstart.output_rows(activations, output)
-
-    def loss() -> float:
-        read, say_again = stacked(adapter, "memory_v_proj"), stacked(adapter, "delta_o_proj")
-        sharpness = torch.tensor(3.0)
-        return float(warmstart.value_loss(activations.value, rows, target, read, say_again, sharpness))
-
-    before = loss()
-    warmstart.fit_values(adapter, activations, output, 60, 2.0, torch.Generator().manual_seed(0))
-    assert loss() < before - 0.5
-
-
-def test_fitted_keys_agree_where_the_same_is_meant(found: tuple[DeltaMemEngine, warmstart.Activations]) -> None:
-    engine, activations = found
-    adapter = fresh(engine)
-
-    def loss() -> float:
-        x, before = activations.value, activations.before
-        keys = torch.einsum("nld,lrd->nlr", x, stacked(adapter, "memory_k_proj"))
-        keys = keys + torch.einsum("nld,lrd->nlr", before, stacked(adapter, "memory_k_shift_proj"))
-        queries = torch.einsum("nld,lrd->nlr", activations.query, stacked(adapter, "memory_q_proj"))
-        return float(warmstart.key_loss(keys, queries, activations.label, 1))
-
-    before = loss()
-    warmstart.fit_keys(adapter, activations, 40, torch.Generator().manual_seed(0))
-    assert loss() < before - 0.1
-
-
-def test_a_fitted_gate_opens_for_values(found: tuple[DeltaMemEngine, warmstart.Activations]) -> None:
-    engine, activations = found
-    adapter = fresh(engine)
-
-    def loss() -> float:
-        weight, bias = stacked(adapter, "beta_proj")[:, 0], stacked(adapter, "beta_bias")[:, 0]
-        return float(warmstart.gate_loss(activations.value, activations.other, weight, bias))
-
-    before = loss()
-    warmstart.fit_gate(adapter, activations, 80, torch.Generator().manual_seed(0))
-    # A gate that is half open everywhere scores 2 ln 2.
-    assert loss() < min(before, 2 * math.log(2)) - 0.03
-
-
-def test_keys_of_one_label_alone_are_no_division_by_zero() -> None:
-    keys, label = torch.randn(5, 2, 8, requires_grad=True), torch.zeros(5)
-    loss = warmstart.key_loss(keys, torch.randn(5, 2, 8), label, 2)
-    loss.backward()
-    assert bool(torch.isfinite(loss)) and keys.grad is not None and bool(torch.isfinite(keys.grad).all())
-
-
-@pytest.mark.parametrize(
-    "config",
-    [replace(FULL, num_state_heads=2, rankwise_gates=False), replace(FULL, delta_heads=("q",), target_layers=(0,))],
-    ids=["heads", "no o"],
+from tiny_training import (
+    CONFIGS,
+    FULL,
+    GATED,
+    LEARNED_WORDS,
+    asides_of,
+    episodes_of,
+    renderer,
+    silent,
+    word_engine,
+    word_tokenizer,
 )
+
+ONE_FACT = EpisodeShape(distractors=(0, 1), word_share=0.7)
+SETTINGS = WarmStart((ONE_FACT,), episodes=10, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=6, asides=2))
+ASIDES = [aside for aside in asides_of(6) if aside]
+
+
+def started(engine: DeltaMemEngine, settings: WarmStart = SETTINGS, seed: int = 0) -> list[str]:
+    """What a warm start has to say."""
+    said: list[str] = []
+    episodes = iter(episodes_of(settings.episodes, ONE_FACT))
+    warm_start(engine.model, engine.adapter, renderer(), episodes, ASIDES, settings, seed=seed, say=said.append)
+    assert next(episodes, None) is None, "as many episodes are drawn as the settings name"
+    return said
+
+
+def weights_of(engine: DeltaMemEngine) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in engine.adapter.named_parameters()}
+
+
+WITHOUT_O = {"without o": replace(FULL, delta_heads=("q",)), "no o, gated": replace(GATED, delta_heads=("q", "v"))}
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *WITHOUT_O.values()], ids=[*CONFIGS, *WITHOUT_O])
 def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: AdapterConfig) -> None:
     engine = word_engine(config)
-    before, weights = model_fingerprint(engine.model), {n: p.clone() for n, p in engine.adapter.named_parameters()}
-    episodes = iter(episodes_of(10))
-    warmstart.warm_start(
-        engine.model,
-        engine.adapter,
-        renderer(),
-        lambda: next(episodes),
-        episodes=10,
-        steps=2,
-        gain=2.0,
-        generator=torch.Generator().manual_seed(0),
-        say=silent,
-    )
-    changed = {n.rsplit(".", 1)[-1] for n, p in engine.adapter.named_parameters() if not torch.equal(p, weights[n])}
-    expected = {"memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "beta_bias"}
-    assert changed == expected | ({"delta_o_proj"} if "o" in config.delta_heads else set())
+    before, weights = model_fingerprint(engine.model), weights_of(engine)
+    started(engine)
+    changed = {name for name, value in weights_of(engine).items() if not torch.equal(value, weights[name])}
+    fitted = ("memory_", "beta_", "read_", "delta_o_proj")
+    assert changed == {name for name in weights if name.split(".")[-1].startswith(fitted)}
+    assert all(bool(value.isfinite().all()) for value in weights_of(engine).values())
     assert model_fingerprint(engine.model) == before
     assert all(parameter.grad is None for parameter in engine.model.parameters())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in engine.adapter.parameters())
 
 
-def test_a_value_with_other_tokens_in_the_reply_is_refused() -> None:
-    engine = word_engine()
-    question = Question("Where do I live?", "otter", "Your city is", Told(0, 0))
-    episode = Episode((Message("user", "otter is where I live."), Message("assistant", "Noted.")), (question,))
-    with pytest.raises(ConfigError, match="encodes a told value otherwise"):
-        warmstart.collect_activations(
-            engine.model, engine.adapter, renderer(), [episode], torch.Generator().manual_seed(0), silent
-        )
+def test_a_warm_start_is_decided_by_its_seed_and_says_how_loud_it_speaks() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        engine = word_engine(GATED)
+        *_, gain = started(engine, seed=seed)
+        assert gain in {f"gain {value:.0f}" for value in GAINS}
+        found.append(weights_of(engine))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_directions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, calls = word_engine(GATED), []
+
+    def noted(adapter: object, found: Activations, rows: Tensor, plan: Rehearsal, **_: object) -> None:
+        assert adapter is engine.adapter
+        calls.append((len(found.subjects), len(found.asides.contents), rows, plan))
+
+    monkeypatch.setattr(warmstart, "rehearse", noted)
+    started(engine)
+    ((tellings, asides, rows, plan),) = calls
+    assert (tellings, asides, plan) == (10, len(ASIDES), SETTINGS.rehearsal)
+    assert torch.equal(rows, warmstart.output_directions(engine.model))
+
+
+def nats_of(engine: DeltaMemEngine, episodes: list[Episode]) -> float:
+    """What the engine finds an answer token to cost, told in the conversation and asked without it."""
+    logprobs, tokens = 0.0, 0
+    for episode in episodes:
+        state = engine.absorb(engine.new_state(), episode.messages)
+        for question in episode.questions:
+            asked = [Message("user", question.question), Message("assistant", question.prefix)]
+            score = engine.score(state, asked, question.answer)
+            logprobs, tokens = logprobs + score.logprob, tokens + score.tokens
+    return -logprobs / tokens
+
+
+@pytest.mark.parametrize(("name", "loud"), [("shipped recipe", 0.01), ("every gate and head", 0.1)])
+def test_the_gain_is_the_one_that_makes_answers_likeliest_and_scales_o_alone(name: str, loud: float) -> None:
+    engine, episodes = word_engine(CONFIGS[name]), episodes_of(5, ONE_FACT)
+    scale_o(engine, weights_of(engine), loud)
+    before, nats = weights_of(engine), {}
+    for gain in GAINS:
+        scale_o(engine, before, gain)
+        nats[gain] = nats_of(engine, episodes)
+    scale_o(engine, before, 1.0)
+    best = set_gain(engine.model, engine.adapter, renderer(), episodes)
+    assert best == min(nats, key=nats.__getitem__)
+    assert best not in (GAINS[0], GAINS[-1]), "otherwise this would say little"
+    for name, value in weights_of(engine).items():
+        assert torch.equal(value, before[name] * best if "delta_o_proj" in name else before[name])
+
+
+def scale_o(engine: DeltaMemEngine, weights: dict[str, Tensor], gain: float) -> None:
+    with torch.no_grad():
+        for name, parameter in engine.adapter.named_parameters():
+            if "delta_o_proj" in name:
+                parameter.copy_(weights[name] * gain)
+
+
+def test_an_adapter_that_does_not_correct_o_keeps_its_loudness() -> None:
+    engine = word_engine(replace(FULL, delta_heads=("q",)))
+    before = weights_of(engine)
+    assert set_gain(engine.model, engine.adapter, renderer(), episodes_of(3, ONE_FACT)) == 1.0
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(engine).items())
+
+
+def test_a_warm_start_lets_a_model_say_what_it_was_told() -> None:
+    """In miniature: of a few words, the told one becomes likelier than before, by what is in the state."""
+    engine = word_engine(replace(GATED, rank=8))
+    episodes = episodes_of(40, replace(ONE_FACT, distractors=(0, 0)))
+    settings = WarmStart((ONE_FACT,), episodes=40, rehearsal=Rehearsal(steps=60, facts=(1,), questions=16, asides=1))
+    warm_start(engine.model, engine.adapter, renderer(), iter(episodes), ASIDES, settings, seed=0, say=silent)
+    asked = episodes[:12]
+    told = nats_of(engine, asked)
+    # The same questions after the conversation before: the adapter speaks as loud, of something else.
+    swapped = [
+        replace(one, messages=other.messages) for one, other in zip(asked, [asked[-1], *asked[:-1]], strict=True)
+    ]
+    assert told < nats_of(engine, swapped) - 0.5 and math.isfinite(told)
 
 
 def test_words_of_a_vocabulary_are_single_tokens_behind_a_space() -> None:

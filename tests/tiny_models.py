@@ -165,6 +165,8 @@ VARIANTS: Mapping[str, AdapterConfig] = {
     "scale-per-layer": replace(FULL, trainable_delta_scale=True),
     "scale-per-head": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
     "last-layer": replace(FULL, target_layers=(1,)),
+    "read-gate": replace(FULL, read_gate=True),
+    "floored-gates": replace(FULL, read_gate=True, gate_floor=0.25, key_shift=True, num_state_heads=2),
 }
 MESSAGE_MEAN = replace(FULL, memory_write_granularity="message_mean")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -16,13 +17,16 @@ from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.training.facts import VALUES
-from deltamem_agents.training.recipe import Recipe, Stage, WarmStart
+from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.trainer import open_words
+from deltamem_agents.training.values import WORD_VALUES
+from deltamem_agents.types import Message
 from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
+from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM
 
-LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in VALUES[kind]})
+LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in WORD_VALUES[kind][:50]})
 
 
 @cache
@@ -61,35 +65,38 @@ def renderer(template: str = CHATML) -> ChatTemplate:
 
 
 FULL = AdapterConfig(rank=4, alpha=8.0, delta_heads=("q", "k", "v", "o"))
+UNGATED = AdapterConfig(rank=4, key_shift=True, state_update_mode="no_lambda")
+GATED = replace(UNGATED, read_gate=True, gate_floor=0.25)
 CONFIGS: Mapping[str, AdapterConfig] = {
-    "shipped recipe": AdapterConfig(rank=4, key_shift=True, state_update_mode="no_lambda"),
+    "shipped recipe": GATED,
+    "without gates": UNGATED,
     "published preset": AdapterConfig(rank=4),
-    "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True),
+    "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True, read_gate=True),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
     "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
 }
+TEMPLATES = {"plain lead": CHATML, "system lead": CHATML_WITH_SYSTEM}
+each_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 SHAPE = EpisodeShape(facts=2, distractors=(0, 2), changed=0.5, asked_before=0.5)
 
 RECIPE = Recipe(
     model="tiny",
-    adapter=AdapterConfig(rank=4, key_shift=True, state_update_mode="no_lambda"),
+    adapter=GATED,
     stages=(
-        Stage(steps=2, facts=(1,), questions=2, distractors=(0, 0), warmup=1),
+        Stage(steps=2, facts=(1,), questions=2, shapes=(EpisodeShape(distractors=(0, 0)),), warmup=1),
         Stage(
             steps=5,
             facts=(1, 2),
             questions=3,
-            distractors=(0, 1),
-            changed=0.5,
-            asked_before=0.5,
+            shapes=(EpisodeShape(distractors=(0, 1), changed=0.5, asked_before=0.5),),
+            asides=(0, 2),
             question_writes=0.5,
             neutral_every=2,
-            neutral_tellings=True,
-            beta_weight=0.2,
+            noise_weight=0.2,
             warmup=1,
         ),
     ),
-    warm_start=WarmStart(episodes=8, steps=2, gain=2.0),
+    warm_start=WarmStart(episodes=8, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2)),
     seed=3,
     evaluate_every=3,
     save_every=2,
@@ -100,6 +107,19 @@ RECIPE = Recipe(
 def episodes_of(count: int, shape: EpisodeShape = SHAPE, seed: int = 0) -> list[Episode]:
     generator, rng = EpisodeGenerator(open_words(word_tokenizer()), shape), random.Random(seed)
     return [generator.draw(rng) for _ in range(count)]
+
+
+def asides_of(count: int) -> list[tuple[Message, ...]]:
+    """Small talk, two exchanges in every third row and none in the row after that."""
+    rng = random.Random(1)
+    pairs = [[chatter(rng) for _ in range((2, 0, 1)[row % 3])] for row in range(count)]
+    return [
+        tuple(m for user, reply in row for m in (Message("user", user), Message("assistant", reply))) for row in pairs
+    ]
+
+
+def histories_of(episodes: Sequence[Episode]) -> list[tuple[Message, ...]]:
+    return [episode.messages for episode in episodes]
 
 
 def silent(_: str) -> None:

@@ -29,7 +29,7 @@ def train(
 
     Run again with the same recipe and DIR, it goes on where it saved last.
 
-    Examples: deltamem train first-facts --out runs/first · deltamem train --plot --out runs/first
+    Examples: deltamem train wide --out runs/wide · deltamem train --plot --out runs/wide
     """
     if list_:
         _list_recipes()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltamem_agents.config import AdapterConfig, Head
 from deltamem_agents.errors import StateError
-from deltamem_agents.memory.delta_rule import delta_scan, update_gates
+from deltamem_agents.memory.delta_rule import delta_scan, floored_gate, update_gates
 from deltamem_agents.memory.state import MemoryState
 
 HEADS: tuple[Head, ...] = ("q", "k", "v", "o")
@@ -94,6 +94,9 @@ class LayerMemory(nn.Module):
         self.beta_bias = nn.Parameter(torch.zeros(config.gate_width))
         if config.key_shift:
             self.memory_k_shift_proj = matrix(config.width, widths.hidden)
+        if config.read_gate:
+            self.read_proj = matrix(config.num_state_heads, widths.hidden)
+            self.read_bias = nn.Parameter(torch.zeros(config.num_state_heads))
         if config.learns_lambda:
             self.lambda_proj = matrix(config.gate_width, widths.hidden)
             self.lambda_bias = nn.Parameter(torch.zeros(config.gate_width))
@@ -132,12 +135,20 @@ class LayerMemory(nn.Module):
             return by_head.transpose(1, 2)
 
         return Projections(
-            q=_unit(split(F.linear(x, self.memory_q_proj))),
-            k=_unit(split(keys)),
+            q=unit(split(F.linear(x, self.memory_q_proj))),
+            k=unit(split(keys)),
             v=split(F.linear(x, self.memory_v_proj)),
             beta=split(F.linear(x, self.beta_proj, self.beta_bias)),
             lam=split(F.linear(x, self.lambda_proj, self.lambda_bias)) if config.learns_lambda else None,
         )
+
+    def gated_reads(self, x: Tensor, reads: Tensor) -> Tensor:
+        """Reads (B, T, width) as each token's read gate lets them by; x (B, T, hidden) float32."""
+        if not self.config.read_gate:
+            return reads
+        gate = floored_gate(F.linear(x, self.read_proj, self.read_bias), self.config.gate_floor)
+        by_head: Tensor = reads.unflatten(-1, (self.config.num_state_heads, -1))
+        return (by_head * gate[..., None]).flatten(-2)
 
     def correction(self, head: Head, reads: Tensor) -> Tensor:
         """What is added to one projection's output: (B, T, width of the head) from reads (B, T, width)."""
@@ -180,7 +191,8 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
         writable = call.write_mask if call.token_mask is None else call.write_mask & call.token_mask
         reads, new = scan_tokens(memory.config, state, projected, writable)
         if call.collect:
-            call.betas.append(torch.sigmoid(projected.beta.detach()).mean(dim=(1, 3))[writable])
+            beta = floored_gate(projected.beta.detach(), memory.config.gate_floor)
+            call.betas.append(beta.mean(dim=(1, 3))[writable])
     else:
         reads = _read(state, projected.q)
         new = _write_messages(memory, call, state, x)
@@ -192,7 +204,7 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
         )
     call.matrices[slot] = new
-    return reads.transpose(1, 2).flatten(2)
+    return memory.gated_reads(x, reads.transpose(1, 2).flatten(2))
 
 
 def _in_float32(x: Tensor) -> AbstractContextManager[object]:
@@ -201,7 +213,8 @@ def _in_float32(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def _unit(raw: Tensor) -> Tensor:
+def unit(raw: Tensor) -> Tensor:
+    """Keys and queries (…, r) of length 1 from their pre-activations."""
     return F.normalize(torch.tanh(raw), dim=-1, eps=1e-6)
 
 
@@ -217,6 +230,7 @@ def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: 
         None if p.lam is None else p.lam.flatten(0, 1),
         mode=config.state_update_mode,
         writable=writable[:, None].expand(batch, heads, tokens).flatten(0, 1),
+        floor=config.gate_floor,
     )
     reads, new = delta_scan(state.flatten(0, 1), p.q.flatten(0, 1), p.k.flatten(0, 1), p.v.flatten(0, 1), gates)
     return reads.unflatten(0, (batch, heads)), new.unflatten(0, (batch, heads))

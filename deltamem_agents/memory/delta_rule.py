@@ -51,11 +51,27 @@ class Gates:
     """log λ, at most 0."""
 
 
-def update_gates(beta_logits: Tensor, lambda_logits: Tensor | None, *, mode: UpdateMode, writable: Tensor) -> Gates:
+def floored_gate(logits: Tensor, floor: float) -> Tensor:
+    """Sigmoid gates, those below `floor` shut for good and the others stretched over the whole of 0 to 1.
+
+    A shut gate is exactly 0, so that whatever it holds back can go on forever without any effect (a keep gate
+    of its own, which has no floor, still lets the state fade). Its gradient is the one it had without a floor;
+    otherwise nothing could ever open it again.
+    """
+    gate = logits.sigmoid()
+    if floor == 0:
+        return gate
+    hard = ((gate - floor) / (1 - floor)).clamp_min(0)
+    return hard.detach() + gate - gate.detach() if gate.requires_grad else hard
+
+
+def update_gates(
+    beta_logits: Tensor, lambda_logits: Tensor | None, *, mode: UpdateMode, writable: Tensor, floor: float = 0.0
+) -> Gates:
     """The gates of every variant of the update, from the gate projections' outputs.
 
     `beta_logits`, `lambda_logits`: (..., T, r), or (..., T, 1) for one gate per state. Without
-    `lambda_logits` the keep gate is coupled, λ = 1 - β.
+    `lambda_logits` the keep gate is coupled, λ = 1 - β. `floor`: of the write gate, see `floored_gate`.
     `writable`: bool (..., T). A token that is not writable leaves the state as it is, bit for bit.
     Raises ConfigError for an unknown mode, StateError for shapes that do not fit.
     """
@@ -64,11 +80,11 @@ def update_gates(beta_logits: Tensor, lambda_logits: Tensor | None, *, mode: Upd
     _check_gate_shapes(beta_logits, lambda_logits, writable)
     # In half precision 1 - β rounds to 1 for small β, and the memory would never fade.
     beta_logits = _at_least_float32(beta_logits)
-    beta = beta_logits.sigmoid()
+    beta = floored_gate(beta_logits, floor)
     if mode == "no_lambda":
         log_keep = torch.zeros_like(beta)
     elif lambda_logits is None:
-        log_keep = F.logsigmoid(-beta_logits)
+        log_keep = F.logsigmoid(-beta_logits) if floor == 0 else torch.log1p(-beta.clamp_max(1 - 1e-7))
     else:
         log_keep = F.logsigmoid(_at_least_float32(lambda_logits))
     erase = log_keep.exp() * beta if mode == "lambda_outside" else beta

@@ -16,6 +16,9 @@ from deltamem_agents.types import Message
 PREFIX_WEIGHT = 0.1
 """Weight of the reply's tokens before and after the answer, against 1 for the answer's own."""
 
+LIKE_LENGTH = 0.7
+"""Histories are run together while the shortest has at least this share of the longest one's tokens."""
+
 
 class Rendering(Protocol):
     """Token ids, and for each the index of the message whose content it is, −1 for scaffolding."""
@@ -36,9 +39,10 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """Right-padded histories without their lead. `tokens`, `valid` and `writable` are (batch, T).
+    """Right-padded histories without their lead. `tokens`, `valid`, `writable` and `aside` are (batch, T).
 
-    `valid` is False for padding, `writable` True for contents, which are written. `lead` (tokens,) is what
+    `valid` is False for padding, `writable` True for contents, which are written, `aside` for those of them
+    that hold nothing to remember. `lead` (tokens,) is what
     all of them begin with before the first content; it neither reads nor writes, so that its keys and
     values are the same for every history.
     """
@@ -47,9 +51,24 @@ class HistoryBatch:
     tokens: Tensor
     valid: Tensor
     writable: Tensor
+    aside: Tensor
 
     def to(self, device: torch.device) -> HistoryBatch:
         return HistoryBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def of_like_length(self) -> list[tuple[Tensor, HistoryBatch]]:
+        """The rows in groups that hardly need padding, each group with its rows' places in this batch."""
+        lengths = self.valid.sum(dim=1)
+        groups: list[list[int]] = []
+        for row in lengths.argsort(descending=True).tolist():
+            if not groups or lengths[row] < LIKE_LENGTH * lengths[groups[-1][0]]:
+                groups.append([])
+            groups[-1].append(row)
+        return [(torch.tensor(rows), self._rows(rows, int(lengths[rows[0]]))) for rows in groups]
+
+    def _rows(self, rows: list[int], longest: int) -> HistoryBatch:
+        cut = (getattr(self, name)[rows, :longest] for name in ("tokens", "valid", "writable", "aside"))
+        return HistoryBatch(self.lead, *cut)
 
 
 @dataclass(frozen=True)
@@ -81,12 +100,23 @@ def lead_length(owner: Sequence[int], messages: Sequence[Message]) -> int:
     return next((place for place, index in enumerate(owner) if index in spoken), len(owner))
 
 
-def history_batch(renderer: Renderer, histories: Sequence[Sequence[Message]]) -> HistoryBatch:
-    """Raises ConfigError unless all histories begin with the same system part."""
-    rows = [renderer.render(messages, generation_prompt=False) for messages in histories]
-    lead = _common_lead([row.ids[: lead_length(row.owner, m)] for row, m in zip(rows, histories, strict=True)])
+def history_batch(
+    renderer: Renderer,
+    histories: Sequence[Sequence[Message]],
+    asides: Sequence[Sequence[Message]] | None = None,
+) -> HistoryBatch:
+    """Each history, followed by its messages of `asides`, in which nothing is told.
+
+    Raises ConfigError unless all histories begin with the same system part.
+    """
+    after = asides or [()] * len(histories)
+    whole = [(*history, *aside) for history, aside in zip(histories, after, strict=True)]
+    rows = [renderer.render(messages, generation_prompt=False) for messages in whole]
+    lead = _common_lead([row.ids[: lead_length(row.owner, m)] for row, m in zip(rows, whole, strict=True)])
     tokens, valid = _pad([row.ids[len(lead) :] for row in rows])
-    return HistoryBatch(torch.tensor(lead), tokens, valid, _contents([row.owner[len(lead) :] for row in rows], valid))
+    owners = [row.owner[len(lead) :] for row in rows]
+    aside = _contents(owners, valid, [len(history) for history in histories])
+    return HistoryBatch(torch.tensor(lead), tokens, valid, _contents(owners, valid), aside)
 
 
 def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionBatch:
@@ -149,6 +179,14 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """Messages of which the last is a reply. `cut`: it is only the beginning of one."""
+
+    messages: tuple[Message, ...]
+    cut: bool = False
+
+
+@dataclass(frozen=True)
 class NeutralBatch:
     """Right-padded exchanges that memory should not change, without their lead.
 
@@ -167,21 +205,19 @@ class NeutralBatch:
         return NeutralBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def neutral_batch(renderer: Renderer, exchanges: Sequence[Sequence[Message]]) -> NeutralBatch:
-    """One exchange a row: a user's message, and the reply if its wording is to be kept.
-
-    Without a reply only the choice of its first token is compared.
-    """
-    rows = [renderer.render(messages, generation_prompt=len(messages) == 1) for messages in exchanges]
-    leads = [row.ids[: lead_length(row.owner, m)] for row, m in zip(rows, exchanges, strict=True)]
+def neutral_batch(renderer: Renderer, exchanges: Sequence[Exchange], histories: Sequence[int]) -> NeutralBatch:
+    """Each exchange read with the state of its history. Compared are its reply's tokens and what comes after them."""
+    rows = [renderer.render(one.messages, generation_prompt=False, continue_final=one.cut) for one in exchanges]
+    leads = [row.ids[: lead_length(row.owner, one.messages)] for row, one in zip(rows, exchanges, strict=True)]
     lead = _common_lead(leads)
     tokens, valid = _pad([row.ids[len(lead) :] for row in rows])
     places: list[tuple[int, int]] = []
-    for index, row in enumerate(rows):
-        spoken = [place for place, owner in enumerate(row.owner) if owner == 1] or [len(row.ids)]
-        places += [(index, place - 1 - len(lead)) for place in spoken]
+    for index, (row, one) in enumerate(zip(rows, exchanges, strict=True)):
+        reply = len(one.messages) - 1
+        spoken = [place - len(lead) for place, owner in enumerate(row.owner) if owner == reply]
+        places += [(index, place) for place in (spoken[0] - 1, *spoken)]
     writable = _contents([row.owner[len(lead) :] for row in rows], valid)
-    return NeutralBatch(torch.tensor(lead), tokens, valid, writable, torch.arange(len(rows)), torch.tensor(places))
+    return NeutralBatch(torch.tensor(lead), tokens, valid, writable, torch.tensor(histories), torch.tensor(places))
 
 
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
@@ -229,9 +265,9 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return tokens, valid
 
 
-def _contents(owners: Sequence[Sequence[int]], valid: Tensor) -> Tensor:
-    """Bool (batch, T): the tokens of some message's content."""
+def _contents(owners: Sequence[Sequence[int]], valid: Tensor, first: Sequence[int] | None = None) -> Tensor:
+    """Bool (batch, T): the tokens of some message's content, in each row from its message `first` on."""
     marked = torch.zeros_like(valid)
     for index, owner in enumerate(owners):
-        marked[index, : len(owner)] = torch.tensor(owner) >= 0
+        marked[index, : len(owner)] = torch.tensor(owner) >= (0 if first is None else first[index])
     return marked

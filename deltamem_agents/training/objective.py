@@ -21,38 +21,52 @@ class Outcome:
     """How a batch of questions was answered.
 
     `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
-    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `beta`:
-    mean write gate of the histories' written tokens, scalar with gradient.
+    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `noise`: how
+    far write gates stood open on small talk, scalar with gradient.
     """
 
     loss: Tensor
     answer_nats: float
     first_right: Tensor
     all_right: Tensor
-    beta: Tensor
+    noise: Tensor
 
 
 def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
-    """The state after each history, and the mean β over written tokens (a scalar with gradient).
+    """The state after each history, and by how much write gates stood open on small talk (a scalar with gradient).
 
     The forward pass runs without gradient, reading and writing as in use; the writes are then computed
     again from each layer's input, with gradient to the memory projections and through the whole scan, but
     not through the frozen model.
     """
+    groups = history.of_like_length()
+    written = [_write_rows(model, adapter, rows) for _, rows in groups]
+    order = torch.cat([index for index, _ in groups]).argsort()
+    noises = [noise for _, noise in written if noise is not None]
+    noise = torch.stack(noises).mean() if noises else order.new_zeros((), dtype=torch.float32)
+    return MemoryState(torch.cat([state for state, _ in written])[order]), noise
+
+
+def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[Tensor, Tensor | None]:
     call = MemoryCall(adapter.zero_state(len(history.tokens)), history.valid, history.writable, inputs={})
     with torch.no_grad():
         run_after_lead(model, history.lead, history.tokens, history.valid, call)
     assert call.inputs is not None
-    parts, betas = [], []
+    parts, noises = [], []
     for slot in range(len(adapter.indices)):
         memory = adapter.layer(slot)
         x = call.inputs[slot].float()
         keys, _ = memory.keys(x, history.valid, None)
         projected = memory.project(x, keys)
-        betas.append(torch.sigmoid(projected.beta).mean(dim=(1, 3))[history.writable].mean())
+        noises.append(_openness(projected.beta, history.aside, adapter.config.gate_floor))
         zero = call.state.matrices[:, slot]
         parts.append(scan_tokens(adapter.config, zero, projected, history.writable)[1])
-    return MemoryState(torch.stack(parts, dim=1)), torch.stack(betas).mean()
+    return torch.stack(parts, dim=1), torch.stack(noises).mean() if bool(history.aside.any()) else None
+
+
+def _openness(logits: Tensor, where: Tensor, floor: float) -> Tensor:
+    """Mean gate (B, H, T, r) at the places `where` (B, T), counted from half its floor on, a margin."""
+    return (torch.sigmoid(logits).mean(dim=(1, 3))[where] - floor / 2).clamp_min(0).mean()
 
 
 def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBatch, *, writes: bool) -> Tensor:
@@ -66,16 +80,15 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
     return logits_at(model, hidden, questions.places)
 
 
-def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch, *, writes: bool) -> Tensor:
+def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
     """Mean KL divergence, in nats, from the frozen model's predictions to those with the memory.
 
-    `writes`: also write the contents of the exchange as they are read, as a turn does.
+    The contents of the exchange are written as they are read, as a turn does.
     """
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
         frozen = logits_at(model, hidden, neutral.places).log_softmax(-1)
-    call = MemoryCall(MemoryState(state.matrices[neutral.row]), neutral.valid)
-    call.write_mask = neutral.writable if writes else None
+    call = MemoryCall(MemoryState(state.matrices[neutral.row]), neutral.valid, neutral.writable)
     hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
     steered = logits_at(model, hidden, neutral.places).log_softmax(-1)
     return F.kl_div(steered, frozen, log_target=True, reduction="batchmean")
@@ -94,6 +107,18 @@ def output_layer(model: nn.Module) -> nn.Linear:
     return cast(Callable[[], nn.Linear], model.get_output_embeddings)()
 
 
+def output_directions(model: nn.Module) -> Tensor:
+    """(vocabulary, hidden) float32: which way a last hidden state has to move for each token to become likelier."""
+    rows = output_layer(model).weight.detach().float()
+    norm = getattr(model.base_model, "norm", None)
+    if norm is None or norm.weight.shape != rows.shape[1:]:
+        return rows
+    # A constant row comes out of an RMS norm as its scale, of which some families store the difference from 1.
+    constant = rows.new_full((1, rows.shape[1]), 2.0**20)
+    scale: Tensor = norm(constant).detach().float()
+    return rows * scale
+
+
 def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None) -> Tensor:
     """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which is computed once for the batch."""
     decoder, batch = cast(nn.Module, model.base_model), len(tokens)
@@ -108,7 +133,7 @@ def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor
     return hidden
 
 
-def judge(logits: Tensor, questions: QuestionBatch, beta: Tensor) -> Outcome:
+def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
     """Cross-entropy of the reply, its answer tokens weighted 1 each answer and the others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
     weight = torch.where(questions.is_answer, 1.0, PREFIX_WEIGHT)
@@ -123,5 +148,5 @@ def judge(logits: Tensor, questions: QuestionBatch, beta: Tensor) -> Outcome:
         answer_nats=float(nats.detach()[questions.is_answer].mean()),
         first_right=right[questions.is_first],
         all_right=wrong == 0,
-        beta=beta,
+        noise=noise,
     )

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
 from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.training.episodes import EpisodeShape
+from deltamem_agents.training.episodes import About, EpisodeShape, Teller, ValueKind
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,61 +22,72 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """The fit on activations before the first step: episodes drawn, descent steps, gain of the correction."""
+class Rehearsal:
+    """How long and on what: `steps` of about `questions` answers, each step with one number out of `facts`.
 
-    episodes: int = 6000
-    steps: int = 300
-    gain: float = 30.0
+    `asides`: most exchanges that tell nothing in one conversation.
+    """
+
+    steps: int = 600
+    facts: tuple[int, ...] = (1, 2, 4, 8)
+    questions: int = 64
+    asides: int = 6
 
     def __post_init__(self) -> None:
-        _check(self, ("episodes", "steps"), *_AT_LEAST_ONE)
-        _check(self, ("gain",), "above 0", lambda value: value > 0)
+        _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
+        _check(self, ("asides",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The fit on activations before the first step: `episodes` of one fact each, drawn in one of `shapes`.
+
+    `rehearsal`: how it is rehearsed with them.
+    """
+
+    shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
+    episodes: int = 4000
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+
+    def __post_init__(self) -> None:
+        _check(self, ("episodes",), *_AT_LEAST_ONE)
+        _check_shapes(self)
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training. Each step draws one number of `facts` and as many episodes as give `questions`.
 
-    `distractors`, `changed`, `asked_before`: as in EpisodeShape. `rate`: learning rate after `warmup` steps,
-    falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which the
-    question is written while it is read, as in use. `neutral_every`: in every how many-th step other prompts
-    have to be left alone as well (0: never), their loss weighted `neutral_weight`; with `neutral_tellings` so
-    have prompts that tell something new, while they are written. `beta_weight`: weight of the mean write gate
-    in the loss.
+    `shapes`: what episodes look like, one of them a step, their own number of facts left out of account.
+    `asides`: fewest and most exchanges of neutral text that follow what is told. `rate`: learning rate after
+    `warmup` steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the
+    steps in which the question is written while it is read, as in use. `neutral_every`: in every how many-th
+    step other prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`.
+    `noise_weight`: weight of write gates that stand open on neutral text.
     """
 
     steps: int
     facts: tuple[int, ...] = (1,)
     questions: int = 12
-    distractors: tuple[int, int] = (0, 2)
-    changed: float = 0.0
-    asked_before: float = 0.0
+    shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 1)),)
+    asides: tuple[int, int] = (0, 0)
     rate: float = 1e-3
     rate_end: float = 1e-4
     warmup: int = 20
     question_writes: float = 0.0
     neutral_every: int = 0
     neutral_weight: float = 1.0
-    neutral_tellings: bool = False
-    beta_weight: float = 0.0
+    noise_weight: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
         _check(self, ("warmup", "neutral_every"), "a whole number", lambda value: _is_whole(value, 0))
-        _check(self, ("rate", "rate_end", "neutral_weight", "beta_weight"), "0 or more", lambda value: value >= 0)
-        _check(self, ("changed", "asked_before", "question_writes"), "from 0 to 1", lambda value: 0 <= value <= 1)
-        _check(self, ("neutral_tellings",), "true or false", lambda value: isinstance(value, bool))
+        _check(self, ("rate", "rate_end", "neutral_weight", "noise_weight"), "0 or more", lambda value: value >= 0)
+        _check(self, ("question_writes",), *_FROM_0_TO_1)
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
-        _check(
-            self,
-            ("distractors",),
-            "[fewest, most]",
-            lambda value: _are_whole(value, 0) and len(value) == 2 and value[0] <= value[1],
-        )
-
-    def shape(self, facts: int) -> EpisodeShape:
-        return EpisodeShape(facts, self.distractors, changed=self.changed, asked_before=self.asked_before)
+        _check(self, ("asides",), *_FEWEST_AND_MOST)
+        _check_shapes(self)
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,10 @@ def _mapping(data: object, where: str) -> Mapping[str, Any]:
 def _build(kind: type[_Part], data: object, where: str) -> _Part:
     """A dataclass from JSON, its lists as tuples."""
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
+    if isinstance(settings.get("shapes"), tuple):
+        settings["shapes"] = tuple(_build(EpisodeShape, shape, f"{where}, shapes") for shape in settings["shapes"])
+    if "rehearsal" in settings:
+        settings["rehearsal"] = _build(Rehearsal, settings["rehearsal"], f"{where}, rehearsal")
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - set(known))
     if unknown:
@@ -189,6 +204,28 @@ def _check(part: object, names: Sequence[str], expected: str, fits: Callable[[An
             raise ConfigError(f"{name} is {value!r}, expected {expected}")
 
 
+def _check_shapes(part: Stage | WarmStart) -> None:
+    """Refuses shapes that cannot be drawn from, and any that hold what is kept from training."""
+    _check(part, ("shapes",), "a list of at least one shape", lambda value: value and _are(EpisodeShape, value))
+    for shape in part.shapes:
+        _check(shape, ("distractors",), *_FEWEST_AND_MOST)
+        _check(shape, _CHANCES, *_FROM_0_TO_1)
+        _check(shape, ("changes_around",), "a whole number", lambda value: _is_whole(value, 0))
+        for name, known in (("values", ValueKind), ("tellers", Teller), ("about", About)):
+            _check(shape, (name,), *_some_of(get_args(known)))
+        _check(shape, ("split",), "'train', the one to train on", lambda value: value == "train")
+        held_out = ("held_out_attributes", "held_out_phrasings")
+        _check(shape, held_out, "false, since they are kept for evaluation", lambda value: value is False)
+
+
+def _some_of(known: Sequence[str]) -> _Expected:
+    return f"a list of {', '.join(known)}", lambda value: value and set(value) <= set(known)
+
+
+def _are(kind: type, values: Iterable[object]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -197,4 +234,12 @@ def _are_whole(values: Iterable[object], least: int) -> bool:
     return all(_is_whole(value, least) for value in values)
 
 
-_AT_LEAST_ONE: tuple[str, Callable[[Any], object]] = ("a whole number above 0", lambda value: _is_whole(value, 1))
+_Expected: TypeAlias = tuple[str, Callable[[Any], object]]
+
+_AT_LEAST_ONE: _Expected = ("a whole number above 0", lambda value: _is_whole(value, 1))
+_FROM_0_TO_1: _Expected = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_FEWEST_AND_MOST: _Expected = (
+    "[fewest, most]",
+    lambda value: _are_whole(value, 0) and len(value) == 2 and value[0] <= value[1],
+)
+_CHANCES = ("word_share", "changed", "asked_before", "same_attribute", "paired", "other_prefixes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.memory.adapter_file import read_config, read_weights, save_adapter
+from deltamem_agents.memory.adapter_file import save_adapter
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots.durable import replacing
 from deltamem_agents.training.recipe import Recipe
+from deltamem_agents.types import Message
 
 LOG_FILE = "log.jsonl"
 PROGRESS_FILE = "progress.json"
 OPTIMISER_FILE = "optimiser.safetensors"
 RECIPE_FILE = "recipe.json"
 LOCK_FILE = "run.lock"
+NEUTRAL_FILE = "neutral.jsonl"
 
 _WEIGHT = "weight"
 
@@ -84,10 +86,8 @@ class RunFolder:
             ) from None
         named = {(kind, name): value for text, value in tensors.items() for kind, _, name in [text.partition(":")]}
         weights = {name: value for (kind, name), value in named.items() if kind == _WEIGHT}
-        if not weights:
-            # Earlier files hold the moments only; step and weights stand beside them.
-            noted = json.loads((self.path / PROGRESS_FILE).read_text(encoding="utf-8"))
-            weights = self._adapter_weights()
+        if not weights or not {"step", "seconds"} <= noted.keys():
+            raise ConfigError(f"{path} holds no whole save point; put a copy of it back, or begin in another folder")
         moments = {key: value for key, value in named.items() if key[0] != _WEIGHT}
         return Checkpoint(int(noted["step"]), float(noted["seconds"]), weights, moments)
 
@@ -100,6 +100,18 @@ class RunFolder:
         self._replace(OPTIMISER_FILE, save(packed, {key: repr(value) for key, value in noted.items()}))
         save_adapter(adapter, self.path)
         self._replace(PROGRESS_FILE, json.dumps(noted).encode())
+
+    def neutral_texts(self) -> list[tuple[Message, Message]] | None:
+        """What `keep_neutral_texts` kept, None if nothing was."""
+        path = self.path / NEUTRAL_FILE
+        if not path.exists():
+            return None
+        pairs = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        return [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in pairs]
+
+    def keep_neutral_texts(self, texts: Sequence[tuple[Message, Message]]) -> None:
+        lines = [json.dumps([prompt.content, reply.content]) + "\n" for prompt, reply in texts]
+        self._replace(NEUTRAL_FILE, "".join(lines).encode())
 
     def log(self, line: Mapping[str, Any]) -> None:
         with (self.path / LOG_FILE).open("a", encoding="utf-8") as log:
@@ -132,9 +144,6 @@ class RunFolder:
             )
         if not begun or not path.exists():
             self._replace(RECIPE_FILE, (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
-
-    def _adapter_weights(self) -> dict[str, Tensor]:
-        return read_weights(self.path, read_config(self.path))
 
     def _replace(self, name: str, data: bytes) -> None:
         with replacing(self.path / name) as file:

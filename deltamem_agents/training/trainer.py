@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from deltamem_agents.errors import TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.batches import Renderer, history_batch, neutral_batch, question_batch
+from deltamem_agents.training.batches import Exchange, Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.neutral import own_replies
 from deltamem_agents.training.objective import Outcome, answer_questions, disturbance, judge, write_history
+from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS
 from deltamem_agents.training.recipe import Recipe, Stage, WarmStart
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
 from deltamem_agents.training.warmstart import warm_start
@@ -30,6 +34,15 @@ from deltamem_agents.types import Message
 __all__ = ["LOG_FILE", "Report", "Trainer", "initialise", "open_words"]
 
 EVALUATED_QUESTIONS = 48
+
+NEUTRAL_TOKENS = 48
+"""Length of a neutral reply at most."""
+
+NEUTRAL_EXCHANGES = 6
+"""So many exchanges a step that looks at what is to be left alone."""
+
+ROWS_WITH_ASIDES = 4
+"""So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Report:
     answer_nats: float
     first: float
     whole: float
-    beta: float
+    noise: float
     neutral: float | None = None
 
 
@@ -64,7 +77,7 @@ class Trainer:
         self, loaded: LoadedModel, renderer: Renderer, recipe: Recipe, folder: Path, say: Callable[[str], None]
     ) -> None:
         """Raises ConfigError when the folder holds a run of another recipe, or a damaged one."""
-        self._model, self._renderer, self._recipe, self._say = loaded.model, renderer, recipe, say
+        self._loaded, self._model, self._renderer, self._recipe, self._say = loaded, loaded.model, renderer, recipe, say
         self._device = next(loaded.model.parameters()).device
         self._words = open_words(loaded.tokenizer)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
@@ -134,22 +147,28 @@ class Trainer:
 
     def _warm_start(self, settings: WarmStart) -> None:
         rng = random.Random(f"{self._recipe.seed} warm")
-        generator = self._generator(EpisodeShape(facts=1, distractors=(0, 1), word_share=0.7))
+        generators = [self._generator(shape, 1) for shape in settings.shapes]
         begun = time.monotonic()
+        asides = [one.messages for one in self._neutral_texts]
+        asides += [_small_talk(rng) for _ in range(len(asides))]
+        episodes = (rng.choice(generators).draw(rng) for _ in itertools.count())
         warm_start(
-            self._model,
-            self.adapter,
-            self._renderer,
-            lambda: generator.draw(rng),
-            episodes=settings.episodes,
-            steps=settings.steps,
-            gain=settings.gain,
-            generator=torch.Generator().manual_seed(self._recipe.seed),
-            say=self._say,
+            self._model, self.adapter, self._renderer, episodes, asides, settings, seed=self._recipe.seed, say=self._say
         )
         self.seconds = time.monotonic() - begun
 
-    def _generator(self, shape: EpisodeShape) -> EpisodeGenerator:
+    @cached_property
+    def _neutral_texts(self) -> list[Exchange]:
+        """The frozen model's own replies to neutral prompts, made once a run."""
+        kept = self._folder.neutral_texts()
+        if kept is None:
+            prompts = (*NEUTRAL_PROMPTS, *NEUTRAL_FIRST_PERSON)
+            kept = own_replies(self._loaded, prompts, max_tokens=NEUTRAL_TOKENS, say=self._say)
+            self._folder.keep_neutral_texts(kept)
+        return [Exchange(pair, cut=True) for pair in kept]
+
+    def _generator(self, shape: EpisodeShape, facts: int) -> EpisodeGenerator:
+        shape = replace(shape, facts=facts)
         if shape not in self._generators:
             self._generators[shape] = EpisodeGenerator(self._words, shape)
         return self._generators[shape]
@@ -159,25 +178,35 @@ class Trainer:
         # From the seed and the step alone, so that an interrupted run goes on as an uninterrupted one.
         rng = random.Random(f"{self._recipe.seed} {self.step}")
         facts = rng.choice(stage.facts)
-        generator = self._generator(stage.shape(facts))
+        generator = self._generator(rng.choice(stage.shapes), facts)
         episodes = [generator.draw(rng) for _ in range(max(1, stage.questions // facts))]
-        state, outcome = self._answered(episodes, writes=rng.random() < stage.question_writes)
-        loss, neutral = outcome.loss + stage.beta_weight * outcome.beta, None
+        asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
+        state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
+        loss, neutral = outcome.loss + stage.noise_weight * outcome.noise, None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
-            kinds = 3 if stage.neutral_tellings else 2
-            exchanges = [self._neutral(rng, generator, episode, i % kinds) for i, episode in enumerate(episodes)]
-            batch = neutral_batch(self._renderer, exchanges).to(self._device)
-            neutral = disturbance(self._model, state, batch, writes=stage.neutral_tellings)
+            rows = [index % len(episodes) for index in range(NEUTRAL_EXCHANGES)]
+            exchanges = [self._left_alone(rng, generator, episodes[row], kind) for kind, row in enumerate(rows)]
+            batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
+            neutral = disturbance(self._model, state, batch)
             loss = loss + stage.neutral_weight * neutral
         self._descend(loss, _rate(stage, into))
         return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
 
-    def _answered(self, episodes: Sequence[Episode], *, writes: bool) -> tuple[MemoryState, Outcome]:
-        """The states the episodes leave behind, and how their questions are answered from these."""
-        histories = history_batch(self._renderer, [episode.messages for episode in episodes]).to(self._device)
-        state, beta = write_history(self._model, self.adapter, histories)
+    def _answered(
+        self, episodes: Sequence[Episode], asides: Sequence[Sequence[Message]] | None = None, *, writes: bool
+    ) -> tuple[MemoryState, Outcome]:
+        """The states the episodes and what follows them leave behind, and how questions are answered from these."""
+        messages = [episode.messages for episode in episodes]
+        state, noise = write_history(
+            self._model, self.adapter, history_batch(self._renderer, messages, asides).to(self._device)
+        )
         questions = question_batch(self._renderer, episodes).to(self._device)
-        return state, judge(answer_questions(self._model, state, questions, writes=writes), questions, beta)
+        return state, judge(answer_questions(self._model, state, questions, writes=writes), questions, noise)
+
+    def _asides(self, rng: random.Random, stage: Stage) -> tuple[Message, ...]:
+        return tuple(
+            message for _ in range(rng.randint(*stage.asides)) for message in rng.choice(self._neutral_texts).messages
+        )
 
     def _descend(self, loss: Tensor, rate: float) -> None:
         for group in self._optimiser.param_groups:
@@ -188,32 +217,30 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {self.step}: the loss is {float(loss.detach())}, its gradient's norm {float(norm)}, expected "
-                "finite numbers; nothing of it was saved. Lower the recipe's rates or the warm start's gain"
+                "finite numbers; nothing of it was saved. Lower the recipe's rates"
             )
         self._optimiser.step()
 
-    def _neutral(
-        self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int
-    ) -> tuple[Message, ...]:
-        """By `kind`: small talk, a question about something never told, or something new that is told."""
-        if kind == 1:
-            return (Message("user", generator.untold(rng, episode)),)
-        if kind == 2:
-            other = generator.draw(rng)
-            told = other.questions[0].told
-            assert told is not None
-            return other.messages[told.message : told.message + 2]
-        user, reply = chatter(rng)
-        return Message("user", user), Message("assistant", reply)
+    def _left_alone(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
+        """In turn: a neutral prompt, a question about something never told, something new that is told."""
+        if kind % 3 == 0:
+            return rng.choice(self._neutral_texts)
+        if kind % 3 == 1:
+            untold = generator.never_told(rng, episode, near=rng.random() < 0.3)
+            return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
+        other = generator.draw(rng)
+        told = other.questions[0].told
+        assert told is not None
+        return Exchange(other.exchange(told))
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Recall of values never trained on, by number of facts: a progress figure without controls."""
+        """Recall of the validation split's values, by number of facts: a progress figure without controls."""
         recall: dict[str, float] = {}
-        distractors = self._recipe.stages[-1].distractors
+        shape = replace(self._recipe.stages[-1].shapes[0], split="validation", changed=0.0)
         for facts in sorted({facts for stage in self._recipe.stages for facts in stage.facts}):
             rng = random.Random("progress")
-            generator = self._generator(EpisodeShape(facts, distractors, split="evaluation"))
+            generator = self._generator(shape, facts)
             found: list[Outcome] = []
             while sum(len(outcome.all_right) for outcome in found) < EVALUATED_QUESTIONS:
                 episodes = [generator.draw(rng) for _ in range(max(1, 16 // facts))]
@@ -231,18 +258,25 @@ class Trainer:
             self._say(
                 f"step {line['step']} of {self._recipe.steps}, {line['seconds']:.0f} s: {line['facts']} facts, "
                 f"loss {line['loss']:.2f}, answer {line['answer_nats']:.2f} nats, whole {line['whole']:.2f}, "
-                f"β {line['beta']:.3f}"
+                f"noise {line['noise']:.4f}"
             )
+
+
+def _small_talk(rng: random.Random) -> tuple[Message, ...]:
+    user, reply = chatter(rng)
+    return Message("user", user), Message("assistant", reply)
 
 
 def initialise(adapter: Adapter) -> None:
     """The published start for what no warm start sets: kaiming-uniform memory projections, small corrections."""
     for name, value in adapter.named_parameters():
         kind = name.rsplit(".", 1)[-1]
-        if kind.startswith("memory_") or kind in ("beta_proj", "lambda_proj"):
+        if kind.startswith("memory_") or kind in ("beta_proj", "read_proj", "lambda_proj"):
             torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5))
         elif kind == "beta_bias":
             torch.nn.init.constant_(value, -1.5)
+        elif kind == "read_bias":
+            torch.nn.init.constant_(value, 1.5)
         elif kind == "lambda_bias":
             torch.nn.init.constant_(value, 6.0)
         elif kind.startswith("delta_") and kind.endswith("_proj"):
@@ -269,6 +303,6 @@ def _report(step: int, seconds: float, facts: int, outcome: Outcome, neutral: Te
         answer_nats=round(outcome.answer_nats, 4),
         first=round(_share([outcome.first_right]), 3),
         whole=round(_share([outcome.all_right]), 3),
-        beta=round(float(outcome.beta.detach()), 4),
+        noise=round(float(outcome.noise.detach()), 5),
         neutral=None if neutral is None else round(float(neutral.detach()), 4),
     )

@@ -1,0 +1,272 @@
+"""Remembering rehearsed on cached activations, without running the model: seconds where training takes hours.
+
+Told exchanges are strung together as if they were conversations, written into states by the real update rule,
+and read at the places where their values are asked for. What all layers together add is compared with the
+output rows of the words that could have been told: the direct path from the memory to the vocabulary, as if
+the layers between did nothing. The memory thereby learns what to store, under which key, when to write and
+when to read, for as many facts at a time as wanted. How loud to speak through the layers between is left to
+the end-to-end training that follows.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.memory.attention import Projections, scan_tokens, unit
+from deltamem_agents.memory.delta_rule import floored_gate
+from deltamem_agents.training.activations import Activations, Exchanges
+from deltamem_agents.training.recipe import Rehearsal
+
+GATE_WEIGHT = 1.0
+"""Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
+
+QUIET_WEIGHT = 0.1
+"""Weight of what is said at the other places of a reply, as a share of what is said at answers."""
+
+OPEN_WEIGHT = 8.0
+"""How many shut gates an open one counts for: told values are rare among tokens."""
+
+KEEP_LOGIT = 6.0
+"""Where a keep gate that is learned starts from: next to nothing fades."""
+
+RATE = 2e-3
+WARMUP = 20
+ELSEWHERE = 48
+"""Places beside the answers at which a step looks at the read gate."""
+
+REPORT_EVERY = 100
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """Which exchanges are strung together: (True, index) of a telling or (False, index) of an aside."""
+
+    tellings: tuple[int, ...]
+    order: tuple[tuple[bool, int], ...]
+
+
+class _Stacked:
+    """One tensor for each of the adapter's projections, over all layers (layers, …)."""
+
+    def __init__(self, config: AdapterConfig, layers: int, hidden: int, generator: torch.Generator) -> None:
+        self.config = config
+        width, heads = config.width, config.num_state_heads
+
+        def noise(*shape: int, size: float) -> Tensor:
+            return (torch.randn(shape, generator=generator) * size).requires_grad_(True)
+
+        self.query = noise(layers, width, hidden, size=0.02)
+        self.key = noise(layers, width, hidden, size=0.02)
+        self.before = noise(layers, width, hidden, size=0.02)
+        self.value = noise(layers, width, hidden, size=0.02)
+        self.say = noise(layers, hidden, width, size=0.05)
+        self.write = noise(layers, heads, hidden, size=0.002)
+        self.write_bias = torch.zeros(layers, heads, requires_grad=True)
+        self.read = noise(layers, heads, hidden, size=0.002)
+        self.read_bias = torch.zeros(layers, heads, requires_grad=True)
+        self.sharpness = torch.tensor(2.5, requires_grad=True)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+    @torch.no_grad()
+    def copy_to(self, adapter: Adapter) -> None:
+        for slot in range(len(self.key)):
+            memory = adapter.layer(slot)
+            memory.memory_q_proj.copy_(self.query[slot])
+            memory.memory_k_proj.copy_(self.key[slot])
+            memory.memory_v_proj.copy_(self.value[slot])
+            per_gate = self.config.gate_width // self.config.num_state_heads
+            memory.beta_proj.copy_(self.write[slot].repeat_interleave(per_gate, dim=0))
+            memory.beta_bias.copy_(self.write_bias[slot].repeat_interleave(per_gate, dim=0))
+            if self.config.key_shift:
+                memory.memory_k_shift_proj.copy_(self.before[slot])
+            if self.config.read_gate:
+                memory.read_proj.copy_(self.read[slot])
+                memory.read_bias.copy_(self.read_bias[slot])
+            if "o" in self.config.delta_heads:
+                memory.get_parameter("delta_o_proj").copy_(self.say[slot])
+
+
+def rehearse(
+    adapter: Adapter,
+    found: Activations,
+    rows: Tensor,
+    plan: Rehearsal,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Fit the adapter's projections; its correction on o is left at length 1 for an average answer.
+
+    `rows` (vocabulary, hidden): the directions in which the model says each token.
+    """
+    layers, _, hidden = found.asked.shape
+    stacked = _Stacked(adapter.config, layers, hidden, torch.Generator().manual_seed(seed))
+    rng, torch_rng = random.Random(f"{seed} rehearsal"), torch.Generator().manual_seed(seed)
+    candidates, target = found.target.unique(return_inverse=True)
+    directions = F.normalize(rows[candidates] - rows[candidates].mean(0), dim=-1)
+    answers = _answers_by_telling(found)
+    optimiser = torch.optim.AdamW(stacked.weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    spoken = torch.ones(())
+    for step in range(plan.steps):
+        for group in optimiser.param_groups:
+            falling = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+            group["lr"] = RATE * min(1, (step + 1) / WARMUP) * falling
+        facts = rng.choice(plan.facts)
+        conversations = [
+            _conversation(found, facts, rng.randint(0, plan.asides), rng)
+            for _ in range(max(1, plan.questions // facts))
+        ]
+        asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
+        loss, right, spoken = _step_loss(stacked, found, conversations, asked, directions, target, torch_rng)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(stacked.weights, 1.0)
+        optimiser.step()
+        if step % REPORT_EVERY == 0 or step + 1 == plan.steps:
+            say(f"rehearsal {step} of {plan.steps}: {facts} facts, loss {float(loss.detach()):.2f}, right {right:.2f}")
+    stacked.say.data /= spoken * adapter.config.scale
+    stacked.copy_to(adapter)
+
+
+def _answers_by_telling(found: Activations) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in found.subjects]
+    for place, telling in enumerate(found.telling.tolist()):
+        answers[telling].append(place)
+    return answers
+
+
+def _conversation(found: Activations, facts: int, asides: int, rng: random.Random) -> _Conversation:
+    """Tellings about as many different subjects, as far as there are so many, among asides."""
+    chosen: list[int] = []
+    about: set[str] = set()
+    for telling in rng.sample(range(len(found.subjects)), min(len(found.subjects), 8 * facts)):
+        if len(chosen) < facts and not about & found.subjects[telling]:
+            chosen.append(telling)
+            about |= found.subjects[telling]
+    order = [(True, telling) for telling in chosen]
+    order += [(False, rng.randrange(len(found.asides.contents))) for _ in range(asides)]
+    rng.shuffle(order)
+    return _Conversation(tuple(chosen), tuple(order))
+
+
+def _step_loss(
+    stacked: _Stacked,
+    found: Activations,
+    conversations: Sequence[_Conversation],
+    asked: Sequence[tuple[int, int]],
+    directions: Tensor,
+    target: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, float, Tensor]:
+    """The loss, the share of answers that come out right, and how long an answer's correction is on average."""
+    state, gate_loss = _written(stacked, found, conversations)
+    row, place = (torch.tensor(column) for column in zip(*asked, strict=True))
+    said, opens = _said(stacked, state[:, row], found.asked[:, place])
+    logits = F.normalize(said, dim=-1) @ directions.T * stacked.sharpness.exp()
+    loss = F.cross_entropy(logits, target[place])
+
+    def some(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        picked = torch.randint(inputs.shape[1], (ELSEWHERE,), generator=generator)
+        of = torch.randint(len(conversations), (ELSEWHERE,), generator=generator)
+        return _said(stacked, state[:, of], inputs[:, picked])
+
+    beside, opens_too = some(found.replies)
+    power = said.detach().square().sum(-1).mean()
+    loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power + GATE_WEIGHT * gate_loss
+    if stacked.config.read_gate:
+        _, shuts = some(found.asides.inputs)
+        _, shuts_too = some(found.tellings.inputs)
+        opening, shutting = torch.cat([opens, opens_too], 1), torch.cat([shuts, shuts_too], 1)
+        loss = loss + GATE_WEIGHT * (F.softplus(-opening).mean() + F.softplus(shutting).mean())
+    right = float((logits.argmax(-1) == target[place]).float().mean())
+    return loss, right, power.sqrt()
+
+
+def _written(stacked: _Stacked, found: Activations, conversations: Sequence[_Conversation]) -> tuple[Tensor, Tensor]:
+    """States (layers, conversations, heads, r, r), and how badly the write gates tell values from other tokens."""
+    config, rows = stacked.config, len(conversations)
+    lengths = [sum(len(_source(found, kind).contents[index]) for kind, index in one.order) for one in conversations]
+    longest = max(lengths)
+    parts: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
+    for row, one in enumerate(conversations):
+        start = row * longest
+        for kind, index in one.order:
+            places = _source(found, kind).contents[index]
+            parts[kind].append((places, torch.arange(start, start + len(places))))
+            start += len(places)
+    here, before, told, spots = [], [], [], []
+    for kind, pieces in parts.items():
+        if pieces:
+            places = torch.cat([places for places, _ in pieces])
+            source = _source(found, kind)
+            here.append(source.inputs[:, places])
+            before.append(source.inputs[:, (places - 1).clamp_min(0)])
+            told.append(source.told[places])
+            spots += [spot for _, spot in pieces]
+    x, spot, is_told = torch.cat(here, 1), torch.cat(spots), torch.cat(told)
+    keys = _product(x, stacked.key)
+    if config.key_shift:
+        keys = keys + _product(torch.cat(before, 1), stacked.before)
+    gates = _product(x, stacked.write) + stacked.write_bias[:, None]
+    gate_loss = F.binary_cross_entropy_with_logits(
+        gates, is_told.float()[None, :, None].expand_as(gates), pos_weight=torch.tensor(OPEN_WEIGHT)
+    )
+
+    def laid_out(values: Tensor) -> Tensor:
+        """(layers, tokens, heads, n) → (layers·rows, heads, longest, n)."""
+        spread = values.new_zeros(len(values), rows * longest, *values.shape[2:]).index_copy(1, spot, values)
+        by_row: Tensor = spread.unflatten(1, (rows, longest))
+        return by_row.flatten(0, 1).transpose(1, 2)
+
+    k = laid_out(unit(_by_head(keys, config)))
+    writable = torch.zeros(rows * longest, dtype=torch.bool).index_fill(0, spot, True).view(rows, longest)
+    beta = laid_out(gates[..., None])
+    projections = Projections(
+        q=torch.zeros_like(k),
+        k=k,
+        v=laid_out(_by_head(_product(x, stacked.value), config)),
+        beta=beta.expand(*beta.shape[:-1], config.rank),
+        lam=beta.new_full((*beta.shape[:-1], config.rank), KEEP_LOGIT) if config.learns_lambda else None,
+    )
+    zero = k.new_zeros(len(k), config.num_state_heads, config.rank, config.rank)
+    _, state = scan_tokens(config, zero, projections, writable.repeat(len(x), 1))
+    return state.unflatten(0, (len(x), rows)), gate_loss
+
+
+def _said(stacked: _Stacked, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What all layers add (n, hidden) at `inputs` (layers, n, hidden), reading `state` (layers, n, heads, r, r).
+
+    And the logits of their read gates (layers, n, heads).
+    """
+    query = unit(_by_head(_product(inputs, stacked.query), stacked.config))
+    reads = torch.einsum("lnhij,lnhj->lnhi", state, query)
+    logits = _product(inputs, stacked.read) + stacked.read_bias[:, None]
+    if stacked.config.read_gate:
+        reads = reads * floored_gate(logits, stacked.config.gate_floor)[..., None]
+    return torch.einsum("lnr,ldr->nd", reads.flatten(2), stacked.say), logits
+
+
+def _source(found: Activations, tells: bool) -> Exchanges:
+    return found.tellings if tells else found.asides
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """(layers, n, hidden) by (layers, rows, hidden), in the activations' own dtype, to (layers, n, rows) float32."""
+    return torch.bmm(x, weight.to(x.dtype).transpose(1, 2)).float()
+
+
+def _by_head(values: Tensor, config: AdapterConfig) -> Tensor:
+    split: Tensor = values.unflatten(-1, (config.num_state_heads, -1))
+    return split

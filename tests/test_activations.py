@@ -1,0 +1,158 @@
+"""Laws of what is collected for a warm start: places where values are told, asked and not told, of the frozen model."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.training import activations
+from deltamem_agents.training.activations import Activations, Exchanges, collect_activations
+from deltamem_agents.training.episodes import Episode, EpisodeShape, Question, Told
+from deltamem_agents.types import Message
+from tiny_training import (
+    CONFIGS,
+    FULL,
+    GATED,
+    TEMPLATES,
+    asides_of,
+    each_template,
+    episodes_of,
+    renderer,
+    silent,
+    word_engine,
+    word_tokenizer,
+)
+
+SHAPE = EpisodeShape(
+    distractors=(0, 1), word_share=0.7, tellers=("user", "assistant", "tool"), about=("user", "person")
+)
+EPISODES = episodes_of(40, SHAPE)
+ASIDES = [aside for aside in asides_of(9) if aside]
+
+
+@pytest.fixture(scope="module", params=TEMPLATES.values(), ids=TEMPLATES)
+def found(request: pytest.FixtureRequest) -> tuple[str, DeltaMemEngine, Activations]:
+    engine = word_engine(GATED, request.param)
+    return request.param, engine, collected(engine, request.param)
+
+
+def collected(engine: DeltaMemEngine, template: str) -> Activations:
+    return collect_activations(engine.model, engine.adapter, renderer(template), EPISODES, ASIDES, silent)
+
+
+def embedded(engine: DeltaMemEngine, tokens: Tensor) -> Tensor:
+    """The first layer's attention input is a token's embedding alone, normed: equal tokens, equal inputs."""
+    model = engine.model.model
+    return model.layers[0].input_layernorm(model.embed_tokens(tokens)).bfloat16()
+
+
+def contents_of(messages: tuple[Message, ...], template: str) -> Tensor:
+    rendered = renderer(template).render(messages, generation_prompt=False)
+    return torch.tensor([token for token, owner in zip(rendered.ids, rendered.owner, strict=True) if owner >= 0])
+
+
+def test_told_values_stand_where_they_are_told(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+    _, engine, activations = found
+    tokenizer = word_tokenizer()
+    values = [tokenizer.encode(" " + episode.questions[0].answer) for episode in EPISODES]
+    told = torch.tensor([token for value in values for token in value])
+    assert len(told) > len(EPISODES), "some values have several tokens"
+    assert torch.equal(activations.target, told)
+    assert activations.telling.tolist() == [index for index, value in enumerate(values) for _ in value]
+    torch.testing.assert_close(activations.tellings.inputs[0, activations.tellings.told], embedded(engine, told))
+
+
+def test_what_is_asked_stands_where_the_told_token_is_to_be_said(
+    found: tuple[str, DeltaMemEngine, Activations],
+) -> None:
+    template, engine, activations = found
+    before = []
+    for episode in EPISODES:
+        question = episode.questions[0]
+        for cut in range(len(word_tokenizer().encode(" " + question.answer))):
+            said = word_tokenizer().decode(word_tokenizer().encode(" " + question.answer)[:cut])
+            begun = (Message("user", question.question), Message("assistant", question.prefix + said))
+            before.append(renderer(template).render(begun, generation_prompt=False, continue_final=True).ids[-1])
+    assert activations.asked.shape == (2, len(activations.target), 32)
+    torch.testing.assert_close(activations.asked[0], embedded(engine, torch.tensor(before)))
+
+
+def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
+    found: tuple[str, DeltaMemEngine, Activations],
+) -> None:
+    template, engine, activations = found
+    for source, conversations in ((activations.tellings, [e.messages for e in EPISODES]), (activations.asides, ASIDES)):
+        assert len(source.contents) == len(conversations)
+        ends = [*(int(places[0]) for places in source.contents), source.inputs.shape[1]]
+        assert ends == sorted(ends)
+        for places, messages, (start, end) in zip(source.contents, conversations, pairwise(ends), strict=True):
+            torch.testing.assert_close(source.inputs[0, places], embedded(engine, contents_of(messages, template)))
+            assert start == places[0] and places[-1] < end
+
+
+def test_nothing_is_told_outside_of_contents_or_in_an_aside(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+    _, _, activations = found
+    assert not bool(activations.asides.told.any())
+    written = torch.zeros_like(activations.tellings.told)
+    for places in activations.tellings.contents:
+        assert bool(activations.tellings.told[places].any())
+        written[places] = True
+    assert not bool((activations.tellings.told & ~written).any())
+
+
+def test_other_places_of_a_reply_are_none_of_its_answers(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+    _, _, activations = found
+    # Each reply has a place before its first token, and one before its end.
+    assert activations.replies.shape[1] >= 2 * len(EPISODES)
+    distances = torch.cdist(activations.replies[1].float(), activations.asked[1].float())
+    assert float(distances.min()) > 0
+
+
+def test_subjects_are_what_the_questions_ask_for(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+    _, _, activations = found
+    assert activations.subjects == tuple(frozenset({episode.questions[0].subject}) for episode in EPISODES)
+    assert len(set(activations.subjects)) > 10
+
+
+def test_activations_are_the_frozen_models_whatever_the_adapter(
+    found: tuple[str, DeltaMemEngine, Activations],
+) -> None:
+    template, _, activations = found
+    for name, value in tensors_of(collected(word_engine(CONFIGS["published preset"], template), template)).items():
+        assert torch.equal(value, tensors_of(activations)[name]), name
+
+
+def tensors_of(found: Activations | Exchanges) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for field in fields(found):
+        value = getattr(found, field.name)
+        if isinstance(value, Exchanges):
+            named |= {f"{field.name}.{name}": inner for name, inner in tensors_of(value).items()}
+        elif isinstance(value, Tensor):
+            named[field.name] = value
+        elif field.name == "contents":
+            named["contents"] = torch.cat(value)
+    return named
+
+
+@each_template
+def test_activations_do_not_depend_on_how_they_are_batched(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = word_engine(FULL, template)
+    whole = tensors_of(collected(engine, template))
+    monkeypatch.setattr(activations, "COLLECT_BATCH", 3)
+    for name, value in tensors_of(collected(engine, template)).items():
+        torch.testing.assert_close(value, whole[name], msg=name)
+
+
+def test_a_value_with_other_tokens_in_the_reply_is_refused() -> None:
+    engine = word_engine()
+    question = Question("Where do I live?", "otter", "Your city is", Told(0, 0))
+    episode = Episode((Message("user", "otter is where I live."), Message("assistant", "Noted.")), (question,))
+    with pytest.raises(ConfigError, match=r"encodes a told value otherwise .* \"warm_start\": null"):
+        collect_activations(engine.model, engine.adapter, renderer(), [episode], ASIDES, silent)

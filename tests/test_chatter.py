@@ -1,0 +1,67 @@
+"""Laws of small talk and neutral prompts: they tell nothing, and evaluation shares none of it with training."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from deltamem_agents.training.chatter import chatter
+from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS
+from deltamem_agents.training.prompts_unrelated import UNRELATED_FIRST_PERSON, UNRELATED_PROMPTS
+
+TRAINED = (*NEUTRAL_PROMPTS, *NEUTRAL_FIRST_PERSON)
+KEPT = (*UNRELATED_PROMPTS, *UNRELATED_FIRST_PERSON)
+SELF = re.compile(r"\b(I|I'm|I'd|me|my|My|mine)\b")
+FACT = re.compile(
+    r"\b[Mm]y( \S+){1,3} (is|are|was) (?![^.!]*\?)|\bI (live|work|drive|play|own|was born)\b|"
+    r"\b(named|my name|call me|I'm a|I am an?)\b",
+    re.IGNORECASE,
+)
+
+
+def spoken(evaluation: bool) -> set[str]:
+    rng = random.Random(0)
+    return {text for _ in range(2000) for text in chatter(rng, evaluation=evaluation)}
+
+
+def normal(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def test_small_talk_of_evaluation_is_none_of_training() -> None:
+    assert not spoken(True) & spoken(False)
+    assert all("{" not in text for text in spoken(True) | spoken(False))
+
+
+def test_small_talk_is_seldom_the_same() -> None:
+    assert len(spoken(False)) > 1500 and len(spoken(True)) > 1000
+
+
+def test_equal_states_give_equal_small_talk() -> None:
+    first, second = random.Random(7), random.Random(7)
+    assert [chatter(first) for _ in range(20)] == [chatter(second) for _ in range(20)]
+
+
+def test_there_are_enough_prompts_and_none_twice() -> None:
+    assert len(NEUTRAL_PROMPTS) >= 250 and len(UNRELATED_PROMPTS) >= 200
+    assert min(len(NEUTRAL_FIRST_PERSON), len(UNRELATED_FIRST_PERSON)) >= 30
+    assert len({normal(prompt) for prompt in (*TRAINED, *KEPT)}) == len(TRAINED) + len(KEPT)
+
+
+@pytest.mark.parametrize("prompts", [NEUTRAL_FIRST_PERSON, UNRELATED_FIRST_PERSON])
+def test_hard_negatives_speak_of_the_user(prompts: tuple[str, ...]) -> None:
+    assert not [prompt for prompt in prompts if not SELF.search(prompt)]
+
+
+def test_no_prompt_states_a_fact() -> None:
+    assert not [prompt for prompt in (*TRAINED, *KEPT) if FACT.search(prompt)]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    ["My city is Oslo.", "By the way, my lucky charm is blue.", "I live in Oslo.", "I am a baker.", "Call me Al."],
+)
+def test_a_fact_would_be_noticed(fact: str) -> None:
+    assert FACT.search(fact)

@@ -1,0 +1,39 @@
+"""Laws of neutral text: it is what the frozen model says by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from deltamem_agents.training import neutral
+from deltamem_agents.training.neutral import own_replies
+from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
+from deltamem_agents.types import Message
+from tiny_training import GATED, silent, word_engine, word_model
+
+PROMPTS = NEUTRAL_PROMPTS[:7]
+
+
+def test_a_neutral_text_is_a_prompt_and_the_models_own_greedy_reply() -> None:
+    loaded, engine = word_model(), word_engine(GATED)
+    found = own_replies(loaded, PROMPTS, max_tokens=8, say=silent)
+    asked = [[Message("user", prompt)] for prompt in PROMPTS]
+    replies = engine.greedy_replies(None, asked, max_tokens=8)
+    expected = [(*user, Message("assistant", text.strip())) for user, text in zip(asked, replies, strict=True)]
+    assert found == [pair for pair in expected if pair[1].content]
+    assert len(found) > 3
+
+
+def test_a_memory_on_the_model_says_nothing_in_it() -> None:
+    carrying = replace(word_model(), model=word_engine(GATED).model)
+    attached = own_replies(carrying, PROMPTS, max_tokens=8, say=silent)
+    assert attached == own_replies(word_model(), PROMPTS, max_tokens=8, say=silent)
+
+
+def test_replies_do_not_depend_on_how_prompts_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    whole = own_replies(word_model(), PROMPTS, max_tokens=8, say=said.append)
+    monkeypatch.setattr(neutral, "BATCH", 2)
+    assert own_replies(word_model(), PROMPTS, max_tokens=8, say=said.append) == whole
+    assert said == ["neutral replies: 7 of 7", *(f"neutral replies: {n} of 7" for n in (2, 4, 6, 7))]
