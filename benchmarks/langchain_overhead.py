@@ -1,7 +1,8 @@
 """What LangChain and the memory cost around the model: `python benchmarks/langchain_overhead.py`.
 
-Prints the share of a turn that is spent outside the model's forward passes, and the tokens of the prompt
-over a long conversation with a bounded window, against those of the whole history.
+Prints the share of a turn that is spent outside the model's forward passes, and the tokens of the prompt in
+a long conversation: with a bounded window, whose older messages live in the memory, against the whole
+history in the prompt of the frozen model. Some turns of the whole history are run as well, for the seconds.
 """
 
 from __future__ import annotations
@@ -10,40 +11,77 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from deltamem_agents import DeltaMemEngine, Message, SQLiteStore
+from deltamem_agents import DeltaMemEngine, SQLiteStore
 from langchain_deltamem import ChatDeltaMem
-from langchain_deltamem.messages import to_messages
 
 REPLY_TOKENS = 16
 FACT = "This is fact number {}: the {} drawer of the desk holds what was written on day {}."
 SHOWN = (1, 2, 5, 10, 20, 50, 100)
 
 
-def history_tokens(engine: DeltaMemEngine, messages: list[BaseMessage]) -> int:
-    """Tokens of a prompt that holds all of these messages."""
-    turns = [{"role": message.role, "content": message.content} for message in to_messages(messages)]
-    return len(engine.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
+class ForwardClock:
+    """Sums up the seconds of a model's forward passes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.seconds = self._began = 0.0
+        model.register_forward_pre_hook(lambda *_: self._start())
+        model.register_forward_hook(lambda *_: self._stop())
+
+    def _start(self) -> None:
+        self._began = time.perf_counter()
+
+    def _stop(self) -> None:
+        self.seconds += time.perf_counter() - self._began
 
 
-def converse(model: ChatDeltaMem, engine: DeltaMemEngine, turns: int) -> list[tuple[int, int, float, float]]:
-    """One conversation: (prompt tokens, tokens of the whole history, seconds, seconds in the model) a turn."""
+@dataclass(frozen=True)
+class Measured:
+    """One turn: tokens of its prompt, its seconds, and those of them that were spent in the model."""
+
+    prompt_tokens: int
+    seconds: float
+    model_seconds: float
+    reply: str
+
+    @property
+    def outside(self) -> float:
+        return 1 - self.model_seconds / self.seconds
+
+
+def measured(model: ChatDeltaMem, clock: ForwardClock, history: Sequence[BaseMessage]) -> Measured:
+    inside, start = clock.seconds, time.perf_counter()
+    reply = model.invoke(list(history), agent_id="bench", thread="one")
+    seconds = time.perf_counter() - start
+    usage = reply.usage_metadata
+    prompt = usage["input_tokens"] - usage["input_token_details"]["absorbed"]
+    return Measured(prompt, seconds, clock.seconds - inside, reply.text)
+
+
+def converse(model: ChatDeltaMem, clock: ForwardClock, turns: int) -> tuple[list[Measured], list[BaseMessage]]:
+    """A conversation in which the whole history is sent every turn, as LangChain does, and that history."""
     history: list[BaseMessage] = []
-    measured = []
+    told = []
     for turn in range(1, turns + 1):
         history.append(HumanMessage(FACT.format(turn, turn % 7, turn)))
-        whole = history_tokens(engine, history)
-        start = time.perf_counter()
-        reply = model.invoke(history, agent_id="bench", thread="one")
-        seconds = time.perf_counter() - start
-        facts, usage = reply.response_metadata["deltamem"], reply.usage_metadata
-        prompt = usage["input_tokens"] - usage["input_token_details"]["absorbed"]
-        measured.append((prompt, whole, seconds, facts["prefill_seconds"] + facts["decode_seconds"]))
-        history.append(AIMessage(reply.text))
-    return measured
+        told.append(measured(model, clock, history))
+        history.append(AIMessage(told[-1].reply))
+    return told, history
+
+
+def opened(given: argparse.Namespace, store: SQLiteStore, window: int | None) -> tuple[ChatDeltaMem, ForwardClock]:
+    engine = DeltaMemEngine.from_pretrained(
+        given.model, adapter=given.adapter, store=store, window_tokens=window, progress=False
+    )
+    model = ChatDeltaMem(engine=engine, max_tokens=REPLY_TOKENS)
+    model.invoke("Warm up.", memory="off")
+    return model, ForwardClock(engine.model)
 
 
 def main() -> None:
@@ -52,25 +90,43 @@ def main() -> None:
     parser.add_argument("--adapter", help="folder or Hub id; the one that ships if not given")
     parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--window", type=int, default=512, help="tokens of prompt and reply together")
+    parser.add_argument("--context", type=int, default=8192, help="the same for the whole history")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, SQLiteStore(Path(folder) / "bench.sqlite") as store:
-        engine = DeltaMemEngine.from_pretrained(
-            given.model, adapter=given.adapter, store=store, window_tokens=given.window, progress=False
+        bounded, history = converse(*opened(given, store, given.window), given.turns)
+        frozen, clock = opened(given, store, given.context)
+        frozen.memory = "off"
+        shown = [turn for turn in SHOWN if turn <= given.turns]
+        whole = {turn: measured(frozen, clock, history[: 2 * turn - 1]) for turn in shown}
+        tokens = [whole_prompt(frozen, history[: 2 * turn - 1]) for turn in range(1, given.turns + 1)]
+        assert all(tokens[turn - 1] == found.prompt_tokens for turn, found in whole.items())
+    report(bounded, tokens, whole)
+
+
+def whole_prompt(model: ChatDeltaMem, history: Sequence[BaseMessage]) -> int:
+    """Tokens of the prompt that holds this history."""
+    assert model.engine is not None
+    said = [{"role": "assistant" if m.type == "ai" else "user", "content": m.text} for m in history]
+    return len(model.engine.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True).input_ids)
+
+
+def report(bounded: Sequence[Measured], tokens: Sequence[int], whole: dict[int, Measured]) -> None:
+    outside = sorted(turn.outside for turn in bounded)
+    seconds = statistics.median(turn.seconds for turn in bounded)
+    print(f"{len(bounded)} turns of up to {REPLY_TOKENS} tokens of reply; a turn takes {seconds:.2f} s (median)")
+    print(f"outside the model: {statistics.median(outside):.1%} of a turn (median), {outside[-1]:.1%} at the most,")
+    print(f"  {statistics.median(turn.outside * turn.seconds for turn in bounded) * 1000:.0f} ms (median)")
+    told, all_told = sum(turn.prompt_tokens for turn in bounded), sum(tokens)
+    print(f"prompt tokens of all turns: {told} with the window, {all_told} with the whole history")
+    print(f"  {all_told / told:.1f} times as many; in the last turn {tokens[-1] / bounded[-1].prompt_tokens:.1f} times")
+    print("turn  window: tokens  seconds  whole history: tokens  seconds  tokens, times")
+    for turn, found in whole.items():
+        mine = bounded[turn - 1]
+        times = found.prompt_tokens / mine.prompt_tokens
+        print(
+            f"{turn:4}  {mine.prompt_tokens:14}  {mine.seconds:7.2f}"
+            f"  {found.prompt_tokens:21}  {found.seconds:7.2f}  {times:13.1f}"
         )
-        model = ChatDeltaMem(engine=engine, max_tokens=REPLY_TOKENS)
-        model.invoke([HumanMessage("Warm up.")], memory="off")
-        report(converse(model, engine, given.turns), engine.count_tokens([Message("user", FACT.format(1, 1, 1))]))
-
-
-def report(measured: list[tuple[int, int, float, float]], message_tokens: int) -> None:
-    outside = [1 - inside / seconds for _, _, seconds, inside in measured]
-    print(f"{len(measured)} turns, messages of {message_tokens} tokens, replies of up to {REPLY_TOKENS}")
-    print(f"a turn takes {statistics.median(s for _, _, s, _ in measured) * 1000:.0f} ms (median), of which outside")
-    print(f"the model {statistics.median(outside):.1%} (median), {max(outside):.1%} (most)")
-    print("turn  prompt tokens  whole history")
-    for turn, (prompt, whole, _, _) in enumerate(measured, start=1):
-        if turn in SHOWN or turn == len(measured):
-            print(f"{turn:4}  {prompt:13}  {whole:13}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deltamem_agents.planning import WritePolicy
     from deltamem_agents.snapshots import FileStore, InMemoryStore, Snapshot, SQLiteStore, Store
     from deltamem_agents.types import (
+        CallChunk,
         Message,
         Sampling,
         Score,
@@ -56,7 +57,8 @@ _HOMES = {
     "WritePolicy": "planning",
     **dict.fromkeys(("FileStore", "InMemoryStore", "Snapshot", "SQLiteStore", "Store"), "snapshots"),
     **dict.fromkeys(
-        ("Message", "Sampling", "Score", "Tool", "ToolCall", "Turn", "TurnChunk", "TurnFacts", "Usage"), "types"
+        ("CallChunk", "Message", "Sampling", "Score", "Tool", "ToolCall", "Turn", "TurnChunk", "TurnFacts", "Usage"),
+        "types",
     ),
     **dict.fromkeys(
         (
@@ -90,6 +92,7 @@ __all__ = [
     "AdapterError",
     "AgentNotFound",
     "AlreadyExists",
+    "CallChunk",
     "ConfigError",
     "DamagedSnapshot",
     "DeltaMemEngine",

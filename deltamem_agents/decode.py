@@ -131,7 +131,7 @@ class Pass:
             input_ids=row(prompt.ids, torch.long),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last_place(device),
             **memory,
         )
         if call is not None:
@@ -140,6 +140,15 @@ class Pass:
             self.measures.add(call)
         logits: Tensor = out.logits[0, -1].float()
         return logits
+
+
+def last_place(device: torch.device) -> Tensor:
+    """What makes a model compute logits for the last position only.
+
+    As an index, which copies one hidden state: behind the slice that a plain 1 stands for, torch copies the whole
+    output matrix once for every row.
+    """
+    return torch.tensor([-1], device=device)
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,8 @@ class Decoding:
     """Draws one reply after `prompt`. Iterate for pieces of text; `reply` is there when iteration ends.
 
     `writes_reply`: whether the reply's tokens are written as they are processed. `forced`: take these
-    tokens instead of drawing. Abandoning the iteration leaves nothing behind.
+    tokens instead of drawing. `unstopped`: text from which on stop strings mean nothing. Abandoning the
+    iteration leaves nothing behind.
     """
 
     def __init__(
@@ -171,10 +181,11 @@ class Decoding:
         message_id: int = -1,
         constraint: Constraint | None = None,
         forced: Sequence[int] | None = None,
+        unstopped: str | None = None,
     ) -> None:
         self._run, self._prompt, self._tokenizer, self._sampling = run, prompt, tokenizer, sampling
         self._writes_reply, self._end_ids, self._message_id = writes_reply, end_ids, message_id
-        self._constraint, self._forced = constraint, forced
+        self._constraint, self._forced, self._unstopped = constraint, forced, unstopped
         self.reply: Reply | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -184,7 +195,7 @@ class Decoding:
         run.measures.prefill_seconds += clock() - begun
         begun = clock()
         draw = self._drawing()
-        text = _StoppingText(self._tokenizer, self._sampling.stop, run.state)
+        text = _StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, run.state)
         ids: list[int] = []
         reason: Literal["stop", "length"] = "length"
         while len(ids) < self._sampling.max_tokens:
@@ -254,8 +265,14 @@ class _StoppingText:
     off is not remembered either.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], state: MemoryState | None) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: tuple[str, ...],
+        unstopped: str | None,
+        state: MemoryState | None,
+    ) -> None:
+        self._tokenizer, self._stop, self._unstopped = tokenizer, stop, unstopped
         self._backend: Tokenizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
@@ -274,9 +291,9 @@ class _StoppingText:
     def push(self, token: int) -> str:
         self._ids.append(token)
         self._all += self._stream.step(self._backend, token) or ""
-        found = [at for at in (self._all.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self._all, self.stopped = self._all[: min(found)], True
+        stop = stop_place(self._all, self._stop, self._unstopped)
+        if stop is not None:
+            self._all, self.stopped = self._all[:stop], True
             return self._show(len(self._all))
         return self._show(len(self._all) - self._held())
 
@@ -298,6 +315,8 @@ class _StoppingText:
 
     def _held(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""
+        if self._unstopped is not None and self._unstopped in self._all:
+            return 0
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for length in range(min(longest, len(self._all)), 0, -1):
             if any(stop.startswith(self._all[-length:]) for stop in self._stop):
@@ -307,6 +326,12 @@ class _StoppingText:
     def _show(self, end: int) -> str:
         piece, self._shown = self._all[self._shown : end], max(self._shown, end)
         return piece
+
+
+def stop_place(text: str, stop: Sequence[str], unstopped: str | None) -> int | None:
+    """Where the first stop string stands in `text`, None if there is none before `unstopped`."""
+    end = len(text) if unstopped is None or unstopped not in text else text.index(unstopped)
+    return min((at for at in (text.find(each, 0, end) for each in stop) if at >= 0), default=None)
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:
@@ -333,66 +358,3 @@ def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     """A fast tokenizer in the JSON form of the tokenizers library."""
     return str(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())
-
-
-@torch.no_grad()
-def score_tokens(run: Pass, prompt: Prompt, answer: Sequence[int]) -> tuple[float, bool]:
-    """Summed log-probability of `answer` after `prompt`, and whether each of its tokens is the likeliest.
-
-    Reads only; the answer's tokens are not written.
-    """
-    logits = run.feed(prompt)
-    total, greedy = 0.0, True
-    for place, token in enumerate(answer):
-        logprobs = logits.log_softmax(-1)
-        total += float(logprobs[token])
-        greedy = greedy and int(logits.argmax()) == token
-        if place + 1 < len(answer):
-            logits = run.feed(Prompt((token,), (True,), (False,), (-1,)))
-    return total, greedy
-
-
-@torch.no_grad()
-def greedy_batch(
-    model: PreTrainedModel,
-    state: MemoryState | None,
-    prompts: Sequence[Prompt],
-    *,
-    max_tokens: int,
-    end_ids: frozenset[int],
-) -> list[list[int]]:
-    """Greedy replies to several prompts in one batch, each reading its own row of `state`; nothing is written."""
-    device, width = model.device, max(map(len, prompts))
-
-    def rows(name: str, dtype: torch.dtype) -> Tensor:
-        padded = [[0] * (width - len(prompt)) + list(getattr(prompt, name)) for prompt in prompts]
-        return torch.tensor(padded, dtype=dtype, device=device)
-
-    tokens, reads = rows("ids", torch.long), rows("reads", torch.bool)
-    attended = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache = DynamicCache()
-    replies: list[list[int]] = [[] for _ in prompts]
-    running = [True] * len(prompts)
-    for _ in range(max_tokens):
-        positions = (attended.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        memory = {} if state is None else {CALL_KEYWORD: MemoryCall(state, reads)}
-        logits = model(
-            input_ids=tokens,
-            attention_mask=attended,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **memory,
-        ).logits[:, -1]
-        chosen = logits.argmax(-1)
-        for index, token in enumerate(chosen.tolist()):
-            running[index] = running[index] and token not in end_ids
-            if running[index]:
-                replies[index].append(token)
-        if not any(running):
-            break
-        tokens = chosen[:, None]
-        reads = torch.ones_like(tokens, dtype=torch.bool)
-        attended = torch.cat([attended, torch.ones_like(tokens)], dim=1)
-    return replies

@@ -7,20 +7,20 @@ once. The engine itself keeps nothing of any conversation.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, Unpack
-from weakref import WeakValueDictionary
 
+from deltamem_agents.batched import absorb_batch, greedy_batch, score_batch
 from deltamem_agents.chat.grammar import Grammar, Vocabulary, grammars_available, reply_grammar
 from deltamem_agents.chat.history import Alignment, digest
+from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.chat.tool_calls import distinct_calls, parse_tool_calls, plain_text_so_far
-from deltamem_agents.decode import Decoding, Measures, Pass, Reply, as_text, definition, greedy_batch, score_tokens
+from deltamem_agents.chat.tool_calls import OPEN
+from deltamem_agents.decode import Decoding, Measures, Pass, Reply, as_text, definition
 from deltamem_agents.errors import ConfigError, StaleHead
 from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
@@ -29,9 +29,11 @@ from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.off_loop import off_loop
 from deltamem_agents.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_turn
 from deltamem_agents.prompts import Prompts, Window
+from deltamem_agents.queues import Queues
 from deltamem_agents.snapshots import Fingerprint, Store, open_store
 from deltamem_agents.types import (
     MEMORY_MODES,
+    CallChunk,
     MemoryMode,
     Message,
     MessageLike,
@@ -64,6 +66,11 @@ class TurnRequest:
     memory: MemoryMode
     tool_choice: ToolChoice
     grammar: Grammar | None
+
+    @property
+    def unstopped(self) -> str | None:
+        """What opens a call that is held to its end by a grammar: a stop string would only break it off."""
+        return OPEN if self.tools and self.grammar is not None else None
 
     @property
     def salt(self) -> str:
@@ -103,8 +110,7 @@ class DeltaMemEngine:
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles)
         self._per_message = adapter.config.memory_write_granularity == "message_mean"
         self._attachment = attach(loaded.model, adapter)
-        self._queues: WeakValueDictionary[str, _Lock] = WeakValueDictionary()
-        self._queues_lock = threading.Lock()
+        self._queues = Queues()
         # Slow to make, so it waits for the first grammar, and twins share it.
         self._vocabulary = cache(self._read_vocabulary)
 
@@ -159,7 +165,7 @@ class DeltaMemEngine:
         parallel_tool_calls: bool = True,
         response_schema: Mapping[str, Any] | None = None,
     ) -> Generator[TurnChunk, None, None]:
-        """One reply of `agent` to `messages`, text as it is decided. The last chunk carries the committed Turn.
+        """One reply of `agent` to `messages`, text and tool calls as they are decided; the committed Turn last.
 
         `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
         the conversation when an agent has several; with a name, `messages` is taken as that conversation's
@@ -170,7 +176,8 @@ class DeltaMemEngine:
         `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
         `parallel_tool_calls`: whether one reply may hold several. `response_schema`: a JSON schema which the
         reply has to fit, unless it calls tools. These are held by a grammar and need the extra "tools";
-        "auto" and "none" work without it. A forced reply for which `max_tokens` is too short is cut off.
+        "auto" and "none" work without it. A forced reply for which `max_tokens` is too short is cut off; a
+        stop string ends text only, never a call that is held.
 
         Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
         Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
@@ -199,7 +206,7 @@ class DeltaMemEngine:
     ) -> AsyncIterator[TurnChunk]:
         """`stream_turn` off the event loop."""
         async for chunk in off_loop(self.stream_turn(agent, messages, **options)):
-            if chunk.text or chunk.turn:
+            if chunk.text or chunk.call or chunk.turn:
                 yield chunk
 
     def new_state(self) -> MemoryState:
@@ -216,14 +223,38 @@ class DeltaMemEngine:
         assert run.state is not None
         return run.state.settled()
 
+    def absorb_batch(
+        self,
+        states: Sequence[MemoryState],
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> list[MemoryState]:
+        """Each state after its conversation, as `absorb` gives it, many at once.
+
+        `advance(tokens)` is called as tokens have been read.
+        """
+        spoken = [as_messages(messages) for messages in conversations]
+        placed = [state.settled().to(self.model.device) for state in states]
+        return absorb_batch(self.model, self._prompts, placed, spoken, advance)
+
     def score(self, state: MemoryState | None, messages: Sequence[MessageLike], answer: str) -> Score:
         """How likely `answer` is as the reply to `messages`, reading `state` (None: memory off).
 
         When the last message is the assistant's, `answer` continues it. Nothing is written.
         """
-        prompt, tokens = self._prompts.with_answer(as_messages(messages), answer)
-        logprob, greedy = score_tokens(self._pass(state), prompt, tokens)
-        return Score(logprob, len(tokens), greedy)
+        return self.score_batch(None if state is None else [state], [messages], [answer])[0]
+
+    def score_batch(
+        self,
+        states: Sequence[MemoryState] | None,
+        conversations: Sequence[Sequence[MessageLike]],
+        answers: Sequence[str],
+    ) -> list[Score]:
+        """`score` of several conversations at once, each reading its own state (None: memory off)."""
+        pairs = zip(conversations, answers, strict=True)
+        prompts = [self._prompts.with_answer(as_messages(messages), answer) for messages, answer in pairs]
+        return score_batch(self.model, self._joined(states), [p for p, _ in prompts], [tokens for _, tokens in prompts])
 
     def count_tokens(self, messages: Sequence[MessageLike]) -> int:
         """Tokens of the messages' own contents, without the template's scaffolding."""
@@ -237,8 +268,9 @@ class DeltaMemEngine:
         Where the last message is the assistant's, the reply continues it. Nothing is written.
         """
         prompts = [self._prompts.reading(as_messages(messages)) for messages in conversations]
-        state = None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
-        ids = greedy_batch(self.model, state, prompts, max_tokens=max_tokens, end_ids=self._prompts.end_ids)
+        ids = greedy_batch(
+            self.model, self._joined(states), prompts, max_tokens=max_tokens, end_ids=self._prompts.end_ids
+        )
         return [as_text(self.tokenizer, reply) for reply in ids]
 
     def with_store(self, store: Store) -> Self:
@@ -255,6 +287,9 @@ class DeltaMemEngine:
     def _read_vocabulary(self) -> Vocabulary:
         width = self.model.get_output_embeddings().weight.shape[0]
         return Vocabulary(definition(self.tokenizer), width, self._prompts.end_ids)
+
+    def _joined(self, states: Sequence[MemoryState] | None) -> MemoryState | None:
+        return None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
 
     def _pass(self, state: MemoryState | None, measures: Measures | None = None, *, collect: bool = False) -> Pass:
         placed = None if state is None else state.settled().to(self.model.device)
@@ -274,20 +309,17 @@ class DeltaMemEngine:
         return tokens
 
     def _stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
-        """Text as it is decided, the Turn last. Where tools are on offer, what may yet become a call is held back."""
+        """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""
         attempt = self._attempt(request, 1)
-        said, shown = "", 0
+        shown = ReplyStream(bool(request.tools), request.grammar is not None, request.salt)
         try:
             while True:
-                said += next(attempt)
-                plain = plain_text_so_far(said) if request.tools else said
-                yield TurnChunk(text=plain[shown:])
-                shown = max(shown, len(plain))
+                yield from shown.push(next(attempt))
         except StopIteration as done:
             outcome: Outcome = done.value
         finally:
             attempt.close()
-        yield TurnChunk(text=outcome.message.content[shown:])
+        yield from shown.finish(outcome.message.content, outcome.message.tool_calls, outcome.cut_call)
         yield TurnChunk(turn=self._commit(request, outcome))
 
     def _attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
@@ -312,20 +344,20 @@ class DeltaMemEngine:
             end_ids=self._prompts.end_ids,
             constraint=constraint,
             forced=None if forced is None else forced.ids,
+            unstopped=request.unstopped,
         )
         yield from decoding
         reply = decoding.reply
         assert reply is not None
         if forced is not None:
             reply = replace(reply, finish_reason=forced.finish_reason, text=forced.text)
-        message = Message("assistant", reply.text)
+        message, cut = Message("assistant", reply.text), None
         if request.tools:
-            parsed = parse_tool_calls(reply.text, names=[tool.name for tool in request.tools], salt=request.salt)
-            # A small model likes to say a call twice; the second would only be run for nothing.
-            message = Message("assistant", parsed.text, distinct_calls(parsed.calls))
+            names = [tool.name for tool in request.tools]
+            message, cut = reply_message(reply.text, names, request.salt, held=request.grammar is not None)
         if self._per_message and writes and plan is not None and "assistant" in self.policy.roles:
             self._absorb(run, (message,), None)
-        return Outcome(plan, window, run, reply, message, overflow, number)
+        return Outcome(plan, window, run, reply, message, cut, overflow, number)
 
     def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""
@@ -356,7 +388,7 @@ class DeltaMemEngine:
         except StaleHead:
             pass
         # Those who lost line up, so that none of them is beaten by another one over and over.
-        with self._queue(request.agent):
+        with self._queues.of(request.agent):
             for number in range(2, COMMIT_ATTEMPTS + 2):
                 outcome = _run_through(self._attempt(request, number, outcome.reply))
                 try:
@@ -380,19 +412,13 @@ class DeltaMemEngine:
         )
         return self.store.save(request.agent, snapshot, expected=outcome.plan.head)
 
-    def _queue(self, agent: str) -> _Lock:
-        with self._queues_lock:
-            lock = self._queues.get(agent)
-            if lock is None:
-                lock = self._queues[agent] = _Lock()
-            return lock
-
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
+        calls = outcome.message.tool_calls
         writes = request.memory == "readwrite" and outcome.plan is not None
         return Turn(
             text=outcome.message.content,
-            tool_calls=outcome.message.tool_calls,
+            tool_calls=calls,
             usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.overflow_tokens),
             snapshot=snapshot,
             facts=TurnFacts(
@@ -412,21 +438,9 @@ class DeltaMemEngine:
                 decode_seconds=measures.decode_seconds,
                 attempts=outcome.attempts,
             ),
-            finish_reason="tool_calls" if outcome.message.tool_calls else reply.finish_reason,
+            finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
+            cut_call=outcome.cut_call,
         )
-
-
-class _Lock:
-    """A mutex that a WeakValueDictionary can hold."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 @dataclass(frozen=True)
@@ -438,6 +452,7 @@ class Outcome:
     run: Pass
     reply: Reply
     message: Message
+    cut_call: CallChunk | None
     overflow_tokens: int
     attempts: int
 

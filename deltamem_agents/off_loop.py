@@ -11,35 +11,26 @@ Item = TypeVar("Item")
 
 
 async def off_loop(items: Generator[Item, None, None]) -> AsyncIterator[Item]:
-    """The items, made in a worker thread.
+    """The items, each made in a worker thread when it is asked for, and none ahead of that.
 
-    Closing or cancelling waits until the generator is closed, which it is before it makes another item.
+    So whoever stops asking stops the generator, and a worker is free again between two items. Closing or
+    cancelling waits for an item that is being made, then for the generator to be closed.
     """
-    loop, arrived = asyncio.get_running_loop(), asyncio.Queue[tuple[Item] | BaseException | None]()
-    abandoned = threading.Event()
+    loop, busy = asyncio.get_running_loop(), threading.Lock()
 
-    def deliver(item: tuple[Item] | BaseException | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-    def work() -> None:
-        try:
+    def make() -> tuple[Item] | None:
+        # A StopIteration cannot pass through a future.
+        with busy:
             for item in items:
-                if abandoned.is_set():
-                    break
-                deliver((item,))
-        except BaseException as error:
-            deliver(error)
-        finally:
-            items.close()
-            deliver(None)
+                return (item,)
+            return None
 
-    worker = loop.run_in_executor(None, work)
+    def close() -> None:
+        with busy:
+            items.close()
+
     try:
-        while (item := await arrived.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item[0]
+        while (made := await asyncio.shield(loop.run_in_executor(None, make))) is not None:
+            yield made[0]
     finally:
-        abandoned.set()
-        await asyncio.shield(worker)
+        await asyncio.shield(loop.run_in_executor(None, close))

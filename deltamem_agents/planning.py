@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from deltamem_agents.chat.history import Alignment, Landing, digest, extend, settle, stay
+from deltamem_agents.chat.history import Alignment, Landing, digest, extend, known_ahead, settle, stay
 from deltamem_agents.errors import AgentNotFound, ConfigError, HistoryDiverged
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Counters, Entry, Fingerprint, Snapshot, Store
@@ -106,6 +106,33 @@ def plan_turn(
     base = None if landing.depth is None else past.entries[landing.depth]
     state = empty if base is None else base.snapshot.state
     return Plan(head, base, state, landing.log, landing.outcome, positions[landing.new :], digests)
+
+
+def plan_absorption(
+    store: Store,
+    agent: str,
+    thread: str | None,
+    leaving: Sequence[Message],
+    *,
+    empty: MemoryState,
+    fingerprint: Fingerprint,
+    policy: WritePolicy,
+) -> Plan:
+    """Write messages that leave a client's window behind everything the agent has absorbed; nothing is gone back to.
+
+    What the thread absorbed of them while it saw them is not new. Raises ForeignSnapshot, and whatever the
+    store raises.
+    """
+    name = DEFAULT_THREAD if thread is None else thread
+    digests = {i: digest(message) for i, message in enumerate(leaving) if message.role in policy.roles}
+    head = store.head(agent)
+    if head is None:
+        return Plan(None, None, empty, ThreadLog(), Alignment.FRESH, tuple(digests), digests)
+    entry = store.load(agent, head)
+    entry.snapshot.fingerprint.require(fingerprint)
+    log = _Absorbed(store, agent, entry).get(name, ThreadLog())
+    known = known_ahead(log, tuple(digests.values()))
+    return Plan(head, entry, entry.snapshot.state, log, Alignment.EXTENDS, tuple(digests)[known:], digests)
 
 
 @dataclass

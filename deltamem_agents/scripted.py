@@ -6,10 +6,11 @@ alignment, commits, streaming, usage and the facts of a turn behave as with a tr
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -18,14 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from deltamem_agents.chat.grammar import grammars_available
 from deltamem_agents.chat.tool_calls import format_tool_calls
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.decode import Reply, as_text
+from deltamem_agents.decode import Reply, as_text, stop_place
 from deltamem_agents.engine import DeltaMemEngine, Outcome, TurnRequest
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.planning import WritePolicy
 from deltamem_agents.snapshots import Store, open_store
-from deltamem_agents.types import Message, Tool, ToolChoice
+from deltamem_agents.types import Message, Tool, ToolCall, ToolChoice
 
 WINDOW_TOKENS = 16_384
 _CONTEXT = 32_768
@@ -78,9 +79,7 @@ class ScriptedEngine(DeltaMemEngine):
     def _scripted(self, request: TurnRequest) -> Reply:
         reply = self._answer(Asked(request.agent, request.messages, request.tools, request.tool_choice))
         text = reply if isinstance(reply, str) else _spelled(reply)
-        for stop in request.sampling.stop:
-            text = text.split(stop, 1)[0]
-        ids = self._ids(text)
+        ids = self._ids(text[: stop_place(text, request.sampling.stop, request.unstopped)])
         if request.grammar is not None and grammars_available():
             matcher = self._vocabulary().matcher(request.grammar)
             if not matcher.accepts(ids):
@@ -92,6 +91,41 @@ class ScriptedEngine(DeltaMemEngine):
     def _ids(self, text: str) -> tuple[int, ...]:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return tuple(cast("list[int]", encoded["input_ids"]))
+
+
+def oblige(asked: Asked) -> Scripted:
+    """A script for tests of tool loops: calls a tool that fits, repeats what a tool returned, else echoes.
+
+    The tool is the one that has to be called, or one whose name the last message holds, or the first; its
+    required arguments are made up from that message.
+    """
+    last = asked.messages[-1]
+    if last.role == "tool":
+        return f"It is {last.content}."
+    if not asked.tools or asked.tool_choice == "none":
+        return f"You said: {last.content}"
+    named = [tool for tool in asked.tools if tool.name == asked.tool_choice]
+    mentioned = [tool for tool in asked.tools if tool.name in last.content]
+    tool = (named or mentioned or list(asked.tools))[0]
+    properties = tool.parameters.get("properties", {})
+    required = tool.parameters.get("required", ())
+    return Message(
+        "assistant", "", (ToolCall(tool.name, {name: _argument(properties[name], last.content) for name in required}),)
+    )
+
+
+def _argument(schema: Mapping[str, Any], text: str) -> object:
+    """A value that fits the schema, from what the text says where it says something."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "string")
+    if kind in ("integer", "number"):
+        number = re.search(r"\d+", text)
+        return int(number.group()) if number else 0
+    if kind == "boolean":
+        return True
+    name = re.search(r"[^\x00-\x7f]+|(?<=[a-z,] )[A-Z]\w+", text)
+    return name.group() if name else text
 
 
 def _answers(script: Script) -> Callable[[Asked], Scripted]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 from deltamem_agents.errors import ConfigError, MessageError
@@ -79,7 +79,7 @@ def _as_message(position: int, message: MessageLike) -> Message:
     if not isinstance(message, Mapping) or "role" not in message:
         raise MessageError(f"message {position} is {message!r}, expected a Message or a dict with 'role' and 'content'")
     try:
-        calls = tuple(_as_tool_call(call) for call in message.get("tool_calls") or ())
+        calls = tuple(as_tool_call(call) for call in message.get("tool_calls") or ())
         return Message(
             role=message["role"],
             content="" if message.get("content") is None else message["content"],
@@ -91,7 +91,8 @@ def _as_message(position: int, message: MessageLike) -> Message:
         raise MessageError(f"message {position}: {error}") from None
 
 
-def _as_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
+def as_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
+    """The call of a `{"name", "arguments"}` dict, which may stand under "function". Raises MessageError."""
     if isinstance(call, ToolCall):
         return call
     function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -195,11 +196,26 @@ class TurnFacts:
 
 
 @dataclass(frozen=True)
+class CallChunk:
+    """A piece of a tool call that is being said. `index`: which of the turn's calls.
+
+    A call's first piece carries its `name` and `id`, later ones only `arguments`. The `arguments` of all
+    its pieces, joined, are JSON text of the arguments.
+    """
+
+    index: int
+    name: str = ""
+    id: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Turn:
     """The outcome of one model call: what was said, and which memory it left behind.
 
     `snapshot` is the id of the committed snapshot, None when the memory was not written.
-    `finish_reason` is "stop", "length" or "tool_calls".
+    `finish_reason` is "stop", "length" or "tool_calls". `cut_call`: a tool call which `max_tokens` was too
+    few for, as far as it got; it is neither in `text` nor in `tool_calls`.
     """
 
     text: str
@@ -208,19 +224,29 @@ class Turn:
     snapshot: str | None
     facts: TurnFacts
     finish_reason: str = "stop"
+    cut_call: CallChunk | None = None
 
     @property
     def message(self) -> Message:
         """The reply as the assistant message to append to a history."""
         return Message("assistant", self.text, self.tool_calls)
 
+    @property
+    def report(self) -> dict[str, object]:
+        """What the memory did, as JSON: the fields of `facts`, and `snapshot`. An ephemeral agent is None."""
+        return {**asdict(self.facts), "agent": self.facts.agent or None, "snapshot": self.snapshot}
+
 
 @dataclass(frozen=True)
 class TurnChunk:
-    """A piece of a streamed turn. The last one carries `turn` and no text of its own."""
+    """A piece of a streamed turn: of its text, or of one of its calls. The last one carries only `turn`.
+
+    The pieces add up to the turn's `text`, and to its `tool_calls` and `cut_call`.
+    """
 
     text: str = ""
     turn: Turn | None = None
+    call: CallChunk | None = None
 
 
 class Score(NamedTuple):

@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tiny_folders import Tiny
 
 # A shared machine decides how long an example takes; no law is about that.
 settings.register_profile("deltamem", deadline=None, max_examples=30)
@@ -20,3 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(Path(__file__).parent / "parity"),
         help="folder of reference vectors for test_parity.py",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """Folders of a random two-layer model and of an adapter for it."""
+    from tiny_folders import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny"))

@@ -9,6 +9,7 @@ PROMISED = [
     "AdapterError",
     "AgentNotFound",
     "AlreadyExists",
+    "CallChunk",
     "ConfigError",
     "DamagedSnapshot",
     "DeltaMemEngine",

@@ -8,28 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamem_agents.chat.tool_calls import distinct_calls, format_tool_calls, parse_tool_calls, plain_text_so_far
+from call_texts import CALLS, PROSE
+from deltamem_agents.chat.tool_calls import distinct_calls, format_tool_calls, parse_tool_calls, reply_so_far
 from deltamem_agents.errors import MessageError
 from deltamem_agents.types import ToolCall
-
-HOSTILE = st.sampled_from(
-    ["</tool_call>", "<tool_call>", '"}', "\\", "\n", "[TOOL_CALLS]", "é", "😀", "{", "<|python_tag|>"]
-)
-TEXT = st.lists(HOSTILE | st.text(max_size=4), max_size=4).map("".join)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
-JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
-)
-CALLS = st.lists(
-    st.builds(ToolCall, name=TEXT.filter(bool), arguments=st.dictionaries(TEXT, JSON, max_size=3)),
-    min_size=1,
-    max_size=3,
-)
-FRAGMENTS = """Hello|<|<tool|<tool_call>|</tool_call>|[|{|}|,|;|"|1|null|[TOOL_CALLS]|{"a": 1}|{"name": "f"}
-{"name": "f", "arguments": {"x": 1}}|[{"name": "g", "parameters": {}}]|{"name": "f", "arguments": "{}"}"""
-PROSE = st.lists(
-    st.sampled_from(["<|python_tag|>", " ", "\n", *FRAGMENTS.replace("\n", "|").split("|")]), max_size=8
-).map("".join)
 
 
 def named(calls):
@@ -58,7 +40,7 @@ def test_a_stream_shows_only_beginnings_of_the_final_text(whole):
     final = parse_tool_calls(whole).text
     shown = ""
     for length in range(len(whole) + 1):
-        plain = plain_text_so_far(whole[:length])
+        plain = reply_so_far(whole[:length]).text
         assert plain.startswith(shown), "shown text was taken back"
         assert final.startswith(plain)
         shown = plain
@@ -69,7 +51,7 @@ def test_a_stream_shows_only_beginnings_of_the_final_text(whole):
 def test_no_part_of_a_call_is_ever_shown(calls, prose):
     whole = prose + format_tool_calls(calls)
     for length in range(len(whole) + 1):
-        assert prose.startswith(plain_text_so_far(whole[:length]))
+        assert prose.startswith(reply_so_far(whole[:length]).text)
 
 
 @given(PROSE)
@@ -80,12 +62,12 @@ def test_a_reply_without_calls_is_left_as_it_was(text):
 
 
 def test_a_stream_is_not_held_back_longer_than_needed():
-    assert plain_text_so_far("Use the <tool") == "Use the"
-    assert plain_text_so_far("Use the <tool> here") == "Use the <tool> here"
-    assert plain_text_so_far("The <tool_call> mark is") == "The <tool_call> mark is"
-    assert plain_text_so_far("[1] says so") == "[1] says so"
-    assert plain_text_so_far('{"name": "Ada"} is JSON') == '{"name": "Ada"} is JSON'
-    assert plain_text_so_far('{"name": "Ada", "argum') == ""
+    assert reply_so_far("Use the <tool").text == "Use the"
+    assert reply_so_far("Use the <tool> here").text == "Use the <tool> here"
+    assert reply_so_far("The <tool_call> mark is").text == "The <tool_call> mark is"
+    assert reply_so_far("[1] says so").text == "[1] says so"
+    assert reply_so_far('{"name": "Ada"} is JSON').text == '{"name": "Ada"} is JSON'
+    assert reply_so_far('{"name": "Ada", "argum').text == ""
 
 
 @pytest.mark.parametrize(

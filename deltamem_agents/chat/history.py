@@ -235,6 +235,17 @@ def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
     return max((run.stop for run in told), default=0) if any(run.length > 1 for run in told) else 0
 
 
+def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
+    """How many leading messages of those that leave a client's window the log holds.
+
+    They were absorbed if they stand in a row in the log, up to the end of either; where that is not the
+    log's end, a reply has to be among them, as people say "hello" more than once.
+    """
+    ahead = [run for run in _common_runs(log.tail, leaving) if run.start == 0]
+    told = [run for run in ahead if not _ends_early(log, run) or (run.stop == len(leaving) and _has_reply(leaving))]
+    return max((run.stop for run in told), default=0)
+
+
 def _go_back(
     walk: Iterator[tuple[int, Absorbed]], thread: str, log: ThreadLog, found: Aligned, incoming: Sequence[str]
 ) -> Landing:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from deltamem_agents.errors import MessageError
-from deltamem_agents.types import ToolCall
+from deltamem_agents.types import CallChunk, ToolCall
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
@@ -24,24 +24,49 @@ _OPENERS = (OPEN, "<|python_tag|>", "[TOOL_CALLS]")
 _BETWEEN_CALLS = frozenset(" \t\r\n;,")
 _MAY_START_BARE = re.compile(r"\s*(\[\s*)?(\{\s*(\"|\Z)|\Z)")
 _DECODER = json.JSONDecoder()
+# How a grammar has every call begin, and `format_tool_calls` writes it.
+_HEAD = re.compile(r'\n\{"name": ("(?:[^"\\]|\\.)*"), "arguments": (?=\{)')
 
-_NamedCall: TypeAlias = tuple[str, dict[str, Any]]
+NamedCall: TypeAlias = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """A reply taken apart. Without calls `text` is the reply as it was, white space included."""
+    """A reply taken apart. Without calls `text` is the reply as it was, white space included.
+
+    `cut`: a call in the middle of which the reply ends. Its `index` counts all `calls` before it.
+    """
 
     text: str
     calls: tuple[ToolCall, ...]
+    cut: CallChunk | None = None
+
+
+@dataclass(frozen=True)
+class ReplySoFar:
+    """What of an unfinished reply is certain, however it goes on.
+
+    `text`: always the beginning of the final text, so a client may be shown it. Held back are whatever may
+    still become a call, and white space at the end, which a call after it would swallow. `calls`: (name,
+    arguments) of those that are complete. `opened`: where the call behind them begins that a grammar will
+    finish; see `call_head`.
+    """
+
+    text: str
+    calls: Sequence[NamedCall]
+    opened: int | None
 
 
 @dataclass
 class _Found:
-    """Plain pieces around groups of calls; there is always one piece more than there are groups."""
+    """Plain pieces around groups of calls; there is always one piece more than there are groups.
+
+    `opened`: where a call begins that is not complete, behind its opener.
+    """
 
     pieces: list[str] = field(default_factory=lambda: [""])
-    calls: list[_NamedCall] = field(default_factory=list)
+    calls: list[NamedCall] = field(default_factory=list)
+    opened: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +74,7 @@ class _Block:
     """What stands behind an opener. `decided`: no further text can change it."""
 
     end: int
-    calls: list[_NamedCall]
+    calls: list[NamedCall]
     decided: bool
 
 
@@ -61,39 +86,68 @@ def format_tool_calls(calls: Sequence[ToolCall]) -> str:
     return "\n".join(f"{OPEN}\n{_call_json(call)}\n{CLOSE}" for call in calls)
 
 
-def parse_tool_calls(text: str, *, names: Collection[str] | None = None, salt: str = "") -> ParsedReply:
+def parse_tool_calls(
+    text: str, *, names: Collection[str] | None = None, salt: str = "", held: bool = False
+) -> ParsedReply:
     """Split a finished reply into plain text and tool calls.
 
     `names`: the tools on offer; a reply of bare JSON is a call only if it names these, since JSON
     may as well be the answer (None: any name). `salt`: anything that differs from turn to turn;
-    ids are made from it and the call, and equal calls of two turns must not share one.
+    ids are made from it and the call's name and place, and calls of two turns must not share one.
+    `held`: a grammar held the reply, so that a call which is not complete is one that was cut off.
     """
     bare = _bare_calls(text, names)
-    found = _Found(calls=bare) if bare else _scan(text, finished=True)
-    if not found.calls:
+    found = _Found(calls=bare) if bare else _scan(text, finished=True, held=held)
+    cut = None if found.opened is None else _cut_call(text, found, salt)
+    if not found.calls and cut is None:
         return ParsedReply(text, ())
     calls = tuple(
-        ToolCall(name, arguments, _call_id(salt, position, name, arguments))
+        ToolCall(name, arguments, call_id(salt, position, name))
         for position, (name, arguments) in enumerate(found.calls)
     )
-    return ParsedReply(_join(found.pieces), calls)
+    return ParsedReply(_join(found.pieces), calls, cut)
+
+
+def reply_so_far(text: str, *, held: bool = False) -> ReplySoFar:
+    """What is certain of an unfinished reply; `held`: a grammar sees to it that an opened call is finished.
+
+    Agrees with `parse_tool_calls(whole, held=held)` for any `whole` that begins with `text`.
+    """
+    if _may_become_bare(text):
+        return ReplySoFar("", (), None)
+    found = _scan(text, finished=False, held=held)
+    return ReplySoFar(_join(found.pieces), found.calls, found.opened)
+
+
+def call_head(text: str, opened: int) -> tuple[str, int] | None:
+    """The name of the call that begins at `opened`, and where its arguments begin; None before they do."""
+    head = _HEAD.match(text, opened)
+    return None if head is None else (str(json.loads(head[1])), head.end())
+
+
+def object_end(text: str, start: int) -> int | None:
+    """Where the JSON object that begins at `start` ends; None as long as it is not complete."""
+    try:
+        return _DECODER.raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return None
 
 
 def distinct_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
     """The calls without those that repeat an earlier one's name and arguments."""
-    first = {json.dumps([call.name, call.arguments], sort_keys=True, default=_plain): call for call in reversed(calls)}
+    first = {call_key(call.name, call.arguments): call for call in reversed(calls)}
     kept = {id(call) for call in first.values()}
     return tuple(call for call in calls if id(call) in kept)
 
 
-def plain_text_so_far(text: str) -> str:
-    """What of an unfinished reply is plain text for certain, however it goes on.
+def call_key(name: str, arguments: Mapping[str, Any]) -> str:
+    """The same for calls of one name with equal arguments, and for no others."""
+    return json.dumps([name, arguments], sort_keys=True, default=_plain)
 
-    Always the beginning of `parse_tool_calls(whole).text` for any `whole` that begins with `text`,
-    so a client may be shown it. Held back are whatever may still become a call, and white space at
-    the end, which a call after it would swallow.
-    """
-    return "" if _may_become_bare(text) else _join(_scan(text, finished=False).pieces)
+
+def call_id(salt: str, position: int, name: str) -> str:
+    """Known as soon as the name is. Nine letters and digits, on which one well-known chat template insists."""
+    return hashlib.sha256(json.dumps([salt, position, name]).encode()).hexdigest()[:9]
 
 
 def _join(pieces: Sequence[str]) -> str:
@@ -104,13 +158,31 @@ def _join(pieces: Sequence[str]) -> str:
     return joined
 
 
-def _scan(text: str, *, finished: bool) -> _Found:
+def _cut_call(text: str, found: _Found, salt: str) -> CallChunk | None:
+    """The call that was cut off; it joins those found if nothing but closing marks is missing."""
+    assert found.opened is not None
+    position, head = len(found.calls), call_head(text, found.opened)
+    if head is None:
+        return CallChunk(position)
+    name, start = head
+    end = object_end(text, start)
+    if end is None:
+        return CallChunk(position, name, call_id(salt, position, name), text[start:])
+    found.calls.append((name, json.loads(text[start:end])))
+    return None
+
+
+def _scan(text: str, *, finished: bool, held: bool) -> _Found:
     """Read a reply from left to right; an unfinished one only up to where it is not decided yet."""
     found = _Found()
     start = 0
     while (opening := _next_opener(text, start)) is not None:
         at, opener = opening
         block = _read_block(text, at + len(opener), opener)
+        if held and opener == OPEN and not block.calls:
+            found.pieces[-1] += text[start:at]
+            found.opened = at + len(opener)
+            return found
         if not (block.decided or finished):
             found.pieces[-1] += text[start:at]
             return found
@@ -152,9 +224,9 @@ def _read_block(text: str, start: int, opener: str) -> _Block:
     return _Block(end, calls, decided=bool(rest) and rest[0] not in "{[")
 
 
-def _read_calls(text: str, start: int, *, bare: bool = False) -> tuple[int, list[_NamedCall]]:
+def _read_calls(text: str, start: int, *, bare: bool = False) -> tuple[int, list[NamedCall]]:
     """Call objects, or lists of them, that follow each other from `start` on: (where they end, calls)."""
-    calls: list[_NamedCall] = []
+    calls: list[NamedCall] = []
     end = start
     while (decoded := _decode(text, end)) is not None:
         after, value = decoded
@@ -185,7 +257,7 @@ def _skip_between(text: str, start: int) -> int:
     return start
 
 
-def _bare_calls(text: str, names: Collection[str] | None) -> list[_NamedCall]:
+def _bare_calls(text: str, names: Collection[str] | None) -> list[NamedCall]:
     if not text.lstrip().startswith(("{", "[")):
         return []
     end, calls = _read_calls(text, 0, bare=True)
@@ -205,7 +277,7 @@ def _may_become_bare(text: str) -> bool:
     return following == len(text) or text[following] in "{["
 
 
-def _as_call(value: object, *, bare: bool) -> _NamedCall | None:
+def _as_call(value: object, *, bare: bool) -> NamedCall | None:
     """(name, arguments) of a call object, None for any other JSON. A bare one has to bring arguments."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
@@ -238,9 +310,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
-
-
-def _call_id(salt: str, position: int, name: str, arguments: Mapping[str, Any]) -> str:
-    """Nine letters and digits: the strictest form that a widely used chat template insists on."""
-    text = json.dumps([salt, position, name, arguments], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:9]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -10,25 +9,31 @@ from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
-from pydantic import Field, PrivateAttr, SkipValidation, model_validator
+from pydantic import Field, SkipValidation, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store, WindowError
-from deltamem_agents.snapshots import open_store
+from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store
+from deltamem_agents.binding import EPHEMERAL
+from deltamem_agents.chat.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
+from deltamem_agents.chat.wire import tool_schema
+from deltamem_agents.engine import WINDOW_TOKENS
+from deltamem_agents.shared_engines import DEFAULT_MODEL, EngineSpec, Serving
 from deltamem_agents.types import MemoryMode, TurnOptions
-from langchain_deltamem.engines import EngineSpec, shared_engine
-from langchain_deltamem.errors import ContextOverflow
-from langchain_deltamem.identity import bound, resolve
+from langchain_deltamem.errors import InvalidOption, as_model_errors
+from langchain_deltamem.identity import resolve
+from langchain_deltamem.keywords import check_fields, check_keywords
 from langchain_deltamem.messages import to_messages
-from langchain_deltamem.replies import PROVIDER, Spoken, last_chunks, text_chunk, to_ai_message
+from langchain_deltamem.replies import PROVIDER, to_chunk, to_result
 from langchain_deltamem.structured import Method, Schema, structured
-from langchain_deltamem.tools import to_choice, to_schema, to_tools
+from langchain_deltamem.tools import to_tools
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+CACHED = (
+    "a cache is on while the memory is: a cached answer neither reads the memory nor is remembered; "
+    "leave cache out, or set memory='off'"
+)
 
 
 class ChatDeltaMem(BaseChatModel):
@@ -42,7 +47,8 @@ class ChatDeltaMem(BaseChatModel):
     `memory`: "readonly" reads and leaves the agents as they were, "off" is the base model.
 
     Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `model`
-    and `response_format` (a JSON schema that the reply has to fit).
+    and `response_format` (a JSON schema that the reply has to fit). A name that means nothing is refused,
+    save LangChain's `timeout`, `max_retries` and `api_key`, which are for servers. Errors: `langchain_deltamem.errors`.
     """
 
     model: str = Field(default_factory=from_env("DELTAMEM_MODEL", default=DEFAULT_MODEL))
@@ -65,20 +71,38 @@ class ChatDeltaMem(BaseChatModel):
     # None would mean the process-wide cache, which answers without calling the model: the write would be lost.
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
 
-    _store: Store | None = PrivateAttr(default=None)
-    _opening: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    # A field and no private attribute, because `configurable_fields` copies a model by its fields.
+    serving: SkipValidation[Serving] = Field(default_factory=Serving, exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_field(cls, given: Any) -> Any:
+        check_fields(given, cls.model_fields)
+        return given
 
     @model_validator(mode="after")
-    def _no_cache_before_a_memory(self) -> Self:
-        if self.cache and self.memory == "readwrite":
-            raise ConfigError(
-                "cache is set while memory is 'readwrite': a cached answer would not be remembered; "
-                "leave cache out, or set memory='readonly' or 'off'"
-            )
-        self._sampling({}, None)
+    def _fits_together(self) -> Self:
+        self._sampling()
+        if self.cache and self.memory != "off":
+            raise ConfigError(CACHED)
         if self.engine is not None:
-            self.model = self.engine.model_name
+            self._fits_the_engine(self.engine)
         return self
+
+    def _fits_the_engine(self, engine: DeltaMemEngine) -> None:
+        if "model" in self.model_fields_set and self.model != engine.model_name:
+            raise ConfigError(f"model is {self.model!r}, but the engine runs {engine.model_name!r}; give one of them")
+        if self.adapter is not None or self.window_tokens is not None or self.device != "cpu":
+            raise ConfigError("adapter, window_tokens and device are the open engine's own; open it with them instead")
+        self.model = engine.model_name
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.engine is not None or not isinstance(self.store, str | None):
+            raise ConfigError(
+                "a ChatDeltaMem with an open engine or Store cannot be pickled; "
+                "give model= and a store URL, and each process opens its own"
+            )
+        return super().__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()
@@ -97,7 +121,7 @@ class ChatDeltaMem(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("adapter", "device", "window_tokens", "memory", *_SAMPLING)
+        names = ("adapter", "device", "window_tokens", "memory", *SAMPLING_NAMES)
         return {"model": self.model, **{name: getattr(self, name) for name in names}}
 
     @property
@@ -106,9 +130,10 @@ class ChatDeltaMem(BaseChatModel):
         return {} if self.store is None or isinstance(self.store, str) else {"store": None}
 
     def _resolve_model_profile(self) -> ModelProfile:
-        window = self.window_tokens or (self.engine.window_tokens if self.engine is not None else 4096)
+        engine = self.engine
+        window = self.window_tokens or (WINDOW_TOKENS if engine is None else engine.window_tokens)
         return ModelProfile(
-            name=self.model,
+            name=self.model if engine is None else engine.model_name,
             open_weights=True,
             max_input_tokens=window - self.max_tokens,
             max_output_tokens=self.max_tokens,
@@ -138,45 +163,21 @@ class ChatDeltaMem(BaseChatModel):
 
     # The config never reaches _generate and _stream, so each way in resolves whose memory it is.
 
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        return super().invoke(input, config, stop=stop, **self._identified(config, kwargs))
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        return super().invoke(input, config, **self._identified(config, kwargs))
 
     async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
-        return await super().ainvoke(input, config, stop=stop, **self._identified(config, kwargs))
+        return await super().ainvoke(input, config, **self._identified(config, kwargs))
 
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[Any]:
-        return super().stream(input, config, stop=stop, **self._identified(config, kwargs))
+    def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        return super().stream(input, config, **self._identified(config, kwargs))
 
     def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        return super().astream(input, config, stop=stop, **self._identified(config, kwargs))
+        return super().astream(input, config, **self._identified(config, kwargs))
 
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return super().stream_events(input, config, **self._identified(config, kwargs))
@@ -185,7 +186,13 @@ class ChatDeltaMem(BaseChatModel):
         return super().astream_events(input, config, **self._identified(config, kwargs))
 
     def _identified(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id).keywords()}
+        return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # LangChain asks for this when it is about to ask a cache, its process-wide one included.
+        if self._identified(None, kwargs)["memory"] != "off":
+            raise InvalidOption(CACHED)
+        return super()._get_llm_string(stop, **kwargs)
 
     def _generate(
         self,
@@ -194,13 +201,9 @@ class ChatDeltaMem(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine, agent, spoken, options = self._turn(messages, stop, kwargs)
-        try:
-            turn = engine.run_turn(agent, spoken, **options)
-        except WindowError as error:
-            raise ContextOverflow(str(error)) from error
-        message = to_ai_message(turn, engine.model_name)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        with as_model_errors():
+            engine, agent, spoken, options = self._turn(messages, stop, kwargs)
+            return to_result(engine.run_turn(agent, spoken, **options), engine.model_name)
 
     async def _agenerate(
         self,
@@ -209,13 +212,9 @@ class ChatDeltaMem(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine, agent, spoken, options = self._turn(messages, stop, kwargs)
-        try:
-            turn = await engine.arun_turn(agent, spoken, **options)
-        except WindowError as error:
-            raise ContextOverflow(str(error)) from error
-        message = to_ai_message(turn, engine.model_name)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        with as_model_errors():
+            engine, agent, spoken, options = await run_in_executor(None, self._turn, messages, stop, kwargs)
+            return to_result(await engine.arun_turn(agent, spoken, **options), engine.model_name)
 
     def _stream(
         self,
@@ -224,20 +223,15 @@ class ChatDeltaMem(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        engine, agent, spoken, options = self._turn(messages, stop, kwargs)
-        shown = Spoken(calls=bool(options.get("tools")))
-        try:
+        with as_model_errors():
+            engine, agent, spoken, options = self._turn(messages, stop, kwargs)
             for piece in engine.stream_turn(agent, spoken, **options):
-                if piece.turn is not None:
-                    chunks = last_chunks(piece.turn, shown.finish(piece.turn), engine.model_name)
-                else:
-                    chunks = map(text_chunk, filter(None, [shown.push(piece.text)]))
-                for chunk in chunks:
-                    if run_manager:
-                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
-        except WindowError as error:
-            raise ContextOverflow(str(error)) from error
+                chunk = to_chunk(piece, engine.model_name)
+                if chunk is None:
+                    continue
+                if run_manager:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     async def _astream(
         self,
@@ -246,63 +240,42 @@ class ChatDeltaMem(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine, agent, spoken, options = self._turn(messages, stop, kwargs)
-        shown = Spoken(calls=bool(options.get("tools")))
-        try:
+        with as_model_errors():
+            engine, agent, spoken, options = await run_in_executor(None, self._turn, messages, stop, kwargs)
             async for piece in engine.astream_turn(agent, spoken, **options):
-                if piece.turn is not None:
-                    chunks = last_chunks(piece.turn, shown.finish(piece.turn), engine.model_name)
-                else:
-                    chunks = map(text_chunk, filter(None, [shown.push(piece.text)]))
-                for chunk in chunks:
-                    if run_manager:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
-        except WindowError as error:
-            raise ContextOverflow(str(error)) from error
+                chunk = to_chunk(piece, engine.model_name)
+                if chunk is None:
+                    continue
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     def _turn(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]
     ) -> tuple[DeltaMemEngine, str | None, list[Message], TurnOptions]:
         """The engine, the agent, the messages and the options of one turn."""
+        check_keywords(given)
         if given.get("agent_id") is None:
             # generate() and its kin take no config; what encloses the call still counts.
             given = self._identified(None, given)
-        choice, parallel = to_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
-        options = TurnOptions(
-            thread=given.get("thread"),
-            memory=given.get("memory") or self.memory,
-            sampling=self._sampling(given, stop),
-            tools=to_tools(given.get("tools") or ()),
-            tool_choice=choice,
-            # A small model that has to call does not know when to stop calling.
-            parallel_tool_calls=choice == "auto" if parallel is None else parallel,
-            response_schema=to_schema(given.get("response_format")),
-        )
+        tools = to_tools(given.get("tools") or ())
+        options = turn_options({**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory)
         engine = self._engine(given.get("model"), given["agent_id"])
         return engine, given["agent_id"] or None, to_messages(messages), options
 
     def _engine(self, model: str | None, agent: str) -> DeltaMemEngine:
-        engine = self.engine
-        if engine is None or (model is not None and model != engine.model_name):
-            engine = shared_engine(EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens))
-        binding = bound()
-        if binding is not None and binding.store is not None and binding.agent_id == agent:
-            return engine.with_store(binding.store)
-        if self.store is None and self.engine is not None:
-            return engine.with_store(self.engine.store)
-        with self._opening:
-            if self._store is None:
-                self._store = open_store(self.store)
-        return engine.with_store(self._store)
+        spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)
+        return self.serving.engine(spec, self.engine, self.store, agent)
 
-    def _sampling(self, given: dict[str, Any], stop: list[str] | None) -> Sampling:
-        fields = {name: given[name] if given.get(name) is not None else getattr(self, name) for name in _SAMPLING}
-        return Sampling(**fields, stop=tuple((self.stop or []) if stop is None else stop))
+    def _sampling(self) -> Sampling:
+        return Sampling(**{name: getattr(self, name) for name in SAMPLING_NAMES}, stop=tuple(self.stop or ()))
 
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of this text as the model reads it."""
-        return self._engine(None, "").count_tokens([Message("user", text)]) if text else 0
+    def get_token_ids(self, text: str) -> list[int]:
+        """This text in the model's own tokens; LangChain would fetch another model's tokenizer for that."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        ids: list[int] = self._engine(None, EPHEMERAL).tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def bind_tools(
         self,
@@ -316,23 +289,16 @@ class ChatDeltaMem(BaseChatModel):
 
         `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for
         one of these. `parallel_tool_calls`: whether a reply may hold several calls; None allows that where
-        the model is free to call none. Calls are held to the tools'
-        schemas by a grammar. Raises ConfigError when `tool_choice` names no tool.
+        the model is free to call none. Calls are held to the tools' schemas by a grammar. Raises ConfigError
+        when `tool_choice` names no tool.
         """
-        offered, choice = to_tools(tools), to_choice(tool_choice)
+        offered, choice = to_tools(tools), as_tool_choice(tool_choice)
         if choice not in ("auto", "any", "none", *(tool.name for tool in offered)):
             names = ", ".join(repr(tool.name) for tool in offered) or "no tool"
             raise ConfigError(f"tool_choice is {choice!r}, but on offer is {names}")
-        bound_tools = [
-            {
-                "type": "function",
-                "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)},
-            }
-            for t in offered
-        ]
         if parallel_tool_calls is not None:
             kwargs["parallel_tool_calls"] = parallel_tool_calls
-        return self.bind(tools=bound_tools, tool_choice=choice, **kwargs)
+        return self.bind(tools=[tool_schema(tool) for tool in offered], tool_choice=choice, **kwargs)
 
     def with_structured_output(
         self,

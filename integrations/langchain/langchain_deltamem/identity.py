@@ -7,93 +7,61 @@ graph, the chat model's own `agent_id`. Without any the memory ends with the cal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
-from deltamem_agents import Store
+from deltamem_agents.binding import EPHEMERAL, bound, use_agent
 from deltamem_agents.types import MemoryMode
 
-AGENT_KEY = "deltamem_agent_id"
-EPHEMERAL = ""
-"""The agent id of a memory that ends with the call; no stored agent can have it."""
+__all__ = ["AGENT_KEY", "Identity", "resolve", "thread_name", "threads_of", "use_agent"]
 
+AGENT_KEY = "deltamem_agent_id"
 _INTERNAL_MARKS = ("lc_source", "lc_internal_call")
 
 
 @dataclass(frozen=True)
-class Binding:
-    """What `use_agent` says. `store`: where this agent lives, None for the engine's own store."""
-
-    agent_id: str
-    thread: str | None = None
-    memory: MemoryMode | None = None
-    store: Store | None = None
-
-
-@dataclass(frozen=True)
 class Identity:
-    """Whose memory a call uses, in plain texts that may be traced. `memory` None: as the model says."""
+    """Whose memory a call uses, in plain texts that may be traced."""
 
     agent_id: str
     thread: str | None = None
-    memory: MemoryMode | None = None
+    memory: MemoryMode = "readwrite"
 
     def keywords(self) -> dict[str, str]:
-        given = {"agent_id": self.agent_id, "thread": self.thread, "memory": self.memory}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-_bound: ContextVar[Binding | None] = ContextVar("deltamem_agent", default=None)
+def resolve(
+    config: RunnableConfig, keywords: Mapping[str, Any], own: str | None, memory: MemoryMode = "readwrite"
+) -> Identity:
+    """The identity of a call with this config and these keywords.
 
-
-def bound() -> Binding | None:
-    """What the enclosing `use_agent` says."""
-    return _bound.get()
-
-
-@contextmanager
-def use_agent(
-    agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None, store: Store | None = None
-) -> Iterator[None]:
-    """Every `ChatDeltaMem` called inside uses this agent's memory, unless its call names another.
-
-    `thread`: which of the agent's conversations. `memory`: "readonly" or "off" instead of what the model
-    says. `store`: where the agent lives, instead of the model's store.
+    `own`, `memory`: the model's agent id and what it does with a memory where nothing else is said. An
+    agent id of "" is none, and hides those further down: an empty user id must not open another's memory.
     """
-    token = _bound.set(Binding(agent_id, thread, memory, store))
-    try:
-        yield
-    finally:
-        _bound.reset(token)
-
-
-def resolve(config: RunnableConfig, keywords: Mapping[str, Any], default: str | None) -> Identity:
-    """The identity of a call with this config and these keywords; `default` is the model's own agent id."""
     configurable = config.get("configurable") or {}
     metadata = config.get("metadata") or {}
     thread = thread_name(config)
-    identity = Identity(EPHEMERAL, thread)
+    identity = Identity(EPHEMERAL, thread, memory)
     binding = bound()
     if keywords.get("agent_id") is not None:
-        identity = Identity(keywords["agent_id"], thread)
+        identity = Identity(str(keywords["agent_id"]), thread, memory)
     elif binding is not None:
-        identity = Identity(binding.agent_id, binding.thread or thread, binding.memory)
-    elif configurable.get(AGENT_KEY):
-        identity = Identity(str(configurable[AGENT_KEY]), thread)
+        identity = Identity(binding.agent_id, binding.thread or thread, binding.memory or memory)
+    elif configurable.get(AGENT_KEY) is not None:
+        identity = Identity(str(configurable[AGENT_KEY]), thread, memory)
     elif thread is not None:
-        identity = Identity(f"thread:{thread}", thread)
-    elif default is not None:
-        identity = Identity(default)
-    memory = keywords.get("memory") or identity.memory
-    if any(metadata.get(mark) for mark in _INTERNAL_MARKS) and memory in (None, "readwrite"):
+        identity = Identity(f"thread:{thread}", thread, memory)
+    elif own is not None:
+        identity = Identity(own, None, memory)
+    asked = keywords.get("memory") or identity.memory
+    if asked == "readwrite" and any(metadata.get(mark) for mark in _INTERNAL_MARKS):
         # A summary or a choice of tools that the framework asks for is no part of the conversation.
-        memory = "readonly"
-    return replace(identity, thread=keywords.get("thread") or identity.thread, memory=memory)
+        asked = "readonly"
+    return replace(identity, thread=keywords.get("thread") or identity.thread, memory=asked)
 
 
 def thread_name(config: RunnableConfig) -> str | None:

@@ -17,19 +17,8 @@ from langchain_core.messages import (
 )
 
 from deltamem_agents import Message, MessageError, ToolCall
-from deltamem_agents.types import Role
+from deltamem_agents.chat.dialects import ROLE_NAMES, tool_result
 
-_ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "ai": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
 _CALL_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "function_call")
 # What other providers' models thought, or asked their own servers, is not part of what was said.
 _UNSAID_BLOCKS = (
@@ -41,10 +30,19 @@ _UNSAID_BLOCKS = (
     "server_tool_call",
     "server_tool_call_chunk",
     "server_tool_result",
+    "mcp_tool_use",
+    "mcp_call",
+    "mcp_list_tools",
+    "web_search_call",
+    "file_search_call",
+    "code_interpreter_call",
+    "executable_code",
+    "code_execution_result",
     "invalid_tool_call",
     "cachePoint",
     "cache_point",
 )
+_UNSAID_ENDING = "_tool_result"
 
 
 def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -83,8 +81,8 @@ def _converted(message: BaseMessage, names: Mapping[str, str]) -> Iterator[Messa
             yield Message("user", _text(rest))
     elif isinstance(message, SystemMessage):
         yield Message("system", _text(message.content))
-    elif isinstance(message, ChatMessage) and message.role in _ROLES:
-        yield Message(_ROLES[message.role], _text(message.content))
+    elif isinstance(message, ChatMessage) and message.role in ROLE_NAMES:
+        yield Message(ROLE_NAMES[message.role], _text(message.content))
     else:
         role = f" of role {message.role!r}" if isinstance(message, ChatMessage) else ""
         raise MessageError(
@@ -93,13 +91,11 @@ def _converted(message: BaseMessage, names: Mapping[str, str]) -> Iterator[Messa
 
 
 def _result(text: str, call: str, name: str | None, failed: bool, names: Mapping[str, str]) -> Message:
-    if failed and not text.lower().startswith("error"):
-        text = f"Error: {text}"
-    return Message("tool", text, tool_call_id=call or None, name=name or names.get(call))
+    return tool_result(text, call_id=call, name=name or names.get(call), failed=failed)
 
 
 def _calls(message: AIMessage) -> Iterator[ToolCall]:
-    """The message's calls; another provider's message may have them in its content only."""
+    """The message's calls; another provider's message may have them in its content or beside it only."""
     if message.tool_calls:
         for call in message.tool_calls:
             yield ToolCall(call["name"], call["args"], call.get("id") or "")
@@ -108,6 +104,9 @@ def _calls(message: AIMessage) -> Iterator[ToolCall]:
         if isinstance(block, Mapping) and block.get("type") in _CALL_BLOCKS and isinstance(block.get("name"), str):
             arguments = block.get("input", block.get("args", block.get("arguments")))
             yield ToolCall(block["name"], _arguments(arguments), str(block.get("call_id") or block.get("id") or ""))
+    function = message.additional_kwargs.get("function_call")
+    if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+        yield ToolCall(function["name"], _arguments(function.get("arguments")))
 
 
 def _arguments(arguments: object) -> Mapping[str, Any]:
@@ -134,7 +133,7 @@ def _block_text(block: str | Mapping[str, Any]) -> str:
         return str(block.get("refusal", ""))
     if kind == "json":
         return json.dumps(block.get("json"), ensure_ascii=False)
-    if kind in _CALL_BLOCKS or kind in _UNSAID_BLOCKS:
+    if kind in _CALL_BLOCKS or kind in _UNSAID_BLOCKS or str(kind).endswith(_UNSAID_ENDING):
         return ""
     raise MessageError(
         f"it holds a block of type {kind!r}, which this model cannot read; say in text what it shows, or leave it out"

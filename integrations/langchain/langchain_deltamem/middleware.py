@@ -7,7 +7,7 @@ from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
-from langchain_core.runnables import ensure_config
+from langchain_core.runnables import ensure_config, run_in_executor
 from langgraph.types import Command
 
 from deltamem_agents import InMemoryStore, Snapshot, StaleHead, Store
@@ -55,10 +55,10 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        carried = self._unpacked(request)
+        carried = await run_in_executor(None, self._unpacked, request)
         with use_agent(_AGENT, thread=_THREAD, store=carried):
             response = await handler(request)
-        return self._packed(response, carried, request)
+        return await run_in_executor(None, self._packed, response, carried, request)
 
     def forget(self, thread_id: str) -> list[Receipt]:
         """Erase what `store` holds of a LangGraph thread and its sub-agents; call it with `delete_thread`.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
-
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import tool_call, tool_call_chunk
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from deltamem_agents import Turn
-from deltamem_agents.chat.tool_calls import plain_text_so_far
+from deltamem_agents import CallChunk, Turn, TurnChunk
 
 PROVIDER = "deltamem"
+CUT_OFF = "max_tokens cut this call off"
 
 
 def usage_of(turn: Turn) -> UsageMetadata:
@@ -36,55 +32,57 @@ def metadata_of(turn: Turn, model_name: str) -> dict[str, object]:
         "model_name": model_name,
         "model_provider": PROVIDER,
         "finish_reason": turn.finish_reason,
-        "deltamem": {**asdict(turn.facts), "agent": turn.facts.agent or None, "snapshot": turn.snapshot},
+        "deltamem": turn.report,
     }
 
 
 def to_ai_message(turn: Turn, model_name: str) -> AIMessage:
+    """The whole turn. A call for which `max_tokens` was too few is among the `invalid_tool_calls`."""
+    cut = turn.cut_call
     return AIMessage(
         content=turn.text,
         tool_calls=[tool_call(name=call.name, args=dict(call.arguments), id=call.id) for call in turn.tool_calls],
+        invalid_tool_calls=[]
+        if cut is None
+        else [invalid_tool_call(name=cut.name or None, args=cut.arguments, id=cut.id or None, error=CUT_OFF)],
         usage_metadata=usage_of(turn),
         response_metadata=metadata_of(turn, model_name),
     )
 
 
-class Spoken:
-    """What of a streamed reply may be shown as text. `calls`: whether it may turn out to be tool calls."""
-
-    def __init__(self, calls: bool) -> None:
-        self._calls, self._said, self._shown = calls, "", 0
-
-    def push(self, piece: str) -> str:
-        """The text to show now that `piece` was said."""
-        self._said += piece
-        return self._up_to(plain_text_so_far(self._said) if self._calls else self._said)
-
-    def finish(self, turn: Turn) -> str:
-        return self._up_to(turn.text)
-
-    def _up_to(self, text: str) -> str:
-        piece, self._shown = text[self._shown :], max(self._shown, len(text))
-        return piece
+def to_result(turn: Turn, model_name: str) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=to_ai_message(turn, model_name))])
 
 
-def text_chunk(text: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=text))
+def to_chunk(piece: TurnChunk, model_name: str) -> ChatGenerationChunk | None:
+    """A piece of a streamed turn; None for one that says nothing. The last carries the usage and the metadata."""
+    if piece.turn is not None:
+        return _last_chunk(piece.turn, model_name)
+    if piece.call is not None:
+        return ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=[_call_chunk(piece.call)]))
+    return ChatGenerationChunk(message=AIMessageChunk(content=piece.text)) if piece.text else None
 
 
-def last_chunks(turn: Turn, rest: str, model_name: str) -> Iterator[ChatGenerationChunk]:
-    """What is left of a streamed turn: the end of its text, its tool calls, and one closing chunk."""
-    if rest:
-        yield text_chunk(rest)
-    for index, call in enumerate(turn.tool_calls):
-        head = tool_call_chunk(name=call.name, args="", id=call.id, index=index)
-        body = tool_call_chunk(args=json.dumps(dict(call.arguments), ensure_ascii=False), index=index)
-        for chunk in (head, body):
-            yield ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=[chunk]))
+def _call_chunk(call: CallChunk) -> ToolCallChunk:
+    return tool_call_chunk(name=call.name or None, args=call.arguments, id=call.id or None, index=call.index)
+
+
+def _last_chunk(turn: Turn, model_name: str) -> ChatGenerationChunk:
     message = AIMessageChunk(
         content="",
+        tool_call_chunks=[] if turn.cut_call is None else [_broken_end(turn.cut_call)],
         usage_metadata=usage_of(turn),
         response_metadata=metadata_of(turn, model_name),
         chunk_position="last",
     )
-    yield ChatGenerationChunk(message=message, generation_info={"finish_reason": turn.finish_reason})
+    return ChatGenerationChunk(message=message, generation_info={"finish_reason": turn.finish_reason})
+
+
+def _broken_end(cut: CallChunk) -> ToolCallChunk:
+    """What makes the arguments of a cut-off call no JSON for certain.
+
+    LangChain completes the JSON that a stream's chunks add up to, and an agent would run the call.
+    """
+    # More closing brackets than were opened, once outside of a string, wherever the arguments end.
+    closing = "]" * (cut.arguments.count("[") + 1)
+    return tool_call_chunk(args=f'{closing}"{closing}', index=cut.index)

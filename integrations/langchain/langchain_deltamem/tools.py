@@ -7,55 +7,13 @@ from typing import Any
 
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from deltamem_agents import ConfigError, Tool
-
-ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+from deltamem_agents import Tool
+from deltamem_agents.chat.dialects import as_tool
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     """Tools in any form that LangChain knows."""
-    return tuple(_tool(convert_to_openai_tool(tool)["function"]) for tool in tools)
-
-
-def to_choice(choice: object) -> str:
-    """The engine's word for a tool choice in any provider's spelling. Raises ConfigError for one it does not know."""
-    if choice is None or choice is False:
-        return "auto"
-    if choice is True or choice in ("required", "any"):
-        return "any"
-    if isinstance(choice, str):
-        return choice
-    if isinstance(choice, Mapping):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
-        if isinstance(name, str):
-            return name
-        if choice.get("type") in ("auto", "any", "none"):
-            return str(choice["type"])
-    raise ConfigError(f"tool_choice is {choice!r}; expected 'auto', 'any', 'none', True, a tool's name, or its dict")
-
-
-def to_schema(response_format: object) -> Mapping[str, Any] | None:
-    """The JSON schema of a `response_format`: a schema, "json_object", or OpenAI's "json_schema" dict."""
-    if response_format is None:
-        return None
-    if isinstance(response_format, Mapping):
-        kind = response_format.get("type")
-        if kind == "json_object":
-            return ANY_OBJECT
-        if kind == "text":
-            return None
-        if kind == "json_schema":
-            inner = response_format.get("json_schema")
-            schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
-            if isinstance(schema, Mapping):
-                return schema
-        elif kind in ("object", "array") or "properties" in response_format or "$ref" in response_format:
-            return response_format
-    raise ConfigError(
-        f"response_format is {response_format!r}; expected a JSON schema, {{'type': 'json_object'}} or "
-        "{'type': 'json_schema', 'json_schema': {'schema': …}}"
-    )
+    return tuple(as_tool(convert_to_openai_tool(tool)) for tool in tools)
 
 
 def schema_of(schema: Any) -> dict[str, Any]:
@@ -64,8 +22,3 @@ def schema_of(schema: Any) -> dict[str, Any]:
         return dict(schema)
     parameters: dict[str, Any] = convert_to_openai_tool(schema)["function"]["parameters"]
     return parameters
-
-
-def _tool(function: Mapping[str, Any]) -> Tool:
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    return Tool(function["name"], function.get("description") or "", parameters)

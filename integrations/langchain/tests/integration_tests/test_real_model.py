@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from functools import cache
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
 from langchain_core.language_models import BaseChatModel
-from langchain_core.tools import tool
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from real_engine import real_engine
+from scripted_chat import clock
 
-from deltamem_agents import AdapterError, DeltaMemEngine
 from langchain_deltamem import ChatDeltaMem
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
-
-
-@cache
-def _engine() -> DeltaMemEngine:
-    adapter = os.environ.get("DELTAMEM_TEST_ADAPTER")
-    try:
-        return DeltaMemEngine.from_pretrained("smollm2-135m-instruct", adapter=adapter, store="memory:", progress=False)
-    except AdapterError as error:
-        pytest.skip(f"no adapter for the embedded model: {error}")
-
-
-@tool
-def clock() -> str:
-    """Tell what time it is."""
-    return "noon"
 
 
 @wrap_model_call
@@ -40,7 +23,7 @@ def _call_first(request: Any, handler: Any) -> Any:
 
 
 def test_a_tool_loop_ends() -> None:
-    agent = create_agent(ChatDeltaMem(engine=_engine(), max_tokens=64), tools=[clock], middleware=[_call_first])
+    agent = create_agent(ChatDeltaMem(engine=real_engine(), max_tokens=64), tools=[clock], middleware=[_call_first])
     said = agent.invoke({"messages": [("user", "What time is it?")]}, {"recursion_limit": 10})["messages"]
     assert [message.type for message in said[:3]] == ["human", "ai", "tool"] and said[2].content == "noon"
     assert said[-1].type == "ai" and said[-1].text and not said[-1].tool_calls
@@ -53,7 +36,7 @@ class TestRealModel(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"engine": _engine(), "max_tokens": 64}
+        return {"engine": real_engine(), "max_tokens": 64}
 
     @property
     def supports_json_mode(self) -> bool:

@@ -8,28 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from scripted_chat import ScriptedCase
 
-from langchain_deltamem import ChatDeltaMem
 
-
-class TestStandardIntegration(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[ChatDeltaMem]:
-        return ChatDeltaMem
-
+class TestStandardIntegration(ScriptedCase, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         # One byte is one token in the scripted model.
         return {"model": "scripted", "store": "memory:", "agent_id": "tester", "max_tokens": 2000}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_model_override(self) -> bool:
-        return True
-
-    @property
-    def model_override_value(self) -> str:
-        return "scripted-b"

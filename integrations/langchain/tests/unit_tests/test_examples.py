@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from brain import brain
+from real_engine import real_engine
 
-from deltamem_agents import AdapterError, InMemoryStore
-from deltamem_agents.loading import adapter_folder
+from deltamem_agents import InMemoryStore
 from deltamem_agents.scripted import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
@@ -57,19 +57,48 @@ def test_two_users_have_two_memories() -> None:
     assert ada.counters.turns == bob.counters.turns == 2 and ada.absorbed.tail != bob.absorbed.tail
 
 
+def real(**fields: Any) -> ChatDeltaMem:
+    """The real model over a store of its own."""
+    return ChatDeltaMem(engine=real_engine().with_store(InMemoryStore()), max_tokens=40, **fields)
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_on_the_real_model_a_new_process_recalls(tmp_path: Path) -> None:
-    try:
-        adapter_folder(None, "smollm2-135m-instruct")
-    except AdapterError as error:
-        pytest.skip(f"no adapter for the embedded model: {error}")
+    real_engine()
     script = tmp_path / "langchain_agent.py"
     script.write_text((EXAMPLES / "langchain_agent.py").read_text(encoding="utf-8"), encoding="utf-8")
 
     def run(*words: str) -> str:
-        command = [sys.executable, str(script), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     run("tell", "My dog's name is Biscuit.")
-    assert "bytes of state" in run("ask", "What is my dog's name?")
+    question = "What is my dog's name?"
+    assert "Biscuit" in run("ask", question)
+    store = f"sqlite:///{tmp_path / 'langchain-agent.sqlite'}"
+    without = ChatDeltaMem(engine=real_engine(), store=store, memory="off", max_tokens=40)
+    assert "Biscuit" not in example("langchain_agent").run(question, without)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_on_the_real_model_each_branch_recalls_its_own_city() -> None:
+    told = example("langgraph_time_travel").main(real())
+    assert told["at the crossroads"] == told["back at the crossroads"]
+    for city, other in (("Oslo", "Rome"), ("Rome", "Oslo")):
+        answer = told[f"asked where I live, on the branch of {city}"]
+        assert city in answer and other not in answer
+    without = real(memory="off").invoke("Where do I live?").text
+    assert "Oslo" not in without and "Rome" not in without
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_on_the_real_model_each_user_is_told_their_own() -> None:
+    users = example("two_users_one_model")
+    answers, without = (asyncio.run(users.main(model)) for model in (real(), real(memory="off")))
+    assert "Pepper" in answers["ada"] and "Clover" not in answers["ada"]
+    assert "Clover" in answers["bob"] and "Pepper" not in answers["bob"]
+    assert not [answer for answer in without.values() if "Pepper" in answer or "Clover" in answer]

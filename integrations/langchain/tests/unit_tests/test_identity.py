@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
-from brain import brain
 from langchain.agents import create_agent
 from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
@@ -19,11 +19,15 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ensure_config
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
+from scripted_chat import scripted, store, turns
 
-from deltamem_agents import InMemoryStore
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents import ConfigError, InMemoryStore, StoreError
+from deltamem_agents.scripted import Asked
 from langchain_deltamem import ChatDeltaMem, use_agent
 from langchain_deltamem.identity import Identity, resolve, thread_name, threads_of
+
+# Version 3 of the event stream is a beta, and tested on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 
 
 class Answer(BaseModel):
@@ -34,17 +38,11 @@ class Answer(BaseModel):
 
 @pytest.fixture
 def model() -> ChatDeltaMem:
-    return ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=500)
+    return scripted()
 
 
 def agents(model: ChatDeltaMem) -> list[str]:
-    assert model.engine is not None
-    return model.engine.store.agents()
-
-
-def turns(model: ChatDeltaMem, agent: str) -> int:
-    assert model.engine is not None
-    return model.engine.store.load(agent).snapshot.counters.turns
+    return store(model).agents()
 
 
 async def _drain(stream: Any) -> None:
@@ -78,12 +76,17 @@ WRAPPED: dict[str, Callable[[ChatDeltaMem], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("wrapped", WRAPPED)
+# Only chat models have version 3 of the event stream.
+COMBINED = [
+    (way, wrapped)
+    for way, wrapped in product(WAYS, WRAPPED)
+    if wrapped in ("plain", "bind_tools") or not way.endswith("v3")
+]
+
+
+@pytest.mark.parametrize(("way", "wrapped"), COMBINED)
 def test_every_way_in_finds_the_agent_of_the_config(model: ChatDeltaMem, way: str, wrapped: str) -> None:
     runnable = WRAPPED[wrapped](model)
-    if way.endswith("v3") and wrapped not in ("plain", "bind_tools"):
-        pytest.skip("only chat models have version 3 of this stream")
     WAYS[way](runnable, {"configurable": {"deltamem_agent_id": "ada"}})
     assert agents(model) == ["ada"] and turns(model, "ada") == 1
     WAYS[way](runnable, {"configurable": {"thread_id": "t1"}})
@@ -110,7 +113,21 @@ def test_the_first_of_the_order_wins() -> None:
     assert resolve(thread_only, {}, "own") == Identity("thread:t", "t")
     assert resolve({}, {}, "own") == Identity("own")
     assert resolve({}, {}, None) == Identity("")
+    assert resolve({}, {}, "own", "off") == Identity("own", None, "off")
     assert resolve({}, {"thread": "x", "agent_id": "a"}, None) == Identity("a", "x")
+
+
+def test_an_empty_agent_id_opens_nobodys_memory() -> None:
+    empty = {"configurable": {"deltamem_agent_id": "", "thread_id": "t"}}
+    assert resolve(empty, {}, "own").agent_id == resolve({}, {"agent_id": ""}, "own").agent_id == ""
+    none = {"configurable": {"deltamem_agent_id": None}}
+    assert resolve(none, {"agent_id": None}, "own").agent_id == "own"
+
+
+def test_an_agent_id_may_be_a_number(model: ChatDeltaMem) -> None:
+    model.invoke("hi", agent_id=7)
+    model.invoke("hello", {"configurable": {"deltamem_agent_id": 7}})
+    assert agents(model) == ["7"] and turns(model, "7") == 2
 
 
 def test_different_places_of_a_graph_have_different_names() -> None:
@@ -135,17 +152,37 @@ def test_different_places_of_a_graph_have_different_names() -> None:
     assert threads_of("t", known) == known[:5] and threads_of("u", known) == ["u"]
 
 
-def test_batched_agents_never_share(model: ChatDeltaMem) -> None:
+@pytest.mark.parametrize("sync", [True, False])
+def test_batched_agents_never_share(model: ChatDeltaMem, sync: bool) -> None:
     names = [f"agent {n}" for n in range(8)]
-    model.batch([f"I am {n}" for n in names], [{"configurable": {"deltamem_agent_id": n}} for n in names])
+    texts, configs = [f"I am {n}" for n in names], [{"configurable": {"deltamem_agent_id": n}} for n in names]
+    if sync:
+        model.batch(texts, configs)
+    else:
+        asyncio.run(model.abatch(texts, configs))
     assert agents(model) == names
-    assert model.engine is not None
-    states = [model.engine.store.load(name).snapshot.state.matrices for name in names]
+    states = [store(model).load(name).snapshot.state.matrices for name in names]
     for name, state in zip(names, states, strict=True):
-        alone = ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=500)
+        alone = scripted()
         alone.invoke(f"I am {name}", agent_id=name)
-        assert alone.engine is not None
-        assert (alone.engine.store.load(name).snapshot.state.matrices - state).abs().max() < 1e-5
+        assert (store(alone).load(name).snapshot.state.matrices - state).abs().max() < 1e-5
+
+
+def test_a_retry_and_a_fallback_write_once_and_for_the_same_agent(
+    model: ChatDeltaMem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, failures = store(model).save, [StoreError("full"), StoreError("full")]
+
+    def save(*given: Any, **named: Any) -> str:
+        if failures:
+            raise failures.pop()
+        return genuine(*given, **named)
+
+    monkeypatch.setattr(store(model), "save", save)
+    config = {"configurable": {"deltamem_agent_id": "ada"}}
+    retrying = model.with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+    retrying.with_fallbacks([model.bind(temperature=0.1)]).invoke("hi", config)
+    assert agents(model) == ["ada"] and turns(model, "ada") == 1
 
 
 def test_generate_without_a_config_still_sees_what_encloses_it(model: ChatDeltaMem) -> None:
@@ -157,18 +194,17 @@ def test_generate_without_a_config_still_sees_what_encloses_it(model: ChatDeltaM
 
 
 def test_a_store_may_be_bound_too(model: ChatDeltaMem) -> None:
-    store = InMemoryStore()
-    with use_agent("ada", store=store):
+    other = InMemoryStore()
+    with use_agent("ada", store=other):
         model.invoke("hi")
         model.invoke("hi", agent_id="bob")
-    assert store.agents() == ["ada"] and agents(model) == ["bob"]
+    assert other.agents() == ["ada"] and agents(model) == ["bob"]
 
 
 def test_a_thread_of_an_agent_is_its_own_conversation(model: ChatDeltaMem) -> None:
     for thread in ("a", "b"):
         model.invoke("hi", {"configurable": {"deltamem_agent_id": "ada", "thread_id": thread}})
-    assert model.engine is not None
-    assert {e.snapshot.thread for e in model.engine.store.log("ada")} == {"a", "b"}
+    assert {e.snapshot.thread for e in store(model).log("ada")} == {"a", "b"}
 
 
 @pytest.mark.parametrize("mark", [{"lc_source": "summarization"}, {"lc_internal_call": True}])
@@ -177,10 +213,12 @@ def test_what_the_framework_asks_for_itself_is_read_only(model: ChatDeltaMem, ma
     assert model.invoke("hi", config).response_metadata["deltamem"]["memory"] == "readonly"
     assert agents(model) == []
     assert model.invoke("hi", config, memory="off").response_metadata["deltamem"]["memory"] == "off"
+    frozen = ChatDeltaMem(engine=model.engine, memory="off")
+    assert frozen.invoke("hi", config).response_metadata["deltamem"]["memory"] == "off"
 
 
 def test_summaries_do_not_reach_the_memory() -> None:
-    model = ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=100)
+    model = scripted(max_tokens=100)
     summary = SummarizationMiddleware(model=model, trigger=("messages", 4), keep=("messages", 2))
     graph = create_agent(model, middleware=[summary], checkpointer=InMemorySaver())
     for number in range(4):
@@ -188,18 +226,44 @@ def test_summaries_do_not_reach_the_memory() -> None:
     assert agents(model) == ["thread:t"] and turns(model, "thread:t") == 4
 
 
-def test_a_global_cache_swallows_no_write(model: ChatDeltaMem) -> None:
-    set_llm_cache(InMemoryCache())
-    try:
-        for _ in range(2):
-            model.invoke("hi", agent_id="ada", thread="t")
-            model.invoke("hi", agent_id="bob")
-        assert turns(model, "bob") >= 1 and agents(model) == ["ada", "bob"]
-    finally:
-        set_llm_cache(None)
+@pytest.fixture
+def global_cache() -> Iterator[InMemoryCache]:
+    cache = InMemoryCache()
+    set_llm_cache(cache)
+    yield cache
+    set_llm_cache(None)
+
+
+def test_a_global_cache_swallows_no_write(global_cache: InMemoryCache) -> None:
+    said: list[Asked] = []
+    model = scripted(lambda asked: said.append(asked) or "ok")
+    for agent in ("ada", "bob", "ada"):
+        model.invoke("hi", agent_id=agent)
+        asyncio.run(model.ainvoke("hi", agent_id=agent))
+        list(model.stream("hi", agent_id=agent))
+        model.batch(["hi"], agent_id=agent)
+    assert len(said) == 12 and agents(model) == ["ada", "bob"] and not global_cache._cache
+
+
+@pytest.mark.parametrize("memory", ["readwrite", "readonly"])
+@pytest.mark.parametrize("cache", [True, InMemoryCache()])
+def test_a_cache_of_the_models_own_is_refused_before_a_memory(cache: Any, memory: Any) -> None:
     with pytest.raises(ValueError, match="cache"):
-        ChatDeltaMem(model="scripted", cache=True)
-    assert ChatDeltaMem(model="scripted", cache=True, memory="off").cache is True
+        ChatDeltaMem(model="scripted", cache=cache, memory=memory)
+    frozen = ChatDeltaMem(model="scripted", cache=InMemoryCache(), memory="off")
+    frozen.invoke("hi")
+    with pytest.raises(ConfigError, match="cache"):
+        frozen.invoke("hi", memory=memory)
+    with use_agent("ada", memory=memory), pytest.raises(ConfigError, match="cache"):
+        frozen.generate([[HumanMessage("hi")]])
+
+
+def test_asking_for_the_global_cache_is_refused_before_a_memory(global_cache: InMemoryCache) -> None:
+    with pytest.raises(ConfigError, match="cache"):
+        ChatDeltaMem(model="scripted", cache=None).invoke("hi")
+    said: list[Asked] = []
+    frozen = scripted(lambda asked: said.append(asked) or "ok", cache=None, memory="off")
+    assert frozen.invoke("hi").content == frozen.invoke("hi").content == "ok" and len(said) == 1
 
 
 def test_memory_modes_of_the_model_and_of_a_call(model: ChatDeltaMem) -> None:
@@ -212,5 +276,6 @@ def test_memory_modes_of_the_model_and_of_a_call(model: ChatDeltaMem) -> None:
 
 def test_identity_is_traced_as_plain_text_only() -> None:
     config = ensure_config({"configurable": {"deltamem_agent_id": "ada", "thread_id": 7}})
-    assert resolve(config, {}, None).keywords() == {"agent_id": "ada", "thread": "7"}
+    assert resolve(config, {}, None).keywords() == {"agent_id": "ada", "thread": "7", "memory": "readwrite"}
+    assert resolve({}, {}, "own").keywords() == {"agent_id": "own", "memory": "readwrite"}
     assert isinstance(ChatDeltaMem(model="scripted"), BaseChatModel)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,13 @@ from typing import Any
 import pytest
 from brain import brain
 from langchain.agents import create_agent
-from langchain.agents.middleware import HumanInTheLoopMiddleware, ModelRetryMiddleware, wrap_model_call
+from langchain.agents.middleware import (
+    HumanInTheLoopMiddleware,
+    LLMToolSelectorMiddleware,
+    ModelRetryMiddleware,
+    SummarizationMiddleware,
+    wrap_model_call,
+)
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -19,9 +28,11 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
 
 from deltamem_agents import SQLiteStore
+from deltamem_agents.chat.history import digest
 from deltamem_agents.scripted import ScriptedEngine
 from deltamem_agents.snapshots import Snapshot, decode
 from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
+from langchain_deltamem.messages import to_messages
 from langchain_deltamem.middleware import STATE_KEY
 
 ENGINE = ScriptedEngine(brain)
@@ -85,6 +96,39 @@ def test_a_second_process_resumes_messages_and_memory(tmp_path: Path, middleware
         graph.invoke(says("My cat is Miu."), on("a"))
         assert same(memory(graph, middleware, on("a")), expected("I live in Oslo.", "My cat is Miu."))
     assert ENGINE.store.agents() == []
+
+
+SECOND_PROCESS = """
+import sys
+from brain import brain
+from langchain.agents import create_agent
+from langgraph.checkpoint.sqlite import SqliteSaver
+from deltamem_agents import SQLiteStore
+from deltamem_agents.scripted import ScriptedEngine
+from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
+
+checkpoints, memories, text = sys.argv[1:]
+model = ChatDeltaMem(engine=ScriptedEngine(brain), max_tokens=500)
+middleware = DeltaMemMiddleware(memories or None)
+with SqliteSaver.from_conn_string(checkpoints) as saver:
+    graph = create_agent(model, middleware=[middleware], checkpointer=saver)
+    graph.invoke({"messages": [("user", text)]}, {"configurable": {"thread_id": "a"}})
+"""
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_resumes_too(tmp_path: Path, middleware: DeltaMemMiddleware) -> None:
+    path = str(tmp_path / "c.sqlite")
+    memories = "" if middleware._store is None else f"sqlite:///{tmp_path / 'memory.sqlite'}"
+    with SqliteSaver.from_conn_string(path) as saver:
+        create_agent(MODEL, middleware=[middleware], checkpointer=saver).invoke(says("I live in Oslo."), on("a"))
+    command = [sys.executable, "-c", SECOND_PROCESS, path, memories, "My cat is Miu."]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    with SqliteSaver.from_conn_string(path) as saver:
+        graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
+        assert same(memory(graph, middleware, on("a")), expected("I live in Oslo.", "My cat is Miu."))
 
 
 def test_time_travel_takes_the_memory_along(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
@@ -152,7 +196,7 @@ def get_weather(city: str) -> str:
 
 def test_a_tool_loop_ends_and_is_remembered_whole(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     graph = create_agent(MODEL, tools=[get_weather], middleware=[middleware], checkpointer=saver)
-    said = graph.invoke(says("How is the weather?"), on("a"))["messages"]
+    said = graph.invoke(says("How is the weather in Paris?"), on("a"))["messages"]
     assert [m.type for m in said] == ["human", "ai", "tool", "ai"] and said[-1].content == "It is sunny in Paris."
     assert memory(graph, middleware, on("a")).absorbed.count == 4
 
@@ -162,11 +206,52 @@ def test_an_interrupt_keeps_the_memory_of_the_turn_it_interrupts(
 ) -> None:
     approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
     graph = create_agent(MODEL, tools=[get_weather], middleware=[middleware, approval], checkpointer=saver)
-    graph.invoke(says("How is the weather?"), on("a"))
+    graph.invoke(says("How is the weather in Paris?"), on("a"))
     assert memory(graph, middleware, on("a")).absorbed.count == 2
     done = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), on("a"))
     assert done["messages"][-1].content == "It is sunny in Paris."
     assert memory(graph, middleware, on("a")).absorbed.count == 4
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        (
+            {"type": "edit", "edited_action": {"name": "get_weather", "args": {"city": "Rome"}}},
+            "It is sunny in Rome.",
+        ),
+        ({"type": "reject", "message": "not allowed"}, "It is not allowed."),
+    ],
+)
+def test_a_human_in_the_loop_decides_what_is_remembered(
+    decision: Any, said: str, middleware: DeltaMemMiddleware, saver: SqliteSaver
+) -> None:
+    approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
+    graph = create_agent(MODEL, tools=[get_weather], middleware=[middleware, approval], checkpointer=saver)
+    graph.invoke(says("How is the weather in Paris?"), on("a"))
+    messages = graph.invoke(Command(resume={"decisions": [decision]}), on("a"))["messages"]
+    assert messages[-1].content.endswith(said.removeprefix("It is "))
+    snapshot = memory(graph, middleware, on("a"))
+    assert list(snapshot.absorbed.tail) == [digest(message) for message in to_messages(messages)]
+
+
+def test_summaries_and_choices_of_tools_leave_no_trace(middleware: DeltaMemMiddleware, saver: SqliteSaver) -> None:
+    asked_aside = ChatDeltaMem(engine=ENGINE, max_tokens=80)
+    summary = SummarizationMiddleware(model=asked_aside, trigger=("messages", 4), keep=("messages", 2))
+    choice = LLMToolSelectorMiddleware(model=asked_aside, max_tools=1)
+    graph = create_agent(
+        ChatDeltaMem(engine=ScriptedEngine("ok")),
+        tools=[get_weather],
+        middleware=[middleware, choice, summary],
+        checkpointer=saver,
+    )
+    texts = [f"Fact {number}." for number in range(4)]
+    for text in texts:
+        said = graph.invoke(says(text), on("a"))["messages"]
+    assert len(said) < 8, "nothing was summarised"
+    told = [each for text in texts for each in (HumanMessage(text), AIMessage("ok"))]
+    assert list(memory(graph, middleware, on("a")).absorbed.tail) == [digest(m) for m in to_messages(told)]
+    assert ENGINE.store.agents() == []
 
 
 def test_async_and_streaming_hold_the_same_laws(tmp_path: Path, middleware: DeltaMemMiddleware) -> None:
@@ -208,6 +293,24 @@ def test_sub_agents_keep_separate_memories() -> None:
     agents = engine.store.agents()
     assert len(agents) == 4 and {agent.split("#")[0] for agent in agents} == {"thread:t1", "thread:t2"}
     assert {agent.split("#")[1] for agent in agents} == {"lead", "expert"}
+
+
+def test_sub_agents_with_the_middleware_keep_separate_memories(tmp_path: Path, saver: SqliteSaver) -> None:
+    with SQLiteStore(tmp_path / "memory.sqlite") as store:
+        middleware = DeltaMemMiddleware(store)
+
+        @tool
+        def ask_expert(question: str) -> str:
+            """Ask the expert."""
+            expert = create_agent(MODEL, middleware=[middleware], name="expert")
+            return str(expert.invoke(says("What is a delta rule?"))["messages"][-1].content)
+
+        lead = create_agent(MODEL, tools=[ask_expert], middleware=[middleware], name="lead", checkpointer=saver)
+        lead.invoke(says("Please find out."), on("t"))
+        found = {agent.split("#")[1]: store.load(agent).snapshot for agent in store.agents()}
+        assert {name: snapshot.absorbed.count for name, snapshot in found.items()} == {"lead": 4, "expert": 2}
+        assert not set(found["lead"].absorbed.tail) & set(found["expert"].absorbed.tail)
+        assert len(middleware.forget("t")) == 2 and store.agents() == []
 
 
 def test_an_agent_id_is_one_memory_across_threads() -> None:

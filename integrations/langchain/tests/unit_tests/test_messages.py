@@ -54,6 +54,19 @@ def test_an_anthropic_conversation_converts() -> None:
     assert converted[0].tool_calls == converted[3].tool_calls and converted[1].name == "f"
 
 
+def test_what_other_providers_asked_their_own_servers_is_left_out() -> None:
+    kinds = ("web_search_call", "server_tool_use", "web_search_tool_result", "code_execution_result", "thinking")
+    (message,) = to_messages([AIMessage([*({"type": kind} for kind in kinds), {"type": "text", "text": "Rain."}])])
+    assert (message.content, message.tool_calls) == ("Rain.", ())
+
+
+def test_calls_beside_the_content_convert() -> None:
+    old = AIMessage("", additional_kwargs={"function_call": {"name": "f", "arguments": '{"x": 1}'}})
+    blocks = AIMessage([{"type": "function_call", "name": "f", "arguments": '{"x": 1}', "call_id": "c1"}])
+    for message in to_messages([old, blocks]):
+        assert [(call.name, call.arguments) for call in message.tool_calls] == [("f", {"x": 1})]
+
+
 def test_a_failed_tool_says_so_once() -> None:
     for text in ("no such city", "Error: no such city"):
         (message,) = to_messages([ToolMessage(text, tool_call_id="c", status="error")])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from langchain_tests.unit_tests import ChatModelUnitTests
+from scripted_chat import ScriptedCase
 
 from langchain_deltamem import ChatDeltaMem
 
@@ -21,26 +22,10 @@ def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(load_module._default_class_paths_cache, "all", known | {path})
 
 
-class TestStandardUnit(ChatModelUnitTests):
-    @property
-    def chat_model_class(self) -> type[ChatDeltaMem]:
-        return ChatDeltaMem
-
+class TestStandardUnit(ScriptedCase, ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "scripted", "store": "memory:"}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_model_override(self) -> bool:
-        return True
-
-    @property
-    def model_override_value(self) -> str:
-        return "scripted-b"
 
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:

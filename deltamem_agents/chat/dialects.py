@@ -1,0 +1,128 @@
+"""What other chat APIs call the same things: roles, tools, tool choices, response formats, tool results. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.types import MemoryMode, Message, Role, Sampling, Tool, ToolChoice, TurnOptions
+
+ROLE_NAMES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+SAMPLING_NAMES = tuple(field.name for field in fields(Sampling) if field.name != "stop")
+"""Fields of `Sampling` that chat models have under the same names; stop strings come in several forms."""
+
+CALL_KEYWORDS = (
+    "agent_id",
+    "thread",
+    "memory",
+    "model",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    *SAMPLING_NAMES,
+    "stop",
+)
+"""What a call of a chat model may say besides its messages."""
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+def refuse_unknown(what: str, kind: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises ConfigError for a name that `what` does not know: ignored, it would mislead."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+            raise ConfigError(f"{what} has no {kind} {name!r}; {hint}")
+
+
+def as_tool(function: Mapping[str, Any]) -> Tool:
+    """The tool of a {"name", "description", "parameters"} or {"function": {…}} dict."""
+    function = function.get("function", function)
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    return Tool(function["name"], function.get("description") or "", parameters)
+
+
+def as_tool_choice(choice: object) -> ToolChoice:
+    """The engine's word for a tool choice in any provider's spelling. Raises ConfigError for one it does not know."""
+    if choice is None or choice is False:
+        return "auto"
+    if choice is True or choice in ("required", "any"):
+        return "any"
+    if isinstance(choice, str):
+        return choice
+    if isinstance(choice, Mapping):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
+        if isinstance(name, str):
+            return name
+        if choice.get("type") in ("auto", "any", "none"):
+            return str(choice["type"])
+    raise ConfigError(f"tool_choice is {choice!r}; expected 'auto', 'any', 'none', True, a tool's name, or its dict")
+
+
+def as_response_schema(response_format: object) -> Mapping[str, Any] | None:
+    """The JSON schema of a `response_format`: a schema, "json_object", or OpenAI's "json_schema" dict."""
+    if response_format is None:
+        return None
+    if isinstance(response_format, Mapping):
+        kind = response_format.get("type")
+        if kind == "json_object":
+            return ANY_OBJECT
+        if kind == "text":
+            return None
+        if kind == "json_schema":
+            inner = response_format.get("json_schema")
+            schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
+            if isinstance(schema, Mapping):
+                return schema
+        elif kind in ("object", "array") or "properties" in response_format or "$ref" in response_format:
+            return response_format
+    raise ConfigError(
+        f"response_format is {response_format!r}; expected a JSON schema, {{'type': 'json_object'}} or "
+        "{'type': 'json_schema', 'json_schema': {'schema': …}}"
+    )
+
+
+def turn_options(
+    given: Mapping[str, Any], tools: Sequence[Tool], *, sampling: Sampling, memory: MemoryMode
+) -> TurnOptions:
+    """The options of one call from its keywords; `sampling` and `memory` where these say nothing.
+
+    Read are `thread`, `memory`, `tool_choice`, `parallel_tool_calls`, `response_format` and the fields of
+    `Sampling`. Raises ConfigError for a value that none of them can have.
+    """
+    choice, parallel = as_tool_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
+    drawn = {name: given[name] for name in (*SAMPLING_NAMES, "stop") if given.get(name) is not None}
+    return TurnOptions(
+        thread=given.get("thread"),
+        memory=given.get("memory") or memory,
+        sampling=replace(sampling, **drawn),
+        tools=tools,
+        tool_choice=choice,
+        # A small model that has to call does not know when to stop calling.
+        parallel_tool_calls=choice == "auto" if parallel is None else bool(parallel),
+        response_schema=as_response_schema(given.get("response_format")),
+    )
+
+
+def tool_result(text: str, *, call_id: str | None, name: str | None, failed: bool) -> Message:
+    """The message of what a tool returned; a failure says so in its text, once."""
+    if failed and not text.lower().startswith("error"):
+        text = f"Error: {text}"
+    return Message("tool", text, tool_call_id=call_id or None, name=name)
