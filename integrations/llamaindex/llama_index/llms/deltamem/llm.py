@@ -1,0 +1,309 @@
+"""The LLM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.program.utils import get_program_for_llm
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import BaseTool
+from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
+from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
+
+from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling, Store
+from deltamem_agents.binding import EPHEMERAL
+from deltamem_agents.chat.dialects import CALL_KEYWORDS, SAMPLING_NAMES, refuse_unknown, turn_options
+from deltamem_agents.engine import WINDOW_TOKENS
+from deltamem_agents.shared_engines import DEFAULT_MODEL, EngineSpec, Serving
+from deltamem_agents.types import MemoryMode, TurnOptions
+from llama_index.llms.deltamem.identity import Identity, resolve
+from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema
+from llama_index.llms.deltamem.replies import GrowingReply, to_chat_response, to_completion, tool_selections
+
+_CALLS_FOR_OBJECTS = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One turn as the engine is asked for it."""
+
+    engine: DeltaMemEngine
+    agent: str | None
+    messages: list[Message]
+    options: TurnOptions
+
+
+class DeltaMemLLM(FunctionCallingLLM):
+    """A local LLM that remembers each agent in a few kilobytes of its own state.
+
+    `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id; opened at the first call and
+    shared by all LLMs that name it. `engine`: an engine that is open already, instead.
+    `store`: where the memories live, a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:");
+    None is the engine's own store, or the SQLite file in the user's data folder.
+    `agent_id` and `thread`: whose memory, where a call does not say; see `for_agent` and
+    `llama_index.llms.deltamem.identity`.
+    `memory`: "readonly" reads and leaves the agents as they were, "off" is the base model.
+
+    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `model`,
+    `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` (a JSON schema that the reply has to
+    fit). Chats are remembered. `complete` and its kin, and `as_structured_llm`, only read: LlamaIndex asks
+    that way for itself.
+    """
+
+    model: str = DEFAULT_MODEL
+    engine: SkipValidation[DeltaMemEngine] | None = Field(default=None, exclude=True, repr=False)
+    adapter: str | None = None
+    store: SkipValidation[Store | str | None] = None
+    device: str = "cpu"
+    window_tokens: int | None = None
+    agent_id: str | None = None
+    thread: str | None = None
+    memory: MemoryMode = "readwrite"
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+
+    _serving: Serving = PrivateAttr(default_factory=Serving)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            refuse_unknown("DeltaMemLLM", "field", given, (*cls.model_fields, "class_name"))
+        return given
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self._sampling()
+        if self.engine is not None:
+            self.model = self.engine.model_name
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.model_copy()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # An open engine or store cannot be written down; whoever loads the LLM gives them again.
+        portable = self.model_copy(update={"engine": None, "store": self._named_store(self.store)})
+        return super(DeltaMemLLM, portable).__getstate__()
+
+    @field_serializer("store")
+    def _named_store(self, store: Store | str | None) -> str | None:
+        return store if isinstance(store, str) else None
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "DeltaMemLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        window = self.window_tokens or WINDOW_TOKENS if self.engine is None else self.engine.window_tokens
+        return LLMMetadata(
+            context_window=window,
+            num_output=self.max_tokens,
+            is_chat_model=True,
+            is_function_calling_model=True,
+            model_name=self.model,
+        )
+
+    def for_agent(self, agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None) -> Self:
+        """A view that speaks for one agent. It shares the engine and the store with this LLM, and no memory.
+
+        `thread`: which of the agent's conversations, for callers that send the whole of it with every call.
+        `memory`: None is this LLM's own. Raises InvalidAgentId for no name at all.
+        """
+        if not agent_id:
+            raise InvalidAgentId(f"agent_id is {agent_id!r}, expected a name; an LLM without one remembers nobody")
+        whose = {"agent_id": agent_id, "thread": thread, "memory": memory or self.memory}
+        return self.model_copy(update=whose)
+
+    def open_engine(self, agent_id: str | None, *, model: str | None = None) -> DeltaMemEngine:
+        """The engine over the store where this agent lives; opens both where they are not open yet.
+
+        `model`: None is this LLM's own. Raises what opening them raises.
+        """
+        spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)
+        return self._serving.engine(spec, self.engine, self.store, agent_id or EPHEMERAL)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._chat(self._call(messages, kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await self._achat(await self._acall(messages, kwargs))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return self._stream(self._call(messages, kwargs))
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        return self._astream(await self._acall(messages, kwargs))
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        asked = self._asked(prompt, formatted)
+        return to_completion(self._chat(self._call(asked, kwargs, asks_for_itself=True)))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        asked = self._asked(prompt, formatted)
+        return to_completion(await self._achat(await self._acall(asked, kwargs, asks_for_itself=True)))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        asked = self._asked(prompt, formatted)
+        stream = self._stream(self._call(asked, kwargs, asks_for_itself=True))
+        return (to_completion(response) for response in stream)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        asked = self._asked(prompt, formatted)
+        stream = self._astream(await self._acall(asked, kwargs, asks_for_itself=True))
+        return (to_completion(response) async for response in stream)
+
+    def _chat(self, call: _Call) -> ChatResponse:
+        turn = call.engine.run_turn(call.agent, call.messages, **call.options)
+        return to_chat_response(turn, call.engine.model_name)
+
+    async def _achat(self, call: _Call) -> ChatResponse:
+        turn = await call.engine.arun_turn(call.agent, call.messages, **call.options)
+        return to_chat_response(turn, call.engine.model_name)
+
+    def _stream(self, call: _Call) -> Generator[ChatResponse, None, None]:
+        reply = GrowingReply(call.engine.model_name)
+        for piece in call.engine.stream_turn(call.agent, call.messages, **call.options):
+            response = reply.push(piece)
+            if response is not None:
+                yield response
+
+    async def _astream(self, call: _Call) -> AsyncGenerator[ChatResponse, None]:
+        reply = GrowingReply(call.engine.model_name)
+        async for piece in call.engine.astream_turn(call.agent, call.messages, **call.options):
+            response = reply.push(piece)
+            if response is not None:
+                yield response
+
+    def _asked(self, prompt: str, formatted: bool) -> list[ChatMessage]:
+        """The prompt as a conversation. Only `predict`'s kin send prompts that are formatted already."""
+        text = prompt if formatted or self.completion_to_prompt is None else self.completion_to_prompt(prompt)
+        return [ChatMessage(role=MessageRole.USER, content=text)]
+
+    def _call(
+        self, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, asks_for_itself: bool = False
+    ) -> _Call:
+        # A keyword that is None asks for nothing.
+        asked = [name for name, value in given.items() if value is not None]
+        refuse_unknown("a call of DeltaMemLLM", "keyword", asked, CALL_KEYWORDS)
+        own = Identity(self.agent_id, self.thread, self.memory)
+        whose = resolve(given, own, asks_for_itself=asks_for_itself)
+        options = turn_options(
+            {**given, "thread": whose.thread, "memory": whose.memory},
+            to_tools(given.get("tools") or ()),
+            sampling=self._sampling(),
+            memory=whose.memory,
+        )
+        engine = self.open_engine(whose.agent_id, model=given.get("model"))
+        return _Call(engine, whose.agent_id, to_messages(messages), options)
+
+    async def _acall(
+        self, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, asks_for_itself: bool = False
+    ) -> _Call:
+        # The first call of all opens the model, which takes seconds.
+        return await asyncio.to_thread(self._call, messages, given, asks_for_itself=asks_for_itself)
+
+    def _sampling(self) -> Sampling:
+        return Sampling(**{name: getattr(self, name) for name in SAMPLING_NAMES}, stop=tuple(self.stop or ()))
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The keywords of a chat with tools on offer. Calls are held to the tools' schemas by a grammar.
+
+        `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for
+        one of these; None leaves it to `tool_required`.
+        """
+        asked = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
+        return {
+            "messages": [*(chat_history or ()), *([] if asked is None else [asked])],
+            "tools": [tool_schema(tool) for tool in tools],
+            "tool_choice": ("any" if tool_required else "auto") if tool_choice is None else tool_choice,
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls of a reply, also of one that is still being streamed.
+
+        Raises ValueError when there are none, unless `error_on_no_tool_call` is False.
+        """
+        selections = tool_selections(response)
+        if not selections and error_on_no_tool_call:
+            raw = response.raw if isinstance(response.raw, Mapping) else {}
+            hint = "raise max_tokens" if raw.get("finish_reason") == "length" else "pass tool_required=True"
+            raise ValueError(f"the reply calls no tool, expected at least one: {response.message.content!r}; {hint}")
+        return selections
+
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
+        """This LLM with its replies as objects. It reads the memory and does not write; agents use it for summaries."""
+        memory: MemoryMode = "readonly" if self.memory == "readwrite" else self.memory
+        return StructuredLLM(llm=self.model_copy(update={"memory": memory}), output_cls=output_cls, **kwargs)
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Any, None, None]:
+        program = self._program(output_cls, prompt)
+        return program.stream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Any, None]:
+        program = self._program(output_cls, prompt)
+        return await program.astream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    def _program(self, output_cls: type[Any], prompt: PromptTemplate) -> BasePydanticProgram[Any]:
+        """LlamaIndex's program for objects. Its streams do not ask for the call that the object is made from."""
+        forced = {"tool_choice": "any"} if self.pydantic_program_mode in _CALLS_FOR_OBJECTS else {}
+        return get_program_for_llm(output_cls, prompt, self, self.pydantic_program_mode, **forced)

@@ -1,0 +1,74 @@
+"""The examples run: here on a scripted model, and on the real one, where a new process recalls what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltamem_agents import DeltaMemEngine, InMemoryStore
+from deltamem_agents.scripted import Asked, ScriptedEngine
+from llama_index.llms.deltamem import DeltaMemLLM
+
+EXAMPLES = Path(__file__).parents[4] / "examples"
+NAMES = ("llamaindex_agent", "llamaindex_chat_engine")
+TOLD, ASKED = "My dog's name is Biscuit.", "What is my dog called?"
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of this distribution")
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_are_short(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_the_agent_goes_on_from_the_file(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def script(asked: Asked) -> str:
+        seen.append(len(asked.messages))
+        return "Noted."
+
+    llm, saved = DeltaMemLLM(engine=ScriptedEngine(script), max_tokens=50), tmp_path / "context.json"
+    run = example("llamaindex_agent").run
+    for text in (TOLD, ASKED):
+        assert asyncio.run(run(text, llm, saved)).startswith("Noted.\n(64 bytes of state, ")
+    # The file carries the memory and no history.
+    assert seen == [1, 1] and saved.is_file()
+
+
+def test_the_engine_goes_on_from_its_store() -> None:
+    store = InMemoryStore()
+    llm = DeltaMemLLM(engine=ScriptedEngine("Noted.", store), max_tokens=50).for_agent("you")
+    for text in (TOLD, ASKED):
+        assert example("llamaindex_chat_engine").run(text, llm) == "Noted.\n(2 messages of history)"
+    assert store.load("you").snapshot.counters.turns == 2
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_on_the_real_model_a_new_process_recalls(name: str, tmp_path: Path, real_engine: DeltaMemEngine) -> None:
+    script = tmp_path / f"{name}.py"
+    script.write_text((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "Biscuit" not in run("ask", ASKED)
+    run("tell", TOLD)
+    assert "Biscuit" in run("ask", ASKED)

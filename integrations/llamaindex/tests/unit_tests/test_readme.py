@@ -1,0 +1,59 @@
+"""What the README says works."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+
+import llama_index.llms.deltamem as package
+from llama_index.llms.deltamem.agents import MEMORIES_KEY
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+QUICKSTART, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def compiled(block: str) -> CodeType:
+    code: CodeType = compile(block, "README.md", "exec", flags=PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return code
+
+
+async def run(block: str, **names: Any) -> dict[str, Any]:
+    """The names that a block leaves behind; every model is the scripted one."""
+    names |= {name: getattr(package, name) for name in package.__all__}
+    result = eval(compiled(block.replace('"smollm2-135m-instruct"', '"scripted"')), names)
+    if inspect.isawaitable(result):
+        await result
+    return names
+
+
+def test_the_quickstart_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asyncio.run(run(QUICKSTART))
+    assert "What is my dog called?" in capsys.readouterr().out
+    assert (tmp_path / "memory.sqlite").is_file()
+
+
+async def test_the_context_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = await run(CONTEXT)
+    assert names["reply"].raw["deltamem"]["alignment"] == "windowed"
+    assert (await names["ctx"].store.get(MEMORIES_KEY)).keys() == {"Agent"}
+
+
+async def test_the_memory_block_is_made() -> None:
+    names = await run(BLOCK, llm=package.DeltaMemLLM(model="scripted", store="memory:"))
+    assert names["memory"].memory_blocks[0].name == "deltamem"
+
+
+async def test_the_suite_is_subclassed() -> None:
+    names = await run(SUITE, MyLLM=lambda temperature: package.DeltaMemLLM(model="scripted", store="memory:"))
+    names["TestMyLLM"]().test_the_metadata_says_what_it_can()
