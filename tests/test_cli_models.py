@@ -1,11 +1,10 @@
-"""The commands that run a model, on a random two-layer one: chat, eval, adapter and train."""
+"""The commands that run a model, on a random two-layer one: chat, adapter and train."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +15,11 @@ from cli_runs import refusal, run, run_json
 from deltamem_agents.cli.screen import printable
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights, save_adapter
+from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights
 from deltamem_agents.training import trainer
 from deltamem_agents.types import Message
-from tiny_engine import byte_tokenizer, random_adapter, tiny_llama
-
-ARMS = {"memory", "off", "zero_state", "wrong_conversation", "random_state"}
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """Folders of a random two-layer model and of a random adapter for it."""
-
-    model: Path
-    adapter: Path
-
-    @property
-    def options(self) -> list[str]:
-        return ["--model", str(self.model), "--adapter", str(self.adapter)]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folders = Tiny(tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("adapter"))
-    model = tiny_llama()
-    model.save_pretrained(folders.model)
-    byte_tokenizer().save_pretrained(folders.model)
-    save_adapter(random_adapter(model), folders.adapter)
-    return folders
+from tiny_engine import random_adapter, tiny_llama
+from tiny_folders import Tiny
 
 
 class TestChat:
@@ -143,50 +119,6 @@ class TestChat:
 WORDS = ["amber", "basil", "cedar", "delta", "ember", "fable", "grove", "haven", "ivory", "jewel", "lemon", "mango"] * 9
 
 
-class TestRecall:
-    @pytest.fixture(autouse=True)
-    def words(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The tiny tokenizer's tokens are bytes: it has no words to tell."""
-        spread = [f"{word}{n}" for n, word in enumerate(WORDS)]
-        monkeypatch.setattr(trainer, "open_words", lambda tokenizer: spread)
-
-    def check(self, report: dict[str, Any], episodes: int, facts: int | None) -> None:
-        assert (report["episodes"], report["facts"]) == (episodes, facts)
-        assert report["state_bytes"] == 128
-        assert set(report["arms"]) == ARMS
-        for arm in report["arms"].values():
-            assert set(arm) == {"first", "whole"}
-            for rate in arm.values():
-                assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
-
-    def test_the_memorys_figure_comes_with_every_control(self, tiny: Tiny) -> None:
-        options = [*tiny.options, "--facts", "2", "--episodes-count", "2", "--distractors", "0", "0"]
-        report = run_json("eval", "recall", *options)
-        self.check(report, 2, 2)
-        assert report["questions"] == 4
-        assert run_json("eval", "recall", *options) == report
-
-    def test_several_numbers_of_facts_are_a_list(self, tiny: Tiny) -> None:
-        options = [*tiny.options, "--episodes-count", "2", "--distractors", "0", "0", "--held-out", "phrasings"]
-        reports = run_json("eval", "recall", *options, "--facts", "1", "--facts", "2")
-        for facts, report in zip((1, 2), reports, strict=True):
-            self.check(report, 2, facts)
-
-    def test_episodes_come_from_a_file(self, tiny: Tiny, tmp_path: Path) -> None:
-        file = tmp_path / "episodes.jsonl"
-        told = [{"role": "user", "content": "My cat is Tom."}, {"role": "assistant", "content": "Noted."}]
-        row = json.dumps({"messages": told, "questions": [{"question": "Who is my cat?", "answer": "Tom"}]})
-        file.write_text(f"{row}\n\n{row.replace('Tom', 'Kit')}\n", encoding="utf-8")
-        result = run("eval", "recall", *tiny.options, "--episodes", file)
-        assert result.exit_code == 0
-        for arm in ARMS:
-            assert arm.replace("_", " ") in result.stdout
-        self.check(run_json("eval", "recall", *tiny.options, "--episodes", file), 2, None)
-        file.write_text(f"{row}\n[]\n", encoding="utf-8")
-        assert "line 2" in refusal("eval", "recall", *tiny.options, "--episodes", file).replace("deltamem:", "")
-        assert run("eval", "recall", "--episodes", file, "--facts", "1").exit_code == 2
-
-
 class TestAdapter:
     def test_show_tells_the_geometry(self, tiny: Tiny) -> None:
         shown = run_json("adapter", "show", tiny.adapter)
@@ -221,7 +153,7 @@ def released_adapter(folder: Path) -> Path:
 
 class TestTrain:
     def recipe(self, tiny: Tiny, path: Path, **changed: Any) -> Path:
-        stage = {"steps": 2, "facts": [1], "questions": 2, "distractors": [0, 0], "warmup": 1}
+        stage = {"steps": 2, "facts": [1], "questions": 2, "shapes": [{"distractors": [0, 0]}], "warmup": 1}
         recipe = {"model": str(tiny.model), "adapter": {"rank": 4}, "stages": [stage], "warm_start": None}
         path.write_text(json.dumps(recipe | changed))
         return path
@@ -259,6 +191,6 @@ class TestTrain:
         assert "stopped at step 0; the same command goes on" in result.stderr
 
     def test_shipped_recipes_are_listed_and_unknown_ones_refused(self, tmp_path: Path) -> None:
-        assert "first-facts" in run("train", "--list").stdout
-        assert "first-facts" in refusal("train", "nonesuch", "--out", tmp_path)
+        assert "wide" in run("train", "--list").stdout
+        assert "wide" in refusal("train", "nonesuch", "--out", tmp_path)
         assert "log.jsonl" in refusal("train", "--plot", "--out", tmp_path)

@@ -1,21 +1,19 @@
-"""Laws of the controls: each arm has the memory it says it has, and an interval says how sure a rate is."""
+"""Laws of the controls: each arm has the memory it says it has."""
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluation.controls import Arm, arm_states, bootstrap_interval, strangers
+from deltamem_agents.evaluation.controls import Arm, arm_states, strangers
 from deltamem_agents.memory.state import MemoryState
 
 answer_sets = st.lists(st.frozensets(st.sampled_from("abcd"), min_size=1, max_size=3), min_size=2, max_size=8)
-outcomes = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=60)
 
 
 def some_states(count: int = 4) -> list[MemoryState]:
@@ -109,54 +107,3 @@ def test_random_states_are_those_of_their_generator() -> None:
     first, second = (arm_states(Arm.RANDOM, some_states(), [], generator()) for _ in range(2))
     assert first is not None and second is not None
     assert all(torch.equal(one.matrices, other.matrices) for one, other in zip(first, second, strict=True))
-
-
-# How sure a rate is.
-
-
-@given(outcomes, st.integers(0, 5))
-def test_an_interval_holds_the_mean_and_is_the_same_each_time(right: list[tuple[bool, int]], seed: int) -> None:
-    values, clusters = [float(hit) for hit, _ in right], [group for _, group in right]
-    low, high = bootstrap_interval(values, clusters, seed=seed, draws=300)
-    assert (low, high) == bootstrap_interval(values, clusters, seed=seed, draws=300)
-    assert 0.0 <= low <= high <= 1.0
-    assert low - 1e-9 <= np.mean(values) <= high + 1e-9
-
-
-@given(st.booleans(), st.integers(1, 30))
-def test_where_all_outcomes_are_equal_the_interval_is_a_point(hit: bool, count: int) -> None:
-    assert bootstrap_interval([float(hit)] * count, list(range(count))) == (float(hit), float(hit))
-
-
-def test_an_interval_is_that_of_the_normal_approximation() -> None:
-    values = [float(i % 10 < 3) for i in range(1000)]
-    low, high = bootstrap_interval(values, list(range(1000)))
-    half = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
-    assert low == pytest.approx(0.3 - half, abs=0.005)
-    assert high == pytest.approx(0.3 + half, abs=0.005)
-
-
-def test_an_interval_shrinks_with_the_number_of_episodes() -> None:
-    def width(count: int) -> float:
-        low, high = bootstrap_interval([float(i % 2) for i in range(count)], list(range(count)))
-        return high - low
-
-    widths = [width(count) for count in (20, 80, 320, 1280)]
-    for wide, narrow in itertools.pairwise(widths):
-        assert narrow == pytest.approx(wide / 2, rel=0.2)
-
-
-def test_questions_of_one_episode_count_as_one_observation() -> None:
-    values = [float(i % 2) for i in range(40) for _ in range(4)]
-    together = bootstrap_interval(values, [i for i in range(40) for _ in range(4)])
-    apart = bootstrap_interval(values, list(range(160)))
-    assert together[1] - together[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.2)
-
-
-def test_an_interval_is_about_questions_not_about_episodes() -> None:
-    """An episode with many questions weighs as many: the interval is around the share of right answers."""
-    values = [1.0] * 90 + [0.0] * 10
-    clusters = [i // 9 for i in range(90)] + list(range(10, 20))
-    low, high = bootstrap_interval(values, clusters)
-    assert low < 0.9 < high
-    assert low > 0.6

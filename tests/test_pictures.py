@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.pictures import _Layout, _scale, _smooth, state_picture, training_picture
+from deltamem_agents.pictures import state_picture, training_picture
+from deltamem_agents.pictures.state import _Layout, _scale
+from deltamem_agents.pictures.training import _smooth
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

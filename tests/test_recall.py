@@ -1,37 +1,30 @@
-"""Laws of the recall evaluation: what counts as right, which memory each arm reads, and what a file may hold."""
+"""Laws of the recall evaluation: which memory each arm reads, what is counted, and what is refused before any work."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import ConfigError, MessageError
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.evaluation import recall
 from deltamem_agents.evaluation.controls import Arm
-from deltamem_agents.evaluation.recall import evaluate_recall, generated_episodes, read_episodes, words
+from deltamem_agents.evaluation.recall import FIRST, WHOLE, Asked, Case, Title, evaluate_recall
+from deltamem_agents.evaluation.report import Figure
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.episodes import Episode, EpisodeShape, Question, held_out
 from deltamem_agents.types import Message, MessageLike
 from tiny_engine import tiny_engine
 
-WORDS = tuple(f"{a}{b}{c}" for a in ("zor", "vik", "mul", "tep") for b in "aeiou" for c in ("lim", "nad", "rux", "sk"))
-ARMS = ("memory", "off", "zero_state", "wrong_conversation", "random_state")
-
-Replies = Callable[[Sequence[MemoryState] | None, list[Message], str], str]
+TITLE = Title("capacity", "some facts", 3)
 
 
-def episode(*answers: str, prefix: str = "It is", told: str = "My name is Ada.") -> Episode:
-    questions = tuple(Question(f"Question {i} about {answer}?", answer, prefix) for i, answer in enumerate(answers))
-    return Episode((Message("user", told), Message("assistant", "Noted.")), questions)
+def case(*answers: str, prefix: str = "It is", told: str = "My name is Ada.", seed: int = 0) -> Case:
+    questions = tuple(Asked(f"Question {i} about {answer}?", answer, prefix) for i, answer in enumerate(answers))
+    return Case((Message("user", told), Message("assistant", "Noted.")), questions, seed)
 
 
 def rigged(monkeypatch: pytest.MonkeyPatch, reply: Callable[[MemoryState | None, str], str]) -> DeltaMemEngine:
@@ -49,112 +42,11 @@ def rigged(monkeypatch: pytest.MonkeyPatch, reply: Callable[[MemoryState | None,
     return engine
 
 
-def figures(report: recall.RecallReport) -> dict[str, tuple[float, float]]:
-    return {arm: (result.first.rate, result.whole.rate) for arm, result in report.arms.items()}
+def values(figure: Figure, measure: str = WHOLE) -> dict[str, float]:
+    return {arm: measures[measure].value for arm, measures in figure.arms.items()}
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, answer: str, reply: str, prefix: str) -> tuple[bool, bool]:
-    """Whether the first word and the whole of `answer` count as right in `reply`."""
-    engine = rigged(monkeypatch, lambda state, text: reply)
-    report = evaluate_recall(engine, [episode(answer, prefix=prefix)], arms=[Arm.MEMORY])
-    first, whole = figures(report)["memory"]
-    return first == 1.0, whole == 1.0
-
-
-# What counts as right.
-
-BOTH, FIRST, NEITHER = (True, True), (True, False), (False, False)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reply", "expected"),
-    [
-        ("Ann", " Ann.", BOTH),
-        ("Ann", "Ann", BOTH),
-        ("Ann", " Ann! And you?", BOTH),
-        ("Ann", ' "Ann".', BOTH),
-        ("Ann", " **Ann**", BOTH),
-        ("Ann", " Anna.", NEITHER),
-        ("Anna", " Ann", NEITHER),
-        ("Ann", " Joann.", NEITHER),
-        ("Ann", " ann.", NEITHER),
-        ("Ann", " not Ann", NEITHER),
-        ("Ann", "", NEITHER),
-        ("Ann", " ...", NEITHER),
-        ("New York", " New York.", BOTH),
-        ("New York", " New Delhi.", FIRST),
-        ("New York", " York", NEITHER),
-        ("New York", " New\nYork", BOTH),
-        ("New York", " New", FIRST),
-        ("New York", " The New York", NEITHER),
-        ("Jean-Luc", " Jean-Luc.", BOTH),
-        ("Jean-Luc", " Jean Paul.", FIRST),
-        ("3.5", " 3.5.", BOTH),
-        ("3.5", " 3.7", NEITHER),
-        ("3.5", " 3", NEITHER),
-        ("3", " 3.5", NEITHER),
-        ("3", " 3. Then", BOTH),
-        ("3.5", " 3. 5", NEITHER),
-        ("1,000", " 1,000 of them", BOTH),
-        ("1", " 1,000", NEITHER),
-        ("10:30", " 10:30.", BOTH),
-        ("10:30", " 10:45", NEITHER),
-        ("42", " 421", NEITHER),
-        ("Zoë", " Zoe\u0308.", BOTH),
-        ("Zoe\u0308", " Zoë", BOTH),
-        ("Zoë", " Zoe", NEITHER),
-        ("Łódź", " Łódź!", BOTH),
-        ("हिन्दी", " हिन्दी।", BOTH),
-        ("हिन्दी", " हिन्दु", NEITHER),
-        ("snake_case", " snake_case", BOTH),
-        ("snake_case", " snake case", NEITHER),
-        ("東京", " 東京。", BOTH),
-    ],
-)
-def test_behind_a_prefix_the_answer_comes_first_word_by_word(
-    monkeypatch: pytest.MonkeyPatch, answer: str, reply: str, expected: tuple[bool, bool]
-) -> None:
-    assert judged(monkeypatch, answer, reply, "It is") == expected
-
-
-@pytest.mark.parametrize(
-    ("answer", "reply", "expected"),
-    [
-        ("Ann", "Your name is Ann.", BOTH),
-        ("Ann", "Ann, of course", BOTH),
-        ("Ann", "Is it Anna, or Joann?", NEITHER),
-        ("Ann", "I do not know.", NEITHER),
-        ("New York", "You live in New York, I think.", BOTH),
-        ("New York", "You live in New Delhi, not York.", FIRST),
-        ("New York", "New? New York.", BOTH),
-        ("New York", "York New", FIRST),
-        ("3.5", "You said it is 3.5 metres.", BOTH),
-        ("3.5", "Between 3 and 5.", NEITHER),
-        ("3.5", "About 3.55.", NEITHER),
-        ("5", "About 3.5 or so", NEITHER),
-        ("Zoë", "Her name is ZOË or Zoe\u0308.", BOTH),
-    ],
-)
-def test_a_free_reply_is_searched_for_the_answer(
-    monkeypatch: pytest.MonkeyPatch, answer: str, reply: str, expected: tuple[bool, bool]
-) -> None:
-    assert judged(monkeypatch, answer, reply, "") == expected
-
-
-@given(st.text(max_size=30))
-def test_words_have_no_spaces_in_them_and_are_in_the_text(text: str) -> None:
-    found = words(text)
-    assert found == words(f" ({text}) ")
-    assert all(word and word == "".join(word.split()) for word in found)
-    assert words(" ".join(found)) == found
-
-
-@given(st.lists(st.text("abcéжß09", min_size=1), max_size=5), st.sampled_from([" ", "-", "; ", "\n", " … "]))
-def test_what_is_joined_by_punctuation_comes_apart_again(parts: list[str], mark: str) -> None:
-    assert words(mark.join(parts)) == parts
-
-
-# Rates.
+# What is counted.
 
 
 def test_rates_are_the_shares_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,15 +60,45 @@ def test_rates_are_the_shares_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -
         return replies[answer]
 
     engine = rigged(monkeypatch, reply)
-    episodes = [episode("Oslo", "New York"), episode("Ann"), episode("blue")]
-    report = evaluate_recall(engine, episodes, arms=[Arm.MEMORY, Arm.OFF])
-    assert figures(report) == {"memory": (0.75, 0.5), "off": (0.25, 0.25)}
-    assert (report.episodes, report.questions, report.facts) == (3, 4, None)
-    for result in report.arms.values():
-        for rate in (result.first, result.whole):
-            assert 0 <= rate.low <= rate.rate <= rate.high <= 1
-    assert report.state_bytes == engine.new_state().nbytes
-    assert report.history_tokens == len("My name is Ada." + "Noted.")
+    cases = [case("Oslo", "New York", seed=1), case("Ann", seed=1), case("blue", seed=2)]
+    figure = evaluate_recall(engine, TITLE, cases, arms=[Arm.MEMORY, Arm.OFF])
+    assert values(figure, WHOLE) == {"memory": 0.5, "off": 0.25}
+    assert values(figure, FIRST) == {"memory": 0.75, "off": 0.25}
+    assert figure.arms["memory"][WHOLE].by_seed == pytest.approx((2 / 3, 0.0))
+    assert (figure.suite, figure.name, figure.place) == ("capacity", "some facts", 3)
+    assert (figure.conversations, figure.questions) == (3, 4)
+    assert figure.history_tokens == len("My name is Ada." + "Noted.")
+    for measures in figure.arms.values():
+        for found in measures.values():
+            assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_a_wrong_value_is_counted_where_one_may_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = rigged(monkeypatch, lambda state, text: " Rome." if state is None else " Oslo.")
+    asked = (Asked("Where?", "Oslo", "It is", ("Rome", "Bern")), Asked("Where now?", "Rome", "It is", ("Oslo",)))
+    cases = [Case((Message("user", "I moved."),), asked), case("Ann")]
+    figure = evaluate_recall(engine, Title("updates", "x", wrong="old value"), cases, arms=[Arm.MEMORY, Arm.OFF])
+    assert values(figure, "old value") == {"memory": pytest.approx(1 / 3), "off": pytest.approx(1 / 3)}
+    assert values(figure, WHOLE) == {"memory": pytest.approx(1 / 3), "off": pytest.approx(1 / 3)}
+
+
+def test_where_nothing_could_be_right_only_wrong_values_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = rigged(monkeypatch, lambda state, text: "I think it is Rome, or so.")
+    cases = [Case((Message("user", "x"),), (Asked("Where?", wrong=("Rome",)), Asked("Who?", wrong=("Ann",))))] * 2
+    figure = evaluate_recall(engine, TITLE, cases)
+    assert {tuple(measures) for measures in figure.arms.values()} == {("wrong",)}
+    assert values(figure, "wrong")["memory"] == 0.5
+
+
+def test_beside_other_values_the_others_are_wrong_ones() -> None:
+    assert Asked("Who?", "Ann").beside(["Bob", "Ann", "Eve"]).wrong == ("Bob", "Eve")
+
+
+def test_freely_asked_the_reply_is_not_begun() -> None:
+    (asked,) = case("Oslo").freely().questions
+    assert asked.conversation == [Message("user", "Question 0 about Oslo?")]
+    (begun,) = case("Oslo").questions
+    assert begun.conversation == [Message("user", "Question 0 about Oslo?"), Message("assistant", "It is")]
 
 
 def test_more_questions_than_a_batch_are_all_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,12 +108,15 @@ def test_more_questions_than_a_batch_are_all_asked_once(monkeypatch: pytest.Monk
         asked.append(text)
         return " " + text.split(" about ")[1]
 
-    count = 2 * recall.BATCH + 3
-    episodes = [episode(f"a{i}", f"b{i}") for i in range(count)]
-    report = evaluate_recall(rigged(monkeypatch, reply), episodes, arms=[Arm.MEMORY])
-    assert asked == [question.question for one in episodes for question in one.questions]
-    assert figures(report)["memory"] == (1.0, 1.0)
-    assert report.questions == 2 * count
+    count = recall.ASKED_AT_ONCE // 2 + 3
+    cases = [case(f"a{i}", f"b{i}") for i in range(count)]
+    figure = evaluate_recall(rigged(monkeypatch, reply), TITLE, cases, arms=[Arm.MEMORY])
+    assert asked == [question.text for one in cases for question in one.questions]
+    assert values(figure) == {"memory": 1.0}
+    assert figure.questions == 2 * count
+
+
+# Which memory is read.
 
 
 def test_each_arm_reads_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,25 +127,27 @@ def test_each_arm_reads_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return ""
 
     engine = rigged(monkeypatch, reply)
-    episodes = [
-        episode("Oslo", "Ann", told="I live in Oslo."),
-        episode("Oslo", told="My home is Oslo."),
-        episode("Rome", told="I am from Rome."),
+    cases = [
+        case("Oslo", "Ann", told="I live in Oslo."),
+        case("Oslo", told="My home is Oslo."),
+        case("Rome", told="I am from Rome."),
     ]
-    own = [engine.absorb(engine.new_state(), one.messages).matrices for one in episodes]
-    evaluate_recall(engine, episodes, arms=list(Arm))
+    own = [engine.absorb(engine.new_state(), one.messages).matrices for one in cases]
+    evaluate_recall(engine, TITLE, cases, arms=list(Arm))
     by_arm = {arm: read[4 * place : 4 * place + 4] for place, arm in enumerate(Arm)}
     for index, row in enumerate((0, 0, 1, 2)):
         memory, zero, random = (by_arm[arm][index] for arm in (Arm.MEMORY, Arm.ZERO, Arm.RANDOM))
         assert memory is not None and zero is not None and random is not None
-        assert torch.equal(memory.matrices, own[row])
+        torch.testing.assert_close(memory.matrices, own[row], rtol=1e-4, atol=1e-5)
         assert zero.norm() == 0
-        torch.testing.assert_close(random.matrices.norm(dim=(-2, -1)), own[row].norm(dim=(-2, -1)))
+        torch.testing.assert_close(
+            random.matrices.norm(dim=(-2, -1)), own[row].norm(dim=(-2, -1)), rtol=1e-4, atol=1e-5
+        )
         assert not torch.allclose(random.matrices, own[row])
     assert by_arm[Arm.OFF] == [None] * 4
-    # Episode 1 tells Oslo too, so episode 0 and it both get episode 2's.
+    # Case 1 tells Oslo too, so case 0 and it both get case 2's.
     wrong = [state.matrices for state in by_arm[Arm.WRONG] if state is not None]
-    assert [next(i for i in range(3) if torch.equal(one, own[i])) for one in wrong] == [2, 2, 2, 0]
+    assert [next(i for i in range(3) if torch.allclose(one, own[i], atol=1e-5)) for one in wrong] == [2, 2, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -233,43 +160,49 @@ def test_each_arm_reads_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (["Oslo", "Oslo", "Oslo"], 1),
     ],
 )
-def test_the_wrong_conversation_cannot_be_right_by_accident(
-    monkeypatch: pytest.MonkeyPatch, answers: list[str], expected: int
-) -> None:
-    read: list[MemoryState | None] = []
+def test_the_wrong_conversation_cannot_be_right_by_accident(answers: list[str], expected: int) -> None:
+    engine = tiny_engine()
+    cases = [case(answer, told=f"Fact {i} is {answer}.") for i, answer in enumerate(answers)]
+    own = [engine.absorb(engine.new_state(), one.messages) for one in cases]
+    read = recall.readings(cases, own, [Arm.WRONG])[Arm.WRONG]
+    assert read is not None
+    assert read[0] is own[expected]
 
-    def reply(state: MemoryState | None, text: str) -> str:
-        read.append(state)
-        return ""
 
-    engine = rigged(monkeypatch, reply)
-    episodes = [episode(answer, told=f"Fact {i} is {answer}.") for i, answer in enumerate(answers)]
-    own = [engine.absorb(engine.new_state(), one.messages).matrices for one in episodes]
-    evaluate_recall(engine, episodes, arms=[Arm.WRONG])
-    assert read[0] is not None
-    assert torch.equal(read[0].matrices, own[expected])
+def test_values_that_are_wrong_here_are_answers_nowhere_else() -> None:
+    """A stranger that was told the old value would make the old value's rate look like the memory's own."""
+    cases = [
+        Case((), (Asked("Where?", "Oslo", wrong=("Rome",)),)),
+        Case((), (Asked("Where?", "Rome"),)),
+        Case((), (Asked("Where?", "Bern"),)),
+    ]
+    engine = tiny_engine()
+    states = [engine.new_state() for _ in cases]
+    read = recall.readings(cases, states, [Arm.WRONG])[Arm.WRONG]
+    assert read is not None
+    assert read[0] is states[2]
 
 
 def test_the_evaluation_is_the_same_each_time() -> None:
     engine = tiny_engine()
-    episodes = generated_episodes(WORDS, EpisodeShape(split="evaluation", distractors=(0, 1)), 3, seed=5)
-    reports = [evaluate_recall(engine, episodes, seed=2, facts=1) for _ in range(2)]
-    assert reports[0] == reports[1]
+    cases = [case(word, told=f"My code is {word}.") for word in ("amber", "basil", "cedar")]
+    assert evaluate_recall(engine, TITLE, cases) == evaluate_recall(engine, TITLE, cases)
     assert engine.store.agents() == []
 
 
 def test_without_memory_and_with_a_zero_state_the_same_is_said() -> None:
     """On a real engine, whose replies need not be right for their rates to be equal: compare the replies."""
     engine = tiny_engine()
-    conversations = [[Message("user", f"What is {word}?"), Message("assistant", "It is")] for word in WORDS[:3]]
+    words = ("amber", "basil", "cedar")
+    conversations = [[Message("user", f"What is {word}?"), Message("assistant", "It is")] for word in words]
     zeros = [engine.new_state()] * 3
     off = engine.greedy_replies(None, conversations, max_tokens=6)
     assert engine.greedy_replies(zeros, conversations, max_tokens=6) == off
-    told = [engine.absorb(engine.new_state(), [Message("user", f"My code is {word}.")]) for word in WORDS[:3]]
+    told = [engine.absorb(engine.new_state(), [Message("user", f"My code is {word}.")]) for word in words]
     assert engine.greedy_replies(told, conversations, max_tokens=6) != off
 
 
-def test_a_reply_has_room_for_the_longest_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_has_room_for_the_longest_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one token a byte, a longer word that begins with the answer has to be told from it."""
     engine, asked = tiny_engine(), []
     real = engine.greedy_replies
@@ -279,160 +212,54 @@ def test_a_reply_has_room_for_the_longest_answer(monkeypatch: pytest.MonkeyPatch
         return real(states, conversations, max_tokens=2)
 
     monkeypatch.setattr(engine, "greedy_replies", greedy_replies)
-    evaluate_recall(engine, [episode("Ann", "Maximilian")], arms=[Arm.MEMORY])
-    evaluate_recall(engine, [episode("Ann", prefix="")], arms=[Arm.MEMORY])
-    (behind_prefix, roles), (free, free_roles) = asked
+    evaluate_recall(engine, TITLE, [case("Ann", "Maximilian")], arms=[Arm.MEMORY])
+    old = Case((Message("user", "x"),), (Asked("Who?", "Ann", "It is", ("Bartholomew",)),))
+    evaluate_recall(engine, TITLE, [old], arms=[Arm.MEMORY])
+    evaluate_recall(engine, TITLE, [case("Ann", prefix="")], arms=[Arm.MEMORY])
+    (behind_prefix, roles), (with_old, _), (free, free_roles) = asked
     assert behind_prefix >= len(" Maximilian") + 1
+    assert with_old >= len(" Bartholomew") + 1
     assert free > recall.FREE_REPLY_TOKENS
     assert (roles, free_roles) == (["assistant", "assistant"], ["user"])
 
 
 def test_progress_ends_at_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
+    named: list[str] = []
+
+    @contextmanager
+    def watch(text: str) -> Any:
+        named.append(text)
+        yield lambda done, total: seen.append((done, total))
+
     engine = rigged(monkeypatch, lambda state, text: "")
-    evaluate_recall(engine, [episode("a", "b"), episode("c")], advance=lambda done, total: seen.append((done, total)))
+    evaluate_recall(engine, TITLE, [case("a", "b"), case("c")], watch=watch)
+    assert named == ["capacity: some facts"]
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1] == (2 + 5 * 3, 2 + 5 * 3)
     assert {total for _, total in seen} == {seen[-1][1]}
-
-
-def test_a_report_as_json_has_stable_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = rigged(monkeypatch, lambda state, text: " a")
-    report = asdict(evaluate_recall(engine, [episode("a"), episode("b")], facts=1))
-    assert set(report) == {"facts", "episodes", "questions", "state_bytes", "history_tokens", "arms"}
-    assert tuple(report["arms"]) == ARMS
-    for result in report["arms"].values():
-        assert set(result) == {"first", "whole"}
-        assert all(set(rate) == {"rate", "low", "high"} for rate in result.values())
-    assert json.loads(json.dumps(report)) == report
 
 
 # What is refused before any work is done.
 
 
 @pytest.mark.parametrize("answer", ["", "  ", "…", "🐶", "\u0301", "_"])
-def test_an_answer_without_words_is_refused(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+def test_an_answer_without_words_is_refused(answer: str) -> None:
     with pytest.raises(ConfigError, match="expected at least one word"):
-        evaluate_recall(tiny_engine(), [episode("Ann"), episode(answer)])
+        evaluate_recall(tiny_engine(), TITLE, [case("Ann"), case(answer)])
 
 
-def test_a_single_episode_has_no_wrong_conversation() -> None:
+def test_a_single_conversation_has_no_wrong_one() -> None:
     with pytest.raises(ConfigError, match=r"needs another conversation.*at least 2 episodes"):
-        evaluate_recall(tiny_engine(), [episode("Ann", "Oslo")])
+        evaluate_recall(tiny_engine(), TITLE, [case("Ann", "Oslo")])
 
 
-def test_a_single_episode_is_enough_without_that_control(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_conversation_is_enough_without_that_control(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = rigged(monkeypatch, lambda state, text: " Ann")
-    assert figures(evaluate_recall(engine, [episode("Ann")], arms=[Arm.MEMORY]))["memory"] == (1.0, 1.0)
+    assert values(evaluate_recall(engine, TITLE, [case("Ann")], arms=[Arm.MEMORY])) == {"memory": 1.0}
 
 
-@pytest.mark.parametrize("episodes", [[], [episode(), episode()]])
-def test_nothing_to_ask_is_refused(episodes: list[Episode]) -> None:
+@pytest.mark.parametrize("cases", [[], [case(), case()]])
+def test_nothing_to_ask_is_refused(cases: list[Case]) -> None:
     with pytest.raises(ConfigError, match="no questions"):
-        evaluate_recall(tiny_engine(), episodes)
-
-
-# Generated episodes.
-
-
-def test_generated_episodes_are_those_of_their_seed() -> None:
-    shape = EpisodeShape(2, split="evaluation")
-    assert generated_episodes(WORDS, shape, 5, 1) == generated_episodes(WORDS, shape, 5, 1)
-    assert generated_episodes(WORDS, shape, 5, 1) != generated_episodes(WORDS, shape, 5, 2)
-    assert generated_episodes(WORDS, shape, 5, 1)[:3] == generated_episodes(WORDS, shape, 3, 1)
-    assert all(held_out(q.answer) for one in generated_episodes(WORDS, shape, 50, 1) for q in one.questions)
-
-
-# Episodes from a file.
-
-ROW: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "I live in Oslo."}, {"role": "assistant", "content": "Noted."}],
-    "questions": [
-        {"question": "Where do I live?", "answer": "Oslo"},
-        {"question": "Which city?", "answer": "Oslo", "prefix": "It is"},
-    ],
-}
-
-
-def written(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def test_a_file_holds_one_episode_a_line(tmp_path: Path) -> None:
-    (found, again) = read_episodes(written(tmp_path / "a.jsonl", ROW, ROW))
-    assert found == again
-    assert found.messages == (Message("user", "I live in Oslo."), Message("assistant", "Noted."))
-    assert found.questions == (
-        Question("Where do I live?", "Oslo", ""),
-        Question("Which city?", "Oslo", "It is"),
-    )
-
-
-def test_blank_lines_a_byte_order_mark_and_foreign_line_ends_are_taken(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", ROW)
-    plain = read_episodes(path)
-    text = path.read_text(encoding="utf-8").rstrip("\n")
-    path.write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n\r\n   \r\n{text}".encode())
-    assert read_episodes(path) == plain * 2
-
-
-@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
-def test_text_may_hold_any_character(tmp_path: Path, mark: str) -> None:
-    row = {**ROW, "messages": [{"role": "user", "content": f"a{mark}b"}]}
-    path = tmp_path / "a.jsonl"
-    raw = json.dumps(row, ensure_ascii=mark < " ")
-    path.write_bytes(raw.encode() + b"\n")
-    (found,) = read_episodes(path)
-    assert found.messages[0].content == f"a{mark}b"
-
-
-def test_numbers_are_taken_as_their_text(tmp_path: Path) -> None:
-    row = {**ROW, "questions": [{"question": "How many?", "answer": 42}, {"question": "How far?", "answer": 3.5}]}
-    (found,) = read_episodes(written(tmp_path / "a.jsonl", row))
-    assert [question.answer for question in found.questions] == ["42", "3.5"]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ([1, 2], r"found \[1, 2\]"),
-        ({"questions": ROW["questions"]}, "'messages' is None"),
-        ({**ROW, "messages": []}, r"'messages' is \[\]"),
-        ({**ROW, "messages": "I live in Oslo."}, "'messages' is 'I live"),
-        ({**ROW, "messages": [{"role": "robot", "content": "x"}]}, "message 0: .*robot"),
-        ({**ROW, "messages": [{"role": "user", "content": ["x"]}]}, "message 0: .*expected text"),
-        ({**ROW, "messages": ["x"]}, "message 0 is 'x'"),
-        ({**ROW, "questions": []}, r"'questions' is \[\]"),
-        ({"messages": ROW["messages"]}, "'questions' is None"),
-        ({**ROW, "questions": ["Where?"]}, "question 1 is 'Where"),
-        ({**ROW, "questions": [*ROW["questions"], {"question": "Where?"}]}, "question 3 has answer None"),
-        ({**ROW, "questions": [{"answer": "Oslo"}]}, "question 1 has question None"),
-        ({**ROW, "questions": [{"question": "Where?", "answer": ["Oslo"]}]}, "question 1 has answer .*no text"),
-        ({**ROW, "questions": [{"question": "Where?", "answer": True}]}, "question 1 has answer True"),
-        ({**ROW, "questions": [{"question": "Where?", "answer": "  "}]}, "no word that a reply could match"),
-        ({**ROW, "questions": [{"question": "Where?", "answer": "a", "prefix": None}]}, "has prefix None"),
-    ],
-)
-def test_a_line_that_does_not_fit_is_named(tmp_path: Path, row: object, message: str) -> None:
-    path = written(tmp_path / "a.jsonl", ROW, ROW)
-    path.write_text(path.read_text(encoding="utf-8") + "\n" + json.dumps(row) + "\n", encoding="utf-8")
-    with pytest.raises(MessageError, match=rf"a\.jsonl, line 4: .*{message}") as refused:
-        read_episodes(path)
-    assert "expected an object" in str(refused.value)
-
-
-@pytest.mark.parametrize("line", [b"{", b'{"messages": \xff}', b"not json"])
-def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: bytes) -> None:
-    path = written(tmp_path / "a.jsonl", ROW)
-    path.write_bytes(path.read_bytes() + line)
-    with pytest.raises(MessageError, match=r"a\.jsonl, line 2: "):
-        read_episodes(path)
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "  \n"])
-def test_a_file_without_episodes_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="holds no episodes"):
-        read_episodes(path)
+        evaluate_recall(tiny_engine(), TITLE, cases)

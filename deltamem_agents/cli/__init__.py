@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deltamem_agents import __version__
-from deltamem_agents.cli import adapter, memory, recall
+from deltamem_agents.cli import adapter, evaluation, memory
 from deltamem_agents.cli.chat import chat
 from deltamem_agents.cli.doctor import doctor
 from deltamem_agents.cli.screen import OneLineErrors, replace_what_cannot_be_shown
@@ -46,7 +46,7 @@ def _deltamem(
 app.command()(chat)
 app.add_typer(memory.app, name="memory")
 app.command()(train)
-app.add_typer(recall.app, name="eval")
+app.add_typer(evaluation.app, name="eval")
 app.add_typer(adapter.app, name="adapter")
 app.command()(doctor)
 

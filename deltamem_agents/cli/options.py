@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,9 @@ AdapterDir = Annotated[
     str | None,
     typer.Option("--adapter", metavar="DIR", help="Folder or Hub id. Without it, the one that ships for the model."),
 ]
+Save = Annotated[
+    Path | None, typer.Option("--save", metavar="FILE", dir_okay=False, help="Write the figures there, as JSON.")
+]
 Device = Annotated[str, typer.Option("--device", metavar="cpu|cuda|mps", help="Where the model runs.")]
 
 
@@ -45,6 +49,13 @@ def open_engine(model: str, adapter: str | None, store: str | None, device: str)
     from deltamem_agents.engine import DeltaMemEngine
 
     return DeltaMemEngine.from_pretrained(model, adapter=adapter, store=store, device=device)
+
+
+def watch(text: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Shows one piece of a long measurement on stderr; what it gives takes (done, total)."""
+    from deltamem_agents.loading.progress import step
+
+    return step(text, True)
 
 
 @contextmanager

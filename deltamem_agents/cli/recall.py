@@ -1,62 +1,56 @@
-"""`deltamem eval recall`: what a memory holds, beside its controls."""
+"""`deltamem eval recall`: what a memory holds, beside its controls, and pictures of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, open_engine
-from deltamem_agents.cli.screen import emit, nbytes, plural, stdout, table
+from deltamem_agents.cli.figures import print_report, print_subject
+from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, Save, open_engine, watch
+from deltamem_agents.cli.screen import emit, plural, stdout
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
-    from deltamem_agents.evaluation.recall import Rate, RecallReport
-    from deltamem_agents.training.episodes import Episode
+    from deltamem_agents.evaluation.draws import Size
+    from deltamem_agents.evaluation.report import Figure, Report
 
-app = typer.Typer(no_args_is_help=True, help="Measure what a memory holds.")
-
-
-class HeldOut(StrEnum):
-    """What else of the episodes was never seen in training, beside the values."""
-
-    ATTRIBUTES = "attributes"
-    PHRASINGS = "phrasings"
+ALL = "all"
+SUITE_NAMES = ("capacity", "held-out", "updates", "sides", "distance", "untold", "harmless", "natural")
+"""Here so that --help and wrong usage do not load the suites; a test compares."""
 
 
-@app.callback()
-def _group() -> None:
-    """Measure what a memory holds."""
-
-
-@app.command()
 def recall(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SUITE", help=f"{', '.join(SUITE_NAMES)}, or {ALL}.  [default: capacity]"),
+    ] = None,
     facts: Annotated[
         list[int] | None,
-        typer.Option("--facts", metavar="N", min=1, help="Facts told in an episode; may be repeated.  [default: 1]"),
+        typer.Option("--facts", metavar="N", min=1, help="Only these numbers of facts, of capacity; may be repeated."),
     ] = None,
-    count: Annotated[int, typer.Option("--episodes-count", metavar="N", min=2, help="Episodes for each.")] = 200,
-    file: Annotated[
+    questions: Annotated[
+        int | None,
+        typer.Option("--questions", metavar="N", min=4, help="Asked for a figure, over all seeds.  [default: 300]"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="48 questions a figure, one seed, and distances up to 1,000 tokens.")
+    ] = False,
+    episodes: Annotated[
         Path | None,
         typer.Option("--episodes", metavar="FILE", exists=True, dir_okay=False, help="Your own episodes, as JSONL."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Equal seeds draw equal episodes.")] = 0,
-    distractors: Annotated[
-        tuple[int, int],
-        typer.Option("--distractors", metavar="MIN MAX", min=0, help="Small talk in between, in exchanges."),
-    ] = (0, 3),
-    held_out: Annotated[
-        list[HeldOut] | None,
-        typer.Option(
-            "--held-out",
-            metavar="attributes|phrasings",
-            help="Take these too from what was never trained on; may be repeated.",
-        ),
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw capacity and distance (.png, .svg, .pdf).")
     ] = None,
+    saved: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="REPORT", help="Show saved reports instead of measuring; may be repeated."),
+    ] = None,
+    save: Save = None,
     model: Model = DEFAULT_MODEL,
     adapter: AdapterDir = None,
     device: Device = "cpu",
@@ -64,84 +58,111 @@ def recall(
 ) -> None:
     """Measure recall from the state alone, beside the controls that any such figure needs.
 
-    Conversations are absorbed and hidden, then each is asked about in a fresh prompt and answered greedily. The
-    answer's first word, and all of its words, have to be exactly right. Values told were never seen in training.
+    Conversations are absorbed and hidden, then asked about in a fresh prompt and answered greedily. What counts is
+    the whole answer, exactly, after the beginning of the reply ("Your dog's name is"); in the suite natural, the
+    value anywhere in a reply that the model began. No value that is told was ever seen in training.
 
-    The arms are the memory itself; the memory off; a zero state; another conversation's state; and a random state of
-    equal norm. Intervals are bootstrap 95 % intervals over episodes.
+    The arms are the memory itself; the memory off; a zero state; another conversation's state; and a random state
+    of equal norm in every layer. Intervals are 95 %, by bootstrap over conversations; three seeds draw them.
 
-    A line of FILE is {"messages": [{"role", "content"}], "questions": [{"question", "answer"}]}. A question may have
-    a "prefix", the beginning of the reply; without one the free reply is searched for the answer.
+    A line of an episodes FILE is {"messages": [{"role", "content"}], "questions": [{"question", "answer"}]}. A
+    question may have a "prefix", the beginning of the reply; without one the free reply is searched for the answer.
 
-    JSON: {"facts" (null for FILE), "episodes", "questions", "state_bytes", "history_tokens" (mean), "arms": {"memory",
-    "off", "zero_state", "wrong_conversation", "random_state": each {"first": {"rate", "low", "high"}, "whole": the
-    same}}}; a list of such objects when --facts is given more than once.
+    JSON: {"subject" (what was measured), "figures": [{"suite", "name", "place" (on the axis of a picture),
+    "questions", "conversations", "history_tokens" (mean), "arms": {arm: {measure: {"value", "low", "high",
+    "by_seed", "unit"}}}}], "seeds", "settings"}; a list of them for several REPORTs.
 
-    Example: deltamem eval recall --facts 1 --facts 4 --json
+    Examples: deltamem eval recall --quick · deltamem eval recall capacity distance --save mine.json --plot mine.png ·
+    deltamem eval recall --from a.json --from b.json --plot both.png
     """
-    if file is not None and (facts or held_out):
-        raise typer.BadParameter("FILE brings its own facts; leave --facts and --held-out out", param_hint="--episodes")
-    if distractors[0] > distractors[1]:
-        raise typer.BadParameter(f"MIN {distractors[0]} is above MAX {distractors[1]}", param_hint="--distractors")
+    if saved:
+        from deltamem_agents.evaluation.report import read_report
+
+        reports = [read_report(path) for path in saved]
+    else:
+        wanted = _wanted(suites or [], facts, episodes)
+        reports = [_measure(wanted, facts, episodes, _size(questions, quick), save, (model, adapter, device))]
+    if as_json:
+        emit([report.to_json() for report in reports] if len(reports) > 1 else reports[0].to_json())
+    else:
+        _show(reports)
+    if plot is not None:
+        from deltamem_agents.pictures.recall import recall_picture
+
+        recall_picture(reports, plot)
+        if not as_json:
+            stdout().print(f"picture: {plot}")
+
+
+def _wanted(suites: Sequence[str], facts: Sequence[int] | None, episodes: Path | None) -> list[str]:
+    unknown = [name for name in suites if name not in (*SUITE_NAMES, ALL)]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is unknown; use one of {', '.join(SUITE_NAMES)}, {ALL}")
+    if episodes is not None and (suites or facts):
+        raise typer.BadParameter("FILE brings its own facts; name no SUITE and no --facts", param_hint="--episodes")
+    if facts and suites and "capacity" not in suites:
+        raise typer.BadParameter("only the suite capacity has numbers of facts", param_hint="--facts")
+    return list(SUITE_NAMES) if ALL in suites else list(dict.fromkeys(suites)) or ["capacity"]
+
+
+def _size(questions: int | None, quick: bool) -> Size:
+    from deltamem_agents.evaluation.draws import FULL, QUICK
+
+    size = QUICK if quick else FULL
+    return size if questions is None else replace(size, questions=questions)
+
+
+def _measure(
+    wanted: Sequence[str],
+    facts: Sequence[int] | None,
+    episodes: Path | None,
+    size: Size,
+    save: Path | None,
+    opened: tuple[str, str | None, str],
+) -> Report:
+    """The report, saved after every figure so that a long run that is interrupted leaves what it has."""
+    from deltamem_agents.evaluation.report import Report, Subject
+
+    model, adapter, device = opened
     engine = open_engine(model, adapter, "memory:", device)
     try:
-        if file is not None:
-            from deltamem_agents.evaluation.recall import read_episodes
-
-            reports = [_evaluate(engine, read_episodes(file), None, seed)]
-        else:
-            reports = [
-                _evaluate(engine, _drawn(engine, number, distractors, held_out or (), count, seed), number, seed)
-                for number in facts or [1]
-            ]
+        name = Path(adapter).name if adapter else "shipped"
+        settings: dict[str, int | str] = {"questions": size.questions}
+        if episodes is not None:
+            settings = {"episodes": episodes.name}
+        report = Report(Subject.of(engine, name), (), size.seeds if episodes is None else (0,), settings)
+        figures = _own(engine, episodes) if episodes is not None else _figures(engine, wanted, facts, size)
+        for figure in figures:
+            report = replace(report, figures=(*report.figures, figure))
+            if save is not None:
+                report.save(save)
     finally:
         engine.close()
-    if as_json:
-        emit([asdict(report) for report in reports] if len(reports) > 1 else asdict(reports[0]))
-        return
+    return report
+
+
+def _figures(
+    engine: DeltaMemEngine, wanted: Sequence[str], facts: Sequence[int] | None, size: Size
+) -> Iterator[Figure]:
+    from deltamem_agents.evaluation.suites import SUITES, capacity, run_suite
+
+    for name in wanted:
+        suite = capacity(tuple(facts)) if facts and name == "capacity" else SUITES[name].run
+        yield from run_suite(engine, suite, size, watch)
+
+
+def _own(engine: DeltaMemEngine, path: Path) -> Iterator[Figure]:
+    from deltamem_agents.evaluation.episodes_file import read_episodes
+    from deltamem_agents.evaluation.recall import Case, Title, evaluate_recall
+
+    cases = [Case.of(episode) for episode in read_episodes(path)]
+    title = Title("episodes", f"{path.name}, {plural(len(cases), 'conversation')}")
+    yield evaluate_recall(engine, title, cases, watch=watch)
+
+
+def _show(reports: Sequence[Report]) -> None:
+    from deltamem_agents.evaluation.suites import SUITES
+
     for report in reports:
-        _print_report(report)
-
-
-def _drawn(
-    engine: DeltaMemEngine, facts: int, distractors: tuple[int, int], held_out: Sequence[HeldOut], count: int, seed: int
-) -> list[Episode]:
-    from deltamem_agents.evaluation.recall import generated_episodes
-    from deltamem_agents.training.episodes import EpisodeShape
-    from deltamem_agents.training.trainer import open_words
-
-    shape = EpisodeShape(
-        facts,
-        distractors,
-        split="evaluation",
-        held_out_attributes=HeldOut.ATTRIBUTES in held_out,
-        held_out_phrasings=HeldOut.PHRASINGS in held_out,
-    )
-    return generated_episodes(open_words(engine.tokenizer), shape, count, seed)
-
-
-def _evaluate(engine: DeltaMemEngine, episodes: Sequence[Episode], facts: int | None, seed: int) -> RecallReport:
-    from deltamem_agents.evaluation.recall import evaluate_recall
-    from deltamem_agents.loading.progress import step
-
-    told = f" of {plural(facts, 'fact')}" if facts is not None else ""
-    with step(f"recall{told}, {plural(len(episodes), 'episode')}", True) as advance:
-        return evaluate_recall(engine, episodes, seed=seed, facts=facts, advance=advance)
-
-
-def _print_report(report: RecallReport) -> None:
-    told = [] if report.facts is None else [f"{plural(report.facts, 'fact')} each"]
-    counts = [plural(report.episodes, "episode"), *told, plural(report.questions, "question")]
-    sizes = [f"history of {report.history_tokens:.0f} tokens on average", f"state of {nbytes(report.state_bytes)}"]
-    console = stdout()
-    console.print(" · ".join([*counts, *sizes]))
-    columns = ("first word right", "95 % interval", "whole answer right", "95 % interval ")
-    shown = table("asked with", *columns, right=columns)
-    for arm, result in report.arms.items():
-        cells = (*_cells(result.first), *_cells(result.whole))
-        shown.add_row(arm.replace("_", " "), *cells, style="bold" if arm == "memory" else None)
-    console.print(shown)
-
-
-def _cells(rate: Rate) -> tuple[str, str]:
-    return f"{rate.rate:.1%}", f"{rate.low:.1%} – {rate.high:.1%}"
+        print_subject(report.subject)
+        print_report(report, {name: suite.about for name, suite in SUITES.items()})

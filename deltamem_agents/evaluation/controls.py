@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-import numpy as np
 import torch
 
 from deltamem_agents.errors import ConfigError
@@ -62,20 +61,3 @@ def strangers(answers: Sequence[frozenset[str]]) -> list[int]:
         min(((index + step) % count for step in range(1, count)), key=lambda other: len(mine & answers[other]))
         for index, mine in enumerate(answers)
     ]
-
-
-def bootstrap_interval(
-    right: Sequence[float], clusters: Sequence[int], *, seed: int = 0, draws: int = 2000
-) -> tuple[float, float]:
-    """95 % interval of the mean of `right`, from resampling whole clusters.
-
-    `clusters[i]` is the cluster of `right[i]`: questions about one conversation stand or fall together.
-    """
-    values, groups = np.asarray(right, dtype=float), np.asarray(clusters)
-    names = np.unique(groups)
-    sums = np.array([values[groups == name].sum() for name in names])
-    sizes = np.array([(groups == name).sum() for name in names])
-    picked = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
-    means = sums[picked].sum(axis=1) / sizes[picked].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

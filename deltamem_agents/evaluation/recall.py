@@ -2,223 +2,256 @@
 
 from __future__ import annotations
 
-import json
-import random
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import ConfigError, MessageError
-from deltamem_agents.evaluation.controls import Arm, arm_states, bootstrap_interval, strangers
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.evaluation.controls import Arm, arm_states, strangers
+from deltamem_agents.evaluation.estimates import Drawn, Estimate
+from deltamem_agents.evaluation.matching import contains, match, words
+from deltamem_agents.evaluation.report import Figure
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape, Question
-from deltamem_agents.types import Message, as_messages
+from deltamem_agents.training.episodes import Episode, Question
+from deltamem_agents.types import Message
 
-BATCH = 16
+ABSORBED_AT_ONCE = 32
+ASKED_AT_ONCE = 64
 FREE_REPLY_TOKENS = 24
 SPARE_TOKENS = 2
 """Tokens beyond the answer's own, which show whether its last word ends where the answer does."""
 
+FIRST, WHOLE = "first", "whole"
+"""Measures: the share of questions whose answer's first word, and whose whole answer, was right."""
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of right answers with its bootstrap 95 % interval."""
-
-    rate: float
-    low: float
-    high: float
+Watch: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Shows one piece of work by its name; what it gives takes (done, total)."""
 
 
-@dataclass(frozen=True)
-class ArmResult:
-    """`first`: the answer's first word, `whole`: all of its words, both compared exactly."""
-
-    first: Rate
-    whole: Rate
+@contextmanager
+def unwatched(_: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows nothing."""
+    yield lambda done, total: None
 
 
 @dataclass(frozen=True)
-class RecallReport:
-    """One evaluation. `arms` holds the memory's own figure and every control's."""
+class Asked:
+    """A question in a fresh prompt. `prefix`: the beginning of the reply, "" to let the model begin it.
 
-    episodes: int
-    questions: int
-    facts: int | None
-    state_bytes: int
-    history_tokens: float
-    arms: dict[str, ArmResult] = field(default_factory=dict)
-
-
-def generated_episodes(words: Sequence[str], shape: EpisodeShape, count: int, seed: int) -> list[Episode]:
-    """`count` episodes of one shape, whose split decides whether their values were trained on.
-
-    Equal arguments give equal episodes.
+    `answer`: what is right, "" where nothing told could be. `wrong`: values that should not be said.
     """
-    generator, rng = EpisodeGenerator(words, shape), random.Random(f"evaluation {seed}")
-    return [generator.draw(rng) for _ in range(count)]
+
+    text: str
+    answer: str = ""
+    prefix: str = ""
+    wrong: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, question: Question) -> Asked:
+        return cls(question.question, question.answer, question.prefix, question.outdated)
+
+    def beside(self, values: Sequence[str]) -> Asked:
+        """The question with the wrong ones among `values` marked as such."""
+        return replace(self, wrong=tuple(value for value in values if value != self.answer))
+
+    @property
+    def conversation(self) -> list[Message]:
+        asked = [Message("user", self.text)]
+        return [*asked, Message("assistant", self.prefix)] if self.prefix else asked
+
+    def says(self, reply: str, value: str) -> bool:
+        """Whether the reply gives `value` as the answer."""
+        if not words(value):
+            return False
+        return match(value, reply, begun=True).whole if self.prefix else contains(reply, value)
 
 
-def read_episodes(path: Path) -> list[Episode]:
-    """Episodes from a JSONL file of {"messages": […], "questions": [{"question", "answer"}]}.
+@dataclass(frozen=True)
+class Case:
+    """A conversation and what is asked about it. `seed`: of the evaluation that drew it."""
 
-    A question may carry "prefix", the beginning of the reply which the answer completes; without it the
-    model's free reply is searched for the answer. Raises MessageError naming the line that does not fit.
-    """
-    episodes = []
-    # Bytes are split at line feeds alone: text may hold other characters that end a line.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            episodes.append(_episode(json.loads(line)))
-        except ValueError as error:
-            raise MessageError(
-                f"{path}, line {number}: {error}; expected an object "
-                '{"messages": [{"role", "content"}], "questions": [{"question", "answer"}]}'
-            ) from None
-    if not episodes:
-        raise ConfigError(f"{path} holds no episodes; expected one JSON object a line")
-    return episodes
+    messages: tuple[Message, ...]
+    questions: tuple[Asked, ...]
+    seed: int = 0
 
+    @classmethod
+    def of(cls, episode: Episode, seed: int = 0) -> Case:
+        return cls(episode.messages, tuple(Asked.of(question) for question in episode.questions), seed)
 
-def _episode(row: object) -> Episode:
-    """Raises ValueError saying what does not fit."""
-    if not isinstance(row, dict):
-        raise ValueError(f"found {row!r}")
-    for key in ("messages", "questions"):
-        if not isinstance(row.get(key), list) or not row[key]:
-            raise ValueError(f"{key!r} is {row.get(key)!r}")
-    questions = tuple(_question(item, f"question {number}") for number, item in enumerate(row["questions"], 1))
-    return Episode(as_messages(row["messages"]), questions)
+    def freely(self) -> Case:
+        """The same with no reply begun."""
+        return replace(self, questions=tuple(replace(asked, prefix="") for asked in self.questions))
+
+    @property
+    def answers(self) -> frozenset[str]:
+        """What would count for some question, whole or by its first word."""
+        values = (value for asked in self.questions for value in (asked.answer, *asked.wrong))
+        spelled = [parts for value in values if (parts := words(value.casefold()))]
+        return frozenset({parts[0] for parts in spelled} | {" ".join(parts) for parts in spelled})
 
 
-def _question(item: object, where: str) -> Question:
-    if not isinstance(item, dict):
-        raise ValueError(f"{where} is {item!r}")
-    for key in ("question", "answer", "prefix"):
-        value = item.get(key, "" if key == "prefix" else None)
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise ValueError(f"{where} has {key} {value!r}, which is no text")
-    if not words(str(item["answer"])):
-        raise ValueError(f"{where} has answer {item['answer']!r}, which has no word that a reply could match")
-    return Question(str(item["question"]), str(item["answer"]), str(item.get("prefix", "")))
+@dataclass(frozen=True)
+class Title:
+    """What a figure is called, as in Figure. `wrong`: the measure of questions answered by a wrong value."""
+
+    suite: str
+    name: str
+    place: float | None = None
+    wrong: str = "wrong"
 
 
 def evaluate_recall(
     engine: DeltaMemEngine,
-    episodes: Sequence[Episode],
+    title: Title,
+    cases: Sequence[Case],
     *,
     arms: Sequence[Arm] = tuple(Arm),
-    seed: int = 0,
-    facts: int | None = None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-) -> RecallReport:
+    watch: Watch = unwatched,
+) -> Figure:
     """Absorb every conversation, then ask every question with each arm's memory and greedy decoding.
 
-    `facts` is only noted in the report. `advance(done, total)` is called as work gets done.
     Raises ConfigError when there is nothing to ask, an answer has no words, or the wrong conversation is
     among the arms and there is only one.
     """
-    asked = [(index, question) for index, episode in enumerate(episodes) for question in episode.questions]
-    _check_answers([question for _, question in asked])
-    others = strangers([_hits(episode) for episode in episodes]) if Arm.WRONG in arms else []
-    total, done = len(episodes) + len(arms) * len(asked), 0
-
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        advance(done, total)
-
-    states: list[MemoryState] = []
-    for episode in episodes:
-        states.append(engine.absorb(engine.new_state(), episode.messages))
-        tick(1)
-    generator = torch.Generator().manual_seed(seed)
-    results = {}
-    for arm in arms:
-        hits = _ask(engine, asked, arm_states(arm, states, others, generator), tick)
-        clusters = [index for index, _ in asked]
-        first, whole = (_rate(right, clusters, seed) for right in zip(*hits, strict=True))
-        results[arm.value] = ArmResult(first, whole)
-    tokens = [engine.count_tokens(episode.messages) for episode in episodes]
-    return RecallReport(len(episodes), len(asked), facts, states[0].nbytes, sum(tokens) / len(tokens), results)
+    check_cases(cases, arms)
+    with watch(f"{title.suite}: {title.name}") as advance:
+        steps = Steps(advance, len(cases) + len(arms) * asked_count(cases))
+        states = absorbed(engine, [case.messages for case in cases], steps.done)
+        replies = replies_by_arm(engine, cases, readings(cases, states, arms), steps.done)
+    return figure_of(title, cases, replies, mean_tokens(engine, cases))
 
 
-def _check_answers(questions: Sequence[Question]) -> None:
+class Steps:
+    """Counts what is done of a piece of work and shows it."""
+
+    def __init__(self, advance: Callable[[int, int], None], total: int) -> None:
+        self._advance, self._total, self._count = advance, total, 0
+
+    def done(self, count: int) -> None:
+        self._count += count
+        self._advance(self._count, self._total)
+
+
+def check_cases(cases: Sequence[Case], arms: Sequence[Arm]) -> None:
+    """Refuses before any work is done what `evaluate_recall` says it refuses."""
+    questions = [asked for case in cases for asked in case.questions]
     if not questions:
         raise ConfigError("the episodes hold no questions; give at least one")
-    for question in questions:
-        if not words(question.answer):
+    for asked in questions:
+        if not words(asked.answer) and not asked.wrong:
             raise ConfigError(
-                f"the answer to {question.question!r} is {question.answer!r}, expected at least one word; "
+                f"the answer to {asked.text!r} is {asked.answer!r}, expected at least one word; "
                 "nothing a model says could match it"
             )
+    if Arm.WRONG in arms:
+        strangers([case.answers for case in cases])
 
 
-def _hits(episode: Episode) -> frozenset[str]:
-    """What would count as right for some question of the episode, whole or by its first word."""
-    answers = [words(question.answer.casefold()) for question in episode.questions]
-    return frozenset({answer[0] for answer in answers} | {" ".join(answer) for answer in answers})
+def asked_count(cases: Sequence[Case]) -> int:
+    return sum(len(case.questions) for case in cases)
 
 
-def _ask(
+def absorbed(
     engine: DeltaMemEngine,
-    asked: Sequence[tuple[int, Question]],
-    memories: Sequence[MemoryState] | None,
+    conversations: Sequence[Sequence[Message]],
     tick: Callable[[int], None],
-) -> list[tuple[bool, bool]]:
-    """For each (episode, question) whether the first word and the whole answer were right, by that episode's memory."""
-    hits: list[tuple[bool, bool]] = []
-    for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
-        given = None if memories is None else [memories[index] for index, _ in part]
-        replies = _replies(engine, given, [question for _, question in part])
-        hits += [_match(question, reply) for (_, question), reply in zip(part, replies, strict=True)]
-        tick(len(part))
-    return hits
+    states: Sequence[MemoryState] | None = None,
+) -> list[MemoryState]:
+    """The state after each conversation, from empty ones or from `states`. `tick` is told of finished conversations."""
+    before = [engine.new_state()] * len(conversations) if states is None else states
+    after: list[MemoryState] = []
+    for start in range(0, len(conversations), ABSORBED_AT_ONCE):
+        part = slice(start, start + ABSORBED_AT_ONCE)
+        after += engine.absorb_batch(before[part], conversations[part])
+        tick(len(conversations[part]))
+    return after
 
 
-def _replies(engine: DeltaMemEngine, states: Sequence[MemoryState] | None, questions: Sequence[Question]) -> list[str]:
-    """Greedy replies, completing each question's prefix where it has one."""
-    conversations = []
-    for question in questions:
-        messages = [Message("user", question.question)]
-        if question.prefix:
-            messages.append(Message("assistant", question.prefix))
-        conversations.append(messages)
-    longest = max(engine.count_tokens([Message("assistant", question.answer)]) for question in questions)
-    if not all(question.prefix for question in questions):
+def readings(
+    cases: Sequence[Case], states: Sequence[MemoryState], arms: Sequence[Arm]
+) -> dict[Arm, list[MemoryState] | None]:
+    """By arm the state that each question of each case is asked with, in order. `states` holds a state a case."""
+    others = strangers([case.answers for case in cases]) if Arm.WRONG in arms else []
+    generator = torch.Generator().manual_seed(cases[0].seed)
+    owners = [index for index, case in enumerate(cases) for _ in case.questions]
+    found = {}
+    for arm in arms:
+        given = arm_states(arm, states, others, generator)
+        found[arm] = None if given is None else [given[owner] for owner in owners]
+    return found
+
+
+def replies_by_arm(
+    engine: DeltaMemEngine,
+    cases: Sequence[Case],
+    read: Mapping[Arm, Sequence[MemoryState] | None],
+    tick: Callable[[int], None],
+    *,
+    tokens: int | None = None,
+) -> dict[Arm, list[str]]:
+    """Greedy replies to every question of every case in order, by arm.
+
+    `tokens`: of a reply at most, None for as many as the values that are looked for need.
+    """
+    questions = [asked for case in cases for asked in case.questions]
+    room = tokens or _room(engine, questions)
+    found: dict[Arm, list[str]] = {arm: [] for arm in read}
+    for arm, states in read.items():
+        for start in range(0, len(questions), ASKED_AT_ONCE):
+            part = slice(start, start + ASKED_AT_ONCE)
+            conversations = [asked.conversation for asked in questions[part]]
+            given = None if states is None else states[part]
+            found[arm] += engine.greedy_replies(given, conversations, max_tokens=room)
+            tick(len(conversations))
+    return found
+
+
+def _room(engine: DeltaMemEngine, questions: Sequence[Asked]) -> int:
+    """Tokens of a reply in which any value that is looked for can be seen whole."""
+    values = {value for asked in questions for value in (asked.answer, *asked.wrong) if value}
+    longest = max(engine.count_tokens([Message("assistant", value)]) for value in values)
+    if not all(asked.prefix for asked in questions):
         longest = max(longest, FREE_REPLY_TOKENS)
-    return engine.greedy_replies(states, conversations, max_tokens=longest + SPARE_TOKENS)
+    return longest + SPARE_TOKENS
 
 
-def _match(question: Question, reply: str) -> tuple[bool, bool]:
-    """Whether the first word and whether every word of the answer is there, in place or in a free reply."""
-    answer, said = words(question.answer), words(reply)
-    if question.prefix:
-        return said[:1] == answer[:1], said[: len(answer)] == answer
-    spots = [place for place, word in enumerate(said) if word == answer[0]]
-    return bool(spots), any(said[spot : spot + len(answer)] == answer for spot in spots)
+def mean_tokens(engine: DeltaMemEngine, cases: Sequence[Case]) -> float:
+    """Of the conversations' contents."""
+    return sum(engine.count_tokens(case.messages) for case in cases) / len(cases)
 
 
-def words(text: str) -> list[str]:
-    """What stands between spaces and punctuation, as written. A number like 3.5 or 10:30 is one word."""
-    text = unicodedata.normalize("NFC", text)
-    inside = {match.start() for match in re.finditer(r"(?<=\d)[.,:/](?=\d)", text)}
-    kept = (letter if place in inside or _in_word(letter) else " " for place, letter in enumerate(text))
-    return [word for word in "".join(kept).split() if any(letter.isalnum() for letter in word)]
+def figure_of(title: Title, cases: Sequence[Case], replies: Mapping[Arm, Sequence[str]], tokens: float) -> Figure:
+    """What the replies of each arm come to."""
+    drawn = drawn_from(cases)
+    questions = [asked for case in cases for asked in case.questions]
+    arms = {arm.value: _measured(title, drawn, questions, said) for arm, said in replies.items()}
+    return Figure(title.suite, title.name, len(questions), len(cases), tokens, arms, title.place)
 
 
-def _in_word(letter: str) -> bool:
-    # Marks belong to the letter before them; where no composed letter exists they stand by themselves.
-    return letter.isalnum() or letter == "_" or unicodedata.category(letter).startswith("M")
+def joined(one: Figure, other: Figure) -> Figure:
+    """Two figures of the same questions as one with the measures of both."""
+    arms = {arm: {**measures, **other.arms.get(arm, {})} for arm, measures in one.arms.items()}
+    return replace(one, arms=arms)
 
 
-def _rate(right: Sequence[bool], clusters: Sequence[int], seed: int) -> Rate:
-    low, high = bootstrap_interval([float(hit) for hit in right], clusters, seed=seed)
-    return Rate(sum(right) / len(right), low, high)
+def drawn_from(cases: Sequence[Case]) -> Drawn:
+    """Where the questions come from, in order."""
+    owners = [(index, case.seed) for index, case in enumerate(cases) for _ in case.questions]
+    return Drawn([index for index, _ in owners], [seed for _, seed in owners])
+
+
+def _measured(title: Title, drawn: Drawn, questions: Sequence[Asked], replies: Sequence[str]) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    pairs = list(zip(questions, replies, strict=True))
+    if all(asked.answer for asked in questions):
+        matches = [match(asked.answer, reply, begun=bool(asked.prefix)) for asked, reply in pairs]
+        found[WHOLE] = drawn.estimate([float(one.whole) for one in matches])
+        found[FIRST] = drawn.estimate([float(one.first) for one in matches])
+    if any(asked.wrong for asked in questions):
+        said = [any(asked.says(reply, value) for value in asked.wrong) for asked, reply in pairs]
+        found[title.wrong] = drawn.estimate([float(hit) for hit in said])
+    return found

@@ -1,0 +1,206 @@
+"""Long histories in four arms: what a prompt shows under its budget, which state is read, and what is counted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.evaluation import long_tasks
+from deltamem_agents.evaluation.context import History, Line, Shown
+from deltamem_agents.evaluation.controls import Arm
+from deltamem_agents.evaluation.long_tasks import LongQuestion, LongTask, Rows, evaluate_tasks, sampled
+from deltamem_agents.evaluation.recall import unwatched
+from deltamem_agents.evaluation.report import Figure
+from deltamem_agents.types import Message
+from tiny_engine import tiny_engine
+
+LINES = (
+    Line("Ada: I bought a violin.", "[May]"),
+    Line("Bob: How nice, and how loud.", "[May]"),
+    Line("Ada: The garden is wet.", "[June]"),
+    Line("Bob: Mine is dry.", "[July]"),
+)
+QUESTION = "Question: What did Ada buy?"
+
+
+@pytest.fixture(scope="module")
+def engine() -> DeltaMemEngine:
+    return tiny_engine()
+
+
+def task(name: str, *kinds: str, seed: int = 0) -> LongTask:
+    questions = tuple(
+        LongQuestion(f"{name}{n}?", f"{name}{n}", (f"gold {name}{n}",), kind) for n, kind in enumerate(kinds)
+    )
+    told = ((Message("user", f"I am {name}."),), (Message("user", "Hello."), Message("assistant", "Hi."))[: len(name)])
+    return LongTask(name, told, (Line(f"I am {name}."), Line("Hello.")), questions, seed)
+
+
+# What a prompt shows.
+
+
+def test_the_window_is_the_newest_lines_under_their_heads(engine: DeltaMemEngine) -> None:
+    history = History(engine, LINES)
+    whole = history.prompt(Shown.WINDOW, QUESTION, "violin", 1000)
+    assert whole == (
+        "[May]\nAda: I bought a violin.\nBob: How nice, and how loud.\n[June]\nAda: The garden is wet.\n"
+        f"[July]\nBob: Mine is dry.\n\n{QUESTION}"
+    )
+    assert history.prompt(Shown.WINDOW, QUESTION, "violin", 90) == (
+        f"[June]\nAda: The garden is wet.\n[July]\nBob: Mine is dry.\n\n{QUESTION}"
+    )
+
+
+def test_snippets_are_what_the_query_finds_in_the_order_it_was_said(engine: DeltaMemEngine) -> None:
+    history = History(engine, (*LINES, Line("Ada: My violin needs strings.", "[August]")))
+    found = history.prompt(Shown.SNIPPETS, QUESTION, "Whose violin?", 1000)
+    assert found == f"[May]\nAda: I bought a violin.\n[August]\nAda: My violin needs strings.\n\n{QUESTION}"
+    assert history.prompt(Shown.SNIPPETS, QUESTION, "zebra", 1000) == QUESTION
+
+
+def test_nothing_shown_is_the_question_alone(engine: DeltaMemEngine) -> None:
+    assert History(engine, LINES).prompt(Shown.NOTHING, QUESTION, "violin", 1000) == QUESTION
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(Shown), st.integers(30, 200), st.lists(st.text("ab c", max_size=20), max_size=8))
+def test_no_prompt_is_longer_than_its_budget(shown: Shown, budget: int, texts: list[str]) -> None:
+    engine = tiny_engine()
+    lines = [Line(f"{text} violin {place}", f"[{place // 3}]") for place, text in enumerate(texts)]
+    prompt = History(engine, lines).prompt(shown, QUESTION, "violin", budget)
+    assert len(engine.tokenizer.encode(prompt, add_special_tokens=False)) <= budget
+    assert prompt.endswith(QUESTION)
+
+
+def test_a_question_longer_than_the_budget_is_refused(engine: DeltaMemEngine) -> None:
+    with pytest.raises(ConfigError, match=r"takes 27 tokens, the prompt budget is 20; raise it"):
+        History(engine, LINES).prompt(Shown.WINDOW, QUESTION, "violin", 20)
+
+
+def test_without_the_search_library_the_error_says_what_to_install(
+    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rank_bm25", None)
+    with pytest.raises(ConfigError, match=r"rank-bm25.*deltamem-agents\[eval\]"):
+        evaluate_tasks(
+            engine, [task("a", "x"), task("b", "x")], ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched
+        )
+
+
+# Which questions.
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any), st.integers(1, 12), st.integers(0, 3))
+def test_a_sample_is_of_all_questions_and_the_same_each_time(counts: list[int], wanted: int, seed: int) -> None:
+    tasks = [task(f"t{n}", *["x"] * count) for n, count in enumerate(counts)]
+    found = sampled(tasks, wanted, seed)
+    assert found == sampled(tasks, wanted, seed)
+    assert sum(len(one.questions) for one in found) == min(wanted, sum(counts))
+    assert [one.sessions for one in found] == [one.sessions for one in tasks]
+    for one, other in zip(found, tasks, strict=True):
+        places = [other.questions.index(question) for question in one.questions]
+        assert places == sorted(set(places))
+    assert sampled(tasks, None) == tasks
+
+
+def test_nothing_to_ask_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no questions"):
+        sampled([task("a"), task("b")], None)
+
+
+# What is asked with which memory, and counted.
+
+ROWS = Rows(
+    "tasks", "right", {"x": frozenset("x"), "y": frozenset("y"), "none": frozenset("z"), "all": frozenset("xy")}
+)
+
+
+def scored_by_gold(question: LongQuestion, reply: str) -> float:
+    return float(question.golds[0] in reply)
+
+
+def rigged(monkeypatch: pytest.MonkeyPatch) -> tuple[DeltaMemEngine, list[tuple[Any, str]]]:
+    """An engine that knows every answer by a memory that is not zero, and none by anything else."""
+    engine, asked = tiny_engine(), []
+
+    def greedy_replies(states: Any, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[str]:
+        given = [None] * len(conversations) if states is None else states
+        replies = []
+        for state, (message,) in zip(given, conversations, strict=True):
+            asked.append((state, message.content))
+            question = message.content.split("\n")[-1].rstrip("?")
+            replies.append(f"gold {question}" if state is not None and state.norm() > 0 else "nothing")
+        return replies
+
+    monkeypatch.setattr(engine, "greedy_replies", greedy_replies)
+    return engine, asked
+
+
+def by_name(figures: Sequence[Figure]) -> dict[str, Figure]:
+    return {figure.name: figure for figure in figures}
+
+
+def test_every_row_has_every_arm_under_every_kind_of_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = rigged(monkeypatch)
+    tasks = [task("a", "x", "x", "y", seed=1), task("b", "x", seed=2), task("c", "y", seed=2)]
+    figures = evaluate_tasks(engine, tasks, ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched)
+    assert [figure.name for figure in figures] == [
+        f"{row} · {shown}" for row in ("x", "y", "all") for shown in ("recent window", "question only", "BM25 snippets")
+    ]
+    found = by_name(figures)
+    assert (found["x · question only"].questions, found["x · question only"].conversations) == (3, 2)
+    assert (found["all · recent window"].questions, found["all · recent window"].conversations) == (5, 3)
+    assert set(found["all · BM25 snippets"].arms) == {"off"}
+    for name in ("all · recent window", "all · question only"):
+        values = {arm: measures["right"].value for arm, measures in found[name].arms.items()}
+        assert values == {"memory": 1, "off": 0, "zero_state": 0, "wrong_conversation": 1, "random_state": 1}
+        assert len(found[name].arms["memory"]["right"].by_seed) == 2
+    assert len(asked) == 5 * (2 * len(Arm) + 1)
+
+
+def test_a_question_reads_the_state_of_its_own_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = rigged(monkeypatch)
+    tasks = [task("a", "x", "x"), task("b", "x")]
+    evaluate_tasks(engine, tasks, ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched)
+    own = {}
+    for one in tasks:
+        state = engine.new_state()
+        for session in one.sessions:
+            state = engine.absorb(state, session)
+        own[one.name] = state.matrices
+    only = [(state, text) for state, text in asked if "\n" not in text]
+    memory, wrong = only[:3], only[9:12]
+    for state, text in memory:
+        assert own[text[0]].allclose(state.matrices, atol=1e-5)
+    for state, text in wrong:
+        assert own["b" if text[0] == "a" else "a"].allclose(state.matrices, atol=1e-5)
+
+
+def test_replies_come_back_in_the_order_of_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of like lengths are asked together: the longest first."""
+    engine, _ = rigged(monkeypatch)
+    monkeypatch.setattr(long_tasks, "ASKED_TOKENS", 20)
+    tasks = [task("a" * length, "x", "x") for length in (1, 9, 4)]
+    figures = evaluate_tasks(engine, tasks, ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched)
+    assert by_name(figures)["x · question only"].arms["memory"]["right"].value == 1.0
+
+
+def test_the_evaluation_is_the_same_each_time(engine: DeltaMemEngine) -> None:
+    tasks = [task("a", "x", "y"), task("b", "x")]
+    runs = [
+        evaluate_tasks(engine, tasks, ROWS, lambda question, reply: len(reply) / 100, prompt_tokens=90, watch=unwatched)
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_a_single_history_has_no_other_one(engine: DeltaMemEngine) -> None:
+    with pytest.raises(ConfigError, match="needs another history, and there is 1"):
+        evaluate_tasks(engine, [task("a", "x")], ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched)

@@ -1,0 +1,316 @@
+"""The suites of `deltamem eval recall`: what each of them draws and counts, end to end on a random two-layer model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltamem_agents.cli.recall import SUITE_NAMES
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.evaluation import distance, harmless, natural, untold
+from deltamem_agents.evaluation.controls import Arm
+from deltamem_agents.evaluation.draws import FULL, HELD_OUT_VALUES, QUICK, Size, drawn_cases, generated_episodes
+from deltamem_agents.evaluation.matching import contains
+from deltamem_agents.evaluation.neutral_text import NEUTRAL_REPLIES
+from deltamem_agents.evaluation.recall import FIRST, WHOLE, unwatched
+from deltamem_agents.evaluation.report import Figure
+from deltamem_agents.evaluation.suites import COUNTS, SUITES, capacity, run_suite
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.training.episodes import held_out
+from deltamem_agents.training.trainer import open_words
+from deltamem_agents.types import Message
+from tiny_training import word_engine
+
+ARMS = {arm.value for arm in Arm}
+SIZE = Size(6, (1, 2), (0, 1000))
+WORDS = open_words(word_engine().tokenizer)
+
+
+@pytest.fixture(scope="module")
+def engine() -> DeltaMemEngine:
+    return word_engine()
+
+
+@pytest.fixture(scope="module")
+def figures(engine: DeltaMemEngine) -> dict[str, list[Figure]]:
+    """Every suite once; capacity of two counts."""
+    runs = {name: suite.run for name, suite in SUITES.items()} | {"capacity": capacity((1, 4))}
+    return {name: list(run_suite(engine, run, SIZE, unwatched)) for name, run in runs.items()}
+
+
+def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value: str) -> None:
+    """Makes every reply name `value`."""
+    monkeypatch.setattr(engine, "greedy_replies", lambda states, asked, *, max_tokens: [f" {value}."] * len(asked))
+
+
+# Every suite.
+
+
+@pytest.mark.parametrize("name", SUITE_NAMES)
+def test_every_figure_has_enough_questions_and_every_control(name: str, figures: dict[str, list[Figure]]) -> None:
+    assert figures[name]
+    for figure in figures[name]:
+        assert figure.suite == name
+        assert figure.questions >= SIZE.questions
+        assert set(figure.arms) - {natural.READ_ONLY} == ARMS
+        assert figure.history_tokens > 0
+        measured = {tuple(measures) for measures in figure.arms.values()}
+        assert len(measured) == 1
+        for measures in figure.arms.values():
+            for found in measures.values():
+                assert len(found.by_seed) == len(SIZE.seeds)
+                assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("name", ["capacity", "updates", "untold", "harmless", "natural"])
+def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(
+    name: str, figures: dict[str, list[Figure]]
+) -> None:
+    run = capacity((1, 4)) if name == "capacity" else SUITES[name].run
+    assert list(run_suite(word_engine(), run, SIZE, unwatched)) == figures[name]
+
+
+def test_the_command_line_knows_every_suite() -> None:
+    assert set(SUITE_NAMES) == set(SUITES)
+    assert FULL.questions >= 300 and len(FULL.seeds) == 3
+    assert QUICK.questions < 100 and max(QUICK.distances) < max(FULL.distances)
+
+
+# What is drawn.
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 3), st.sampled_from(COUNTS))
+def test_as_many_questions_are_drawn_as_were_asked_for_each_seed_its_share(
+    questions: int, seeds: int, facts: int
+) -> None:
+    size = Size(questions, tuple(range(seeds)))
+    cases = drawn_cases(WORDS, replace(HELD_OUT_VALUES, facts=facts), size)
+    asked = Counter({seed: 0 for seed in size.seeds})
+    for case in cases:
+        asked[case.seed] += len(case.questions)
+        assert 1 <= len(case.questions) <= facts
+        assert len({one.text for one in case.questions}) == len(case.questions)
+    assert set(asked.values()) == {-(-questions // seeds)}
+
+
+def test_conversations_of_many_facts_are_asked_about_in_part() -> None:
+    cases = drawn_cases(WORDS, replace(HELD_OUT_VALUES, facts=32), Size(24, (1,)))
+    assert len(cases) == 12
+    assert {len(case.questions) for case in cases} == {2}
+
+
+def test_equal_seeds_draw_equal_cases_and_others_draw_others() -> None:
+    one, other = (drawn_cases(WORDS, HELD_OUT_VALUES, Size(8, (seed,))) for seed in (1, 2))
+    assert drawn_cases(WORDS, HELD_OUT_VALUES, Size(8, (1,))) == one
+    assert one != other
+    assert generated_episodes(WORDS, HELD_OUT_VALUES, 5, 1)[:3] == generated_episodes(WORDS, HELD_OUT_VALUES, 3, 1)
+
+
+def test_no_value_asked_for_was_ever_trained_on() -> None:
+    for shape in (HELD_OUT_VALUES, replace(HELD_OUT_VALUES, facts=4, values=("phrase", "number", "date", "time"))):
+        cases = drawn_cases(WORDS, shape, Size(40, (1,)))
+        assert all(held_out(asked.answer) for case in cases for asked in case.questions)
+
+
+def test_the_other_values_of_a_conversation_count_as_confusions() -> None:
+    shape = replace(HELD_OUT_VALUES, facts=4)
+    for case in drawn_cases(WORDS, shape, Size(16, (1,)), confusions=True):
+        for asked in case.questions:
+            assert len(asked.wrong) == 3
+            assert asked.answer not in asked.wrong
+    assert all(not asked.wrong for case in drawn_cases(WORDS, shape, SIZE) for asked in case.questions)
+
+
+# Suite by suite.
+
+
+def test_capacity_stands_at_its_numbers_of_facts(figures: dict[str, list[Figure]]) -> None:
+    one, four = figures["capacity"]
+    assert (one.place, four.place) == (1, 4)
+    assert one.conversations > four.conversations or four.conversations == SIZE.questions
+    assert set(one.arms["memory"]) == {WHOLE, FIRST}
+    assert set(four.arms["memory"]) == {WHOLE, FIRST, "another's value"}
+
+
+def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: dict[str, list[Figure]]) -> None:
+    for figure in figures["updates"]:
+        assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
+
+
+def test_fifty_changes_to_others_make_a_long_conversation(figures: dict[str, list[Figure]]) -> None:
+    *_, kept = figures["updates"]
+    once = figures["updates"][0]
+    assert kept.history_tokens > 10 * once.history_tokens
+
+
+def test_a_distance_is_as_long_as_it_says(figures: dict[str, list[Figure]]) -> None:
+    at_once, far = figures["distance"]
+    assert (at_once.place, far.place) == (0, 1000)
+    assert 1000 <= far.history_tokens - at_once.history_tokens < 1200
+
+
+def test_carried_along_is_absorbed_at_once(engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states asked at the second distance are those of the whole history absorbed in its sessions."""
+    monkeypatch.setattr(distance, "SESSION_TOKENS", 40)
+    read: list[list[MemoryState]] = []
+    real = distance.readings
+
+    def readings(cases: Any, states: list[MemoryState], arms: Any) -> Any:
+        read.append(states)
+        return real(cases, states, arms)
+
+    heard: list[list[Message]] = []
+    absorbed = distance.absorbed
+
+    def listening(engine: Any, talks: Sequence[Sequence[Message]], tick: Any, states: Any = None) -> Any:
+        heard.append(list(talks[0]))
+        return absorbed(engine, talks, tick, states)
+
+    monkeypatch.setattr(distance, "readings", readings)
+    monkeypatch.setattr(distance, "absorbed", listening)
+    list(distance.distance(engine, WORDS, Size(4, (1,), (0, 40, 120)), unwatched))
+    state = engine.new_state()
+    for talk in heard:
+        state = engine.absorb(state, talk)
+    assert len(heard) == 4
+    torch.testing.assert_close(read[-1][0].matrices, state.matrices, rtol=1e-3, atol=1e-4)
+
+
+def test_every_conversation_hears_small_talk_of_its_own(
+    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Sequence[Sequence[Message]]] = []
+    absorbed = distance.absorbed
+
+    def listening(engine: Any, talks: Any, tick: Any, states: Any = None) -> Any:
+        heard.append(talks)
+        return absorbed(engine, talks, tick, states)
+
+    monkeypatch.setattr(distance, "absorbed", listening)
+    monkeypatch.setattr(distance, "SESSION_TOKENS", 40)
+    list(distance.distance(engine, WORDS, Size(8, (1,), (0, 40)), unwatched))
+    _, fillers = heard
+    assert len({tuple(talk) for talk in fillers}) == len(fillers)
+
+
+def test_whoever_names_a_told_value_asserts_it_and_never_told_it_is(
+    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that always answers with the first told value is caught every time, in both ways of asking."""
+    said: dict[str, str] = {}
+
+    def greedy_replies(states: Any, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[str]:
+        return [" " + said[messages[0].content] for messages in conversations]
+
+    real = untold._case
+
+    def remembering(*arguments: Any) -> Any:
+        case = real(*arguments)
+        for asked in case.questions:
+            assert asked.wrong and asked.prefix
+            assert not any(contains(asked.text, value) for value in asked.wrong)
+            said[asked.text] = asked.wrong[0]
+        return case
+
+    monkeypatch.setattr(untold, "_case", remembering)
+    monkeypatch.setattr(engine, "greedy_replies", greedy_replies)
+    for figure in untold.untold(engine, WORDS, Size(4, (1,)), unwatched):
+        for measures in figure.arms.values():
+            assert measures[untold.SAME].value == 1.0
+        assert figure.arms["memory"][untold.FREE].value > 0.7
+        assert figure.arms["memory"][untold.BEGUN].value > 0.7
+
+
+def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(figures: dict[str, list[Figure]]) -> None:
+    for figure in (*figures["untold"], *figures["harmless"]):
+        for arm in ("off", "zero_state"):
+            measures = figure.arms[arm]
+            if untold.SAME in measures:
+                assert measures[untold.SAME].value == 1.0
+            if harmless.MARGIN in measures:
+                assert measures[harmless.MARGIN].value == pytest.approx(0, abs=1e-6)
+            if harmless.PERPLEXITY in measures:
+                assert measures[harmless.PERPLEXITY].value == pytest.approx(1, abs=1e-6)
+
+
+def test_a_random_adapter_disturbs_what_it_reads(figures: dict[str, list[Figure]]) -> None:
+    """The measures see a disturbance where there is one: the tiny engine's corrections are large."""
+    replies, texts = figures["harmless"]
+    assert replies.arms["memory"][untold.SAME].value < 1.0
+    assert replies.arms["memory"][harmless.MARGIN].value > 0
+    assert texts.arms["memory"][harmless.PERPLEXITY].value != pytest.approx(1, abs=1e-3)
+    assert texts.arms["memory"][harmless.PERPLEXITY].unit == "ratio"
+
+
+def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine) -> None:
+    figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
+    cases = harmless._dealt(WORDS, Size(2, (1,)), NEUTRAL_REPLIES)
+    lost = tokens = 0.0
+    for case in cases:
+        state = engine.absorb(engine.new_state(), case.messages)
+        for asked in case.questions:
+            frozen, steered = (
+                engine.score(memory, [Message("user", asked.text)], asked.answer) for memory in (None, state)
+            )
+            lost, tokens = lost + frozen.logprob - steered.logprob, tokens + frozen.tokens
+    expected = torch.tensor(lost / tokens).exp().item()
+    assert figure.arms["memory"][harmless.PERPLEXITY].value == pytest.approx(expected, rel=1e-3)
+
+
+def test_neutral_texts_are_many_and_tell_nothing_twice() -> None:
+    assert len(NEUTRAL_REPLIES) >= 36
+    assert len({prompt for prompt, _ in NEUTRAL_REPLIES}) == len(NEUTRAL_REPLIES)
+    assert all(40 <= len(reply.split()) <= 90 for _, reply in NEUTRAL_REPLIES)
+
+
+def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
+    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told in one thread, asked in a new one each; the caller's store is left alone; what was said is what counts."""
+    turns: list[tuple[str, str, list[Message]]] = []
+    real = DeltaMemEngine.run_turn
+
+    def run_turn(self: DeltaMemEngine, agent: str, messages: Sequence[Message], **options: Any) -> Any:
+        turns.append((agent, options["thread"], list(messages)))
+        turn = real(self, agent, messages, **options)
+        if options["thread"] != "told":
+            turn = replace(turn, text="Your thing is " + "Zzyzx.")
+        return turn
+
+    monkeypatch.setattr(DeltaMemEngine, "run_turn", run_turn)
+    figures = list(natural.natural(engine, WORDS, Size(4, (1,)), unwatched))
+    assert engine.store.agents() == []
+    assert all(figure.arms["memory"][WHOLE].value == 0 for figure in figures)
+    for agent, thread, messages in turns:
+        if thread != "told":
+            assert len(messages) == 1
+            assert sum(other[:2] == (agent, thread) for other in turns) <= len(natural.COUNTS)
+        else:
+            assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
+
+
+def test_read_as_the_controls_are_a_memory_answers_from_what_it_was_told(
+    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_by_each(monkeypatch, engine, "nothing")
+    for figure in natural.natural(engine, WORDS, Size(4, (1,)), unwatched):
+        assert set(figure.arms) == {*ARMS, natural.READ_ONLY}
+        assert figure.arms[natural.READ_ONLY][WHOLE].value == 0
+
+
+@pytest.mark.model
+def test_the_shipped_adapter_recalls_what_no_control_does() -> None:
+    engine = DeltaMemEngine.from_pretrained("smollm2-135m-instruct", store="memory:", progress=False)
+    (figure,) = run_suite(engine, capacity((1,)), Size(16, (1, 2)), unwatched)
+    engine.close()
+    controls = [figure.arms[arm.value][WHOLE].value for arm in Arm if arm is not Arm.MEMORY]
+    assert figure.arms["memory"][WHOLE].value >= 0.25
+    assert max(controls) <= 0.1

@@ -1,0 +1,30 @@
+"""A random two-layer model and a random adapter for it as folders, which is how commands open them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltamem_agents.memory.adapter_file import save_adapter
+from tiny_engine import byte_tokenizer, random_adapter, tiny_llama
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The folders."""
+
+    model: Path
+    adapter: Path
+
+    @property
+    def options(self) -> list[str]:
+        return ["--model", str(self.model), "--adapter", str(self.adapter)]
+
+
+def save_tiny(folder: Path) -> Tiny:
+    folders = Tiny(folder / "model", folder / "adapter")
+    model = tiny_llama()
+    model.save_pretrained(folders.model)
+    byte_tokenizer().save_pretrained(folders.model)
+    save_adapter(random_adapter(model), folders.adapter)
+    return folders
