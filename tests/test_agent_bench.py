@@ -173,7 +173,8 @@ def test_numbered_facts_are_absorbed_one_by_one_in_order() -> None:
 def test_labelled_texts_may_have_several_lines() -> None:
     task = label_task(row_of(LABELLED), "labels")
     assert [line.text for line in task.lines] == ["Is it cold?\nOr not?\nlabel: 3", "How far is it?\nlabel: 0"]
-    assert task.questions[0].text.endswith("Is it hot?\nlabel:")
+    assert task.questions[0].text.endswith("Is it hot?")
+    assert task.questions[0].begun == "label:"
 
 
 @pytest.mark.parametrize(("make", "row"), [(conflict_task, LABELLED), (label_task, POOL)])

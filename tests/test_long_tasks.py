@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,6 +123,9 @@ ROWS = Rows(
 )
 
 
+TWO = (task("a", "x", "y"), task("bbb", "x"))
+
+
 def scored_by_gold(question: LongQuestion, reply: str) -> float:
     return float(question.golds[0] in reply)
 
@@ -190,6 +194,26 @@ def test_replies_come_back_in_the_order_of_the_questions(monkeypatch: pytest.Mon
     tasks = [task("a" * length, "x", "x") for length in (1, 9, 4)]
     figures = evaluate_tasks(engine, tasks, ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched)
     assert by_name(figures)["x · question only"].arms["memory"]["right"].value == 1.0
+
+
+def test_a_reply_that_is_begun_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = tiny_engine(), []
+
+    def greedy_replies(states: Any, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[str]:
+        asked.extend(messages[-1] for messages in conversations)
+        return [""] * len(conversations)
+
+    monkeypatch.setattr(engine, "greedy_replies", greedy_replies)
+    begun = [replace(one, questions=tuple(replace(q, begun="label:") for q in one.questions)) for one in TWO]
+    evaluate_tasks(engine, begun, ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched)
+    assert set(asked) == {Message("assistant", "label:")}
+
+
+def test_a_row_says_how_long_its_own_histories_are(engine: DeltaMemEngine) -> None:
+    figures = by_name(evaluate_tasks(engine, TWO, ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched))
+    own = {one.name: sum(map(engine.count_tokens, one.sessions)) for one in TWO}
+    assert figures["y · question only"].history_tokens == own["a"]
+    assert figures["x · question only"].history_tokens == sum(own.values()) / 2
 
 
 def test_the_evaluation_is_the_same_each_time(engine: DeltaMemEngine) -> None:

@@ -60,7 +60,7 @@ def locomo(
 
     The data is not part of this package: take locomo10.json from the benchmark's authors.
 
-    JSON: as `deltamem eval recall`.
+    JSON: as of `deltamem eval recall`.
 
     Example: deltamem eval locomo --data locomo10.json --questions 200 --prompt-tokens 512
     """

@@ -65,7 +65,7 @@ def read_rows(data: str, split: Split, source: str = "") -> list[BenchRow]:
 def conflict_task(row: BenchRow, name: str) -> LongTask:
     """A task of a row of numbered facts, one a line behind a heading."""
     lines = [line.strip() for line in row.context.splitlines() if re.match(r"\s*\d+\.\s", line)]
-    return _task(row, name, lines, _ask_fact)
+    return _task(row, name, lines, _ask_fact, "")
 
 
 def label_task(row: BenchRow, name: str) -> LongTask:
@@ -78,7 +78,7 @@ def label_task(row: BenchRow, name: str) -> LongTask:
         if line.strip().startswith("label:"):
             examples.append("\n".join(begun))
             begun = []
-    return _task(row, name, examples, _ask_label)
+    return _task(row, name, examples, _ask_label, "label:")
 
 
 def conflict_score(question: LongQuestion, reply: str) -> float:
@@ -93,14 +93,14 @@ def label_score(question: LongQuestion, reply: str) -> float:
     return float(said in {normalised(gold) for gold in question.golds})
 
 
-def _task(row: BenchRow, name: str, lines: Sequence[str], ask: Callable[[str], str]) -> LongTask:
+def _task(row: BenchRow, name: str, lines: Sequence[str], ask: Callable[[str], str], begun: str) -> LongTask:
     """Raises ConfigError for a context without any line of its kind."""
     if not lines:
         raise ConfigError(
             f"{row.source}: the context begins {row.context[:60]!r}, expected numbered facts or labelled texts by line"
         )
     pairs = zip(row.questions, row.answers, strict=True)
-    questions = tuple(LongQuestion(ask(question), question, golds, name) for question, golds in pairs)
+    questions = tuple(LongQuestion(ask(question), question, golds, name, begun) for question, golds in pairs)
     history = tuple(Message("user", line) for line in lines)
     return LongTask(row.source, (history,), tuple(Line(line) for line in lines), questions, row.seed)
 
@@ -113,7 +113,7 @@ def _ask_fact(question: str) -> str:
 
 
 def _ask_label(question: str) -> str:
-    return f"Give this text its number, as in the labelled examples. Answer with the number alone.\n{question}\nlabel:"
+    return f"Give this text its number, as in the labelled examples. Answer with the number alone.\n{question}"
 
 
 def _first_line(reply: str) -> str:

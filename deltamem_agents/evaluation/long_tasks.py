@@ -36,12 +36,16 @@ READ_WITH: Mapping[Shown, tuple[Arm, ...]] = {
 
 @dataclass(frozen=True)
 class LongQuestion:
-    """`query`: what snippets are looked for by. `golds`: accepted answers. `kind`: decides how it is scored."""
+    """`query`: what snippets are looked for by. `golds`: accepted answers. `kind`: decides how it is scored.
+
+    `begun`: the beginning of the reply, "" to let the model begin it.
+    """
 
     text: str
     query: str
     golds: tuple[str, ...]
     kind: str
+    begun: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def evaluate_tasks(
                 ]
                 for arm in arms
             }
-    tokens = sum(engine.count_tokens(session) for task in tasks for session in task.sessions) / len(tasks)
+    tokens = [sum(map(engine.count_tokens, task.sessions)) for task in tasks]
     return list(_figures(rows, tasks, questions, owners, scores, tokens))
 
 
@@ -140,10 +144,12 @@ def _states(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[i
 
 
 def _prompts(engine: DeltaMemEngine, tasks: Sequence[LongTask], shown: Shown, budget: int) -> list[list[Message]]:
-    found = []
+    found: list[list[Message]] = []
     for task in tasks:
         history = History(engine, task.lines)
-        found += [[Message("user", history.prompt(shown, one.text, one.query, budget))] for one in task.questions]
+        for one in task.questions:
+            prompt = [Message("user", history.prompt(shown, one.text, one.query, budget))]
+            found.append([*prompt, Message("assistant", one.begun)] if one.begun else prompt)
     return found
 
 
@@ -181,7 +187,7 @@ def _figures(
     questions: Sequence[LongQuestion],
     owners: Sequence[int],
     scores: Mapping[Shown, Mapping[Arm, Sequence[float]]],
-    tokens: float,
+    tokens: Sequence[int],
 ) -> Iterator[Figure]:
     for name, kinds in rows.kinds.items():
         places = [place for place, one in enumerate(questions) if one.kind in kinds]
@@ -193,5 +199,6 @@ def _figures(
                 arm.value: {rows.measure: drawn.estimate([found[place] for place in places])}
                 for arm, found in by_arm.items()
             }
-            conversations = len({owners[place] for place in places})
-            yield Figure(rows.suite, f"{name} · {shown.value}", len(places), conversations, tokens, arms)
+            asked = {owners[place] for place in places}
+            mean = sum(tokens[owner] for owner in asked) / len(asked)
+            yield Figure(rows.suite, f"{name} · {shown.value}", len(places), len(asked), mean, arms)
