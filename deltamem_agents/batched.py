@@ -59,7 +59,9 @@ def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt])
     cache = rows.cache_of_lead()
     for start in range(0, rows.width, PREFILL_CHUNK):
         part = slice(start, start + PREFILL_CHUNK)
-        call = MemoryCall(state, rows.reads[:, part], rows.writes[:, part], rows.message_ids[:, part])
+        call = MemoryCall(
+            state, rows.reads[:, part], rows.writes[:, part], rows.message_ids[:, part], rows.replies[:, part]
+        )
         # Padding stands behind the tokens, where a causal model's tokens do not see it.
         cache = model(
             input_ids=rows.ids[:, part],
@@ -83,13 +85,13 @@ def greedy_batch(
 ) -> list[list[int]]:
     """Greedy replies, each reading its own row of `state`; nothing is written."""
     rows = _Rows(prompts, model, left=True)
-    tokens, reads, attended = rows.ids, rows.reads, rows.attended
+    tokens, reads, speaks, attended = rows.ids, rows.reads, rows.replies, rows.attended
     cache = rows.cache_of_lead()
     replies: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
     for _ in range(max_tokens):
         positions = (attended.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        memory = {} if state is None else {CALL_KEYWORD: MemoryCall(state, reads)}
+        memory = {} if state is None else {CALL_KEYWORD: MemoryCall(state, reads, replies=speaks)}
         out = model(
             input_ids=tokens,
             attention_mask=attended,
@@ -107,7 +109,7 @@ def greedy_batch(
         if not any(running):
             break
         tokens = chosen[:, None]
-        reads = torch.ones_like(tokens, dtype=torch.bool)
+        reads = speaks = torch.ones_like(tokens, dtype=torch.bool)
         attended = torch.cat([attended, torch.ones_like(tokens)], dim=1)
     return replies
 
@@ -127,7 +129,7 @@ def score_batch(
         past_key_values=rows.cache_of_lead(),
         use_cache=True,
         logits_to_keep=torch.arange(-longest, 0, device=rows.ids.device),
-        **({} if state is None else {CALL_KEYWORD: MemoryCall(state, rows.reads)}),
+        **({} if state is None else {CALL_KEYWORD: MemoryCall(state, rows.reads, replies=rows.replies)}),
     ).logits
     scores = []
     for row, answer in enumerate(answers):
@@ -147,6 +149,7 @@ def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
         prompt.reads + (True,) * count,
         prompt.writes + (False,) * count,
         prompt.message_ids + (-1,) * count,
+        prompt.replies + (True,) * count,
     )
 
 
@@ -173,6 +176,7 @@ class _Rows:
         self.ids = padded(lambda prompt: prompt.ids, 0, torch.long)
         self.reads = padded(lambda prompt: prompt.reads, False, torch.bool)
         self.writes = padded(lambda prompt: prompt.writes, False, torch.bool)
+        self.replies = padded(lambda prompt: prompt.replies, False, torch.bool)
         self.message_ids = padded(lambda prompt: prompt.message_ids, -1, torch.long)
         own = padded(lambda prompt: (1,) * len(prompt), 0, torch.long)
         self.attended = torch.cat([own.new_ones(len(prompts), lead), own], dim=1)

@@ -14,6 +14,7 @@ Head: TypeAlias = Literal["q", "k", "v", "o"]
 UpdateMode: TypeAlias = Literal["standard", "lambda_outside", "no_lambda"]
 Granularity: TypeAlias = Literal["token", "message_mean"]
 ScaleGranularity: TypeAlias = Literal["layer", "head"]
+ReadScope: TypeAlias = Literal["all", "replies"]
 
 ADAPTER_FORMAT = 1
 
@@ -40,8 +41,10 @@ class AdapterConfig:
     `target_layers` empty means every layer. `key_shift` adds a projection of the previous token's
     hidden state to the memory key. `read_gate` scales what a token reads by a gate of its own, one a state.
     `gate_floor`: a write or read gate whose sigmoid is below it is shut, and what is above is stretched to
-    reach from 0 to 1; 0 shuts none. The published method has none of these three. `layers`, `hidden_size` and
-    `base_model` name the model the adapter was made for; None means unknown (the published files do not say).
+    reach from 0 to 1; 0 shuts none. `read_scope`: "replies" lets only those tokens read from which a token of
+    an assistant's message is predicted, so that what others say is read as by the frozen model. The published
+    method has none of these four. `layers`, `hidden_size` and `base_model` name the model the adapter was made
+    for; None means unknown (the published files do not say).
     """
 
     rank: int = 8
@@ -62,6 +65,7 @@ class AdapterConfig:
     key_shift: bool = False
     read_gate: bool = False
     gate_floor: float = 0.0
+    read_scope: ReadScope = "all"
     layers: int | None = None
     hidden_size: int | None = None
     base_model: str | None = None
@@ -186,6 +190,7 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     ),
     (("base_model",), lambda value: value is None or isinstance(value, str), "a name or null"),
     (("state_update_mode",), *_one_of(get_args(UpdateMode))),
+    (("read_scope",), *_one_of(get_args(ReadScope))),
     (("memory_write_granularity",), *_one_of(get_args(Granularity))),
     (("delta_scale_granularity",), *_one_of(get_args(ScaleGranularity))),
     (

@@ -43,13 +43,15 @@ PREFILL_CHUNK = 512
 class Prompt:
     """Token ids of one sequence. `reads` and `writes` mark the tokens that take part in the memory.
 
-    `message_ids`: which message each token belongs to, −1 for none.
+    `message_ids`: which message each token belongs to, −1 for none. `replies`: from which of them a reply's
+    tokens are predicted.
     """
 
     ids: tuple[int, ...]
     reads: tuple[bool, ...]
     writes: tuple[bool, ...]
     message_ids: tuple[int, ...]
+    replies: tuple[bool, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,7 +127,8 @@ class Pass:
             reads = row(prompt.reads, torch.bool)
             writes = row(prompt.writes, torch.bool) if any(prompt.writes[part]) else None
             ids = row(prompt.message_ids, torch.long) if writes is not None else None
-            call = MemoryCall(self.state, reads, writes, ids, collect=self.collect)
+            replies = row(prompt.replies, torch.bool)
+            call = MemoryCall(self.state, reads, writes, ids, replies, collect=self.collect)
         memory = {} if call is None else {CALL_KEYWORD: call}
         out = self.model(
             input_ids=row(prompt.ids, torch.long),
@@ -226,7 +229,7 @@ class Decoding:
         self.reply = Reply(tuple(ids), text.text, reason, run.state)
 
     def _single(self, token: int) -> Prompt:
-        return Prompt((token,), (True,), (self._writes_reply,), (self._message_id,))
+        return Prompt((token,), (True,), (self._writes_reply,), (self._message_id,), (True,))
 
     def _drawing(self) -> Callable[[list[int], Tensor], int | None]:
         """The next token from those so far and the logits; None at the end of the turn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from deltamem_agents.chat.speaking import replies
 from deltamem_agents.chat.template import ChatTemplate, Rendered
 from deltamem_agents.decode import Prompt
 from deltamem_agents.errors import WindowError
@@ -63,7 +64,8 @@ class Prompts:
         rendered = self.template.render([messages[i] for i in kept], tools=tools)
         writes = {place for place, position in enumerate(kept) if position in new}
         overflow = tuple(position for position in sorted(new) if position not in kept)
-        return Window(self._prompt(rendered, [messages[i] for i in kept], writes), start, overflow)
+        prompt = self._prompt(rendered, [messages[i] for i in kept], writes, prompted=True)
+        return Window(prompt, start, overflow)
 
     def segments(self, messages: Sequence[Message], positions: Collection[int] | None) -> Iterator[Prompt]:
         """Prompts of bounded size that together write `messages`, whole messages as far as they fit.
@@ -91,15 +93,17 @@ class Prompts:
     def with_answer(self, messages: Sequence[Message], answer: str) -> tuple[Prompt, tuple[int, ...]]:
         """A prompt that only reads, and the tokens of an answer to it."""
         rendered, tokens = self.template.encode_answer(messages, answer)
-        return self._prompt(rendered, messages, ()), tokens
+        return self._prompt(rendered, messages, (), prompted=True), tokens
 
     def reading(self, messages: Sequence[Message]) -> Prompt:
         """A prompt that only reads; it ends inside the last message when that is the assistant's."""
         prefilled = bool(messages) and messages[-1].role == "assistant"
         rendered = self.template.render(messages, generation_prompt=not prefilled, continue_final=prefilled)
-        return self._prompt(rendered, messages, ())
+        return self._prompt(rendered, messages, (), prompted=True)
 
-    def _prompt(self, rendered: Rendered, messages: Sequence[Message], writes: Collection[int]) -> Prompt:
+    def _prompt(
+        self, rendered: Rendered, messages: Sequence[Message], writes: Collection[int], *, prompted: bool = False
+    ) -> Prompt:
         spoken = {place for place, message in enumerate(messages) if message.role != "system"}
         lead = next((i for i, owner in enumerate(rendered.owner) if owner in spoken), len(rendered.owner))
         return Prompt(
@@ -107,6 +111,7 @@ class Prompts:
             reads=tuple(place >= lead for place in range(len(rendered.ids))),
             writes=tuple(owner in writes for owner in rendered.owner),
             message_ids=tuple(rendered.owner),
+            replies=replies(rendered.owner, messages, prompted=prompted),
         )
 
     def _size(self, messages: Sequence[Message]) -> int:

@@ -198,6 +198,35 @@ def test_an_open_read_gate_is_as_none(floor: float) -> None:
     assert torch.equal(logits, expected) and torch.equal(new.matrices, after.matrices)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
+    """With read scope "replies": up to the first token that may read, and in what is written of it."""
+    subject = Subject(tiny_model(family), VARIANTS["replies-only"])
+    everywhere = Subject(subject.model, FULL)
+    everywhere.adapter.load_state_dict(subject.adapter.state_dict())
+    ids, state, speaks = random_ids(2, 9), random_state(subject.adapter, 2), torch.arange(9).expand(2, 9) >= 6
+    results: dict[str, tuple[Tensor, MemoryState]] = {}
+    for name, (one, replies, start) in {
+        "scoped": (subject, speaks, state),
+        "scoped, nothing marked": (subject, None, state),
+        "everywhere": (everywhere, speaks, state),
+        "nobody speaks": (subject, torch.zeros_like(speaks), state),
+    }.items():
+        attachment = attach(one.model, one.adapter)
+        call = MemoryCall(start, write_mask=torch.ones_like(speaks), replies=replies)
+        with torch.no_grad():
+            logits = one.model(input_ids=ids, **{CALL_KEYWORD: call}).logits
+        results[name] = logits, call.new_state()
+        attachment.detach()
+    base, scoped = subject.base(ids), results["scoped"][0]
+    assert torch.equal(scoped[:, :6], base[:, :6]) and not torch.equal(scoped[:, 6:], base[:, 6:])
+    assert torch.equal(results["nobody speaks"][0], base)
+    for one, other in zip(results["scoped, nothing marked"], results["everywhere"], strict=True):
+        tensors = [value.matrices if isinstance(value, MemoryState) else value for value in (one, other)]
+        assert torch.equal(*tensors)
+    assert not torch.equal(results["everywhere"][0][:, :6], base[:, :6])
+
+
 def test_each_state_head_has_a_read_gate_of_its_own() -> None:
     """A shut one leaves out what its state holds, and that alone."""
     subject = Subject(tiny_model("llama"), replace(VARIANTS["floored-gates"], key_shift=False))

@@ -137,7 +137,9 @@ def test_a_shared_lead_is_what_no_prompt_reads_writes_or_says_otherwise(shapes: 
     prompts = []
     for lead, body, other in shapes:
         ids = (*([7] * lead), *([8 + other] * body))
-        prompts.append(Prompt(ids, (False,) * lead + (True,) * body, (False,) * len(ids), (-1,) * len(ids)))
+        prompts.append(
+            Prompt(ids, (False,) * lead + (True,) * body, (False,) * len(ids), (-1,) * len(ids), (True,) * len(ids))
+        )
     found = batched._shared_lead(prompts)
     assert found == min(min(lead for lead, *_ in shapes), min(map(len, prompts)) - 1)
     assert len({prompt.ids[:found] for prompt in prompts}) == 1

@@ -33,13 +33,15 @@ def test_asides_are_the_contents_that_follow_and_nothing_that_is_told(template: 
 def test_groups_of_like_length_hold_each_row_once_and_hardly_any_padding(lengths: list[int], seed: int) -> None:
     valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     tokens = torch.randint(1, 9, valid.shape, generator=torch.Generator().manual_seed(seed)) * valid
-    whole = HistoryBatch(torch.tensor([5]), tokens, valid, valid & (tokens > 3), valid & (tokens > 6))
+    whole = HistoryBatch(
+        torch.tensor([5]), tokens, valid, valid & (tokens < 5), valid & (tokens > 3), valid & (tokens > 6)
+    )
     groups = whole.of_like_length()
     assert sorted(row for rows, _ in groups for row in rows.tolist()) == list(range(len(lengths)))
     for rows, group in groups:
         own = [lengths[row] for row in rows.tolist()]
         assert min(own) >= LIKE_LENGTH * max(own) and group.tokens.shape == (len(own), max(own))
-        for name in ("tokens", "valid", "writable", "aside"):
+        for name in ("tokens", "valid", "replies", "writable", "aside"):
             assert torch.equal(getattr(group, name), getattr(whole, name)[rows, : max(own)])
 
 

@@ -119,7 +119,7 @@ def test_chunked_prefill_equals_one_pass() -> None:
     engine = tiny_engine()
     tokens = torch.randint(0, 256, (PREFILL_CHUNK + 100,), generator=torch.Generator().manual_seed(0)).tolist()
     length = len(tokens)
-    prompt = Prompt(tuple(tokens), (True,) * length, (True,) * length, (0,) * length)
+    prompt = Prompt(tuple(tokens), (True,) * length, (True,) * length, (0,) * length, (True,) * length)
     chunked = Pass(engine.model, engine.new_state())
     logits = chunked.feed(prompt)
     whole = Pass(engine.model, engine.new_state())

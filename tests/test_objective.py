@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltamem_agents.chat.speaking import replies
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.decode import Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
@@ -89,7 +90,8 @@ def test_noise_without_a_floor_is_the_mean_gate_of_the_asides(config: AdapterCon
     engine = word_engine(replace(config, gate_floor=0.0))
     history = history_batch(renderer(), histories_of(episodes_of(1)), asides_of(1))
     _, noise = write_history(engine.model, engine.adapter, history)
-    call = MemoryCall(engine.adapter.zero_state(), history.valid, history.writable, collect=True)
+    zero = engine.adapter.zero_state()
+    call = MemoryCall(zero, history.valid, history.writable, replies=history.replies, collect=True)
     with torch.no_grad():
         run_after_lead(engine.model, history.lead, history.tokens, history.valid, call)
     gates = torch.stack([beta[history.aside[history.writable]] for beta in call.betas])
@@ -150,7 +152,8 @@ def test_a_question_that_is_written_is_written_as_in_a_turn(config: AdapterConfi
         last = max(place for place, owner in enumerate(rendered.owner) if owner == 1)
         reads = tuple(place >= rendered.owner.index(0) for place in range(last + 1))
         writes = tuple(owner >= 0 for owner in rendered.owner[: last + 1])
-        prompt = Prompt(rendered.ids[: last + 1], reads, writes, rendered.owner[: last + 1])
+        speaks = replies(rendered.owner, exchange, prompted=False)
+        prompt = Prompt(rendered.ids[: last + 1], reads, writes, rendered.owner[: last + 1], speaks[: last + 1])
         own = questions.places[:, 0] == index
         assert_close(logits[own][-1], Pass(engine.model, state[row]).feed(prompt))
     assert not torch.equal(logits, answer_questions(engine.model, state, questions, writes=False))
@@ -220,6 +223,7 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
         lead=torch.tensor([0]),
         tokens=torch.zeros(2, 4, dtype=torch.long),
         valid=torch.ones(2, 4, dtype=torch.bool),
+        replies=torch.ones(2, 4, dtype=torch.bool),
         writable=torch.ones(2, 4, dtype=torch.bool),
         row=torch.tensor([0, 1]),
         places=torch.tensor([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
@@ -284,7 +288,8 @@ def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(
         for end in (*reply, reply[-1] + 1):
             reads = tuple(place >= lead for place in range(end))
             written = tuple(owner >= 0 for owner in rendered.owner[:end])
-            prompt = Prompt(rendered.ids[:end], reads, written, rendered.owner[:end])
+            speaks = replies(rendered.owner, exchange.messages, prompted=True)
+            prompt = Prompt(rendered.ids[:end], reads, written, rendered.owner[:end], speaks[:end])
             frozen, steered = (Pass(engine.model, memory).feed(prompt).softmax(-1) for memory in (None, state[row]))
             divergences.append(float((frozen * (frozen / steered).log()).sum()))
     found = disturbance(engine.model, state, neutral_batch(renderer(template), exchanges, histories))

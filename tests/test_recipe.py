@@ -30,7 +30,9 @@ def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> No
         EpisodeGenerator([*LEARNED_WORDS, "abbey", "willow", "meadow"], shape).draw(random.Random(0))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, warm_start=None), Recipe.load("wide")])
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, replace(RECIPE, stages=RECIPE.stages[:2], warm_start=None), Recipe.load("wide")]
+)
 def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     assert Recipe.from_json(recipe.to_json()) == recipe
@@ -45,7 +47,8 @@ def test_a_recipe_without_a_warm_start_key_has_the_default_one() -> None:
     assert Recipe.from_json({**data, "warm_start": {"rehearsal": {"steps": 5}}}).warm_start == WarmStart(
         rehearsal=Rehearsal(steps=5)
     )
-    assert Recipe.from_json({**data, "warm_start": None}).warm_start is None
+    assert Recipe.from_json({**data, "warm_start": {"rehearsal": None}}).warm_start == WarmStart(rehearsal=None)
+    assert Recipe.from_json({**data, "stages": data["stages"][:2], "warm_start": None}).warm_start is None
 
 
 def test_lists_in_json_are_the_tuples_of_a_recipe() -> None:
@@ -90,6 +93,7 @@ MISSING = object()
         (["stages", 0, "asides"], [3, 1], r"asides is \(3, 1\), expected \[fewest, most\]"),
         (["stages", 0, "asides"], [1], "asides is"),
         (["stages", 0, "noise_weight"], -1, "stage 1: noise_weight is -1, expected 0 or more"),
+        (["stages", 0, "replayed"], "yes", "stage 1: replayed is 'yes', expected true or false"),
         (["stages", 0, "question_writes"], 1.5, "question_writes is 1.5, expected from 0 to 1"),
         (["stages", 0, "shapes"], [], r"stage 1: shapes is \(\), expected a list of at least one shape"),
         (["stages", 0, "shapes"], "small", "shapes is 'small'"),
@@ -111,7 +115,8 @@ MISSING = object()
         (["warm_start", "rehearsal", "facts"], [0], "rehearsal: facts is"),
         (["warm_start", "rehearsal", "asides"], -1, "rehearsal: asides is -1"),
         (["warm_start", "rehearsal", "gain"], 1, "warm_start, rehearsal: unknown keys gain; known are steps, facts"),
-        (["warm_start", "rehearsal"], None, "warm_start, rehearsal is None, expected an object"),
+        (["warm_start", "rehearsal"], 3, "warm_start, rehearsal is 3, expected an object"),
+        (["warm_start"], None, "a stage is replayed, and warm_start is null; expected the episodes to replay"),
         (["stages", 0, "rate"], None, "rate is None"),
         (["stages", 0], "first", "stage 1 is 'first', expected an object"),
         (["stages"], {}, "stages is {}, expected a list"),
@@ -147,10 +152,11 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_each_step_belongs_to_its_stage() -> None:
-    first, second = RECIPE.stages
+    first, second, third = RECIPE.stages
     assert [RECIPE.stage_at(step) for step in range(RECIPE.steps)] == [
         *((first, into) for into in range(2)),
         *((second, into) for into in range(5)),
+        *((third, into) for into in range(2)),
     ]
-    with pytest.raises(ConfigError, match="the recipe has 7 steps"):
-        RECIPE.stage_at(7)
+    with pytest.raises(ConfigError, match="the recipe has 9 steps"):
+        RECIPE.stage_at(9)

@@ -6,11 +6,10 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
@@ -21,6 +20,7 @@ from deltamem_agents.training import rehearsal
 from deltamem_agents.training.activations import Activations, Exchanges, collect_activations
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
+from deltamem_agents.training.strung import KEEP_LOGIT, Conversation, Kind, write_strung
 from deltamem_agents.training.trainer import initialise
 from tiny_engine import tiny_llama
 from tiny_training import CONFIGS, GATED, asides_of, episodes_of, renderer, silent, word_engine
@@ -73,6 +73,8 @@ class World:
             tellings=_exchanges(told, told_at=-3),
             subjects=tuple(frozenset({str(subject)}) for subject, _ in facts),
             asides=_exchanges(aside, told_at=None),
+            questions=_exchanges([[place(PLAIN), place(PLAIN, subject)] for subject, _ in facts], told_at=None),
+            prompts=(),
             asked=torch.stack([place(ASKED, subject) for subject, _ in facts], dim=1),
             target=torch.tensor([value for _, value in facts]),
             telling=torch.arange(tellings),
@@ -114,13 +116,13 @@ def rehearsed() -> Rehearsed:
     return Rehearsed(adapter, said)
 
 
-def written(adapter: Adapter, found: Activations, order: Sequence[tuple[bool, int]]) -> Tensor:
+def written(adapter: Adapter, found: Activations, order: Sequence[tuple[Kind, int]]) -> Tensor:
     """States (layers, heads, r, r) after whole exchanges, led by the token before each, by the real update."""
     states = []
     for slot in range(len(adapter.indices)):
         memory, parts, writable = adapter.layer(slot), [], []
-        for tells, index in order:
-            source = found.tellings if tells else found.asides
+        for kind, index in order:
+            source = getattr(found, kind)
             own = source.contents[index]
             stretch = torch.arange(int(own[0]) - 1, int(own[-1]) + 1)
             parts.append(source.inputs[slot, stretch])
@@ -152,8 +154,8 @@ def recalled(adapter: Adapter, found: Activations, *, facts: int, swapped: bool 
         chosen = {next(iter(found.subjects[t])): t for t in rng.sample(range(len(found.subjects)), 40)}
         tellings = rng.sample(sorted(chosen.values()), facts)
         others = [rng.randrange(len(found.subjects)) for _ in range(facts)]
-        order = [(True, t) for t in (others if swapped else tellings)]
-        order += [(False, rng.randrange(1, len(found.asides.contents))) for _ in range(3)]
+        order: list[tuple[Kind, int]] = [("tellings", t) for t in (others if swapped else tellings)]
+        order += [("asides", rng.randrange(1, len(found.asides.contents))) for _ in range(3)]
         rng.shuffle(order)
         said_then = said(adapter, written(adapter, found, order), found.asked[:, tellings])
         right += (normalize(said_then, dim=-1) @ directions.T).argmax(-1).eq(found.target[tellings]).tolist()
@@ -199,9 +201,9 @@ def mean_gate(weight: Tensor, bias: Tensor) -> Callable[[Tensor], float]:
 
 def test_an_answers_correction_is_left_at_length_1_on_average(rehearsed: Rehearsed) -> None:
     unseen = WORLD.activations(60, seed=3)
+    states = [written(rehearsed.adapter, unseen, [("tellings", t)]) for t in range(1, 60)]
     lengths = [
-        said(rehearsed.adapter, written(rehearsed.adapter, unseen, [(True, t)]), unseen.asked[:, [t]]).square().sum()
-        for t in range(1, 60)
+        said(rehearsed.adapter, state, unseen.asked[:, [t]]).square().sum() for t, state in enumerate(states, start=1)
     ]
     assert float(torch.stack(lengths).mean().sqrt()) == pytest.approx(1.0, rel=0.25)
 
@@ -223,8 +225,12 @@ def collected() -> Activations:
     engine = word_engine()
     asides = [aside for aside in asides_of(9) if aside]
     found = collect_activations(engine.model, engine.adapter, renderer(), episodes_of(9), asides, silent)
-    tellings, asides_found = (replace(one, inputs=one.inputs.float()) for one in (found.tellings, found.asides))
-    return replace(found, tellings=tellings, asides=asides_found)
+    return in_float32(found)
+
+
+def in_float32(found: Activations) -> Activations:
+    kinds = {kind: getattr(found, kind) for kind in get_args(Kind)}
+    return replace(found, **{kind: replace(one, inputs=one.inputs.float()) for kind, one in kinds.items()})
 
 
 def stacked_for(adapter: Adapter) -> rehearsal._Stacked:
@@ -239,7 +245,7 @@ def stacked_for(adapter: Adapter) -> rehearsal._Stacked:
             parameter.zero_()
         if adapter.config.learns_lambda:
             for slot in range(len(adapter.indices)):
-                adapter.layer(slot).lambda_bias.fill_(rehearsal.KEEP_LOGIT)
+                adapter.layer(slot).lambda_bias.fill_(KEEP_LOGIT)
     stacked.copy_to(adapter)
     return stacked
 
@@ -252,15 +258,16 @@ def test_states_written_in_rehearsal_are_those_of_the_real_update(
     adapter = word_engine(config).adapter
     stacked = stacked_for(adapter)
     slots = list(adapter.indices)
-    found = replace(
-        collected,
-        tellings=replace(collected.tellings, inputs=collected.tellings.inputs[slots]),
-        asides=replace(collected.asides, inputs=collected.asides.inputs[slots]),
-    )
-    orders = [((True, 3),), ((True, 1), (False, 2), (True, 5), (False, 1)), ((False, 3), (True, 8))]
-    conversations = [rehearsal._Conversation((), order) for order in orders]
+    kinds = {kind: getattr(collected, kind) for kind in get_args(Kind)}
+    found = replace(collected, **{kind: replace(one, inputs=one.inputs[slots]) for kind, one in kinds.items()})
+    orders: list[tuple[tuple[Kind, int], ...]] = [
+        (("tellings", 3),),
+        (("tellings", 1), ("asides", 2), ("questions", 4), ("tellings", 5), ("asides", 1)),
+        (("asides", 3), ("questions", 0), ("tellings", 8)),
+    ]
+    conversations = [Conversation((), order) for order in orders]
     with torch.no_grad():
-        states, _ = rehearsal._written(stacked, found, conversations)
+        states = write_strung(adapter.config, stacked.writing, found, conversations).state
         expected = torch.stack([written(adapter, found, order) for order in orders], dim=1)
     assert float(expected.flatten(-2).norm(dim=-1).min()) > 0.05
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
@@ -275,18 +282,10 @@ def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected:
     found = replace(collected, tellings=replace(collected.tellings, inputs=collected.tellings.inputs[slots]))
     for index, episode in enumerate(episodes_of(9)):
         with torch.no_grad():
-            states, _ = rehearsal._written(stacked, found, [rehearsal._Conversation((), ((True, index),))])
+            alone = Conversation((), (("tellings", index),))
+            states = write_strung(engine.adapter.config, stacked.writing, found, [alone]).state
         absorbed = engine.absorb(engine.new_state(), episode.messages).matrices[0]
         assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
-
-
-@given(facts=st.integers(1, 12), asides=st.integers(0, 4), seed=st.integers(0, 999))
-def test_a_rehearsed_conversation_tells_each_subject_once(facts: int, asides: int, seed: int) -> None:
-    one = rehearsal._conversation(SMALL, facts, asides, random.Random(seed))
-    assert sorted(one.tellings) == sorted(index for tells, index in one.order if tells)
-    assert sum(not tells for tells, _ in one.order) == asides
-    about = [subject for telling in one.tellings for subject in SMALL.subjects[telling]]
-    assert len(about) == len(set(about)) and 1 <= len(one.tellings) <= facts
 
 
 SMALL = WORLD.activations(60, seed=4)

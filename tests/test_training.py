@@ -27,6 +27,7 @@ from deltamem_agents.errors import ConfigError, TrainingDiverged
 from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
+from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.training import trainer as training
 from deltamem_agents.training import warmstart
 from deltamem_agents.training.episodes import Episode
@@ -95,9 +96,9 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 def test_the_log_has_each_step_and_evaluation_once(whole_run: Path) -> None:
     rows = log_of(whole_run)
-    assert [row["step"] for row in rows if "loss" in row] == list(range(7))
-    assert [row["step"] for row in rows if "held_out_values" in row] == [0, 3, 6, 7]
-    assert [row["step"] for row in rows if row.get("neutral") is not None] == [2, 4, 6]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(9))
+    assert [row["step"] for row in rows if "held_out_values" in row] == [0, 3, 6, 9]
+    assert [row["step"] for row in rows if row.get("neutral") is not None] == [2, 4, 6, 8]
     assert set(rows[-1]["held_out_values"]) == {f"{n} facts, {kind}" for n in (1, 2) for kind in KINDS}
     noises = [row["noise"] for row in rows if "loss" in row]
     # The first stage has no asides.
@@ -337,12 +338,16 @@ def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:
 
 @pytest.mark.parametrize("config", [GATED, replace(FULL, couple_lambda=False)], ids=["gated", "learned keep gate"])
 def test_an_adapter_begins_with_write_gates_nearly_shut_and_read_and_keep_gates_open(config: AdapterConfig) -> None:
+    """By the same width whatever their floor, or a gate that shuts would begin shut and nothing be written."""
     adapter = Adapter.for_model(config, word_model().model)
     initialise(adapter)
     for name, value in adapter.named_parameters():
-        biases = {"beta_bias": -1.5, "read_bias": 1.5, "lambda_bias": 6.0}
+        begins = {"beta_bias": 0.18, "read_bias": 0.82}
         kind = name.split(".")[-1]
-        assert bool((value == biases[kind]).all()) if kind in biases else bool(value.any()), name
+        if kind in begins:
+            torch.testing.assert_close(floored_gate(value, config.gate_floor), torch.full_like(value, begins[kind]))
+        else:
+            assert bool((value == 6.0).all()) if kind == "lambda_bias" else bool(value.any()), name
 
 
 def saved_at(step: int, adapter: Adapter) -> Checkpoint:

@@ -13,9 +13,9 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.training import warmstart
-from deltamem_agents.training.activations import Activations
+from deltamem_agents.training.activations import Activations, collect_activations
 from deltamem_agents.training.episodes import Episode, EpisodeShape
-from deltamem_agents.training.recipe import Rehearsal, WarmStart
+from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.trainer import open_words
 from deltamem_agents.training.warmstart import GAINS, set_gain, warm_start
 from deltamem_agents.types import Message
@@ -33,16 +33,16 @@ from tiny_training import (
 )
 
 ONE_FACT = EpisodeShape(distractors=(0, 1), word_share=0.7)
-SETTINGS = WarmStart((ONE_FACT,), episodes=10, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=6, asides=2))
+PLAN = Rehearsal(steps=2, facts=(1, 2), questions=6, asides=2)
 ASIDES = [aside for aside in asides_of(6) if aside]
 
 
-def started(engine: DeltaMemEngine, settings: WarmStart = SETTINGS, seed: int = 0) -> list[str]:
-    """What a warm start has to say."""
+def started(engine: DeltaMemEngine, plan: Rehearsal = PLAN, seed: int = 0, episodes: int = 10) -> list[str]:
+    """What a warm start on some episodes has to say."""
     said: list[str] = []
-    episodes = iter(episodes_of(settings.episodes, ONE_FACT))
-    warm_start(engine.model, engine.adapter, renderer(), episodes, ASIDES, settings, seed=seed, say=said.append)
-    assert next(episodes, None) is None, "as many episodes are drawn as the settings name"
+    told = episodes_of(episodes, replace(ONE_FACT, distractors=(0, 0) if episodes > 10 else (0, 1)))
+    found = collect_activations(engine.model, engine.adapter, renderer(), told, ASIDES, silent)
+    warm_start(engine.model, engine.adapter, renderer(), told, found, plan, seed=seed, say=said.append)
     return said
 
 
@@ -90,7 +90,7 @@ def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_direction
     monkeypatch.setattr(warmstart, "rehearse", noted)
     started(engine)
     ((tellings, asides, rows, plan),) = calls
-    assert (tellings, asides, plan) == (10, len(ASIDES), SETTINGS.rehearsal)
+    assert (tellings, asides, plan) == (10, len(ASIDES), PLAN)
     assert torch.equal(rows, warmstart.output_directions(engine.model))
 
 
@@ -139,10 +139,8 @@ def test_an_adapter_that_does_not_correct_o_keeps_its_loudness() -> None:
 def test_a_warm_start_lets_a_model_say_what_it_was_told() -> None:
     """In miniature: of a few words, the told one becomes likelier than before, by what is in the state."""
     engine = word_engine(replace(GATED, rank=8))
-    episodes = episodes_of(40, replace(ONE_FACT, distractors=(0, 0)))
-    settings = WarmStart((ONE_FACT,), episodes=40, rehearsal=Rehearsal(steps=60, facts=(1,), questions=16, asides=1))
-    warm_start(engine.model, engine.adapter, renderer(), iter(episodes), ASIDES, settings, seed=0, say=silent)
-    asked = episodes[:12]
+    started(engine, Rehearsal(steps=60, facts=(1,), questions=16, asides=1), episodes=40)
+    asked = episodes_of(40, replace(ONE_FACT, distractors=(0, 0)))[:12]
     told = nats_of(engine, asked)
     # The same questions after the conversation before: the adapter speaks as loud, of something else.
     swapped = [

@@ -70,6 +70,7 @@ GATED = replace(UNGATED, read_gate=True, gate_floor=0.25)
 CONFIGS: Mapping[str, AdapterConfig] = {
     "shipped recipe": GATED,
     "without gates": UNGATED,
+    "replies alone read": replace(GATED, read_scope="replies"),
     "published preset": AdapterConfig(rank=4),
     "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True, read_gate=True),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
@@ -95,13 +96,24 @@ RECIPE = Recipe(
             noise_weight=0.2,
             warmup=1,
         ),
+        Stage(
+            steps=2,
+            facts=(1, 2),
+            questions=3,
+            asides=(0, 2),
+            neutral_every=2,
+            noise_weight=0.2,
+            gate_weight=0.1,
+            warmup=1,
+            replayed=True,
+        ),
     ),
     warm_start=WarmStart(episodes=8, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2)),
     seed=3,
     evaluate_every=3,
     save_every=2,
 )
-"""A run of seven steps with everything in it."""
+"""A run of nine steps with everything in it."""
 
 
 def episodes_of(count: int, shape: EpisodeShape = SHAPE, seed: int = 0) -> list[Episode]:

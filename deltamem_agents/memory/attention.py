@@ -35,6 +35,8 @@ class MemoryCall:
     `token_mask` (batch, tokens) bool: False marks padding, which neither reads nor writes. It is
     explicit because an attention mask's meaning depends on the attention implementation.
     `write_mask` (batch, tokens) bool: which tokens are written; None writes nothing.
+    `replies` (batch, tokens) bool: from which tokens a reply's are predicted, the only ones to read where the
+    adapter's read scope is "replies"; None takes all for such.
     `message_ids` (batch, tokens) int: which message a token belongs to, −1 for none; needed by adapters
     that write once per message.
     `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which
@@ -45,6 +47,7 @@ class MemoryCall:
     token_mask: Tensor | None = None
     write_mask: Tensor | None = None
     message_ids: Tensor | None = None
+    replies: Tensor | None = None
     collect: bool = False
     inputs: dict[int, Tensor] | None = None
     matrices: dict[int, Tensor] = field(default_factory=dict)
@@ -204,7 +207,10 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
         )
     call.matrices[slot] = new
-    return memory.gated_reads(x, reads.transpose(1, 2).flatten(2))
+    heard = memory.gated_reads(x, reads.transpose(1, 2).flatten(2))
+    if call.replies is None or memory.config.read_scope == "all":
+        return heard
+    return heard * call.replies[..., None]
 
 
 def _in_float32(x: Tensor) -> AbstractContextManager[object]:
@@ -266,7 +272,7 @@ def _check_call(config: AdapterConfig, call: MemoryCall, slot: int, x: Tensor) -
         )
     if state.matrices.device != x.device:
         raise StateError(f"state is on {state.matrices.device}, the model on {x.device}; move it with MemoryState.to")
-    for name in ("token_mask", "write_mask", "message_ids"):
+    for name in ("token_mask", "write_mask", "replies", "message_ids"):
         value: Tensor | None = getattr(call, name)
         if value is None:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,16 @@ from torch import Tensor, nn
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.training.batches import HistoryBatch, Renderer, history_batch, question_batch, told_places
+from deltamem_agents.training.batches import (
+    HistoryBatch,
+    QuestionBatch,
+    Renderer,
+    history_batch,
+    question_batch,
+    told_places,
+)
 from deltamem_agents.training.episodes import Episode
-from deltamem_agents.training.objective import run_after_lead
+from deltamem_agents.training.objective import run_and_keep
 from deltamem_agents.types import Message
 
 COLLECT_BATCH = 32
@@ -33,9 +41,26 @@ class Exchanges:
 
 
 @dataclass(frozen=True)
+class CachedPrompt:
+    """A question behind the lead that all share, up to where its reply begins, and the reply to learn.
+
+    `kept` (layers of the model, 2, heads, T, head size): keys and values of the question's tokens, in bfloat16.
+    `tokens` (R,): what is still to be run, from the place on from which the reply's first token is predicted;
+    `targets`, `is_answer` and `is_first` (R,) as in QuestionBatch.
+    """
+
+    kept: Tensor
+    tokens: Tensor
+    targets: Tensor
+    is_answer: Tensor
+    is_first: Tensor
+
+
+@dataclass(frozen=True)
 class Activations:
     """`tellings` tell one fact each, about `subjects`; `asides` tell nothing.
 
+    `questions` are the questions about them, in the same order, and `prompts` the same as prompts to go on from.
     `asked` (layers, Q, hidden): inputs at the places from which a told token is to be said; `target` (Q,) is
     that token, `telling` (Q,) who told it. `replies` (layers, P, hidden): other places of such replies.
     """
@@ -43,6 +68,8 @@ class Activations:
     tellings: Exchanges
     subjects: tuple[frozenset[str], ...]
     asides: Exchanges
+    questions: Exchanges
+    prompts: tuple[CachedPrompt, ...]
     asked: Tensor
     target: Tensor
     telling: Tensor
@@ -63,13 +90,13 @@ def collect_activations(
     Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply.
     """
     tellings = _Gathering.of(renderer, [episode.messages for episode in episodes], adapter)
-    asked: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    asked: list[_Asked] = []
     for start in range(0, len(episodes), COLLECT_BATCH):
         some = episodes[start : start + COLLECT_BATCH]
         history = history_batch(renderer, [episode.messages for episode in some])
         places, mask = told_places(renderer, some, history)
         tellings.add(history, _inputs(model, adapter, history.lead, history.tokens, history.valid), mask)
-        asked.append(_asked(model, adapter, renderer, some, start, history.tokens[places[:, 0], places[:, 1]]))
+        asked.append(_asked(model, adapter, renderer, some, history.tokens[places[:, 0], places[:, 1]]))
         if start % (20 * COLLECT_BATCH) == 0:
             say(f"activations of {start + len(some)} of {len(episodes)} episodes")
     spoken = _Gathering.of(renderer, asides, adapter)
@@ -77,33 +104,79 @@ def collect_activations(
         history = history_batch(renderer, asides[start : start + COLLECT_BATCH])
         inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
         spoken.add(history, inputs, torch.zeros_like(history.valid))
-    at_answers, targets, owners, at_others = zip(*asked, strict=True)
+    asking = [(batch.inputs[:, rows], len(rows)) for batch in asked for rows in batch.questions]
+    ends = torch.tensor([count for _, count in asking]).cumsum(0)
+    prompts = tuple(prompt for batch in asked for prompt in batch.prompts)
+    answers = torch.tensor([int(prompt.is_answer.sum()) for prompt in prompts])
     return Activations(
         tellings=tellings.exchanges(),
         subjects=tuple(frozenset(question.subject for question in episode.questions) for episode in episodes),
         asides=spoken.exchanges(),
-        asked=torch.cat(at_answers, dim=1),
-        target=torch.cat(targets),
-        telling=torch.cat(owners),
-        replies=torch.cat(at_others, dim=1),
+        questions=Exchanges(
+            torch.cat([inputs for inputs, _ in asking], dim=1),
+            tuple(torch.arange(end - count + 1, end) for end, (_, count) in zip(ends.tolist(), asking, strict=True)),
+            torch.zeros(int(ends[-1]), dtype=torch.bool),
+        ),
+        prompts=prompts,
+        asked=torch.cat([batch.at_answers for batch in asked], dim=1),
+        target=torch.cat([prompt.targets[prompt.is_answer] for prompt in prompts]),
+        telling=torch.arange(len(prompts)).repeat_interleave(answers),
+        replies=torch.cat([batch.at_others for batch in asked], dim=1),
     )
 
 
-def _asked(
-    model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode], start: int, told: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Asked:
+    """A batch of questions: attention inputs and what else is kept of them.
+
+    `questions`: for each question its content's tokens and the one before, of `inputs` (layers, tokens, hidden).
+    """
+
+    inputs: Tensor
+    questions: list[Tensor]
+    prompts: list[CachedPrompt]
+    at_answers: Tensor
+    at_others: Tensor
+
+
+def _asked(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode], told: Tensor) -> _Asked:
     questions = question_batch(renderer, episodes)
-    targets = questions.targets[questions.is_answer]
-    if not torch.equal(told, targets):
+    if not torch.equal(told, questions.targets[questions.is_answer]):
         raise ConfigError(
             "the tokenizer encodes a told value otherwise than the same value in a reply, which a warm start "
             'compares token by token; train this model with "warm_start": null'
         )
-    inputs = _inputs(model, adapter, questions.lead, questions.tokens, questions.valid)
-    at, other = questions.places[questions.is_answer], questions.places[~questions.is_answer]
-    telling = start + questions.row[at[:, 0]]
+    inputs, cache = _run(model, adapter, questions.lead, questions.tokens, questions.valid)
     inputs = inputs.bfloat16()
-    return inputs[:, at[:, 0], at[:, 1]], targets, telling, inputs[:, other[:, 0], other[:, 1]]
+    content = questions.writable & ~questions.replies
+    content[:, :-1] |= content[:, 1:].clone()
+    numbered = content.flatten().cumsum(0).view_as(content) - 1
+    at, other = questions.places[questions.is_answer], questions.places[~questions.is_answer]
+    return _Asked(
+        inputs[:, content],
+        [numbers[mask] for numbers, mask in zip(numbered, content, strict=True)],
+        _prompts(questions, cache),
+        inputs[:, at[:, 0], at[:, 1]],
+        inputs[:, other[:, 0], other[:, 1]],
+    )
+
+
+def _prompts(questions: QuestionBatch, cache: Any) -> list[CachedPrompt]:
+    kept = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers]).bfloat16().cpu()
+    prompts = []
+    for row, (tokens, count) in enumerate(zip(questions.tokens, questions.valid.sum(dim=1).tolist(), strict=True)):
+        of_row = questions.places[:, 0] == row
+        begin, lead = int(questions.places[of_row, 1][0]), len(questions.lead)
+        prompts.append(
+            CachedPrompt(
+                kept[:, :, row, :, lead : lead + begin].clone(),
+                tokens[begin:count],
+                questions.targets[of_row],
+                questions.is_answer[of_row],
+                questions.is_first[of_row],
+            )
+        )
+    return prompts
 
 
 class _Gathering:
@@ -137,8 +210,13 @@ class _Gathering:
 
 def _inputs(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
     """Attention inputs of the target layers without memory, (layers, batch, T, hidden), on the CPU."""
+    return _run(model, adapter, lead, tokens, valid)[0]
+
+
+def _run(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
+    """These, and the cache of the keys and values of the lead and the tokens."""
     device = next(model.parameters()).device
     call = MemoryCall(adapter.zero_state(len(tokens)), valid.to(device), inputs={})
-    run_after_lead(model, lead.to(device), tokens.to(device), valid.to(device), call)
+    _, cache = run_and_keep(model, lead.to(device), tokens.to(device), valid.to(device), call)
     assert call.inputs is not None
-    return torch.stack([call.inputs[slot] for slot in range(len(adapter.indices))]).cpu()
+    return torch.stack([call.inputs[slot] for slot in range(len(adapter.indices))]).cpu(), cache

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deltamem_agents.chat.speaking import replies
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.training.episodes import Episode, Question
 from deltamem_agents.types import Message
@@ -39,10 +40,10 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """Right-padded histories without their lead. `tokens`, `valid`, `writable` and `aside` are (batch, T).
+    """Right-padded histories without their lead. `tokens` and the masks are (batch, T).
 
-    `valid` is False for padding, `writable` True for contents, which are written, `aside` for those of them
-    that hold nothing to remember. `lead` (tokens,) is what
+    `valid` is False for padding, `replies` True where a token of a reply is predicted, `writable` for contents,
+    which are written, `aside` for those of them that hold nothing to remember. `lead` (tokens,) is what
     all of them begin with before the first content; it neither reads nor writes, so that its keys and
     values are the same for every history.
     """
@@ -50,6 +51,7 @@ class HistoryBatch:
     lead: Tensor
     tokens: Tensor
     valid: Tensor
+    replies: Tensor
     writable: Tensor
     aside: Tensor
 
@@ -67,13 +69,15 @@ class HistoryBatch:
         return [(torch.tensor(rows), self._rows(rows, int(lengths[rows[0]]))) for rows in groups]
 
     def _rows(self, rows: list[int], longest: int) -> HistoryBatch:
-        cut = (getattr(self, name)[rows, :longest] for name in ("tokens", "valid", "writable", "aside"))
+        cut = (getattr(self, name)[rows, :longest] for name in ("tokens", "valid", "replies", "writable", "aside"))
         return HistoryBatch(self.lead, *cut)
 
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Right-padded prompts with their replies, without their lead: `tokens`, `valid`, `writable` (questions, T).
+    """Right-padded prompts with their replies, without their lead.
+
+    `tokens`, `valid`, `replies`, `writable` (questions, T) as in HistoryBatch.
 
     `row` (questions,) says whose history each belongs to. `places` (targets, 2) lists (question, position) of
     the hidden states that predict `targets` (targets,); `is_answer` and `is_first` mark the answer's own
@@ -83,6 +87,7 @@ class QuestionBatch:
     lead: Tensor
     tokens: Tensor
     valid: Tensor
+    replies: Tensor
     writable: Tensor
     row: Tensor
     places: Tensor
@@ -116,7 +121,8 @@ def history_batch(
     tokens, valid = _pad([row.ids[len(lead) :] for row in rows])
     owners = [row.owner[len(lead) :] for row in rows]
     aside = _contents(owners, valid, [len(history) for history in histories])
-    return HistoryBatch(torch.tensor(lead), tokens, valid, _contents(owners, valid), aside)
+    speaks = _speaks(owners, whole, valid)
+    return HistoryBatch(torch.tensor(lead), tokens, valid, speaks, _contents(owners, valid), aside)
 
 
 def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionBatch:
@@ -132,6 +138,7 @@ def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionB
         torch.tensor(_common_lead([exchange.lead for exchange in exchanges])),
         tokens,
         valid,
+        _speaks([exchange.owner[:-1] for exchange in exchanges], [exchange.messages for exchange in exchanges], valid),
         _contents([exchange.owner[:-1] for exchange in exchanges], valid),
         torch.tensor([row for row, _ in asked]),
         torch.tensor([(index, place - 1) for index, place in learned]),
@@ -143,12 +150,13 @@ def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionB
 
 @dataclass(frozen=True)
 class _Exchange:
-    """A question and its reply behind their lead, up to and with the token that ends the reply.
+    """A question and its reply, `messages`, behind their lead, up to and with the token that ends the reply.
 
     `owner`: of `all_ids`, as the renderer says. `reply`: where the reply's tokens begin; `answer`: the places
     of the answer's.
     """
 
+    messages: tuple[Message, ...]
     lead: Sequence[int]
     all_ids: Sequence[int]
     owner: Sequence[int]
@@ -162,9 +170,11 @@ class _Exchange:
 
 
 def _exchange(renderer: Renderer, question: Question) -> _Exchange:
+    def exchange(reply: str) -> tuple[Message, ...]:
+        return Message("user", question.question), Message("assistant", reply)
+
     def render(reply: str, *, cut: bool) -> Rendering:
-        asked = (Message("user", question.question), Message("assistant", reply))
-        return renderer.render(asked, generation_prompt=False, continue_final=cut)
+        return renderer.render(exchange(reply), generation_prompt=False, continue_final=cut)
 
     whole = render(question.reply, cut=False)
     lead = next(place for place, owner in enumerate(whole.owner) if owner == 0)
@@ -174,7 +184,12 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
     start = len(render(question.prefix, cut=True).ids)
     stop = len(render(f"{question.prefix} {question.answer}", cut=True).ids)
     return _Exchange(
-        whole.ids[:lead], whole.ids[lead:end], whole.owner[lead:end], reply[0] - lead, range(start - lead, stop - lead)
+        exchange(question.reply),
+        whole.ids[:lead],
+        whole.ids[lead:end],
+        whole.owner[lead:end],
+        reply[0] - lead,
+        range(start - lead, stop - lead),
     )
 
 
@@ -190,13 +205,14 @@ class Exchange:
 class NeutralBatch:
     """Right-padded exchanges that memory should not change, without their lead.
 
-    `tokens`, `valid`, `writable` (rows, T) as in HistoryBatch. `row` (rows,): whose history's state is read.
+    `tokens`, `valid`, `replies`, `writable` (rows, T) as in HistoryBatch. `row` (rows,): whose history's state is read.
     `places` (N, 2): where the prediction is compared with the frozen model's.
     """
 
     lead: Tensor
     tokens: Tensor
     valid: Tensor
+    replies: Tensor
     writable: Tensor
     row: Tensor
     places: Tensor
@@ -216,8 +232,16 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Exchange], histories: 
         reply = len(one.messages) - 1
         spoken = [place - len(lead) for place, owner in enumerate(row.owner) if owner == reply]
         places += [(index, place) for place in (spoken[0] - 1, *spoken)]
-    writable = _contents([row.owner[len(lead) :] for row in rows], valid)
-    return NeutralBatch(torch.tensor(lead), tokens, valid, writable, torch.tensor(histories), torch.tensor(places))
+    owners = [row.owner[len(lead) :] for row in rows]
+    return NeutralBatch(
+        torch.tensor(lead),
+        tokens,
+        valid,
+        _speaks(owners, [one.messages for one in exchanges], valid),
+        _contents(owners, valid),
+        torch.tensor(histories),
+        torch.tensor(places),
+    )
 
 
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
@@ -270,4 +294,12 @@ def _contents(owners: Sequence[Sequence[int]], valid: Tensor, first: Sequence[in
     marked = torch.zeros_like(valid)
     for index, owner in enumerate(owners):
         marked[index, : len(owner)] = torch.tensor(owner) >= (0 if first is None else first[index])
+    return marked
+
+
+def _speaks(owners: Sequence[Sequence[int]], rows: Sequence[Sequence[Message]], valid: Tensor) -> Tensor:
+    """Bool (batch, T): the tokens from which a token of an assistant's message is predicted."""
+    marked = torch.zeros_like(valid)
+    for index, (owner, messages) in enumerate(zip(owners, rows, strict=True)):
+        marked[index, : len(owner)] = torch.tensor(replies(owner, messages, prompted=False))
     return marked

@@ -22,7 +22,8 @@ class Outcome:
 
     `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
     `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `noise`: how
-    far write gates stood open on small talk, scalar with gradient.
+    far write gates stood open on small talk, `gates` how badly they tell told values from the rest, where that is
+    known: scalars with gradient.
     """
 
     loss: Tensor
@@ -30,6 +31,7 @@ class Outcome:
     first_right: Tensor
     all_right: Tensor
     noise: Tensor
+    gates: Tensor
 
 
 def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
@@ -48,7 +50,8 @@ def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> 
 
 
 def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[Tensor, Tensor | None]:
-    call = MemoryCall(adapter.zero_state(len(history.tokens)), history.valid, history.writable, inputs={})
+    zero = adapter.zero_state(len(history.tokens))
+    call = MemoryCall(zero, history.valid, history.writable, replies=history.replies, inputs={})
     with torch.no_grad():
         run_after_lead(model, history.lead, history.tokens, history.valid, call)
     assert call.inputs is not None
@@ -59,8 +62,7 @@ def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tu
         keys, _ = memory.keys(x, history.valid, None)
         projected = memory.project(x, keys)
         noises.append(_openness(projected.beta, history.aside, adapter.config.gate_floor))
-        zero = call.state.matrices[:, slot]
-        parts.append(scan_tokens(adapter.config, zero, projected, history.writable)[1])
+        parts.append(scan_tokens(adapter.config, zero.matrices[:, slot], projected, history.writable)[1])
     return torch.stack(parts, dim=1), torch.stack(noises).mean() if bool(history.aside.any()) else None
 
 
@@ -74,7 +76,7 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
 
     `writes`: also write the contents of the question and the reply as they are read, as a turn does.
     """
-    call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid)
+    call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid, replies=questions.replies)
     call.write_mask = questions.writable if writes else None
     hidden = run_after_lead(model, questions.lead, questions.tokens, questions.valid, call)
     return logits_at(model, hidden, questions.places)
@@ -88,7 +90,8 @@ def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> 
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
         frozen = logits_at(model, hidden, neutral.places).log_softmax(-1)
-    call = MemoryCall(MemoryState(state.matrices[neutral.row]), neutral.valid, neutral.writable)
+    states = MemoryState(state.matrices[neutral.row])
+    call = MemoryCall(states, neutral.valid, neutral.writable, replies=neutral.replies)
     hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
     steered = logits_at(model, hidden, neutral.places).log_softmax(-1)
     return F.kl_div(steered, frozen, log_target=True, reduction="batchmean")
@@ -121,19 +124,24 @@ def output_directions(model: nn.Module) -> Tensor:
 
 def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None) -> Tensor:
     """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which is computed once for the batch."""
+    return run_and_keep(model, lead, tokens, valid, call)[0]
+
+
+def run_and_keep(
+    model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None
+) -> tuple[Tensor, Any]:
+    """`run_after_lead`, and the cache of keys and values, those of the lead in front."""
     decoder, batch = cast(nn.Module, model.base_model), len(tokens)
     with torch.no_grad():
         before = decoder(input_ids=lead[None], use_cache=True).past_key_values
     before.batch_repeat_interleave(batch)
     seen = torch.cat([valid.new_ones(batch, len(lead)), valid], dim=1)
     memory = {} if call is None else {CALL_KEYWORD: call}
-    hidden: Tensor = decoder(
-        input_ids=tokens, attention_mask=seen.long(), past_key_values=before, use_cache=True, **memory
-    ).last_hidden_state
-    return hidden
+    out = decoder(input_ids=tokens, attention_mask=seen.long(), past_key_values=before, use_cache=True, **memory)
+    return out.last_hidden_state, out.past_key_values
 
 
-def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
+def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor, gates: Tensor | None = None) -> Outcome:
     """Cross-entropy of the reply, its answer tokens weighted 1 each answer and the others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
     weight = torch.where(questions.is_answer, 1.0, PREFIX_WEIGHT)
@@ -149,4 +157,5 @@ def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
         first_right=right[questions.is_first],
         all_right=wrong == 0,
         noise=noise,
+        gates=noise.new_zeros(()) if gates is None else gates,
     )

@@ -41,14 +41,15 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The fit on activations before the first step: `episodes` of one fact each, drawn in one of `shapes`.
+    """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
 
-    `rehearsal`: how it is rehearsed with them.
+    `rehearsal`: how the projections are fitted on them; null leaves these as they are drawn, and the
+    activations to stages that are replayed.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
     episodes: int = 4000
-    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+    rehearsal: Rehearsal | None = field(default_factory=Rehearsal)
 
     def __post_init__(self) -> None:
         _check(self, ("episodes",), *_AT_LEAST_ONE)
@@ -64,7 +65,10 @@ class Stage:
     `warmup` steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the
     steps in which the question is written while it is read, as in use. `neutral_every`: in every how many-th
     step other prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`.
-    `noise_weight`: weight of write gates that stand open on neutral text.
+    `noise_weight`: weight of write gates that stand open on neutral text; `gate_weight`: of write gates that do not
+    tell told values from all other tokens, which only a replayed stage knows. `replayed`: histories are strung
+    together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text and as
+    many questions in between, and only replies are run; `question_writes` does not apply.
     """
 
     steps: int
@@ -79,14 +83,22 @@ class Stage:
     neutral_every: int = 0
     neutral_weight: float = 1.0
     noise_weight: float = 0.0
+    gate_weight: float = 0.0
+    replayed: bool = False
 
     def __post_init__(self) -> None:
         _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
         _check(self, ("warmup", "neutral_every"), "a whole number", lambda value: _is_whole(value, 0))
-        _check(self, ("rate", "rate_end", "neutral_weight", "noise_weight"), "0 or more", lambda value: value >= 0)
+        _check(
+            self,
+            ("rate", "rate_end", "neutral_weight", "noise_weight", "gate_weight"),
+            "0 or more",
+            lambda value: value >= 0,
+        )
         _check(self, ("question_writes",), *_FROM_0_TO_1)
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check(self, ("asides",), *_FEWEST_AND_MOST)
+        _check(self, ("replayed",), "true or false", lambda value: isinstance(value, bool))
         _check_shapes(self)
 
 
@@ -110,6 +122,10 @@ class Recipe:
         _check(self, ("evaluate_every", "save_every"), *_AT_LEAST_ONE)
         _check(self, ("seed",), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("stages",), "at least one stage", bool)
+        if any(stage.replayed for stage in self.stages) and self.warm_start is None:
+            raise ConfigError(
+                "a stage is replayed, and warm_start is null; expected the episodes to replay, give them there"
+            )
         if self.adapter.memory_write_granularity != "token":
             raise ConfigError(
                 f"recipe: adapter.memory_write_granularity is {self.adapter.memory_write_granularity!r}; "
@@ -176,7 +192,7 @@ def _build(kind: type[_Part], data: object, where: str) -> _Part:
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
     if isinstance(settings.get("shapes"), tuple):
         settings["shapes"] = tuple(_build(EpisodeShape, shape, f"{where}, shapes") for shape in settings["shapes"])
-    if "rehearsal" in settings:
+    if settings.get("rehearsal") is not None:
         settings["rehearsal"] = _build(Rehearsal, settings["rehearsal"], f"{where}, rehearsal")
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - set(known))

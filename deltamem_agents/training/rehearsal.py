@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,18 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.memory.attention import Projections, scan_tokens, unit
+from deltamem_agents.memory.attention import unit
 from deltamem_agents.memory.delta_rule import floored_gate
-from deltamem_agents.training.activations import Activations, Exchanges
+from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.recipe import Rehearsal
+from deltamem_agents.training.strung import (
+    Conversation,
+    WriteWeights,
+    by_head,
+    product,
+    string_together,
+    write_strung,
+)
 
 GATE_WEIGHT = 1.0
 """Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
@@ -32,26 +39,12 @@ GATE_WEIGHT = 1.0
 QUIET_WEIGHT = 0.1
 """Weight of what is said at the other places of a reply, as a share of what is said at answers."""
 
-OPEN_WEIGHT = 8.0
-"""How many shut gates an open one counts for: told values are rare among tokens."""
-
-KEEP_LOGIT = 6.0
-"""Where a keep gate that is learned starts from: next to nothing fades."""
-
 RATE = 2e-3
 WARMUP = 20
 ELSEWHERE = 48
 """Places beside the answers at which a step looks at the read gate."""
 
 REPORT_EVERY = 100
-
-
-@dataclass(frozen=True)
-class _Conversation:
-    """Which exchanges are strung together: (True, index) of a telling or (False, index) of an aside."""
-
-    tellings: tuple[int, ...]
-    order: tuple[tuple[bool, int], ...]
 
 
 class _Stacked:
@@ -78,6 +71,11 @@ class _Stacked:
     @property
     def weights(self) -> list[Tensor]:
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+    @property
+    def writing(self) -> WriteWeights:
+        before = self.before if self.config.key_shift else None
+        return WriteWeights(self.key, before, self.value, self.write, self.write_bias)
 
     @torch.no_grad()
     def copy_to(self, adapter: Adapter) -> None:
@@ -125,7 +123,7 @@ def rehearse(
             group["lr"] = RATE * min(1, (step + 1) / WARMUP) * falling
         facts = rng.choice(plan.facts)
         conversations = [
-            _conversation(found, facts, rng.randint(0, plan.asides), rng)
+            string_together(found, facts, rng.randint(0, plan.asides), 0, rng)
             for _ in range(max(1, plan.questions // facts))
         ]
         asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
@@ -147,31 +145,18 @@ def _answers_by_telling(found: Activations) -> list[list[int]]:
     return answers
 
 
-def _conversation(found: Activations, facts: int, asides: int, rng: random.Random) -> _Conversation:
-    """Tellings about as many different subjects, as far as there are so many, among asides."""
-    chosen: list[int] = []
-    about: set[str] = set()
-    for telling in rng.sample(range(len(found.subjects)), min(len(found.subjects), 8 * facts)):
-        if len(chosen) < facts and not about & found.subjects[telling]:
-            chosen.append(telling)
-            about |= found.subjects[telling]
-    order = [(True, telling) for telling in chosen]
-    order += [(False, rng.randrange(len(found.asides.contents))) for _ in range(asides)]
-    rng.shuffle(order)
-    return _Conversation(tuple(chosen), tuple(order))
-
-
 def _step_loss(
     stacked: _Stacked,
     found: Activations,
-    conversations: Sequence[_Conversation],
+    conversations: Sequence[Conversation],
     asked: Sequence[tuple[int, int]],
     directions: Tensor,
     target: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, float, Tensor]:
     """The loss, the share of answers that come out right, and how long an answer's correction is on average."""
-    state, gate_loss = _written(stacked, found, conversations)
+    written = write_strung(stacked.config, stacked.writing, found, conversations)
+    state = written.state
     row, place = (torch.tensor(column) for column in zip(*asked, strict=True))
     said, opens = _said(stacked, state[:, row], found.asked[:, place])
     logits = F.normalize(said, dim=-1) @ directions.T * stacked.sharpness.exp()
@@ -184,7 +169,7 @@ def _step_loss(
 
     beside, opens_too = some(found.replies)
     power = said.detach().square().sum(-1).mean()
-    loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power + GATE_WEIGHT * gate_loss
+    loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power + GATE_WEIGHT * written.gate_loss()
     if stacked.config.read_gate:
         _, shuts = some(found.asides.inputs)
         _, shuts_too = some(found.tellings.inputs)
@@ -194,79 +179,14 @@ def _step_loss(
     return loss, right, power.sqrt()
 
 
-def _written(stacked: _Stacked, found: Activations, conversations: Sequence[_Conversation]) -> tuple[Tensor, Tensor]:
-    """States (layers, conversations, heads, r, r), and how badly the write gates tell values from other tokens."""
-    config, rows = stacked.config, len(conversations)
-    lengths = [sum(len(_source(found, kind).contents[index]) for kind, index in one.order) for one in conversations]
-    longest = max(lengths)
-    parts: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
-    for row, one in enumerate(conversations):
-        start = row * longest
-        for kind, index in one.order:
-            places = _source(found, kind).contents[index]
-            parts[kind].append((places, torch.arange(start, start + len(places))))
-            start += len(places)
-    here, before, told, spots = [], [], [], []
-    for kind, pieces in parts.items():
-        if pieces:
-            places = torch.cat([places for places, _ in pieces])
-            source = _source(found, kind)
-            here.append(source.inputs[:, places])
-            before.append(source.inputs[:, (places - 1).clamp_min(0)])
-            told.append(source.told[places])
-            spots += [spot for _, spot in pieces]
-    x, spot, is_told = torch.cat(here, 1), torch.cat(spots), torch.cat(told)
-    keys = _product(x, stacked.key)
-    if config.key_shift:
-        keys = keys + _product(torch.cat(before, 1), stacked.before)
-    gates = _product(x, stacked.write) + stacked.write_bias[:, None]
-    gate_loss = F.binary_cross_entropy_with_logits(
-        gates, is_told.float()[None, :, None].expand_as(gates), pos_weight=torch.tensor(OPEN_WEIGHT)
-    )
-
-    def laid_out(values: Tensor) -> Tensor:
-        """(layers, tokens, heads, n) → (layers·rows, heads, longest, n)."""
-        spread = values.new_zeros(len(values), rows * longest, *values.shape[2:]).index_copy(1, spot, values)
-        by_row: Tensor = spread.unflatten(1, (rows, longest))
-        return by_row.flatten(0, 1).transpose(1, 2)
-
-    k = laid_out(unit(_by_head(keys, config)))
-    writable = torch.zeros(rows * longest, dtype=torch.bool).index_fill(0, spot, True).view(rows, longest)
-    beta = laid_out(gates[..., None])
-    projections = Projections(
-        q=torch.zeros_like(k),
-        k=k,
-        v=laid_out(_by_head(_product(x, stacked.value), config)),
-        beta=beta.expand(*beta.shape[:-1], config.rank),
-        lam=beta.new_full((*beta.shape[:-1], config.rank), KEEP_LOGIT) if config.learns_lambda else None,
-    )
-    zero = k.new_zeros(len(k), config.num_state_heads, config.rank, config.rank)
-    _, state = scan_tokens(config, zero, projections, writable.repeat(len(x), 1))
-    return state.unflatten(0, (len(x), rows)), gate_loss
-
-
 def _said(stacked: _Stacked, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """What all layers add (n, hidden) at `inputs` (layers, n, hidden), reading `state` (layers, n, heads, r, r).
 
     And the logits of their read gates (layers, n, heads).
     """
-    query = unit(_by_head(_product(inputs, stacked.query), stacked.config))
+    query = unit(by_head(product(inputs, stacked.query), stacked.config))
     reads = torch.einsum("lnhij,lnhj->lnhi", state, query)
-    logits = _product(inputs, stacked.read) + stacked.read_bias[:, None]
+    logits = product(inputs, stacked.read) + stacked.read_bias[:, None]
     if stacked.config.read_gate:
         reads = reads * floored_gate(logits, stacked.config.gate_floor)[..., None]
     return torch.einsum("lnr,ldr->nd", reads.flatten(2), stacked.say), logits
-
-
-def _source(found: Activations, tells: bool) -> Exchanges:
-    return found.tellings if tells else found.asides
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """(layers, n, hidden) by (layers, rows, hidden), in the activations' own dtype, to (layers, n, rows) float32."""
-    return torch.bmm(x, weight.to(x.dtype).transpose(1, 2)).float()
-
-
-def _by_head(values: Tensor, config: AdapterConfig) -> Tensor:
-    split: Tensor = values.unflatten(-1, (config.num_state_heads, -1))
-    return split

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import re
@@ -20,14 +19,17 @@ from deltamem_agents.errors import TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.training.activations import Activations, collect_activations
 from deltamem_agents.training.batches import Exchange, Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.neutral import own_replies
 from deltamem_agents.training.objective import Outcome, answer_questions, disturbance, judge, write_history
 from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS
-from deltamem_agents.training.recipe import Recipe, Stage, WarmStart
+from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage
+from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
+from deltamem_agents.training.strung import string_together
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.types import Message
 
@@ -116,8 +118,9 @@ class Trainer:
         self._begun = True
 
     def _train(self) -> None:
-        if not self._begun and self._recipe.warm_start is not None:
-            self._warm_start(self._recipe.warm_start)
+        settings = self._recipe.warm_start
+        if not self._begun and settings is not None and settings.rehearsal is not None:
+            self._warm_start(settings.rehearsal)
             self._evaluate()
             self.save()
         begun = time.monotonic() - self.seconds
@@ -145,17 +148,24 @@ class Trainer:
             # The optimiser counts its steps on the CPU wherever it runs.
             self._optimiser.state[self._names[name]][kind] = value if kind == "step" else value.to(self._device)
 
-    def _warm_start(self, settings: WarmStart) -> None:
+    def _warm_start(self, plan: Rehearsal) -> None:
+        begun, seed = time.monotonic(), self._recipe.seed
+        episodes, found = self._collected
+        warm_start(self._model, self.adapter, self._renderer, episodes, found, plan, seed=seed, say=self._say)
+        self.seconds = time.monotonic() - begun
+
+    @cached_property
+    def _collected(self) -> tuple[list[Episode], Activations]:
+        """The episodes of the warm start and their activations: the same ones after an interruption."""
+        settings = self._recipe.warm_start
+        assert settings is not None
         rng = random.Random(f"{self._recipe.seed} warm")
         generators = [self._generator(shape, 1) for shape in settings.shapes]
-        begun = time.monotonic()
         asides = [one.messages for one in self._neutral_texts]
-        asides += [_small_talk(rng) for _ in range(len(asides))]
-        episodes = (rng.choice(generators).draw(rng) for _ in itertools.count())
-        warm_start(
-            self._model, self.adapter, self._renderer, episodes, asides, settings, seed=self._recipe.seed, say=self._say
-        )
-        self.seconds = time.monotonic() - begun
+        asides = sorted((*asides, *(_small_talk(rng) for _ in asides)), key=_size)
+        episodes = [rng.choice(generators).draw(rng) for _ in range(settings.episodes)]
+        episodes.sort(key=lambda episode: _size(episode.messages))
+        return episodes, collect_activations(self._model, self.adapter, self._renderer, episodes, asides, self._say)
 
     @cached_property
     def _neutral_texts(self) -> list[Exchange]:
@@ -179,10 +189,14 @@ class Trainer:
         rng = random.Random(f"{self._recipe.seed} {self.step}")
         facts = rng.choice(stage.facts)
         generator = self._generator(rng.choice(stage.shapes), facts)
-        episodes = [generator.draw(rng) for _ in range(max(1, stage.questions // facts))]
-        asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
-        state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
-        loss, neutral = outcome.loss + stage.noise_weight * outcome.noise, None
+        if stage.replayed:
+            episodes, state, outcome = self._replayed(rng, stage, facts)
+        else:
+            episodes = [generator.draw(rng) for _ in range(max(1, stage.questions // facts))]
+            asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
+            state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
+        loss = outcome.loss + stage.noise_weight * outcome.noise + stage.gate_weight * outcome.gates
+        neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
             rows = [index % len(episodes) for index in range(NEUTRAL_EXCHANGES)]
             exchanges = [self._left_alone(rng, generator, episodes[row], kind) for kind, row in enumerate(rows)]
@@ -191,6 +205,17 @@ class Trainer:
             loss = loss + stage.neutral_weight * neutral
         self._descend(loss, _rate(stage, into))
         return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
+
+    def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
+        """Episodes strung together from those collected, the states they leave behind, and how these answer."""
+        episodes, found = self._collected
+        conversations = [
+            string_together(found, facts, rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
+            for _ in range(max(1, stage.questions // facts))
+        ]
+        lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
+        state, outcome = replay(self._model, self.adapter, found, lead, conversations)
+        return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 
     def _answered(
         self, episodes: Sequence[Episode], asides: Sequence[Sequence[Message]] | None = None, *, writes: bool
@@ -262,6 +287,19 @@ class Trainer:
             )
 
 
+def _joined(episodes: Sequence[Episode]) -> Episode:
+    """One episode that tells what all of them tell."""
+    return Episode(
+        tuple(message for episode in episodes for message in episode.messages),
+        tuple(question for episode in episodes for question in episode.questions),
+        tuple(subject for episode in episodes for subject in episode.subjects),
+    )
+
+
+def _size(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
+
+
 def _small_talk(rng: random.Random) -> tuple[Message, ...]:
     user, reply = chatter(rng)
     return Message("user", user), Message("assistant", reply)
@@ -273,14 +311,18 @@ def initialise(adapter: Adapter) -> None:
         kind = name.rsplit(".", 1)[-1]
         if kind.startswith("memory_") or kind in ("beta_proj", "read_proj", "lambda_proj"):
             torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5))
-        elif kind == "beta_bias":
-            torch.nn.init.constant_(value, -1.5)
-        elif kind == "read_bias":
-            torch.nn.init.constant_(value, 1.5)
+        elif kind in ("beta_bias", "read_bias"):
+            torch.nn.init.constant_(value, _logit_of(0.18 if kind == "beta_bias" else 0.82, adapter.config.gate_floor))
         elif kind == "lambda_bias":
             torch.nn.init.constant_(value, 6.0)
         elif kind.startswith("delta_") and kind.endswith("_proj"):
             torch.nn.init.normal_(value, std=0.01)
+
+
+def _logit_of(gate: float, floor: float) -> float:
+    """What a gate with this floor is `gate` at."""
+    sigmoid = floor + (1 - floor) * gate
+    return math.log(sigmoid / (1 - sigmoid))
 
 
 def _rate(stage: Stage, into: int) -> float:

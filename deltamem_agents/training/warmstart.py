@@ -10,19 +10,18 @@ Nothing here sees a value, phrasing or attribute that is held out.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.training.activations import collect_activations
+from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.batches import Renderer, history_batch, question_batch
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.objective import answer_questions, judge, output_directions, write_history
-from deltamem_agents.training.recipe import WarmStart
+from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
-from deltamem_agents.types import Message
 
 GAINS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """Lengths that an answer's correction may have on average, all layers together."""
@@ -34,27 +33,20 @@ def warm_start(
     model: nn.Module,
     adapter: Adapter,
     renderer: Renderer,
-    episodes: Iterator[Episode],
-    asides: Sequence[Sequence[Message]],
-    settings: WarmStart,
+    episodes: Sequence[Episode],
+    found: Activations,
+    plan: Rehearsal,
     *,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the adapter's projections from `episodes` of one fact each and from exchanges that tell nothing.
+    """Set the adapter's projections from what was `found` at `episodes` of one fact each.
 
-    The model has to carry the adapter. Raises ConfigError when the tokenizer gives a told value other tokens
-    than the same value in a reply.
+    The model has to carry the adapter.
     """
-    drawn = sorted((next(episodes) for _ in range(settings.episodes)), key=_size)
-    asides = sorted(asides, key=lambda messages: sum(len(message.content) for message in messages))
-    found = collect_activations(model, adapter, renderer, drawn, asides, say)
-    rehearse(adapter, found, output_directions(model).cpu(), settings.rehearsal, seed=seed, say=say)
-    say(f"gain {set_gain(model, adapter, renderer, random.Random(seed).sample(drawn, min(TRIED_ON, len(drawn)))):.0f}")
-
-
-def _size(episode: Episode) -> int:
-    return sum(len(message.content) for message in episode.messages)
+    rehearse(adapter, found, output_directions(model).cpu(), plan, seed=seed, say=say)
+    tried = random.Random(seed).sample(episodes, min(TRIED_ON, len(episodes)))
+    say(f"gain {set_gain(model, adapter, renderer, tried):.0f}")
 
 
 @torch.no_grad()

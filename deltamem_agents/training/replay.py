@@ -1,0 +1,98 @@
+"""Training on conversations strung together from cached activations: only the replies are run.
+
+Where a memory reads in replies alone, nothing that others say depends on it. Their keys, values and attention
+inputs are those of the frozen model, computed once, and what remains of a step is the memory's own projections,
+the update rule, and the few tokens of each reply through the frozen layers. A step costs a tenth of one that
+runs its histories. What it leaves out: replies in histories read too, and later exchanges see earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.training.activations import Activations, CachedPrompt
+from deltamem_agents.training.batches import QuestionBatch
+from deltamem_agents.training.objective import Outcome, judge, logits_at
+from deltamem_agents.training.strung import Conversation, WriteWeights, write_strung
+
+
+def replay(
+    model: nn.Module,
+    adapter: Adapter,
+    found: Activations,
+    lead: Tensor,
+    conversations: Sequence[Conversation],
+) -> tuple[MemoryState, Outcome]:
+    """The states that the conversations leave behind, and how all that they tell is answered from these.
+
+    `lead` (tokens,): what every prompt begins with. The model has to carry the adapter.
+    """
+    written = write_strung(adapter.config, WriteWeights.of(adapter), found, conversations)
+    open_ = torch.sigmoid(written.gates).mean(-1)[:, written.aside] - adapter.config.gate_floor / 2
+    noise = open_.clamp_min(0).mean() if bool(written.aside.any()) else written.gates.new_zeros(())
+    state = MemoryState(written.state.transpose(0, 1).to(lead.device))
+    asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
+    questions = _questions(lead, [row for row, _ in asked], [found.prompts[telling] for _, telling in asked])
+    logits = _answer(model, state, questions, [found.prompts[telling].kept for _, telling in asked])
+    return state, judge(logits, questions, noise, written.gate_loss())
+
+
+def _questions(lead: Tensor, rows: Sequence[int], prompts: Sequence[CachedPrompt]) -> QuestionBatch:
+    """What is still to be run: the replies, every token of which is learned."""
+    tokens = pad_sequence([prompt.tokens for prompt in prompts], batch_first=True)
+    lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
+    valid = torch.arange(tokens.shape[1]) < lengths[:, None]
+    batch = QuestionBatch(
+        lead,
+        tokens,
+        valid,
+        valid,
+        torch.zeros_like(valid),
+        torch.tensor(rows),
+        valid.nonzero(),
+        torch.cat([prompt.targets for prompt in prompts]),
+        torch.cat([prompt.is_answer for prompt in prompts]),
+        torch.cat([prompt.is_first for prompt in prompts]),
+    )
+    return batch.to(lead.device)
+
+
+def _answer(model: nn.Module, state: MemoryState, questions: QuestionBatch, kept: Sequence[Tensor]) -> Tensor:
+    """Logits (targets, vocabulary) float32 of the replies behind questions whose keys and values are `kept`."""
+    decoder, lead, device = cast(nn.Module, model.base_model), questions.lead, questions.lead.device
+    with torch.no_grad():
+        cache: Any = decoder(input_ids=lead[None], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(kept))
+    longest = max(one.shape[-2] for one in kept)
+    # Padding stands in front, so that the replies follow their questions in all rows alike.
+    padded = torch.stack([torch.nn.functional.pad(one, (0, 0, longest - one.shape[-2], 0)) for one in kept], dim=2)
+    for layer, (keys, values) in enumerate(padded.to(device, next(model.parameters()).dtype)):
+        cache.update(keys, values, layer)
+    asked = torch.tensor([one.shape[-2] for one in kept], device=device)
+    count = questions.tokens.shape[1]
+    seen = torch.cat(
+        [
+            questions.valid.new_ones(len(kept), len(lead)),
+            torch.arange(longest, device=device) >= longest - asked[:, None],
+            questions.valid,
+        ],
+        dim=1,
+    )
+    call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid, replies=questions.replies)
+    hidden: Tensor = decoder(
+        input_ids=questions.tokens,
+        attention_mask=seen.long(),
+        position_ids=len(lead) + asked[:, None] + torch.arange(count, device=device),
+        past_key_values=cache,
+        use_cache=True,
+        **{CALL_KEYWORD: call},
+    ).last_hidden_state
+    return logits_at(model, hidden, questions.places)

@@ -1,0 +1,178 @@
+"""Told exchanges strung together as if they were conversations, and written from activations that are cached.
+
+The frozen model runs once over each exchange. Whatever is strung together from them afterwards, into as many
+conversations as wanted, costs the memory's own projections and the update rule, and no more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.memory.attention import Projections, scan_tokens, unit
+from deltamem_agents.training.activations import Activations, Exchanges
+
+KEEP_LOGIT = 6.0
+"""Where a keep gate that is learned starts from: next to nothing fades."""
+
+OPEN_WEIGHT = 8.0
+"""How many shut gates an open one counts for: told values are rare among tokens."""
+
+Kind: TypeAlias = Literal["tellings", "asides", "questions"]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Which exchanges are strung together: `order`, and those of them that tell a fact."""
+
+    tellings: tuple[int, ...]
+    order: tuple[tuple[Kind, int], ...]
+
+
+@dataclass(frozen=True)
+class WriteWeights:
+    """What the writes of all layers are computed with: the adapter's projections, stacked (layers, …).
+
+    Without `keep`, keep gates that are learned stand at KEEP_LOGIT.
+    """
+
+    key: Tensor
+    before: Tensor | None
+    value: Tensor
+    gate: Tensor
+    gate_bias: Tensor
+    keep: Tensor | None = None
+    keep_bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> WriteWeights:
+        """The adapter's own, with gradient to them."""
+        layers, config = [adapter.layer(slot) for slot in range(len(adapter.indices))], adapter.config
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([layer.get_parameter(name) for layer in layers])
+
+        return cls(
+            key=stacked("memory_k_proj"),
+            before=stacked("memory_k_shift_proj") if config.key_shift else None,
+            value=stacked("memory_v_proj"),
+            gate=stacked("beta_proj"),
+            gate_bias=stacked("beta_bias"),
+            keep=stacked("lambda_proj") if config.learns_lambda else None,
+            keep_bias=stacked("lambda_bias") if config.learns_lambda else None,
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """`state` (layers, conversations, heads, r, r). For every token written, in no order that matters:
+    `gates` (layers, tokens, gates) are the logits of its write gates, `told` (tokens,) marks told values and
+    `aside` (tokens,) what tells nothing."""
+
+    state: Tensor
+    gates: Tensor
+    told: Tensor
+    aside: Tensor
+
+    def gate_loss(self) -> Tensor:
+        """Cross-entropy of the write gates as a guess of where values are told."""
+        wanted = self.told.float()[None, :, None].expand_as(self.gates)
+        return F.binary_cross_entropy_with_logits(self.gates, wanted, pos_weight=torch.tensor(OPEN_WEIGHT))
+
+
+def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
+    """Tellings about as many different subjects, as far as there are so many, among asides and questions."""
+    chosen: list[int] = []
+    about: set[str] = set()
+    for telling in rng.sample(range(len(found.subjects)), min(len(found.subjects), 8 * facts)):
+        if len(chosen) < facts and not about & found.subjects[telling]:
+            chosen.append(telling)
+            about |= found.subjects[telling]
+    order: list[tuple[Kind, int]] = [("tellings", telling) for telling in chosen]
+    order += [("asides", rng.randrange(len(found.asides.contents))) for _ in range(asides)]
+    order += [("questions", rng.randrange(len(found.questions.contents))) for _ in range(questions)]
+    rng.shuffle(order)
+    return Conversation(tuple(chosen), tuple(order))
+
+
+def write_strung(
+    config: AdapterConfig, weights: WriteWeights, found: Activations, conversations: Sequence[Conversation]
+) -> Written:
+    """The states that the conversations leave behind, with gradient to the weights."""
+    rows = len(conversations)
+    lengths = [sum(len(_source(found, kind).contents[index]) for kind, index in one.order) for one in conversations]
+    longest = max(lengths)
+    parts: dict[Kind, list[tuple[Tensor, Tensor]]] = {"tellings": [], "asides": [], "questions": []}
+    for row, one in enumerate(conversations):
+        start = row * longest
+        for kind, index in one.order:
+            places = _source(found, kind).contents[index]
+            parts[kind].append((places, torch.arange(start, start + len(places))))
+            start += len(places)
+    here, before, told, aside, spots = [], [], [], [], []
+    for kind, pieces in parts.items():
+        if pieces:
+            places = torch.cat([places for places, _ in pieces])
+            source = _source(found, kind)
+            here.append(source.inputs[:, places])
+            before.append(source.inputs[:, (places - 1).clamp_min(0)])
+            told.append(source.told[places])
+            aside.append(torch.full((len(places),), kind != "tellings"))
+            spots += [spot for _, spot in pieces]
+    x, spot = torch.cat(here, 1), torch.cat(spots)
+    keys = product(x, weights.key)
+    if weights.before is not None:
+        keys = keys + product(torch.cat(before, 1), weights.before)
+    gates = product(x, weights.gate) + weights.gate_bias[:, None]
+
+    def laid_out(values: Tensor) -> Tensor:
+        """(layers, tokens, heads, n) → (layers·rows, heads, longest, n)."""
+        spread = values.new_zeros(len(values), rows * longest, *values.shape[2:]).index_copy(1, spot, values)
+        by_row: Tensor = spread.unflatten(1, (rows, longest))
+        return by_row.flatten(0, 1).transpose(1, 2)
+
+    k = laid_out(unit(by_head(keys, config)))
+    writable = torch.zeros(rows * longest, dtype=torch.bool).index_fill(0, spot, True).view(rows, longest)
+    projections = Projections(
+        q=torch.zeros_like(k),
+        k=k,
+        v=laid_out(by_head(product(x, weights.value), config)),
+        beta=laid_out(by_head(gates, config)).expand_as(k),
+        lam=_keep(config, weights, x, laid_out, k),
+    )
+    zero = k.new_zeros(len(k), config.num_state_heads, config.rank, config.rank)
+    _, state = scan_tokens(config, zero, projections, writable.repeat(len(x), 1))
+    return Written(state.unflatten(0, (len(x), rows)), gates, torch.cat(told), torch.cat(aside))
+
+
+def _keep(
+    config: AdapterConfig, weights: WriteWeights, x: Tensor, laid_out: Callable[[Tensor], Tensor], like: Tensor
+) -> Tensor | None:
+    if not config.learns_lambda:
+        return None
+    if weights.keep is None or weights.keep_bias is None:
+        return torch.full_like(like, KEEP_LOGIT)
+    return laid_out(by_head(product(x, weights.keep) + weights.keep_bias[:, None], config)).expand_as(like)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """(layers, n, hidden) by (layers, rows, hidden), in the activations' own dtype, to (layers, n, rows) float32."""
+    return torch.bmm(x, weight.to(x.dtype).transpose(1, 2)).float()
+
+
+def by_head(values: Tensor, config: AdapterConfig) -> Tensor:
+    split: Tensor = values.unflatten(-1, (config.num_state_heads, -1))
+    return split
+
+
+def _source(found: Activations, kind: Kind) -> Exchanges:
+    source: Exchanges = getattr(found, kind)
+    return source

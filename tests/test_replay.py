@@ -1,0 +1,74 @@
+"""Laws of replay: a conversation strung together answers as the one it stands for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltamem_agents.training.activations import collect_activations
+from deltamem_agents.training.batches import history_batch, question_batch
+from deltamem_agents.training.episodes import EpisodeShape
+from deltamem_agents.training.objective import answer_questions, judge, write_history
+from deltamem_agents.training.replay import replay
+from deltamem_agents.training.strung import Conversation, string_together
+from test_rehearsal import in_float32
+from tiny_training import CONFIGS, asides_of, each_template, episodes_of, renderer, silent, word_engine
+
+ALONE = EpisodeShape(distractors=(0, 0), changed=0.3)
+UNSHIFTED = replace(CONFIGS["replies alone read"], key_shift=False)
+"""A shifted key lacks the token before the first one, which an exchange of its own does not have."""
+
+
+@each_template
+def test_one_exchange_is_answered_as_if_it_had_been_run(template: str) -> None:
+    engine, episodes = word_engine(UNSHIFTED, template), episodes_of(9, ALONE)
+    model, adapter = engine.model, engine.adapter
+    found = in_float32(collect_activations(model, adapter, renderer(template), episodes, asides_of(1), silent))
+    questions = question_batch(renderer(template), episodes)
+    # Replies in the history read too, which a replay leaves out: here they have nothing to read.
+    history = history_batch(renderer(template), [episode.messages for episode in episodes])
+    state, _ = write_history(model, adapter, replace(history, replies=torch.zeros_like(history.replies)))
+    expected = judge(answer_questions(model, state, questions, writes=False), questions, torch.zeros(()))
+    conversations = [Conversation((index,), (("tellings", index),)) for index in range(9)]
+    replayed, outcome = replay(model, adapter, found, questions.lead, conversations)
+    # Activations are kept in half precision.
+    assert float(((replayed.matrices - state.matrices).norm() / state.matrices.norm()).detach()) < 0.02
+    torch.testing.assert_close(outcome.loss, expected.loss, rtol=1e-2, atol=1e-3)
+    assert outcome.answer_nats == pytest.approx(expected.answer_nats, rel=1e-2)
+    assert torch.equal(outcome.all_right, expected.all_right)
+    assert float(outcome.noise) == 0 < float(outcome.gates)
+
+
+@each_template
+def test_questions_of_one_conversation_are_answered_from_its_state(template: str) -> None:
+    """Alone and beside others alike, whatever their lengths."""
+    engine = word_engine(UNSHIFTED, template)
+    found = collect_activations(
+        engine.model, engine.adapter, renderer(template), episodes_of(20, ALONE), asides_of(1), silent
+    )
+    lead = question_batch(renderer(template), episodes_of(1)).lead
+    rng = random.Random(0)
+    conversations = [string_together(found, facts, 1, 1, rng) for facts in (3, 1, 4)]
+    state, together = replay(engine.model, engine.adapter, found, lead, conversations)
+    assert state.batch == 3 and len(together.first_right) == sum(len(one.tellings) for one in conversations)
+    alone = [replay(engine.model, engine.adapter, found, lead, [one]) for one in conversations]
+    torch.testing.assert_close(state.matrices, torch.cat([own.matrices for own, _ in alone]))
+    tokens = [sum(int(found.prompts[t].is_answer.sum()) for t in one.tellings) for one in conversations]
+    mean = sum(n * own.answer_nats for n, (_, own) in zip(tokens, alone, strict=True)) / sum(tokens)
+    assert together.answer_nats == pytest.approx(mean, rel=1e-3)
+
+
+def test_every_weight_that_writes_or_reads_learns_from_a_replay() -> None:
+    engine = word_engine(replace(CONFIGS["replies alone read"], gate_floor=0.0))
+    asides = [aside for aside in asides_of(6) if aside]
+    found = collect_activations(engine.model, engine.adapter, renderer(), episodes_of(9, ALONE), asides, silent)
+    lead = question_batch(renderer(), episodes_of(1)).lead
+    _, outcome = replay(engine.model, engine.adapter, found, lead, [string_together(found, 3, 1, 1, random.Random(1))])
+    (outcome.loss + outcome.noise + outcome.gates).backward()
+    assert float(outcome.noise.detach()) > 0
+    for name, parameter in engine.adapter.named_parameters():
+        assert parameter.grad is not None and float(parameter.grad.norm()) > 0, name
+    assert all(parameter.grad is None for name, parameter in engine.model.named_parameters() if "delta" not in name)

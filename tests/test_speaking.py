@@ -1,0 +1,31 @@
+"""Laws of where a model speaks in a prompt."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltamem_agents.chat.speaking import replies
+from deltamem_agents.types import Message
+from tiny_training import each_template, renderer
+
+TALK = (Message("user", "My cat is Tom."), Message("assistant", "Noted."), Message("user", "Who is my cat?"))
+
+
+@given(st.lists(st.integers(-1, 2), max_size=40), st.booleans())
+def test_a_token_speaks_if_it_or_the_next_one_is_the_assistants(owner: list[int], prompted: bool) -> None:
+    marked = replies(owner, TALK, prompted=prompted)
+    assert len(marked) == len(owner)
+    for place, speaks in enumerate(marked):
+        following = prompted if place + 1 == len(owner) else owner[place + 1] == 1
+        assert speaks == (owner[place] == 1 or following)
+
+
+@each_template
+@pytest.mark.parametrize("prompted", [True, False])
+def test_no_content_of_a_user_speaks(template: str, prompted: bool) -> None:
+    rendered = renderer(template).render(TALK, generation_prompt=prompted)
+    marked = replies(rendered.owner, TALK, prompted=prompted)
+    assert not any(speaks for speaks, owner in zip(marked, rendered.owner, strict=True) if owner in (0, 2))
+    assert marked[-1] == prompted
