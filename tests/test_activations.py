@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -15,6 +15,7 @@ from deltamem_agents.training import activations
 from deltamem_agents.training.activations import Activations, Exchanges, collect_activations
 from deltamem_agents.training.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.types import Message
+from tiny_engine import CHATML
 from tiny_training import (
     CONFIGS,
     FULL,
@@ -94,6 +95,37 @@ def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
         for places, messages, (start, end) in zip(source.contents, conversations, pairwise(ends), strict=True):
             torch.testing.assert_close(source.inputs[0, places], embedded(engine, contents_of(messages, template)))
             assert start == places[0] and places[-1] < end
+
+
+def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
+    """Each with its own exchange, read behind what was said before it."""
+    episodes = episodes_of(12, replace(SHAPE, facts=3))
+    engine = word_engine(GATED)
+    found = collect_activations(engine.model, engine.adapter, renderer(), episodes, ASIDES, silent)
+    questions = [(episode, question) for episode in episodes for question in episode.questions]
+    assert len(found.tellings.contents) == len(found.subjects) == len(found.prompts) == 36
+    for places, prompt, (episode, question) in zip(found.tellings.contents, found.prompts, questions, strict=True):
+        assert question.told is not None
+        own = contents_of(episode.exchange(question.told), CHATML)
+        torch.testing.assert_close(found.tellings.inputs[0, places], embedded(engine, own))
+        told = places[found.tellings.told[places]]
+        torch.testing.assert_close(
+            found.tellings.inputs[0, told], embedded(engine, prompt.targets[prompt.is_answer]), msg=question.answer
+        )
+
+
+def test_joined_parts_are_one_after_the_other() -> None:
+    engine, parts = word_engine(GATED), []
+    for start in (0, 10, 20):
+        some = EPISODES[start : start + 10]
+        parts.append(collect_activations(engine.model, engine.adapter, renderer(), some, ASIDES, silent))
+    whole, expected = (
+        tensors_of(activations.joined(parts)),
+        collect_activations(engine.model, engine.adapter, renderer(), EPISODES[:30], ASIDES, silent),
+    )
+    for name, value in tensors_of(expected).items():
+        torch.testing.assert_close(whole[name], value, msg=name)
+    assert activations.joined(parts).subjects == expected.subjects
 
 
 def test_nothing_is_told_outside_of_contents_or_in_an_aside(found: tuple[str, DeltaMemEngine, Activations]) -> None:

@@ -36,4 +36,7 @@ def test_replies_do_not_depend_on_how_prompts_are_batched(monkeypatch: pytest.Mo
     whole = own_replies(word_model(), PROMPTS, max_tokens=8, say=said.append)
     monkeypatch.setattr(neutral, "BATCH", 2)
     assert own_replies(word_model(), PROMPTS, max_tokens=8, say=said.append) == whole
-    assert said == ["neutral replies: 7 of 7", *(f"neutral replies: {n} of 7" for n in (2, 4, 6, 7))]
+    assert said == [
+        "replies of the frozen model: 7 of 7",
+        *(f"replies of the frozen model: {n} of 7" for n in (2, 4, 6, 7)),
+    ]

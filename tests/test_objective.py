@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from deltamem_agents.memory.attach import CALL_KEYWORD, attach
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.batches import (
+    FIRST_WEIGHT,
     PREFIX_WEIGHT,
     Exchange,
     QuestionBatch,
@@ -232,8 +234,8 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
         is_first=torch.tensor([False, True, False, False, True, False]),
     )
     outcome = judge(logits, questions, torch.tensor(0.25))
-    weighted = PREFIX_WEIGHT * (0.5 + 0.25 + 0.125) + 1.0 + 2.0 + 3.0
-    assert float(outcome.loss) == pytest.approx(weighted / (3 * PREFIX_WEIGHT + 3), rel=1e-5)
+    weighted = FIRST_WEIGHT * (float(nats[0]) + float(nats[3])) + PREFIX_WEIGHT * float(nats[5]) + 1.0 + 2.0 + 3.0
+    assert float(outcome.loss) == pytest.approx(weighted / (2 * FIRST_WEIGHT + PREFIX_WEIGHT + 3), rel=1e-5)
     assert outcome.answer_nats == pytest.approx(2.0, rel=1e-5)
     # exp(−1) = 0.37 beats (1 − 0.37) / 4, exp(−2) = 0.14 does not, nor does exp(−3).
     assert outcome.first_right.tolist() == [True, False]
@@ -280,7 +282,7 @@ def shut_gates(engine: DeltaMemEngine, gate: str) -> None:
 def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(template: str) -> None:
     engine, exchanges, histories = word_engine(template=template), neutral_exchanges(3), [1, 0, 1]
     state = states_of(engine, episodes_of(2), template)
-    divergences = []
+    begins, others = list[float](), list[float]()
     for row, exchange in zip(histories, exchanges, strict=True):
         rendered = renderer(template).render(exchange.messages, generation_prompt=False, continue_final=exchange.cut)
         lead, reply = rendered.owner.index(0), [i for i, owner in enumerate(rendered.owner) if owner == 1]
@@ -291,9 +293,9 @@ def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(
             speaks = replies(rendered.owner, exchange.messages, prompted=True)
             prompt = Prompt(rendered.ids[:end], reads, written, rendered.owner[:end], speaks[:end])
             frozen, steered = (Pass(engine.model, memory).feed(prompt).softmax(-1) for memory in (None, state[row]))
-            divergences.append(float((frozen * (frozen / steered).log()).sum()))
+            (begins if end == reply[0] else others).append(float((frozen * (frozen / steered).log()).sum()))
     found = disturbance(engine.model, state, neutral_batch(renderer(template), exchanges, histories))
-    assert float(found.detach()) == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
+    assert float(found.detach()) == pytest.approx((mean(begins) + mean(others)) / 2, rel=1e-3)
 
 
 def test_corrections_of_zero_disturb_nothing() -> None:

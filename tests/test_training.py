@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(training, "EVALUATED_QUESTIONS", 3)
     patch.setattr(training, "NEUTRAL_TOKENS", 6)
     patch.setattr(training, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
+    patch.setattr(training, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
     patch.setattr(training, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
+    patch.setattr(training, "STATEMENTS", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -264,8 +267,8 @@ def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
         run.run()
     attach(run._model, run.adapter).detach()
     made = (tmp_path / NEUTRAL_FILE).read_bytes()
-    prompts = (*training.NEUTRAL_PROMPTS, *training.NEUTRAL_FIRST_PERSON)
-    kept = RunFolder(tmp_path, RECIPE).neutral_texts()
+    prompts = (*training.NEUTRAL_PROMPTS, *training.NEUTRAL_SHORT, *training.NEUTRAL_FIRST_PERSON)
+    kept = RunFolder(tmp_path, RECIPE).own_replies(NEUTRAL_FILE)
     assert kept and kept == own_replies(word_model(), prompts, max_tokens=6, say=silent)
     monkeypatch.setattr(training, "own_replies", raising(AssertionError))
     trainer(tmp_path).run()
@@ -279,9 +282,9 @@ def test_neutral_texts_survive_the_folder(
 ) -> None:
     pairs = [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in texts]
     folder = RunFolder(tmp_path_factory.mktemp("run"), RECIPE)
-    assert folder.neutral_texts() is None
-    folder.keep_neutral_texts(pairs)
-    assert RunFolder(folder.path, RECIPE).neutral_texts() == pairs
+    assert folder.own_replies(NEUTRAL_FILE) is None
+    folder.keep_own_replies(NEUTRAL_FILE, pairs)
+    assert RunFolder(folder.path, RECIPE).own_replies(NEUTRAL_FILE) == pairs
 
 
 def test_a_run_without_anything_neutral_makes_no_neutral_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +304,42 @@ def test_what_is_to_be_left_alone_is_neutral_never_told_or_new(tmp_path: Path) -
         asked, begun = (message.content for message in untold.messages)
         assert untold.cut and asked not in {question.question for question in episode.questions}
         assert begun not in {question.prefix for question in episode.questions}
-        assert not new.cut and [message.role for message in new.messages] == ["user", "assistant"]
-        assert not set(new.messages) & set(episode.messages)
+        assert new in run._statements and new.cut
+
+
+def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    statements = [one.messages for one in run._statements]
+    prompts = [prompt.content for prompt, _ in statements]
+    assert 0 < len(prompts) <= training.STATEMENTS
+    assert statements == own_replies(word_model(), prompts, max_tokens=6, say=silent)
+    assert [one.messages for one in trainer(tmp_path)._statements] == statements
+
+
+def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
+    assert RECIPE.warm_start is not None
+    settings = replace(RECIPE.warm_start, episodes=8, facts=(1, 2), renewed_every=3)
+    run = trainer(tmp_path, replace(RECIPE, warm_start=settings))
+    attachment = attach(run._model, run.adapter)
+    seen: list[list[Episode]] = []
+    for step in (0, 2, 3, 7):
+        run.step = step
+        episodes, found = run._collected()
+        assert len(episodes) == len(found.prompts) == len(found.tellings.contents) == len(found.subjects)
+        for places, prompt in zip(found.tellings.contents, found.prompts, strict=True):
+            assert int(found.tellings.told[places].sum()) == int(prompt.is_answer.sum()) > 0
+        seen.append([next(group) for _, group in groupby(episodes, key=id)])
+    attachment.detach()
+    assert seen[0] == seen[1]
+    assert seen[2][:6] == seen[0][2:] and seen[3][:6] == seen[2][2:]
+    assert all(episode not in seen[0] for episode in seen[2][6:])
+    fresh = trainer(tmp_path, replace(RECIPE, warm_start=settings))
+    fresh.step = 7
+    attachment = attach(fresh._model, fresh.adapter)
+    episodes, found = fresh._collected()
+    attachment.detach()
+    assert episodes == run._collected()[0], "an interrupted run goes on with the same ones"
+    assert torch.equal(found.tellings.inputs, run._collected()[1].tellings.inputs)
 
 
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,12 @@ def collect_activations(
     adapter: Adapter,
     renderer: Renderer,
     episodes: Sequence[Episode],
-    asides: Sequence[Sequence[Message]],
+    asides: Sequence[Sequence[Message]] | Exchanges,
     say: Callable[[str], None],
 ) -> Activations:
-    """Activations of episodes of one fact and of exchanges that tell nothing. The model carries the adapter.
+    """Activations of episodes and of exchanges that tell nothing. The model carries the adapter.
 
+    An episode of one fact is a telling as a whole; of one of several, each exchange that tells what is asked for.
     Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply.
     """
     tellings = _Gathering.of(renderer, [episode.messages for episode in episodes], adapter)
@@ -95,23 +96,19 @@ def collect_activations(
         some = episodes[start : start + COLLECT_BATCH]
         history = history_batch(renderer, [episode.messages for episode in some])
         places, mask = told_places(renderer, some, history)
-        tellings.add(history, _inputs(model, adapter, history.lead, history.tokens, history.valid), mask)
+        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
+        tellings.add(history, inputs, mask, [_tellings(renderer, episode, len(history.lead)) for episode in some])
         asked.append(_asked(model, adapter, renderer, some, history.tokens[places[:, 0], places[:, 1]]))
         if start % (20 * COLLECT_BATCH) == 0:
             say(f"activations of {start + len(some)} of {len(episodes)} episodes")
-    spoken = _Gathering.of(renderer, asides, adapter)
-    for start in range(0, len(asides), COLLECT_BATCH):
-        history = history_batch(renderer, asides[start : start + COLLECT_BATCH])
-        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
-        spoken.add(history, inputs, torch.zeros_like(history.valid))
     asking = [(batch.inputs[:, rows], len(rows)) for batch in asked for rows in batch.questions]
     ends = torch.tensor([count for _, count in asking]).cumsum(0)
     prompts = tuple(prompt for batch in asked for prompt in batch.prompts)
     answers = torch.tensor([int(prompt.is_answer.sum()) for prompt in prompts])
     return Activations(
         tellings=tellings.exchanges(),
-        subjects=tuple(frozenset(question.subject for question in episode.questions) for episode in episodes),
-        asides=spoken.exchanges(),
+        subjects=tuple(frozenset({question.subject}) for episode in episodes for question in episode.questions),
+        asides=asides if isinstance(asides, Exchanges) else _asides(model, adapter, renderer, asides),
         questions=Exchanges(
             torch.cat([inputs for inputs, _ in asking], dim=1),
             tuple(torch.arange(end - count + 1, end) for end, (_, count) in zip(ends.tolist(), asking, strict=True)),
@@ -123,6 +120,55 @@ def collect_activations(
         telling=torch.arange(len(prompts)).repeat_interleave(answers),
         replies=torch.cat([batch.at_others for batch in asked], dim=1),
     )
+
+
+def joined(parts: Sequence[Activations]) -> Activations:
+    """The tellings of all parts, with the asides of the first."""
+    kinds = {name: _joined_exchanges([getattr(part, name) for part in parts]) for name in ("tellings", "questions")}
+    counts = torch.tensor([len(part.prompts) for part in parts])
+    begins = (counts.cumsum(0) - counts).tolist()
+    return Activations(
+        **kinds,
+        subjects=tuple(subject for part in parts for subject in part.subjects),
+        asides=parts[0].asides,
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        asked=torch.cat([part.asked for part in parts], dim=1),
+        target=torch.cat([part.target for part in parts]),
+        telling=torch.cat([part.telling + begin for part, begin in zip(parts, begins, strict=True)]),
+        replies=torch.cat([part.replies for part in parts], dim=1),
+    )
+
+
+def _joined_exchanges(parts: Sequence[Exchanges]) -> Exchanges:
+    contents: list[Tensor] = []
+    begin = 0
+    for part in parts:
+        contents += [places + begin for places in part.contents]
+        begin += part.inputs.shape[1]
+    return Exchanges(
+        torch.cat([part.inputs for part in parts], dim=1), tuple(contents), torch.cat([part.told for part in parts])
+    )
+
+
+def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:
+    """For each of an episode's tellings the places behind the lead of its content tokens."""
+    owner = torch.tensor(renderer.render(episode.messages, generation_prompt=False).owner)[lead:]
+    if len(episode.questions) == 1:
+        return [(owner >= 0).nonzero().squeeze(-1)]
+    ranges = [episode.exchange_places(question.told) for question in episode.questions if question.told is not None]
+    return [((owner >= of.start) & (owner < of.stop)).nonzero().squeeze(-1) for of in ranges]
+
+
+def _asides(
+    model: nn.Module, adapter: Adapter, renderer: Renderer, conversations: Sequence[Sequence[Message]]
+) -> Exchanges:
+    spoken = _Gathering.of(renderer, conversations, adapter)
+    for start in range(0, len(conversations), COLLECT_BATCH):
+        history = history_batch(renderer, conversations[start : start + COLLECT_BATCH])
+        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
+        contents = [[row.nonzero().squeeze(-1)] for row in history.writable]
+        spoken.add(history, inputs, torch.zeros_like(history.valid), contents)
+    return spoken.exchanges()
 
 
 @dataclass(frozen=True)
@@ -194,11 +240,14 @@ class _Gathering:
         layer = adapter.layer(0)
         return cls(torch.empty(len(adapter.indices), tokens, layer.widths.hidden, dtype=torch.bfloat16))
 
-    def add(self, history: HistoryBatch, inputs: Tensor, told: Tensor) -> None:
-        """A batch's `inputs` (layers, batch, T, hidden), of which the padding is left out, and its told places."""
+    def add(self, history: HistoryBatch, inputs: Tensor, told: Tensor, contents: Sequence[Sequence[Tensor]]) -> None:
+        """A batch's `inputs` (layers, batch, T, hidden), of which the padding is left out, and its told places.
+
+        `contents`: for each row, the places of content tokens that belong together.
+        """
         valid = history.valid
-        for row, writable in zip(valid, history.writable, strict=True):
-            self._contents.append(self._filled + writable[row].nonzero().squeeze(-1))
+        for row, belonging in zip(valid, contents, strict=True):
+            self._contents += [self._filled + places for places in belonging]
             self._filled += int(row.sum())
         count = int(valid.sum())
         self._inputs[:, self._filled - count : self._filled] = inputs[:, valid].to(self._inputs.dtype)

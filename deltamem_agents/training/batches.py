@@ -17,6 +17,9 @@ from deltamem_agents.types import Message
 PREFIX_WEIGHT = 0.1
 """Weight of the reply's tokens before and after the answer, against 1 for the answer's own."""
 
+FIRST_WEIGHT = 0.5
+"""Weight of the reply's first token, which decides whether it will be an answer."""
+
 LIKE_LENGTH = 0.7
 """Histories are run together while the shortest has at least this share of the longest one's tokens."""
 

@@ -80,10 +80,15 @@ class Episode:
 
     def exchange(self, told: Told) -> tuple[Message, ...]:
         """The messages from what the user said when a fact was told to the last reply to it."""
+        places = self.exchange_places(told)
+        return self.messages[places.start : places.stop]
+
+    def exchange_places(self, told: Told) -> range:
+        """Where these messages stand."""
         users = [place for place, message in enumerate(self.messages) if message.role == "user"]
         begin = max(place for place in users if place <= told.message)
         end = min((place for place in users if place > told.message), default=len(self.messages))
-        return self.messages[begin:end]
+        return range(begin, end)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Neutral text: the frozen model's own replies to prompts that tell and ask nothing to be remembered."""
+"""The frozen model's own replies: what is said, memory or not, where nothing is asked of the memory."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def own_replies(
         found += [
             (Message("user", prompt), Message("assistant", text.strip())) for prompt, text in pairs if text.strip()
         ]
-        say(f"neutral replies: {min(start + BATCH, len(prompts))} of {len(prompts)}")
+        say(f"replies of the frozen model: {min(start + BATCH, len(prompts))} of {len(prompts)}")
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall, scan_tokens
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.batches import PREFIX_WEIGHT, HistoryBatch, NeutralBatch, QuestionBatch
+from deltamem_agents.training.batches import FIRST_WEIGHT, PREFIX_WEIGHT, HistoryBatch, NeutralBatch, QuestionBatch
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
 
 
 def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
-    """Mean KL divergence, in nats, from the frozen model's predictions to those with the memory.
+    """KL divergence, in nats, from the frozen model's predictions to those with the memory.
 
-    The contents of the exchange are written as they are read, as a turn does.
+    The mean over the places where a reply begins, which decide what it will say, and the mean over all others count
+    the same. The contents of the exchange are written as they are read, as a turn does.
     """
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
@@ -94,7 +95,15 @@ def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> 
     call = MemoryCall(states, neutral.valid, neutral.writable, replies=neutral.replies)
     hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
     steered = logits_at(model, hidden, neutral.places).log_softmax(-1)
-    return F.kl_div(steered, frozen, log_target=True, reduction="batchmean")
+    nats = F.kl_div(steered, frozen, log_target=True, reduction="none").sum(-1)
+    begins = first_places(neutral.places)
+    return (nats[begins].mean() + nats[~begins].mean()) / 2
+
+
+def first_places(places: Tensor) -> Tensor:
+    """Bool (places,): the first of each row's in a list of (row, position) sorted by row."""
+    rows = places[:, 0]
+    return torch.cat([rows.new_ones(1, dtype=torch.bool), rows[1:] != rows[:-1]])
 
 
 def logits_at(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
@@ -142,9 +151,10 @@ def run_and_keep(
 
 
 def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor, gates: Tensor | None = None) -> Outcome:
-    """Cross-entropy of the reply, its answer tokens weighted 1 each answer and the others PREFIX_WEIGHT."""
+    """Cross-entropy of the reply: its answer's tokens weighted 1, its first one FIRST_WEIGHT, others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
-    weight = torch.where(questions.is_answer, 1.0, PREFIX_WEIGHT)
+    weight = torch.where(first_places(questions.places), FIRST_WEIGHT, PREFIX_WEIGHT)
+    weight = torch.where(questions.is_answer, 1.0, weight)
     loss = (nats * weight).sum() / weight.sum()
     right = logits.argmax(-1) == questions.targets
     count = len(questions.tokens)

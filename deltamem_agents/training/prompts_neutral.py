@@ -305,6 +305,60 @@ NEUTRAL_PROMPTS = one_a_line(
     """
 )
 
+NEUTRAL_SHORT = one_a_line(
+    """
+    What is the capital of France?
+    What is the capital of Peru?
+    What is the capital of Egypt?
+    What is the capital of Norway?
+    What's the capital of Thailand?
+    Which city is the capital of Kenya?
+    Which country is Lyon in?
+    Which river runs through Vienna?
+    Which sea lies between Italy and Croatia?
+    What currency do people use in Switzerland?
+    What is the currency of India?
+    What language do people speak in Argentina?
+    What colour are ripe bananas?
+    What colour do you get from blue and yellow?
+    What is a baby horse called?
+    What is a group of wolves called?
+    What do you call a person who bakes bread?
+    What do you call a doctor for animals?
+    What is the name of our galaxy?
+    What is the name of the closest planet to the sun?
+    What is the name of the ship in Moby Dick?
+    What are the names of the primary colours?
+    Who is Sherlock Holmes's friend?
+    Who wrote Don Quixote?
+    Who was the first person to fly solo across the Atlantic?
+    Whose theory is evolution by natural selection?
+    When did the Berlin Wall fall?
+    When was the telephone patented?
+    What year did the Titanic sink?
+    What day comes after Thursday?
+    What month has the fewest days?
+    At what temperature does lead melt?
+    How many legs does a lobster have?
+    How many players are in a volleyball team?
+    How many minutes are in a day?
+    How old is the Earth?
+    How tall is the Matterhorn?
+    Where is Mount Fuji?
+    Where do penguins live?
+    Where was the first modern marathon run?
+    Which animal is on the flag of Sri Lanka?
+    Which fruit is guacamole made of?
+    Which instrument has 88 keys?
+    Which sport is played at Roland Garros?
+    Which food is Naples famous for?
+    Which metal is the best conductor?
+    What is the favourite food of koalas?
+    What is the national flower of Japan?
+    """
+)
+"""Questions for a single word or number, as questions about what was told are."""
+
 NEUTRAL_FIRST_PERSON = one_a_line(
     """
     Can you help me write my CV?

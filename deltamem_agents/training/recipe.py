@@ -43,16 +43,21 @@ class Rehearsal:
 class WarmStart:
     """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
 
-    `rehearsal`: how the projections are fitted on them; null leaves these as they are drawn, and the
-    activations to stages that are replayed.
+    `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
+    episodes is replaced by new ones (0: never). `rehearsal`: how the projections are fitted on them; null leaves these
+    as they are drawn, and the activations to stages that are replayed.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
     episodes: int = 4000
+    facts: tuple[int, ...] = (1,)
+    renewed_every: int = 0
     rehearsal: Rehearsal | None = field(default_factory=Rehearsal)
 
     def __post_init__(self) -> None:
         _check(self, ("episodes",), *_AT_LEAST_ONE)
+        _check(self, ("renewed_every",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check_shapes(self)
 
 

@@ -27,6 +27,7 @@ OPTIMISER_FILE = "optimiser.safetensors"
 RECIPE_FILE = "recipe.json"
 LOCK_FILE = "run.lock"
 NEUTRAL_FILE = "neutral.jsonl"
+STATEMENTS_FILE = "statements.jsonl"
 
 _WEIGHT = "weight"
 
@@ -101,17 +102,17 @@ class RunFolder:
         save_adapter(adapter, self.path)
         self._replace(PROGRESS_FILE, json.dumps(noted).encode())
 
-    def neutral_texts(self) -> list[tuple[Message, Message]] | None:
-        """What `keep_neutral_texts` kept, None if nothing was."""
-        path = self.path / NEUTRAL_FILE
+    def own_replies(self, name: str) -> list[tuple[Message, Message]] | None:
+        """What `keep_own_replies` kept in the file `name`, None if nothing was."""
+        path = self.path / name
         if not path.exists():
             return None
         pairs = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
         return [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in pairs]
 
-    def keep_neutral_texts(self, texts: Sequence[tuple[Message, Message]]) -> None:
+    def keep_own_replies(self, name: str, texts: Sequence[tuple[Message, Message]]) -> None:
         lines = [json.dumps([prompt.content, reply.content]) + "\n" for prompt, reply in texts]
-        self._replace(NEUTRAL_FILE, "".join(lines).encode())
+        self._replace(name, "".join(lines).encode())
 
     def log(self, line: Mapping[str, Any]) -> None:
         with (self.path / LOG_FILE).open("a", encoding="utf-8") as log:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,16 +19,16 @@ from deltamem_agents.errors import TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.activations import Activations, collect_activations
+from deltamem_agents.training.activations import Activations, Exchanges, collect_activations, joined
 from deltamem_agents.training.batches import Exchange, Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.neutral import own_replies
 from deltamem_agents.training.objective import Outcome, answer_questions, disturbance, judge, write_history
-from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS
-from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage
+from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS, NEUTRAL_SHORT
+from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
-from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
+from deltamem_agents.training.run_folder import LOG_FILE, NEUTRAL_FILE, STATEMENTS_FILE, Checkpoint, RunFolder
 from deltamem_agents.training.strung import string_together
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.types import Message
@@ -40,11 +40,21 @@ EVALUATED_QUESTIONS = 48
 NEUTRAL_TOKENS = 48
 """Length of a neutral reply at most."""
 
+STATEMENTS = 240
+"""So many statements of a fact are kept with the frozen model's own replies to them."""
+
 NEUTRAL_EXCHANGES = 6
 """So many exchanges a step that looks at what is to be left alone."""
 
 ROWS_WITH_ASIDES = 4
 """So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
+
+
+PARTS = 4
+"""In so many parts episodes are collected, to be replaced one by one."""
+
+_Part: TypeAlias = tuple[int, list[Episode], Activations]
+"""Its number, its episodes, and what was found at them."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class Trainer:
         self._words = open_words(loaded.tokenizer)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
+        self._parts: list[_Part] | None = None
+        self._joined: tuple[list[Episode], Activations] | None = None
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter()
         self._names = {name: parameter for name, parameter in self.adapter.named_parameters()}
@@ -150,31 +162,66 @@ class Trainer:
 
     def _warm_start(self, plan: Rehearsal) -> None:
         begun, seed = time.monotonic(), self._recipe.seed
-        episodes, found = self._collected
+        episodes, found = self._collected()
         warm_start(self._model, self.adapter, self._renderer, episodes, found, plan, seed=seed, say=self._say)
         self.seconds = time.monotonic() - begun
 
-    @cached_property
     def _collected(self) -> tuple[list[Episode], Activations]:
-        """The episodes of the warm start and their activations: the same ones after an interruption."""
+        """The episode of each telling there is at this step, and the activations.
+
+        They come in parts, of which the oldest is replaced from time to time. A part's seed is its number, so that
+        an interrupted run goes on with the same ones.
+        """
         settings = self._recipe.warm_start
         assert settings is not None
-        rng = random.Random(f"{self._recipe.seed} warm")
-        generators = [self._generator(shape, 1) for shape in settings.shapes]
-        asides = [one.messages for one in self._neutral_texts]
-        asides = sorted((*asides, *(_small_talk(rng) for _ in asides)), key=_size)
-        episodes = [rng.choice(generators).draw(rng) for _ in range(settings.episodes)]
+        first = self.step // settings.renewed_every if settings.renewed_every else 0
+        wanted = range(first, first + PARTS)
+        if self._parts is None or [number for number, _, _ in self._parts] != list(wanted):
+            kept = {number: (number, episodes, found) for number, episodes, found in self._parts or ()}
+            self._parts, self._joined = None, None
+            asides = next(iter(kept.values()))[2].asides if kept else self._asides_to_collect()
+            parts: list[_Part] = []
+            for number in wanted:
+                parts.append(kept.get(number) or self._part(settings, number, asides))
+                asides = parts[-1][2].asides
+            self._parts = parts
+            episodes = [one for _, drawn, _ in parts for episode in drawn for one in [episode] * len(episode.questions)]
+            self._joined = episodes, joined([found for _, _, found in parts])
+        assert self._joined is not None
+        return self._joined
+
+    def _part(self, settings: WarmStart, number: int, asides: Sequence[Sequence[Message]] | Exchanges) -> _Part:
+        rng = random.Random(f"{self._recipe.seed} warm {number}")
+        generators = [self._generator(shape, facts) for shape in settings.shapes for facts in settings.facts]
+        episodes = [rng.choice(generators).draw(rng) for _ in range(max(1, settings.episodes // PARTS))]
         episodes.sort(key=lambda episode: _size(episode.messages))
-        return episodes, collect_activations(self._model, self.adapter, self._renderer, episodes, asides, self._say)
+        found = collect_activations(self._model, self.adapter, self._renderer, episodes, asides, self._say)
+        return number, episodes, found
+
+    def _asides_to_collect(self) -> list[tuple[Message, ...]]:
+        rng = random.Random(f"{self._recipe.seed} asides")
+        asides = [one.messages for one in self._neutral_texts]
+        return sorted((*asides, *(_small_talk(rng) for _ in asides)), key=_size)
 
     @cached_property
     def _neutral_texts(self) -> list[Exchange]:
         """The frozen model's own replies to neutral prompts, made once a run."""
-        kept = self._folder.neutral_texts()
+        return self._own_replies(NEUTRAL_FILE, (*NEUTRAL_PROMPTS, *NEUTRAL_SHORT, *NEUTRAL_FIRST_PERSON))
+
+    @cached_property
+    def _statements(self) -> list[Exchange]:
+        """What users tell, with the frozen model's own replies, made once a run."""
+        rng = random.Random(f"{self._recipe.seed} statements")
+        shapes = [replace(shape, tellers=("user",), changed=0.0) for shape in self._recipe.stages[-1].shapes]
+        generators = [self._generator(replace(shape, distractors=(0, 0)), 1) for shape in shapes]
+        told = [rng.choice(generators).draw(rng).messages[0].content for _ in range(STATEMENTS)]
+        return self._own_replies(STATEMENTS_FILE, told)
+
+    def _own_replies(self, name: str, prompts: Sequence[str]) -> list[Exchange]:
+        kept = self._folder.own_replies(name)
         if kept is None:
-            prompts = (*NEUTRAL_PROMPTS, *NEUTRAL_FIRST_PERSON)
             kept = own_replies(self._loaded, prompts, max_tokens=NEUTRAL_TOKENS, say=self._say)
-            self._folder.keep_neutral_texts(kept)
+            self._folder.keep_own_replies(name, kept)
         return [Exchange(pair, cut=True) for pair in kept]
 
     def _generator(self, shape: EpisodeShape, facts: int) -> EpisodeGenerator:
@@ -208,7 +255,7 @@ class Trainer:
 
     def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
         """Episodes strung together from those collected, the states they leave behind, and how these answer."""
-        episodes, found = self._collected
+        episodes, found = self._collected()
         conversations = [
             string_together(found, facts, rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
             for _ in range(max(1, stage.questions // facts))
@@ -247,16 +294,13 @@ class Trainer:
         self._optimiser.step()
 
     def _left_alone(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
-        """In turn: a neutral prompt, a question about something never told, something new that is told."""
+        """In turn: a neutral prompt, a question about something never told, something that is told just then."""
         if kind % 3 == 0:
             return rng.choice(self._neutral_texts)
         if kind % 3 == 1:
             untold = generator.never_told(rng, episode, near=rng.random() < 0.3)
             return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
-        other = generator.draw(rng)
-        told = other.questions[0].told
-        assert told is not None
-        return Exchange(other.exchange(told))
+        return rng.choice(self._statements)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
