@@ -201,7 +201,7 @@ def test_an_open_read_gate_is_as_none(floor: float) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
     """With read scope "replies": up to the first token that may read, and in what is written of it."""
-    subject = Subject(tiny_model(family), VARIANTS["replies-only"])
+    subject = Subject(tiny_model(family, "eager"), VARIANTS["replies-only"])
     everywhere = Subject(subject.model, FULL)
     everywhere.adapter.load_state_dict(subject.adapter.state_dict())
     ids, state, speaks = random_ids(2, 9), random_state(subject.adapter, 2), torch.arange(9).expand(2, 9) >= 6

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from deltamem_agents.errors import TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.activations import Activations, Exchanges, collect_activations, joined
+from deltamem_agents.training.activations import Activations, collect_activations
 from deltamem_agents.training.batches import Exchange, Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
+from deltamem_agents.training.collection import PARTS, Asides, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.neutral import own_replies
 from deltamem_agents.training.objective import Outcome, answer_questions, disturbance, judge, write_history
@@ -48,13 +49,6 @@ NEUTRAL_EXCHANGES = 6
 
 ROWS_WITH_ASIDES = 4
 """So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
-
-
-PARTS = 4
-"""In so many parts episodes are collected, to be replaced one by one."""
-
-_Part: TypeAlias = tuple[int, list[Episode], Activations]
-"""Its number, its episodes, and what was found at them."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +88,7 @@ class Trainer:
         self._words = open_words(loaded.tokenizer)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
-        self._parts: list[_Part] | None = None
-        self._joined: tuple[list[Episode], Activations] | None = None
+        self._collection = Collection(self._draw_part, self._collect, self._asides_to_collect)
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter()
         self._names = {name: parameter for name, parameter in self.adapter.named_parameters()}
@@ -167,36 +160,24 @@ class Trainer:
         self.seconds = time.monotonic() - begun
 
     def _collected(self) -> tuple[list[Episode], Activations]:
-        """The episode of each telling there is at this step, and the activations.
+        """The episode of each telling there is at this step, and the activations: the same after an interruption."""
+        renewed_every = self._warm.renewed_every
+        return self._collection.parts_from(self.step // renewed_every if renewed_every else 0)
 
-        They come in parts, of which the oldest is replaced from time to time. A part's seed is its number, so that
-        an interrupted run goes on with the same ones.
-        """
+    @property
+    def _warm(self) -> WarmStart:
         settings = self._recipe.warm_start
         assert settings is not None
-        first = self.step // settings.renewed_every if settings.renewed_every else 0
-        wanted = range(first, first + PARTS)
-        if self._parts is None or [number for number, _, _ in self._parts] != list(wanted):
-            kept = {number: (number, episodes, found) for number, episodes, found in self._parts or ()}
-            self._parts, self._joined = None, None
-            asides = next(iter(kept.values()))[2].asides if kept else self._asides_to_collect()
-            parts: list[_Part] = []
-            for number in wanted:
-                parts.append(kept.get(number) or self._part(settings, number, asides))
-                asides = parts[-1][2].asides
-            self._parts = parts
-            episodes = [one for _, drawn, _ in parts for episode in drawn for one in [episode] * len(episode.questions)]
-            self._joined = episodes, joined([found for _, _, found in parts])
-        assert self._joined is not None
-        return self._joined
+        return settings
 
-    def _part(self, settings: WarmStart, number: int, asides: Sequence[Sequence[Message]] | Exchanges) -> _Part:
-        rng = random.Random(f"{self._recipe.seed} warm {number}")
+    def _draw_part(self, number: int) -> list[Episode]:
+        rng, settings = random.Random(f"{self._recipe.seed} warm {number}"), self._warm
         generators = [self._generator(shape, facts) for shape in settings.shapes for facts in settings.facts]
         episodes = [rng.choice(generators).draw(rng) for _ in range(max(1, settings.episodes // PARTS))]
-        episodes.sort(key=lambda episode: _size(episode.messages))
-        found = collect_activations(self._model, self.adapter, self._renderer, episodes, asides, self._say)
-        return number, episodes, found
+        return sorted(episodes, key=lambda episode: _size(episode.messages))
+
+    def _collect(self, episodes: Sequence[Episode], asides: Asides) -> Activations:
+        return collect_activations(self._model, self.adapter, self._renderer, episodes, asides, self._say)
 
     def _asides_to_collect(self) -> list[tuple[Message, ...]]:
         rng = random.Random(f"{self._recipe.seed} asides")
