@@ -143,7 +143,7 @@ def _embedded_model(name: str) -> Finding:
 
 
 def _adapters(name: str) -> Finding:
-    from deltamem_agents.loading import adapter_folder, shipped_adapters
+    from deltamem_agents.loading import adapter_folder, shipped_adapters, shipped_presets
     from deltamem_agents.memory.adapter_file import read_config, read_weights
 
     shipped = shipped_adapters()
@@ -151,8 +151,8 @@ def _adapters(name: str) -> Finding:
         own = "name one with --adapter, or train one with `deltamem train`"
         return Finding(name, "absent", "none ships with this installation", own)
     for model in shipped:
-        folder = adapter_folder(None, model)
-        read_weights(folder, read_config(folder))
+        for folder in (adapter_folder(None, model), *shipped_presets(model).values()):
+            read_weights(folder, read_config(folder))
     return Finding(name, "ok", f"{', '.join(shipped)} whole and readable")
 
 

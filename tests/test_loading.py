@@ -158,6 +158,18 @@ def test_an_adapter_is_a_folder_or_the_one_that_ships(tmp_path: Path, monkeypatc
             adapter_folder(None, stranger)
 
 
+def test_a_further_adapter_that_ships_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = tmp_path / "organisation--model" / "wide"
+    wide.mkdir(parents=True)
+    (wide / "adapter_config.json").touch()
+    monkeypatch.setattr(adapters, "SHIPPED", tmp_path)
+    assert adapter_folder("wide", "Organisation/Model") == wide
+    with pytest.raises(AdapterError, match=r"'wider' is no folder; .* one of those that ship for this model \(wide\)"):
+        adapter_folder("wider", "Organisation/Model")
+    with pytest.raises(AdapterError, match=r"'wide' is no folder; expected a folder with \S+ and \S+, or a Hub id"):
+        adapter_folder("wide", "another-model")
+
+
 def test_an_adapter_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(AdapterError, match=r"'\./nowhere' is no folder"):
         adapter_folder("./nowhere", "any")

@@ -16,7 +16,7 @@ from deltamem_agents.training import warmstart
 from deltamem_agents.training.activations import Activations, collect_activations
 from deltamem_agents.training.episodes import Episode, EpisodeShape
 from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.trainer import open_words
+from deltamem_agents.training.trainer import made_up_words, open_words
 from deltamem_agents.training.warmstart import GAINS, set_gain, warm_start
 from deltamem_agents.types import Message
 from tiny_training import (
@@ -147,6 +147,14 @@ def test_a_warm_start_lets_a_model_say_what_it_was_told() -> None:
         replace(one, messages=other.messages) for one, other in zip(asked, [asked[-1], *asked[:-1]], strict=True)
     ]
     assert told < nats_of(engine, swapped) - 0.5 and math.isfinite(told)
+
+
+def test_made_up_words_have_several_tokens_and_are_always_the_same() -> None:
+    tokenizer = word_tokenizer()
+    words = made_up_words(tokenizer, 50)
+    assert len(set(words)) == 50 and words == made_up_words(tokenizer, 50)
+    assert all(2 <= len(tokenizer.encode(f" {word}")) <= 3 and word.isalpha() for word in words)
+    assert not set(words) & set(open_words(tokenizer)) and made_up_words(tokenizer, 0) == []
 
 
 def test_words_of_a_vocabulary_are_single_tokens_behind_a_space() -> None:

@@ -5,7 +5,7 @@ into a dense copy in the cache folder and opened from there afterwards. Nothing 
 asks for a model by name.
 """
 
-from deltamem_agents.loading.adapters import adapter_folder, shipped_adapters
+from deltamem_agents.loading.adapters import adapter_folder, shipped_adapters, shipped_presets
 from deltamem_agents.loading.dense_copy import CACHE_VARIABLE, cache_dir
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy, installed_gguf
 from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint, weights_hash
@@ -23,6 +23,7 @@ __all__ = [
     "load_model",
     "model_fingerprint",
     "shipped_adapters",
+    "shipped_presets",
     "tokenizer_fingerprint",
     "weights_hash",
 ]

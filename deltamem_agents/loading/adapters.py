@@ -17,7 +17,8 @@ _WANTED = ("adapter_config.json", "adapter.safetensors", "delta_mem_config.json"
 def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str) -> Path:
     """The local folder of an adapter, fetched first when it is a Hub id.
 
-    `adapter`: a folder or Hub id; None takes the one that ships for the model of that name.
+    `adapter`: a folder or Hub id; None takes the one that ships for the model of that name, and a single word
+    another that ships for it ("wide"), unless there is a folder of that name.
     Raises AdapterError when there is none, DownloadError when the Hub does not give it.
     """
     if adapter is None:
@@ -25,9 +26,13 @@ def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str) -> P
     asked = os.fspath(adapter)
     if asked and Path(asked).expanduser().is_dir():
         return Path(asked).expanduser()
+    presets = shipped_presets(model_name)
+    if asked in presets:
+        return presets[asked]
     if not HUB_ID.fullmatch(asked):
+        own = f"one of those that ship for this model ({', '.join(presets)}), " if presets else ""
         raise AdapterError(
-            f"adapter {asked!r} is no folder; expected a folder with adapter_config.json and adapter.safetensors, "
+            f"adapter {asked!r} is no folder; expected a folder with adapter_config.json and adapter.safetensors, {own}"
             "or a Hub id of the form 'organisation/name'"
         )
     from huggingface_hub import snapshot_download
@@ -46,8 +51,18 @@ def shipped_adapters() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/adapter_config.json")))
 
 
+def shipped_presets(model_name: str) -> dict[str, Path]:
+    """The folders of further adapters that ship for a model, by name."""
+    found = sorted(SHIPPED.glob("*/*/adapter_config.json"))
+    return {path.parent.name: path.parent for path in found if path.parents[1].name == _folder_name(model_name)}
+
+
+def _folder_name(model_name: str) -> str:
+    return model_name.lower().replace("/", "--")
+
+
 def _shipped_for(model_name: str) -> Path:
-    name = model_name.lower().replace("/", "--")
+    name = _folder_name(model_name)
     if name not in shipped_adapters():
         known = ", ".join(shipped_adapters()) or "none"
         raise AdapterError(

@@ -41,6 +41,8 @@ EVALUATED_QUESTIONS = 48
 NEUTRAL_TOKENS = 48
 """Length of a neutral reply at most."""
 
+TRIES_A_WORD = 4
+
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
 
@@ -72,6 +74,23 @@ def open_words(tokenizer: Any) -> list[str]:
     return sorted({text[1:] for text in texts if re.fullmatch(r" [A-Z]?[a-z]{2,}", text)})
 
 
+def made_up_words(tokenizer: Any, count: int) -> list[str]:
+    """Words of two or three tokens that no list has, as most names are: always the same ones."""
+    rng = random.Random("made up")
+    begins = [word for word in open_words(tokenizer) if len(word) <= 6]
+    texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
+    ends = sorted({text for text in texts if re.fullmatch(r"[a-z]{2,5}", text)})
+    found: dict[str, None] = {}
+    # Most pairs are encoded as their two parts; what becomes one token or many is left out.
+    for _ in range(TRIES_A_WORD * count):
+        if not begins or not ends or len(found) == count:
+            break
+        word = rng.choice(begins) + rng.choice(ends)
+        if 2 <= len(tokenizer.encode(f" {word}", add_special_tokens=False)) <= 3:
+            found[word] = None
+    return list(found)
+
+
 class Trainer:
     """One run in one folder. Starting it again continues where it was saved last.
 
@@ -85,7 +104,7 @@ class Trainer:
         """Raises ConfigError when the folder holds a run of another recipe, or a damaged one."""
         self._loaded, self._model, self._renderer, self._recipe, self._say = loaded, loaded.model, renderer, recipe, say
         self._device = next(loaded.model.parameters()).device
-        self._words = open_words(loaded.tokenizer)
+        self._words = open_words(loaded.tokenizer) + made_up_words(loaded.tokenizer, recipe.made_up_words)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
         self._collection = Collection(self._draw_part, self._collect, self._asides_to_collect)
