@@ -61,14 +61,15 @@ def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tu
         x = call.inputs[slot].float()
         keys, _ = memory.keys(x, history.valid, None)
         projected = memory.project(x, keys)
-        noises.append(_openness(projected.beta, history.aside, adapter.config.gate_floor))
+        by_token = projected.beta.transpose(1, 2).flatten(2)
+        noises.append(openness(by_token[history.aside], adapter.config.gate_floor))
         parts.append(scan_tokens(adapter.config, zero.matrices[:, slot], projected, history.writable)[1])
     return torch.stack(parts, dim=1), torch.stack(noises).mean() if bool(history.aside.any()) else None
 
 
-def _openness(logits: Tensor, where: Tensor, floor: float) -> Tensor:
-    """Mean gate (B, H, T, r) at the places `where` (B, T), counted from half its floor on, a margin."""
-    return (torch.sigmoid(logits).mean(dim=(1, 3))[where] - floor / 2).clamp_min(0).mean()
+def openness(logits: Tensor, floor: float) -> Tensor:
+    """How far gates (…, tokens, gates) stand open on average, a token's counted from half their floor on, a margin."""
+    return (torch.sigmoid(logits).mean(-1) - floor / 2).clamp_min(0).mean()
 
 
 def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBatch, *, writes: bool) -> Tensor:

@@ -2,8 +2,8 @@
 
 Where a memory reads in replies alone, nothing that others say depends on it. Their keys, values and attention
 inputs are those of the frozen model, computed once, and what remains of a step is the memory's own projections,
-the update rule, and the few tokens of each reply through the frozen layers. A step costs a tenth of one that
-runs its histories. What it leaves out: replies in histories read too, and later exchanges see earlier ones.
+the update rule, and the few tokens of each reply through the frozen layers. A step costs a seventh of one
+that runs its histories. What it leaves out: replies in histories read too, and later exchanges see earlier ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.activations import Activations, CachedPrompt
 from deltamem_agents.training.batches import QuestionBatch
-from deltamem_agents.training.objective import Outcome, judge, logits_at
+from deltamem_agents.training.objective import Outcome, judge, logits_at, openness
 from deltamem_agents.training.strung import Conversation, WriteWeights, write_strung
 
 
@@ -36,8 +36,8 @@ def replay(
     `lead` (tokens,): what every prompt begins with. The model has to carry the adapter.
     """
     written = write_strung(adapter.config, WriteWeights.of(adapter), found, conversations)
-    open_ = torch.sigmoid(written.gates).mean(-1)[:, written.aside] - adapter.config.gate_floor / 2
-    noise = open_.clamp_min(0).mean() if bool(written.aside.any()) else written.gates.new_zeros(())
+    quiet = written.gates[:, written.aside]
+    noise = openness(quiet, adapter.config.gate_floor) if bool(written.aside.any()) else quiet.new_zeros(())
     state = MemoryState(written.state.transpose(0, 1).to(lead.device))
     asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
     questions = _questions(lead, [row for row, _ in asked], [found.prompts[telling] for _, telling in asked])
