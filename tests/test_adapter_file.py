@@ -63,6 +63,18 @@ def test_save_then_load_is_identity(config: AdapterConfig, llama: nn.Module, tmp
     assert sorted(os.listdir(tmp_path / "deep" / "folder")) == [WEIGHTS_FILE, CONFIG_FILE]
 
 
+def test_a_setting_that_a_later_version_adds_makes_no_memory_foreign(
+    llama: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = random_adapter(llama, FULL)
+    before, to_json = adapter_fingerprint(adapter), AdapterConfig.to_json
+    monkeypatch.setattr(AdapterConfig, "to_json", lambda config: {**to_json(config), "later": False})
+    assert adapter_fingerprint(adapter) == before
+    own = adapter.config
+    monkeypatch.setattr(AdapterConfig, "to_json", lambda config: {**to_json(config), "later": config is own})
+    assert adapter_fingerprint(adapter) != before
+
+
 def test_a_read_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> None:
     adapter = random_adapter(llama, VARIANTS["floored-gates"])
     save_adapter(adapter, tmp_path)

@@ -18,6 +18,7 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import scan_tokens
 from deltamem_agents.training import rehearsal
 from deltamem_agents.training.activations import Activations, Exchanges, collect_activations
+from deltamem_agents.training.episodes import EpisodeShape
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
 from deltamem_agents.training.strung import KEEP_LOGIT, Conversation, Kind, write_strung
@@ -224,8 +225,11 @@ def collected() -> Activations:
     """From a model, in the precision in which the scan computes."""
     engine = word_engine()
     asides = [aside for aside in asides_of(9) if aside]
-    found = collect_activations(engine.model, engine.adapter, renderer(), episodes_of(9), asides, silent)
+    found = collect_activations(engine.model, engine.adapter, renderer(), ONE_FACT, asides, silent)
     return in_float32(found)
+
+
+ONE_FACT = episodes_of(9, EpisodeShape(distractors=(0, 1), changed=0.5))
 
 
 def in_float32(found: Activations) -> Activations:
@@ -280,7 +284,7 @@ def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected:
     stacked = stacked_for(engine.adapter)
     slots = list(engine.adapter.indices)
     found = replace(collected, tellings=replace(collected.tellings, inputs=collected.tellings.inputs[slots]))
-    for index, episode in enumerate(episodes_of(9)):
+    for index, episode in enumerate(ONE_FACT):
         with torch.no_grad():
             alone = Conversation((), (("tellings", index),))
             states = write_strung(engine.adapter.config, stacked.writing, found, [alone]).state

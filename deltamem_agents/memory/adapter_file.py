@@ -92,8 +92,13 @@ def convert_adapter(source: Path, target: Path, *, base_model: str | None = None
 
 
 def adapter_fingerprint(adapter: Adapter) -> str:
-    """sha256 over the weights (float32) and the part of the config that changes what they compute."""
-    config = {key: value for key, value in adapter.config.to_json().items() if key != "base_model"}
+    """sha256 over the weights (float32) and the part of the config that changes what they compute.
+
+    Settings at their defaults are left out, so that one which a later version adds makes no memory foreign.
+    """
+    defaults = AdapterConfig().to_json()
+    config = {key: value for key, value in adapter.config.to_json().items() if value != defaults[key]}
+    config.pop("base_model", None)
     hashed = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, value in sorted(adapter.state_dict().items()):
         hashed.update(name.encode() + b"\0")

@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,7 +276,8 @@ def test_it_is_written_down_without_the_engine() -> None:
     assert scripted(store=ScriptedEngine().store).to_dict()["store"] is None
 
 
-def test_copies_share_the_engine_and_pickles_leave_it_behind() -> None:
+def test_copies_share_the_engine_and_pickles_leave_it_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path))
     llm = scripted(agent_id="ada")
     llm.chat([says("hi")])
     assert copy.deepcopy(llm).engine is llm.engine and copy.copy(llm).engine is llm.engine
