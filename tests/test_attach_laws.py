@@ -219,7 +219,9 @@ def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
         results[name] = logits, call.new_state()
         attachment.detach()
     base, scoped = subject.base(ids), results["scoped"][0]
-    assert torch.equal(scoped[:, :6], base[:, :6]) and not torch.equal(scoped[:, 6:], base[:, 6:])
+    # Up to rounding: experts multiply all tokens routed to them at once, later ones included.
+    torch.testing.assert_close(scoped[:, :6], base[:, :6], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(scoped[:, 6:], base[:, 6:])
     assert torch.equal(results["nobody speaks"][0], base)
     for one, other in zip(results["scoped, nothing marked"], results["everywhere"], strict=True):
         tensors = [value.matrices if isinstance(value, MemoryState) else value for value in (one, other)]
