@@ -219,8 +219,9 @@ def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
         results[name] = logits, call.new_state()
         attachment.detach()
     base, scoped = subject.base(ids), results["scoped"][0]
-    # Up to rounding: experts multiply all tokens routed to them at once, later ones included.
-    torch.testing.assert_close(scoped[:, :6], base[:, :6], rtol=1e-5, atol=1e-5)
+    # Experts multiply all tokens routed to them at once, later ones included, which rounds otherwise.
+    tolerance = 1e-5 if family == "qwen3_moe" else 0.0
+    torch.testing.assert_close(scoped[:, :6], base[:, :6], rtol=tolerance, atol=tolerance)
     assert not torch.equal(scoped[:, 6:], base[:, 6:])
     assert torch.equal(results["nobody speaks"][0], base)
     for one, other in zip(results["scoped, nothing marked"], results["everywhere"], strict=True):
