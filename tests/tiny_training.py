@@ -104,6 +104,7 @@ RECIPE = Recipe(
             neutral_every=2,
             noise_weight=0.2,
             gate_weight=0.1,
+            probe_weight=0.5,
             warmup=1,
             replayed=True,
         ),

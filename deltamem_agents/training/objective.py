@@ -22,8 +22,8 @@ class Outcome:
 
     `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
     `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `noise`: how
-    far write gates stood open on small talk, `gates` how badly they tell told values from the rest, where that is
-    known: scalars with gradient.
+    far write gates stood open on small talk, `gates` how badly they tell told values from the rest, `probed` how
+    badly a probe got the answers, scalars with gradient, 0 where not known; `direct` the share that it got right.
     """
 
     loss: Tensor
@@ -32,6 +32,8 @@ class Outcome:
     all_right: Tensor
     noise: Tensor
     gates: Tensor
+    probed: Tensor
+    direct: float | None = None
 
 
 def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
@@ -151,7 +153,7 @@ def run_and_keep(
     return out.last_hidden_state, out.past_key_values
 
 
-def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor, gates: Tensor | None = None) -> Outcome:
+def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
     """Cross-entropy of the reply: its answer's tokens weighted 1, its first one FIRST_WEIGHT, others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
     weight = torch.where(first_places(questions.places), FIRST_WEIGHT, PREFIX_WEIGHT)
@@ -168,5 +170,6 @@ def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor, gates: Tensor
         first_right=right[questions.is_first],
         all_right=wrong == 0,
         noise=noise,
-        gates=noise.new_zeros(()) if gates is None else gates,
+        gates=noise.new_zeros(()),
+        probed=noise.new_zeros(()),
     )

@@ -71,7 +71,8 @@ class Stage:
     steps in which the question is written while it is read, as in use. `neutral_every`: in every how many-th
     step other prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`.
     `noise_weight`: weight of write gates that stand open on neutral text; `gate_weight`: of write gates that do not
-    tell told values from all other tokens, which only a replayed stage knows. `replayed`: histories are strung
+    tell told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state (see
+    `training/probe.py`), which only a replayed stage knows. `replayed`: histories are strung
     together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text and as
     many questions in between, and only replies are run; `question_writes` does not apply.
     """
@@ -89,6 +90,7 @@ class Stage:
     neutral_weight: float = 1.0
     noise_weight: float = 0.0
     gate_weight: float = 0.0
+    probe_weight: float = 0.0
     replayed: bool = False
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Stage:
         _check(self, ("warmup", "neutral_every"), "a whole number", lambda value: _is_whole(value, 0))
         _check(
             self,
-            ("rate", "rate_end", "neutral_weight", "noise_weight", "gate_weight"),
+            ("rate", "rate_end", "neutral_weight", "noise_weight", "gate_weight", "probe_weight"),
             "0 or more",
             lambda value: value >= 0,
         )

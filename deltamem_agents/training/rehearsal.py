@@ -20,18 +20,10 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.memory.attention import unit
-from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.training.activations import Activations
+from deltamem_agents.training.probe import ReadWeights, directions, said
 from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.strung import (
-    Conversation,
-    WriteWeights,
-    by_head,
-    product,
-    string_together,
-    write_strung,
-)
+from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
 
 GATE_WEIGHT = 1.0
 """Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
@@ -77,6 +69,10 @@ class _Stacked:
         before = self.before if self.config.key_shift else None
         return WriteWeights(self.key, before, self.value, self.write, self.write_bias)
 
+    @property
+    def reading(self) -> ReadWeights:
+        return ReadWeights(self.query, self.read, self.read_bias) if self.config.read_gate else ReadWeights(self.query)
+
     @torch.no_grad()
     def copy_to(self, adapter: Adapter) -> None:
         for slot in range(len(self.key)):
@@ -113,7 +109,7 @@ def rehearse(
     stacked = _Stacked(adapter.config, layers, hidden, torch.Generator().manual_seed(seed))
     rng, torch_rng = random.Random(f"{seed} rehearsal"), torch.Generator().manual_seed(seed)
     candidates, target = found.target.unique(return_inverse=True)
-    directions = F.normalize(rows[candidates] - rows[candidates].mean(0), dim=-1)
+    heading = directions(rows[candidates])
     answers = _answers_by_telling(found)
     optimiser = torch.optim.AdamW(stacked.weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.02)
     spoken = torch.ones(())
@@ -127,7 +123,7 @@ def rehearse(
             for _ in range(max(1, plan.questions // facts))
         ]
         asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
-        loss, right, spoken = _step_loss(stacked, found, conversations, asked, directions, target, torch_rng)
+        loss, right, spoken = _step_loss(stacked, found, conversations, asked, heading, target, torch_rng)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stacked.weights, 1.0)
@@ -150,7 +146,7 @@ def _step_loss(
     found: Activations,
     conversations: Sequence[Conversation],
     asked: Sequence[tuple[int, int]],
-    directions: Tensor,
+    heading: Tensor,
     target: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, float, Tensor]:
@@ -158,35 +154,21 @@ def _step_loss(
     written = write_strung(stacked.config, stacked.writing, found, conversations)
     state = written.state
     row, place = (torch.tensor(column) for column in zip(*asked, strict=True))
-    said, opens = _said(stacked, state[:, row], found.asked[:, place])
-    logits = F.normalize(said, dim=-1) @ directions.T * stacked.sharpness.exp()
+    added, opens = said(stacked.config, stacked.reading, stacked.say, state[:, row], found.asked[:, place])
+    logits = F.normalize(added, dim=-1) @ heading.T * stacked.sharpness.exp()
     loss = F.cross_entropy(logits, target[place])
 
-    def some(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def some(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         picked = torch.randint(inputs.shape[1], (ELSEWHERE,), generator=generator)
         of = torch.randint(len(conversations), (ELSEWHERE,), generator=generator)
-        return _said(stacked, state[:, of], inputs[:, picked])
+        return said(stacked.config, stacked.reading, stacked.say, state[:, of], inputs[:, picked])
 
     beside, opens_too = some(found.replies)
-    power = said.detach().square().sum(-1).mean()
+    power = added.detach().square().sum(-1).mean()
     loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power + GATE_WEIGHT * written.gate_loss()
-    if stacked.config.read_gate:
-        _, shuts = some(found.asides.inputs)
-        _, shuts_too = some(found.tellings.inputs)
+    (_, shuts), (_, shuts_too) = some(found.asides.inputs), some(found.tellings.inputs)
+    if opens is not None and opens_too is not None and shuts is not None and shuts_too is not None:
         opening, shutting = torch.cat([opens, opens_too], 1), torch.cat([shuts, shuts_too], 1)
         loss = loss + GATE_WEIGHT * (F.softplus(-opening).mean() + F.softplus(shutting).mean())
     right = float((logits.argmax(-1) == target[place]).float().mean())
     return loss, right, power.sqrt()
-
-
-def _said(stacked: _Stacked, state: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What all layers add (n, hidden) at `inputs` (layers, n, hidden), reading `state` (layers, n, heads, r, r).
-
-    And the logits of their read gates (layers, n, heads).
-    """
-    query = unit(by_head(product(inputs, stacked.query), stacked.config))
-    reads = torch.einsum("lnhij,lnhj->lnhi", state, query)
-    logits = product(inputs, stacked.read) + stacked.read_bias[:, None]
-    if stacked.config.read_gate:
-        reads = reads * floored_gate(logits, stacked.config.gate_floor)[..., None]
-    return torch.einsum("lnr,ldr->nd", reads.flatten(2), stacked.say), logits

@@ -8,7 +8,8 @@ that runs its histories. What it leaves out: replies in histories read too, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -30,10 +31,12 @@ def replay(
     found: Activations,
     lead: Tensor,
     conversations: Sequence[Conversation],
+    probe: Callable[[Tensor], tuple[Tensor, float]] | None = None,
 ) -> tuple[MemoryState, Outcome]:
     """The states that the conversations leave behind, and how all that they tell is answered from these.
 
-    `lead` (tokens,): what every prompt begins with. The model has to carry the adapter.
+    `lead` (tokens,): what every prompt begins with. `probe`: what else is to be learned from the states (layers,
+    conversations, heads, r, r), and the share it got right. The model has to carry the adapter.
     """
     written = write_strung(adapter.config, WriteWeights.of(adapter), found, conversations)
     quiet = written.gates[:, written.aside]
@@ -42,7 +45,9 @@ def replay(
     asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
     questions = _questions(lead, [row for row, _ in asked], [found.prompts[telling] for _, telling in asked])
     logits = _answer(model, state, questions, [found.prompts[telling].kept for _, telling in asked])
-    return state, judge(logits, questions, noise, written.gate_loss())
+    outcome = judge(logits, questions, noise)
+    probed, direct = (noise.new_zeros(()), None) if probe is None else probe(written.state)
+    return state, replace(outcome, gates=written.gate_loss(), probed=probed, direct=direct)
 
 
 def _questions(lead: Tensor, rows: Sequence[int], prompts: Sequence[CachedPrompt]) -> QuestionBatch:

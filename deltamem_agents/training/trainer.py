@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.collection import PARTS, Asides, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.neutral import own_replies
-from deltamem_agents.training.objective import Outcome, answer_questions, disturbance, judge, write_history
+from deltamem_agents.training.objective import (
+    Outcome,
+    answer_questions,
+    disturbance,
+    judge,
+    output_directions,
+    write_history,
+)
+from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS, NEUTRAL_SHORT
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
@@ -38,6 +46,8 @@ __all__ = ["LOG_FILE", "Report", "Trainer", "initialise", "open_words"]
 
 EVALUATED_QUESTIONS = 48
 
+PROBE = "probe."
+
 NEUTRAL_TOKENS = 48
 """Length of a neutral reply at most."""
 
@@ -46,8 +56,11 @@ TRIES_A_WORD = 4
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
 
-NEUTRAL_EXCHANGES = 6
+NEUTRAL_EXCHANGES = 8
 """So many exchanges a step that looks at what is to be left alone."""
+
+NEAR = 0.5
+"""Share of the questions about something never told that ask what was told, of another person."""
 
 ROWS_WITH_ASIDES = 4
 """So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
@@ -55,7 +68,11 @@ ROWS_WITH_ASIDES = 4
 
 @dataclass(frozen=True)
 class Report:
-    """One step's line in the log. `neutral`: nats by which other prompts were disturbed, where it was measured."""
+    """One step's line in the log.
+
+    `neutral`: nats by which other prompts were disturbed; `direct`: share of the answers' tokens that a probe got
+    right; null where it was not measured.
+    """
 
     step: int
     seconds: float
@@ -66,6 +83,7 @@ class Report:
     whole: float
     noise: float
     neutral: float | None = None
+    direct: float | None = None
 
 
 def open_words(tokenizer: Any) -> list[str]:
@@ -110,8 +128,12 @@ class Trainer:
         self._collection = Collection(self._draw_part, self._collect, self._asides_to_collect)
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter()
-        self._names = {name: parameter for name, parameter in self.adapter.named_parameters()}
-        self._optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+        self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
+        self._names = dict(self.adapter.named_parameters())
+        if self._probe is not None:
+            # Named apart: it goes on with the run, and is left behind when the adapter is saved.
+            self._names |= {PROBE + name: value for name, value in self._probe.named_parameters()}
+        self._optimiser = torch.optim.AdamW(self._names.values(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
         saved = self._folder.checkpoint()
         self._begun = saved is not None
         if saved is not None:
@@ -145,6 +167,8 @@ class Trainer:
         settings = self._recipe.warm_start
         if not self._begun and settings is not None and settings.rehearsal is not None:
             self._warm_start(settings.rehearsal)
+            if self._probe is not None:
+                self._probe.begin(self.adapter)
             self._evaluate()
             self.save()
         begun = time.monotonic() - self.seconds
@@ -167,7 +191,9 @@ class Trainer:
 
     def _restore(self, saved: Checkpoint) -> None:
         self.step, self.seconds = saved.step, saved.seconds
-        self.adapter.load_state_dict(dict(saved.weights))
+        with torch.no_grad():
+            for name, parameter in self._names.items():
+                parameter.copy_(saved.weights[name])
         for (kind, name), value in saved.moments.items():
             # The optimiser counts its steps on the CPU wherever it runs.
             self._optimiser.state[self._names[name]][kind] = value if kind == "step" else value.to(self._device)
@@ -188,6 +214,10 @@ class Trainer:
         settings = self._recipe.warm_start
         assert settings is not None
         return settings
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return output_directions(self._model)
 
     def _draw_part(self, number: int) -> list[Episode]:
         rng, settings = random.Random(f"{self._recipe.seed} warm {number}"), self._warm
@@ -243,6 +273,7 @@ class Trainer:
             asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
             state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
         loss = outcome.loss + stage.noise_weight * outcome.noise + stage.gate_weight * outcome.gates
+        loss = loss + stage.probe_weight * outcome.probed
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
             rows = [index % len(episodes) for index in range(NEUTRAL_EXCHANGES)]
@@ -261,7 +292,10 @@ class Trainer:
             for _ in range(max(1, stage.questions // facts))
         ]
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
-        state, outcome = replay(self._model, self.adapter, found, lead, conversations)
+        probe: Callable[[Tensor], tuple[Tensor, float]] | None = None
+        if stage.probe_weight and self._probe is not None:
+            probe = partial(self._probe.loss, self.adapter, found, conversations, rows=self._directions)
+        state, outcome = replay(self._model, self.adapter, found, lead, conversations, probe)
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 
     def _answered(
@@ -285,7 +319,7 @@ class Trainer:
             group["lr"] = rate
         self._optimiser.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self._names.values(), 1.0)
         if not bool(torch.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {self.step}: the loss is {float(loss.detach())}, its gradient's norm {float(norm)}, expected "
@@ -294,13 +328,13 @@ class Trainer:
         self._optimiser.step()
 
     def _left_alone(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
-        """In turn: a neutral prompt, a question about something never told, something that is told just then."""
-        if kind % 3 == 0:
+        """A neutral prompt and something told just then, and after each a question about something never told."""
+        if kind % 4 == 0:
             return rng.choice(self._neutral_texts)
-        if kind % 3 == 1:
-            untold = generator.never_told(rng, episode, near=rng.random() < 0.3)
-            return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
-        return rng.choice(self._statements)
+        if kind % 4 == 2:
+            return rng.choice(self._statements)
+        untold = generator.never_told(rng, episode, near=rng.random() < NEAR)
+        return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -391,4 +425,5 @@ def _report(step: int, seconds: float, facts: int, outcome: Outcome, neutral: Te
         whole=round(_share([outcome.all_right]), 3),
         noise=round(float(outcome.noise.detach()), 5),
         neutral=None if neutral is None else round(float(neutral.detach()), 4),
+        direct=None if outcome.direct is None else round(outcome.direct, 3),
     )

@@ -1,0 +1,56 @@
+"""The probe beside the loss: what it teaches, and whom it asks for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltamem_agents.training.activations import collect_activations
+from deltamem_agents.training.episodes import EpisodeShape
+from deltamem_agents.training.objective import output_directions
+from deltamem_agents.training.probe import Probe
+from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
+from tiny_training import CONFIGS, asides_of, episodes_of, renderer, silent, word_engine
+
+ALONE = EpisodeShape(distractors=(0, 0))
+
+pytestmark = pytest.mark.parametrize("name", ["replies alone read", "published preset", "every gate and head"])
+
+
+def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
+    engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
+    asides = [aside for aside in asides_of(6) if aside]
+    found = collect_activations(engine.model, engine.adapter, renderer(), episodes_of(9, ALONE), asides, silent)
+    conversations = [string_together(found, 3, 1, 1, random.Random(seed)) for seed in range(2)]
+    written = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
+    probe = Probe(engine.adapter)
+    probe.begin(engine.adapter)
+    loss, right = probe.loss(engine.adapter, found, conversations, written.state, output_directions(engine.model))
+    assert 0 <= right <= 1
+    loss.backward()
+    for at, parameter in engine.adapter.named_parameters():
+        learns = "memory_" in at or "beta_" in at or "read_" in at or "lambda_" in at
+        assert (parameter.grad is not None and float(parameter.grad.norm()) > 0) is learns, at
+    assert all(parameter.grad is not None for parameter in probe.parameters())
+
+
+def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
+    engine = word_engine(CONFIGS[name])
+    found = collect_activations(
+        engine.model, engine.adapter, renderer(), episodes_of(6, ALONE), [a for a in asides_of(3) if a], silent
+    )
+    conversations = [Conversation((telling,), (("tellings", telling),)) for telling in (4, 1)]
+    probe, rows = Probe(engine.adapter), output_directions(engine.model)
+    torch.nn.init.normal_(probe.say, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        state = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
+        both, _ = probe.loss(engine.adapter, found, conversations, state, rows)
+        alone = [
+            probe.loss(engine.adapter, found, [one], state[:, [n]], rows)[0] for n, one in enumerate(conversations)
+        ]
+    counts = [int((found.telling == one.tellings[0]).sum()) for one in conversations]
+    expected = sum(count * float(loss) for count, loss in zip(counts, alone, strict=True)) / sum(counts)
+    assert float(both) == pytest.approx(expected, rel=1e-4)
