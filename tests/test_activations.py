@@ -126,6 +126,9 @@ def test_joined_parts_are_one_after_the_other() -> None:
     for name, value in tensors_of(expected).items():
         torch.testing.assert_close(whole[name], value, msg=name)
     assert activations.joined(parts).subjects == expected.subjects
+    anywhere = torch.randperm(len(expected.tellings))[:50]
+    assert torch.equal(activations.joined(parts).tellings.at(anywhere), expected.tellings.at(anywhere))
+    assert activations.joined(parts).tellings.inputs is parts[0].tellings.inputs, "activations fill gigabytes"
 
 
 def test_nothing_is_told_outside_of_contents_or_in_an_aside(found: tuple[str, DeltaMemEngine, Activations]) -> None:
@@ -166,6 +169,8 @@ def tensors_of(found: Activations | Exchanges) -> dict[str, Tensor]:
         value = getattr(found, field.name)
         if isinstance(value, Exchanges):
             named |= {f"{field.name}.{name}": inner for name, inner in tensors_of(value).items()}
+        elif isinstance(found, Exchanges) and field.name == "inputs":
+            named["inputs"] = found.at(torch.arange(len(found)))
         elif isinstance(value, Tensor):
             named[field.name] = value
         elif field.name == "contents":

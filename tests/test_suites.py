@@ -24,7 +24,7 @@ from deltamem_agents.evaluation.report import Figure
 from deltamem_agents.evaluation.suites import COUNTS, SUITES, capacity, run_suite
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.episodes import held_out
-from deltamem_agents.training.trainer import open_words
+from deltamem_agents.training.words import open_words
 from deltamem_agents.types import Message
 from tiny_training import word_engine
 

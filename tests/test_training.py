@@ -29,8 +29,8 @@ from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.delta_rule import floored_gate
+from deltamem_agents.training import left_alone, warmstart
 from deltamem_agents.training import trainer as training
-from deltamem_agents.training import warmstart
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.neutral import own_replies
 from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
@@ -52,10 +52,10 @@ from tiny_training import FULL, GATED, RECIPE, renderer, silent, word_model
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """A run asks few questions and makes few neutral texts."""
     patch.setattr(training, "EVALUATED_QUESTIONS", 3)
-    patch.setattr(training, "NEUTRAL_TOKENS", 6)
-    patch.setattr(training, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
-    patch.setattr(training, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
-    patch.setattr(training, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
+    patch.setattr(left_alone, "REPLY_TOKENS", 6)
+    patch.setattr(left_alone, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
+    patch.setattr(left_alone, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
+    patch.setattr(left_alone, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
     patch.setattr(training, "STATEMENTS", 3)
 
 
@@ -267,10 +267,10 @@ def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
         run.run()
     attach(run._model, run.adapter).detach()
     made = (tmp_path / NEUTRAL_FILE).read_bytes()
-    prompts = (*training.NEUTRAL_PROMPTS, *training.NEUTRAL_SHORT, *training.NEUTRAL_FIRST_PERSON)
+    prompts = (*left_alone.NEUTRAL_PROMPTS, *left_alone.NEUTRAL_SHORT, *left_alone.NEUTRAL_FIRST_PERSON)
     kept = RunFolder(tmp_path, RECIPE).own_replies(NEUTRAL_FILE)
     assert kept and kept == own_replies(word_model(), prompts, max_tokens=6, say=silent)
-    monkeypatch.setattr(training, "own_replies", raising(AssertionError))
+    monkeypatch.setattr(left_alone, "own_replies", raising(AssertionError))
     trainer(tmp_path).run()
     assert (tmp_path / NEUTRAL_FILE).read_bytes() == made
     assert_same_run(tmp_path, whole_run)
@@ -288,7 +288,7 @@ def test_neutral_texts_survive_the_folder(
 
 
 def test_a_run_without_anything_neutral_makes_no_neutral_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "own_replies", raising(AssertionError))
+    monkeypatch.setattr(left_alone, "own_replies", raising(AssertionError))
     trainer(tmp_path, replace(RECIPE, stages=RECIPE.stages[:1], warm_start=None)).run()
     assert not (tmp_path / NEUTRAL_FILE).exists()
 
@@ -299,21 +299,21 @@ def test_what_is_to_be_left_alone_is_neutral_never_told_or_new(tmp_path: Path) -
     rng = random.Random(0)
     for _ in range(20):
         episode = generator.draw(rng)
-        neutral, untold, new = (run._left_alone(rng, generator, episode, kind) for kind in range(3))
-        assert neutral in run._neutral_texts and neutral.cut
+        neutral, untold, new = (run._left_alone.draw(rng, generator, episode, kind) for kind in range(3))
+        assert neutral in run._left_alone.neutral and neutral.cut
         asked, begun = (message.content for message in untold.messages)
         assert untold.cut and asked not in {question.question for question in episode.questions}
         assert begun not in {question.prefix for question in episode.questions}
-        assert new in run._statements and new.cut
+        assert new in run._left_alone.statements and new.cut
 
 
 def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    statements = [one.messages for one in run._statements]
+    statements = [one.messages for one in run._left_alone.statements]
     prompts = [prompt.content for prompt, _ in statements]
     assert 0 < len(prompts) <= training.STATEMENTS
     assert statements == own_replies(word_model(), prompts, max_tokens=6, say=silent)
-    assert [one.messages for one in trainer(tmp_path)._statements] == statements
+    assert [one.messages for one in trainer(tmp_path)._left_alone.statements] == statements
 
 
 def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
@@ -339,7 +339,8 @@ def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
     episodes, found = fresh._collected()
     attachment.detach()
     assert episodes == run._collected()[0], "an interrupted run goes on with the same ones"
-    assert torch.equal(found.tellings.inputs, run._collected()[1].tellings.inputs)
+    places = torch.arange(len(found.tellings))
+    assert torch.equal(found.tellings.at(places), run._collected()[1].tellings.at(places))
 
 
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

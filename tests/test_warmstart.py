@@ -16,8 +16,8 @@ from deltamem_agents.training import warmstart
 from deltamem_agents.training.activations import Activations, collect_activations
 from deltamem_agents.training.episodes import Episode, EpisodeShape
 from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.trainer import made_up_words, open_words
 from deltamem_agents.training.warmstart import GAINS, set_gain, warm_start
+from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
 from tiny_training import (
     CONFIGS,

@@ -20,8 +20,8 @@ from deltamem_agents.snapshots import InMemoryStore
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
-from deltamem_agents.training.trainer import open_words
 from deltamem_agents.training.values import WORD_VALUES
+from deltamem_agents.training.words import open_words
 from deltamem_agents.types import Message
 from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
 from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM

@@ -15,7 +15,7 @@ from deltamem_agents.evaluation.recall import Title, Watch, evaluate_recall
 from deltamem_agents.evaluation.report import Figure
 from deltamem_agents.evaluation.untold import untold
 from deltamem_agents.training.episodes import EpisodeShape
-from deltamem_agents.training.trainer import open_words
+from deltamem_agents.training.words import open_words
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 """Facts in a conversation."""

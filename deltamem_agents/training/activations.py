@@ -31,13 +31,31 @@ COLLECT_BATCH = 32
 class Exchanges:
     """Attention inputs of the target layers over many short conversations, one after the other.
 
-    `inputs` (layers, N, hidden) in bfloat16. `contents`: for each conversation the places among the
-    N of its content tokens, in order. `told` (N,) bool: the tokens of a told value.
+    `inputs` (layers, N, hidden) in bfloat16, and `more` of the kind behind it, never copied into one: they fill
+    gigabytes. `contents`: for each conversation the places of its content tokens among all these, in order.
+    `told` (places,) bool: the tokens of a told value.
     """
 
     inputs: Tensor
     contents: tuple[Tensor, ...]
     told: Tensor
+    more: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        """How many places there are."""
+        return len(self.told)
+
+    def at(self, places: Tensor) -> Tensor:
+        """Attention inputs (layers, n, hidden) at `places` (n,)."""
+        if not self.more:
+            return self.inputs[:, places]
+        found = self.inputs.new_empty(len(self.inputs), len(places), self.inputs.shape[-1])
+        begin = 0
+        for part in (self.inputs, *self.more):
+            here = ((places >= begin) & (places < begin + part.shape[1])).nonzero().squeeze(-1)
+            found[:, here] = part[:, places[here] - begin]
+            begin += part.shape[1]
+        return found
 
 
 @dataclass(frozen=True)
@@ -144,10 +162,9 @@ def _joined_exchanges(parts: Sequence[Exchanges]) -> Exchanges:
     begin = 0
     for part in parts:
         contents += [places + begin for places in part.contents]
-        begin += part.inputs.shape[1]
-    return Exchanges(
-        torch.cat([part.inputs for part in parts], dim=1), tuple(contents), torch.cat([part.told for part in parts])
-    )
+        begin += len(part)
+    pieces = [piece for part in parts for piece in (part.inputs, *part.more)]
+    return Exchanges(pieces[0], tuple(contents), torch.cat([part.told for part in parts]), tuple(pieces[1:]))
 
 
 def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:

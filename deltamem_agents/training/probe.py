@@ -23,6 +23,9 @@ from deltamem_agents.training.strung import Conversation, by_head, product
 
 SHARPNESS = 3.0
 
+SIZE = 0.05
+"""What the probe's weights are at on average when it begins; how loud it says anything does not count."""
+
 
 @dataclass(frozen=True)
 class ReadWeights:
@@ -86,7 +89,8 @@ class Probe(nn.Module):
             for slot, say in enumerate(self.say):
                 say.copy_(adapter.layer(slot).get_parameter("delta_o_proj"))
         else:
-            nn.init.normal_(self.say, std=0.01)
+            nn.init.normal_(self.say)
+        self.say.mul_(SIZE / self.say.std().clamp_min(1e-6))
 
     def loss(
         self, adapter: Adapter, found: Activations, conversations: Sequence[Conversation], state: Tensor, rows: Tensor
@@ -103,7 +107,8 @@ class Probe(nn.Module):
         place = (row_of[found.telling] >= 0).nonzero().squeeze(-1)
         row = row_of[found.telling[place]]
         candidates, target = found.target.unique(return_inverse=True)
-        added, _ = said(adapter.config, ReadWeights.of(adapter), self.say, state[:, row], found.asked[:, place])
+        inputs = found.asked[:, place].to(state.device)
+        added, _ = said(adapter.config, ReadWeights.of(adapter), self.say, state[:, row], inputs)
         logits = F.normalize(added, dim=-1) @ directions(rows[candidates]).T * self.sharpness.exp()
-        wanted = target[place]
+        wanted = target[place].to(state.device)
         return F.cross_entropy(logits, wanted), float((logits.argmax(-1) == wanted).float().mean())

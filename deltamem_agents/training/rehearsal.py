@@ -158,15 +158,15 @@ def _step_loss(
     logits = F.normalize(added, dim=-1) @ heading.T * stacked.sharpness.exp()
     loss = F.cross_entropy(logits, target[place])
 
-    def some(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        picked = torch.randint(inputs.shape[1], (ELSEWHERE,), generator=generator)
+    def some(count: int, inputs_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+        picked = torch.randint(count, (ELSEWHERE,), generator=generator)
         of = torch.randint(len(conversations), (ELSEWHERE,), generator=generator)
-        return said(stacked.config, stacked.reading, stacked.say, state[:, of], inputs[:, picked])
+        return said(stacked.config, stacked.reading, stacked.say, state[:, of], inputs_at(picked))
 
-    beside, opens_too = some(found.replies)
+    beside, opens_too = some(found.replies.shape[1], lambda places: found.replies[:, places])
     power = added.detach().square().sum(-1).mean()
     loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power + GATE_WEIGHT * written.gate_loss()
-    (_, shuts), (_, shuts_too) = some(found.asides.inputs), some(found.tellings.inputs)
+    (_, shuts), (_, shuts_too) = (some(len(source), source.at) for source in (found.asides, found.tellings))
     if opens is not None and opens_too is not None and shuts is not None and shuts_too is not None:
         opening, shutting = torch.cat([opens, opens_too], 1), torch.cat([shuts, shuts_too], 1)
         loss = loss + GATE_WEIGHT * (F.softplus(-opening).mean() + F.softplus(shutting).mean())

@@ -85,7 +85,7 @@ class Written:
     def gate_loss(self) -> Tensor:
         """Cross-entropy of the write gates as a guess of where values are told."""
         wanted = self.told.float()[None, :, None].expand_as(self.gates)
-        return F.binary_cross_entropy_with_logits(self.gates, wanted, pos_weight=torch.tensor(OPEN_WEIGHT))
+        return F.binary_cross_entropy_with_logits(self.gates, wanted, pos_weight=self.gates.new_tensor(OPEN_WEIGHT))
 
 
 def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
@@ -122,15 +122,16 @@ def write_strung(
         if pieces:
             places = torch.cat([places for places, _ in pieces])
             source = _source(found, kind)
-            here.append(source.inputs[:, places])
-            before.append(source.inputs[:, (places - 1).clamp_min(0)])
+            here.append(source.at(places))
+            before.append(source.at((places - 1).clamp_min(0)))
             told.append(source.told[places])
             aside.append(torch.full((len(places),), kind != "tellings"))
             spots += [spot for _, spot in pieces]
-    x, spot = torch.cat(here, 1), torch.cat(spots)
+    device = weights.key.device
+    x, spot = torch.cat(here, 1).to(device), torch.cat(spots).to(device)
     keys = product(x, weights.key)
     if weights.before is not None:
-        keys = keys + product(torch.cat(before, 1), weights.before)
+        keys = keys + product(torch.cat(before, 1).to(device), weights.before)
     gates = product(x, weights.gate) + weights.gate_bias[:, None]
 
     def laid_out(values: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def write_strung(
         return by_row.flatten(0, 1).transpose(1, 2)
 
     k = laid_out(unit(by_head(keys, config)))
-    writable = torch.zeros(rows * longest, dtype=torch.bool).index_fill(0, spot, True).view(rows, longest)
+    writable = spot.new_zeros(rows * longest, dtype=torch.bool).index_fill(0, spot, True).view(rows, longest)
     projections = Projections(
         q=torch.zeros_like(k),
         k=k,
@@ -150,7 +151,7 @@ def write_strung(
     )
     zero = k.new_zeros(len(k), config.num_state_heads, config.rank, config.rank)
     _, state = scan_tokens(config, zero, projections, writable.repeat(len(x), 1))
-    return Written(state.unflatten(0, (len(x), rows)), gates, torch.cat(told), torch.cat(aside))
+    return Written(state.unflatten(0, (len(x), rows)), gates, torch.cat(told).to(device), torch.cat(aside).to(device))
 
 
 def _keep(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +19,11 @@ from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.activations import Activations, collect_activations
-from deltamem_agents.training.batches import Exchange, Renderer, history_batch, neutral_batch, question_batch
+from deltamem_agents.training.batches import Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.collection import PARTS, Asides, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.training.neutral import own_replies
+from deltamem_agents.training.left_alone import LeftAlone
 from deltamem_agents.training.objective import (
     Outcome,
     answer_questions,
@@ -34,33 +33,25 @@ from deltamem_agents.training.objective import (
     write_history,
 )
 from deltamem_agents.training.probe import Probe
-from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS, NEUTRAL_SHORT
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
-from deltamem_agents.training.run_folder import LOG_FILE, NEUTRAL_FILE, STATEMENTS_FILE, Checkpoint, RunFolder
+from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
 from deltamem_agents.training.strung import string_together
 from deltamem_agents.training.warmstart import warm_start
+from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
 
-__all__ = ["LOG_FILE", "Report", "Trainer", "initialise", "open_words"]
+__all__ = ["LOG_FILE", "Report", "Trainer", "initialise"]
 
 EVALUATED_QUESTIONS = 48
 
 PROBE = "probe."
-
-NEUTRAL_TOKENS = 48
-"""Length of a neutral reply at most."""
-
-TRIES_A_WORD = 4
 
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
 
 NEUTRAL_EXCHANGES = 8
 """So many exchanges a step that looks at what is to be left alone."""
-
-NEAR = 0.5
-"""Share of the questions about something never told that ask what was told, of another person."""
 
 ROWS_WITH_ASIDES = 4
 """So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
@@ -86,29 +77,6 @@ class Report:
     direct: float | None = None
 
 
-def open_words(tokenizer: Any) -> list[str]:
-    """Every word that is one token of the vocabulary behind a space, lower-case or capitalised."""
-    texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
-    return sorted({text[1:] for text in texts if re.fullmatch(r" [A-Z]?[a-z]{2,}", text)})
-
-
-def made_up_words(tokenizer: Any, count: int) -> list[str]:
-    """Words of two or three tokens that no list has, as most names are: always the same ones."""
-    rng = random.Random("made up")
-    begins = [word for word in open_words(tokenizer) if len(word) <= 6]
-    texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
-    ends = sorted({text for text in texts if re.fullmatch(r"[a-z]{2,5}", text)})
-    found: dict[str, None] = {}
-    # Most pairs are encoded as their two parts; what becomes one token or many is left out.
-    for _ in range(TRIES_A_WORD * count):
-        if not begins or not ends or len(found) == count:
-            break
-        word = rng.choice(begins) + rng.choice(ends)
-        if 2 <= len(tokenizer.encode(f" {word}", add_special_tokens=False)) <= 3:
-            found[word] = None
-    return list(found)
-
-
 class Trainer:
     """One run in one folder. Starting it again continues where it was saved last.
 
@@ -125,6 +93,7 @@ class Trainer:
         self._words = open_words(loaded.tokenizer) + made_up_words(loaded.tokenizer, recipe.made_up_words)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
+        self._left_alone = LeftAlone(loaded, self._folder, self._told, say)
         self._collection = Collection(self._draw_part, self._collect, self._asides_to_collect)
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter()
@@ -230,29 +199,15 @@ class Trainer:
 
     def _asides_to_collect(self) -> list[tuple[Message, ...]]:
         rng = random.Random(f"{self._recipe.seed} asides")
-        asides = [one.messages for one in self._neutral_texts]
+        asides = [one.messages for one in self._left_alone.neutral]
         return sorted((*asides, *(_small_talk(rng) for _ in asides)), key=_size)
 
-    @cached_property
-    def _neutral_texts(self) -> list[Exchange]:
-        """The frozen model's own replies to neutral prompts, made once a run."""
-        return self._own_replies(NEUTRAL_FILE, (*NEUTRAL_PROMPTS, *NEUTRAL_SHORT, *NEUTRAL_FIRST_PERSON))
-
-    @cached_property
-    def _statements(self) -> list[Exchange]:
-        """What users tell, with the frozen model's own replies, made once a run."""
+    def _told(self) -> list[str]:
+        """What users tell, always the same."""
         rng = random.Random(f"{self._recipe.seed} statements")
         shapes = [replace(shape, tellers=("user",), changed=0.0) for shape in self._recipe.stages[-1].shapes]
         generators = [self._generator(replace(shape, distractors=(0, 0)), 1) for shape in shapes]
-        told = [rng.choice(generators).draw(rng).messages[0].content for _ in range(STATEMENTS)]
-        return self._own_replies(STATEMENTS_FILE, told)
-
-    def _own_replies(self, name: str, prompts: Sequence[str]) -> list[Exchange]:
-        kept = self._folder.own_replies(name)
-        if kept is None:
-            kept = own_replies(self._loaded, prompts, max_tokens=NEUTRAL_TOKENS, say=self._say)
-            self._folder.keep_own_replies(name, kept)
-        return [Exchange(pair, cut=True) for pair in kept]
+        return [rng.choice(generators).draw(rng).messages[0].content for _ in range(STATEMENTS)]
 
     def _generator(self, shape: EpisodeShape, facts: int) -> EpisodeGenerator:
         shape = replace(shape, facts=facts)
@@ -277,7 +232,7 @@ class Trainer:
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
             rows = [index % len(episodes) for index in range(NEUTRAL_EXCHANGES)]
-            exchanges = [self._left_alone(rng, generator, episodes[row], kind) for kind, row in enumerate(rows)]
+            exchanges = [self._left_alone.draw(rng, generator, episodes[row], kind) for kind, row in enumerate(rows)]
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
             neutral = disturbance(self._model, state, batch)
             loss = loss + stage.neutral_weight * neutral
@@ -311,7 +266,9 @@ class Trainer:
 
     def _asides(self, rng: random.Random, stage: Stage) -> tuple[Message, ...]:
         return tuple(
-            message for _ in range(rng.randint(*stage.asides)) for message in rng.choice(self._neutral_texts).messages
+            message
+            for _ in range(rng.randint(*stage.asides))
+            for message in rng.choice(self._left_alone.neutral).messages
         )
 
     def _descend(self, loss: Tensor, rate: float) -> None:
@@ -326,15 +283,6 @@ class Trainer:
                 "finite numbers; nothing of it was saved. Lower the recipe's rates"
             )
         self._optimiser.step()
-
-    def _left_alone(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
-        """A neutral prompt and something told just then, and after each a question about something never told."""
-        if kind % 4 == 0:
-            return rng.choice(self._neutral_texts)
-        if kind % 4 == 2:
-            return rng.choice(self._statements)
-        untold = generator.never_told(rng, episode, near=rng.random() < NEAR)
-        return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
 
     @torch.no_grad()
     def _evaluate(self) -> None:

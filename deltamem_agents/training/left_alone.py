@@ -1,0 +1,57 @@
+"""What a memory is to leave alone: its predictions there are to be those of the frozen model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from deltamem_agents.loading import LoadedModel
+from deltamem_agents.training.batches import Exchange
+from deltamem_agents.training.episodes import Episode, EpisodeGenerator
+from deltamem_agents.training.neutral import own_replies
+from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS, NEUTRAL_SHORT
+from deltamem_agents.training.run_folder import NEUTRAL_FILE, STATEMENTS_FILE, RunFolder
+from deltamem_agents.types import Message
+
+REPLY_TOKENS = 48
+"""Length of a kept reply at most."""
+
+NEAR = 0.5
+"""Share of the questions about something never told that ask what was told, of another person."""
+
+
+class LeftAlone:
+    """Neutral prompts and statements with the frozen model's own replies, and questions about what was never told.
+
+    The replies are made once a run and kept in its `folder`. `told`: the statements, asked for once.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, folder: RunFolder, told: Callable[[], Sequence[str]], say: Callable[[str], None]
+    ) -> None:
+        self._loaded, self._folder, self._told, self._say = loaded, folder, told, say
+
+    @cached_property
+    def neutral(self) -> list[Exchange]:
+        return self._own_replies(NEUTRAL_FILE, lambda: (*NEUTRAL_PROMPTS, *NEUTRAL_SHORT, *NEUTRAL_FIRST_PERSON))
+
+    @cached_property
+    def statements(self) -> list[Exchange]:
+        return self._own_replies(STATEMENTS_FILE, self._told)
+
+    def draw(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
+        """In turn a neutral prompt and something told just then, and after each a question about what never was."""
+        if kind % 4 == 0:
+            return rng.choice(self.neutral)
+        if kind % 4 == 2:
+            return rng.choice(self.statements)
+        untold = generator.never_told(rng, episode, near=rng.random() < NEAR)
+        return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
+
+    def _own_replies(self, name: str, prompts: Callable[[], Sequence[str]]) -> list[Exchange]:
+        kept = self._folder.own_replies(name)
+        if kept is None:
+            kept = own_replies(self._loaded, prompts(), max_tokens=REPLY_TOKENS, say=self._say)
+            self._folder.keep_own_replies(name, kept)
+        return [Exchange(pair, cut=True) for pair in kept]
