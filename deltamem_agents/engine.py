@@ -130,7 +130,7 @@ class DeltaMemEngine:
         """An engine from names.
 
         `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub
-        id, or "wide" for the wider one that ships for the embedded model; None takes the model's default.
+        id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is the SQLite file in
         the user's data folder. `dtype`: of the base model; the memory is always float32.
 

@@ -44,7 +44,7 @@ def main(model: BaseChatModel, checkpoints: str = ":memory:") -> dict[str, str]:
         say(f"I live in {city}.", crossroads)
         branch = agent.get_state(THREAD).config
         told[f"told {city}"] = memory(branch)
-        told[f"asked where I live, on the branch of {city}"] = say("Where do I live?", branch)
+        told[f"asked where I live, on the branch of {city}"] = say("Which city do I live in?", branch)
     told["back at the crossroads"] = memory(crossroads)
     return told
 

@@ -36,7 +36,7 @@ Model = Annotated[
 ]
 AdapterDir = Annotated[
     str | None,
-    typer.Option("--adapter", metavar="DIR", help="Folder, Hub id, or 'wide'. Without it, the default for the model."),
+    typer.Option("--adapter", metavar="DIR", help="Folder, Hub id, or 'small'. Without it, the default for the model."),
 ]
 Save = Annotated[
     Path | None, typer.Option("--save", metavar="FILE", dir_okay=False, help="Write the figures there, as JSON.")

@@ -18,7 +18,7 @@ def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str) -> P
     """The local folder of an adapter, fetched first when it is a Hub id.
 
     `adapter`: a folder or Hub id; None takes the one that ships for the model of that name, and a single word
-    another that ships for it ("wide"), unless there is a folder of that name.
+    another that ships for it ("small"), unless there is a folder of that name.
     Raises AdapterError when there is none, DownloadError when the Hub does not give it.
     """
     if adapter is None:

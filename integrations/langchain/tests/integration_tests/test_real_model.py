@@ -46,6 +46,10 @@ class TestRealModel(ChatModelIntegrationTests):
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
+    @pytest.mark.xfail(reason="JSON mode forces no schema, and 135M parameters may leave a field out", strict=False)
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        super().test_json_mode(model)
+
     @pytest.mark.xfail(reason="135M parameters copy Chinese characters only by luck", strict=False)
     def test_unicode_tool_call_integration(
         self,

@@ -17,7 +17,7 @@ from llama_index.llms.deltamem import DeltaMemLLM
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 NAMES = ("llamaindex_agent", "llamaindex_chat_engine")
-TOLD, ASKED = "My dog's name is Biscuit.", "What is my dog called?"
+TOLD, ASKED = "My dog's name is Luna.", "What is my dog called?"
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of this distribution")
 
 
@@ -69,6 +69,6 @@ def test_on_the_real_model_a_new_process_recalls(name: str, tmp_path: Path, real
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "Biscuit" not in run("ask", ASKED)
+    assert "Luna" not in run("ask", ASKED)
     run("tell", TOLD)
-    assert "Biscuit" in run("ask", ASKED)
+    assert "Luna" in run("ask", ASKED)
