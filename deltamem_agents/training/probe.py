@@ -101,8 +101,8 @@ class Probe(nn.Module):
         which the model says each token. Every token that a collected answer has is a candidate.
         """
         row_of = torch.full((len(found.subjects),), -1)
-        for row, conversation in enumerate(conversations):
-            row_of[list(conversation.tellings)] = row
+        for number, conversation in enumerate(conversations):
+            row_of[list(conversation.tellings)] = number
         # A telling in several conversations is asked for in the last of them.
         place = (row_of[found.telling] >= 0).nonzero().squeeze(-1)
         row = row_of[found.telling[place]]
