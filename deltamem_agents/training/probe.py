@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import unit
 from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.training.activations import Activations
-from deltamem_agents.training.strung import Conversation, by_head, product
+from deltamem_agents.training.strung import Conversation, by_head, product, stacked_over_layers
 
 SHARPNESS = 3.0
 
@@ -38,11 +39,7 @@ class ReadWeights:
     @classmethod
     def of(cls, adapter: Adapter) -> ReadWeights:
         """The adapter's own, with gradient to them."""
-        layers = [adapter.layer(slot) for slot in range(len(adapter.indices))]
-
-        def stacked(name: str) -> Tensor:
-            return torch.stack([layer.get_parameter(name) for layer in layers])
-
+        stacked = partial(stacked_over_layers, adapter)
         if not adapter.config.read_gate:
             return cls(stacked("memory_q_proj"))
         return cls(stacked("memory_q_proj"), stacked("read_proj"), stacked("read_bias"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -55,11 +56,7 @@ class WriteWeights:
     @classmethod
     def of(cls, adapter: Adapter) -> WriteWeights:
         """The adapter's own, with gradient to them."""
-        layers, config = [adapter.layer(slot) for slot in range(len(adapter.indices))], adapter.config
-
-        def stacked(name: str) -> Tensor:
-            return torch.stack([layer.get_parameter(name) for layer in layers])
-
+        config, stacked = adapter.config, partial(stacked_over_layers, adapter)
         return cls(
             key=stacked("memory_k_proj"),
             before=stacked("memory_k_shift_proj") if config.key_shift else None,
@@ -162,6 +159,11 @@ def _keep(
     if weights.keep is None or weights.keep_bias is None:
         return torch.full_like(like, KEEP_LOGIT)
     return laid_out(by_head(product(x, weights.keep) + weights.keep_bias[:, None], config)).expand_as(like)
+
+
+def stacked_over_layers(adapter: Adapter, name: str) -> Tensor:
+    """One of the adapter's projections in all its layers (layers, …), with gradient to it."""
+    return torch.stack([adapter.layer(slot).get_parameter(name) for slot in range(len(adapter.indices))])
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
