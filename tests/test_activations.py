@@ -109,9 +109,19 @@ def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
         own = contents_of(episode.exchange(question.told), CHATML)
         torch.testing.assert_close(found.tellings.inputs[0, places], embedded(engine, own))
         told = places[found.tellings.told[places]]
+        assert torch.isin(found.told_at, told).sum() == len(told)
         torch.testing.assert_close(
             found.tellings.inputs[0, told], embedded(engine, prompt.targets[prompt.is_answer]), msg=question.answer
         )
+
+
+def test_each_token_of_an_answer_knows_where_it_was_told() -> None:
+    """Also where two facts are told in one message, in either order."""
+    episodes = episodes_of(12, replace(SHAPE, facts=3, paired=1.0, tellers=("user",)))
+    engine = word_engine(GATED)
+    found = collect_activations(engine.model, engine.adapter, renderer(), episodes, ASIDES, silent)
+    torch.testing.assert_close(found.tellings.inputs[0, found.told_at], embedded(engine, found.target))
+    assert len(found.told_at.unique()) == len(found.target) == int(found.tellings.told.sum())
 
 
 def test_joined_parts_are_one_after_the_other() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deltamem_agents.training.activations import collect_activations
+from deltamem_agents.training.addressing import draw_asked
 from deltamem_agents.training.episodes import EpisodeShape
 from deltamem_agents.training.objective import output_directions
 from deltamem_agents.training.probe import Probe
@@ -28,7 +29,8 @@ def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
     written = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
     probe = Probe(engine.adapter)
     probe.begin(engine.adapter)
-    loss, right = probe.loss(engine.adapter, found, conversations, written.state, output_directions(engine.model))
+    asked, rows = draw_asked(found, 4, random.Random(0)), output_directions(engine.model)
+    loss, right = probe.loss(engine.adapter, found, conversations, asked, written.state, rows)
     assert 0 <= right <= 1
     loss.backward()
     for at, parameter in engine.adapter.named_parameters():
@@ -44,12 +46,14 @@ def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
     )
     conversations = [Conversation((telling,), (("tellings", telling),)) for telling in (4, 1)]
     probe, rows = Probe(engine.adapter), output_directions(engine.model)
+    asked = draw_asked(found, 4, random.Random(0))
     torch.nn.init.normal_(probe.say, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         state = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
-        both, _ = probe.loss(engine.adapter, found, conversations, state, rows)
+        both, _ = probe.loss(engine.adapter, found, conversations, asked, state, rows)
         alone = [
-            probe.loss(engine.adapter, found, [one], state[:, [n]], rows)[0] for n, one in enumerate(conversations)
+            probe.loss(engine.adapter, found, [one], asked, state[:, [n]], rows)[0]
+            for n, one in enumerate(conversations)
         ]
     counts = [int((found.telling == one.tellings[0]).sum()) for one in conversations]
     expected = sum(count * float(loss) for count, loss in zip(counts, alone, strict=True)) / sum(counts)

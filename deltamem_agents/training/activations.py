@@ -80,7 +80,8 @@ class Activations:
 
     `questions` are the questions about them, in the same order, and `prompts` the same as prompts to go on from.
     `asked` (layers, Q, hidden): inputs at the places from which a told token is to be said; `target` (Q,) is
-    that token, `telling` (Q,) who told it. `replies` (layers, P, hidden): other places of such replies.
+    that token, `telling` (Q,) who told it and `told_at` (Q,) at which place of `tellings`. `replies` (layers, P,
+    hidden): other places of such replies.
     """
 
     tellings: Exchanges
@@ -91,6 +92,7 @@ class Activations:
     asked: Tensor
     target: Tensor
     telling: Tensor
+    told_at: Tensor
     replies: Tensor
 
 
@@ -110,11 +112,13 @@ def collect_activations(
     """
     tellings = _Gathering.of(renderer, [episode.messages for episode in episodes], adapter)
     asked: list[_Asked] = []
+    told_at: list[Tensor] = []
     for start in range(0, len(episodes), COLLECT_BATCH):
         some = episodes[start : start + COLLECT_BATCH]
         history = history_batch(renderer, [episode.messages for episode in some])
         places, mask = told_places(renderer, some, history)
         inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
+        told_at.append(tellings.filled + (history.valid.flatten().cumsum(0) - 1).view_as(mask)[tuple(places.T)])
         tellings.add(history, inputs, mask, [_tellings(renderer, episode, len(history.lead)) for episode in some])
         asked.append(_asked(model, adapter, renderer, some, history.tokens[places[:, 0], places[:, 1]]))
         if start % (20 * COLLECT_BATCH) == 0:
@@ -136,6 +140,7 @@ def collect_activations(
         asked=torch.cat([batch.at_answers for batch in asked], dim=1),
         target=torch.cat([prompt.targets[prompt.is_answer] for prompt in prompts]),
         telling=torch.arange(len(prompts)).repeat_interleave(answers),
+        told_at=torch.cat(told_at),
         replies=torch.cat([batch.at_others for batch in asked], dim=1),
     )
 
@@ -145,6 +150,8 @@ def joined(parts: Sequence[Activations]) -> Activations:
     kinds = {name: _joined_exchanges([getattr(part, name) for part in parts]) for name in ("tellings", "questions")}
     counts = torch.tensor([len(part.prompts) for part in parts])
     begins = (counts.cumsum(0) - counts).tolist()
+    lengths = torch.tensor([len(part.tellings) for part in parts])
+    starts = (lengths.cumsum(0) - lengths).tolist()
     return Activations(
         **kinds,
         subjects=tuple(subject for part in parts for subject in part.subjects),
@@ -153,6 +160,7 @@ def joined(parts: Sequence[Activations]) -> Activations:
         asked=torch.cat([part.asked for part in parts], dim=1),
         target=torch.cat([part.target for part in parts]),
         telling=torch.cat([part.telling + begin for part, begin in zip(parts, begins, strict=True)]),
+        told_at=torch.cat([part.told_at + start for part, start in zip(parts, starts, strict=True)]),
         replies=torch.cat([part.replies for part in parts], dim=1),
     )
 
@@ -246,7 +254,7 @@ class _Gathering:
     """Exchanges in the making. Their room is taken at once: activations fill gigabytes, and copies as many."""
 
     def __init__(self, inputs: Tensor) -> None:
-        self._inputs, self._filled = inputs, 0
+        self._inputs, self.filled = inputs, 0
         self._contents: list[Tensor] = []
         self._told: list[Tensor] = []
 
@@ -264,14 +272,14 @@ class _Gathering:
         """
         valid = history.valid
         for row, belonging in zip(valid, contents, strict=True):
-            self._contents += [self._filled + places for places in belonging]
-            self._filled += int(row.sum())
+            self._contents += [self.filled + places for places in belonging]
+            self.filled += int(row.sum())
         count = int(valid.sum())
-        self._inputs[:, self._filled - count : self._filled] = inputs[:, valid].to(self._inputs.dtype)
+        self._inputs[:, self.filled - count : self.filled] = inputs[:, valid].to(self._inputs.dtype)
         self._told.append(told[valid])
 
     def exchanges(self) -> Exchanges:
-        return Exchanges(self._inputs[:, : self._filled], tuple(self._contents), torch.cat(self._told))
+        return Exchanges(self._inputs[:, : self.filled], tuple(self._contents), torch.cat(self._told))
 
 
 def _inputs(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:

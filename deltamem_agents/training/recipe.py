@@ -25,17 +25,19 @@ RECIPES = Path(__file__).parent / "recipes"
 class Rehearsal:
     """How long and on what: `steps` of about `questions` answers, each step with one number out of `facts`.
 
-    `asides`: most exchanges that tell nothing in one conversation.
+    `asides`: most exchanges that tell nothing in one conversation. `addressing`: steps that come before, on told
+    values alone (see `training/addressing.py`).
     """
 
     steps: int = 600
     facts: tuple[int, ...] = (1, 2, 4, 8)
     questions: int = 64
     asides: int = 6
+    addressing: int = 0
 
     def __post_init__(self) -> None:
         _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
-        _check(self, ("asides",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("asides", "addressing"), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
 
 

@@ -5,7 +5,7 @@ and read at the places where their values are asked for. What all layers togethe
 output rows of the words that could have been told: the direct path from the memory to the vocabulary, as if
 the layers between did nothing. The memory thereby learns what to store, under which key, when to write and
 when to read, for as many facts at a time as wanted. How loud to speak through the layers between is left to
-the end-to-end training that follows.
+the end-to-end training that follows. Values and keys may be learned beforehand, see `training/addressing.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
-from deltamem_agents.training.probe import ReadWeights, directions, said
+from deltamem_agents.training.addressing import draw_asked, matching_loss, values_that_say
+from deltamem_agents.training.direct_path import ReadWeights, directions, said
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
 
@@ -32,7 +33,11 @@ QUIET_WEIGHT = 0.1
 """Weight of what is said at the other places of a reply, as a share of what is said at answers."""
 
 RATE = 2e-3
+ADDRESSING_RATE = 1e-3
 WARMUP = 20
+TOLD_AT_ONCE = (16, 32, 64)
+"""How many facts compete for a question's match."""
+
 ELSEWHERE = 48
 """Places beside the answers at which a step looks at the read gate."""
 
@@ -111,12 +116,11 @@ def rehearse(
     candidates, target = found.target.unique(return_inverse=True)
     heading = directions(rows[candidates])
     answers = _answers_by_telling(found)
-    optimiser = torch.optim.AdamW(stacked.weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    if plan.addressing:
+        _learn_addresses(stacked, found, rows, plan, seed=seed, say=say)
+    optimiser = _optimiser(stacked.weights)
     spoken = torch.ones(())
     for step in range(plan.steps):
-        for group in optimiser.param_groups:
-            falling = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
-            group["lr"] = RATE * min(1, (step + 1) / WARMUP) * falling
         facts = rng.choice(plan.facts)
         conversations = [
             string_together(found, facts, rng.randint(0, plan.asides), 0, rng)
@@ -124,14 +128,57 @@ def rehearse(
         ]
         asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
         loss, right, spoken = _step_loss(stacked, found, conversations, asked, heading, target, torch_rng)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(stacked.weights, 1.0)
-        optimiser.step()
+        _descend(optimiser, loss, RATE * _falling(step, plan.steps))
         if step % REPORT_EVERY == 0 or step + 1 == plan.steps:
             say(f"rehearsal {step} of {plan.steps}: {facts} facts, loss {float(loss.detach()):.2f}, right {right:.2f}")
     stacked.say.data /= spoken * adapter.config.scale
     stacked.copy_to(adapter)
+
+
+def _learn_addresses(
+    stacked: _Stacked,
+    found: Activations,
+    rows: Tensor,
+    plan: Rehearsal,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Set the projections of values, keys and queries from told values alone."""
+    config, rng = stacked.config, random.Random(f"{seed} addressing")
+    values, says = values_that_say(config, found, rows, seed)
+    with torch.no_grad():
+        stacked.value.copy_(values)
+        stacked.say.copy_(says)
+    optimiser = _optimiser(stacked.weights)
+    for step in range(plan.addressing):
+        facts = rng.choice(TOLD_AT_ONCE)
+        drawn = [draw_asked(found, facts, rng) for _ in range(max(TOLD_AT_ONCE) // facts)]
+        losses = [
+            matching_loss(config, stacked.writing, stacked.reading, stacked.say, stacked.sharpness, found, asked, rows)
+            for asked in drawn
+        ]
+        loss = torch.stack(losses).mean()
+        _descend(optimiser, loss, ADDRESSING_RATE * _falling(step, plan.addressing))
+        if step % REPORT_EVERY == 0 or step + 1 == plan.addressing:
+            say(f"addressing {step} of {plan.addressing}: {facts} facts, loss {float(loss.detach()):.2f}")
+
+
+def _optimiser(weights: Sequence[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02)
+
+
+def _falling(step: int, steps: int) -> float:
+    return min(1, (step + 1) / WARMUP) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    weights = optimiser.param_groups[0]["params"]
+    optimiser.param_groups[0]["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    optimiser.step()
 
 
 def _answers_by_telling(found: Activations) -> list[list[int]]:

@@ -19,6 +19,7 @@ from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.activations import Activations, collect_activations
+from deltamem_agents.training.addressing import draw_asked
 from deltamem_agents.training.batches import Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.collection import PARTS, Asides, Collection
@@ -46,6 +47,9 @@ __all__ = ["LOG_FILE", "Report", "Trainer", "initialise"]
 EVALUATED_QUESTIONS = 48
 
 PROBE = "probe."
+
+PROBED_AT_ONCE = 64
+"""Of so many facts at once a probe also matches questions with what is told."""
 
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
@@ -249,7 +253,8 @@ class Trainer:
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
         probe: Callable[[Tensor], tuple[Tensor, float]] | None = None
         if stage.probe_weight and self._probe is not None:
-            probe = partial(self._probe.loss, self.adapter, found, conversations, rows=self._directions)
+            asked = draw_asked(found, PROBED_AT_ONCE, rng)
+            probe = partial(self._probe.loss, self.adapter, found, conversations, asked, rows=self._directions)
         state, outcome = replay(self._model, self.adapter, found, lead, conversations, probe)
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 

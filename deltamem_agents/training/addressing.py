@@ -1,0 +1,103 @@
+"""Which told value a question means, learned from the told values alone.
+
+A memory that held nothing else, and whose writes erased nothing, would answer a question with the sum of all told
+values, each weighted by how far its key matches the question's query. Keys, queries and values can be learned on
+that sum for many facts at a time in hundredths of a second a step: no token that tells nothing takes part, and no
+update rule. What states add to it, gates and interference, is learned afterwards from conversations.
+A question about something that was never told should match nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.memory.attention import unit
+from deltamem_agents.training.activations import Activations
+from deltamem_agents.training.direct_path import ReadWeights, directions
+from deltamem_agents.training.strung import WriteWeights, by_head, product, string_together
+
+MATCH_SHARPNESS = 12.0
+"""What a match of −1 to 1 is multiplied by to be compared with others. Low, so that others have to be far off."""
+
+MATCHES_NOTHING = 0.5
+"""A question matches what it asks for by more than this, and everything else by less."""
+
+RIDGE = 0.01
+"""Share of the inputs' mean power that the fit of values is damped by."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Numbers of answer tokens: all those of some tellings (n,), and all those of others, which are never told (m,)."""
+
+    told: Tensor
+    never_told: Tensor
+
+
+def draw_asked(found: Activations, facts: int, rng: random.Random) -> Asked:
+    """Of `facts` tellings, and half as many never told, all about different subjects, as far as there are so many."""
+    tellings = torch.tensor(string_together(found, facts + facts // 2, 0, 0, rng).tellings)
+    told, others = (torch.isin(found.telling, some) for some in (tellings[:facts], tellings[facts:]))
+    return Asked(told.nonzero().squeeze(-1), others.nonzero().squeeze(-1))
+
+
+def matching_loss(
+    config: AdapterConfig,
+    writing: WriteWeights,
+    reading: ReadWeights,
+    say: Tensor,
+    sharpness: Tensor,
+    found: Activations,
+    asked: Asked,
+    rows: Tensor,
+) -> Tensor:
+    """Cross-entropy of what questions match, and of the tokens then said, if nothing but `asked.told` was told.
+
+    `say` (layers, hidden, width) turns what is read into what is said, in directions of `rows` (vocabulary, hidden);
+    `sharpness` is the logarithm of what these are compared with.
+    """
+    device, count = writing.key.device, len(asked.told)
+    at = found.told_at[asked.told]
+    told = found.tellings.at(at).to(device)
+    keys = product(told, writing.key)
+    if writing.before is not None:
+        keys = keys + product(found.tellings.at((at - 1).clamp_min(0)).to(device), writing.before)
+    questions = found.asked[:, torch.cat([asked.told, asked.never_told])].to(device)
+    query = unit(by_head(product(questions, reading.query), config))
+    match = torch.einsum("lqhr,lkhr->lhqk", query, unit(by_head(keys, config)))
+    level = F.pad(match.mean((0, 1)), (0, 1), value=MATCHES_NOTHING)
+    meant = torch.arange(len(level), device=device).clamp_max(count)
+    reads = torch.einsum("lhqk,lkhr->lqhr", match[:, :, :count], by_head(product(told, writing.value), config))
+    said = F.normalize(torch.einsum("lqw,ldw->qd", reads.flatten(2), say), dim=-1)
+    candidates, target = found.target.unique(return_inverse=True)
+    logits = said @ directions(rows[candidates]).T * sharpness.exp()
+    return F.cross_entropy(level * MATCH_SHARPNESS, meant) + F.cross_entropy(logits, target[asked.told].to(device))
+
+
+@torch.no_grad()
+def values_that_say(config: AdapterConfig, found: Activations, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Value projections (layers, width, hidden), and what turns their values into tokens (layers, hidden, width).
+
+    By ridge regression from what stands at told tokens to the directions of these tokens in `rows` (vocabulary,
+    hidden), of which each layer keeps other dimensions, as far as there are so many.
+    """
+    layers, _, hidden = found.asked.shape
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(hidden, hidden, generator=generator)).Q
+    wanted = directions(rows.float())[found.target]
+    at = found.tellings.at(found.told_at)
+    values, says = [], []
+    for layer in range(layers):
+        x = at[layer].float()
+        products = x.T @ x
+        products.diagonal().add_(RIDGE * products.diagonal().mean())
+        own = axes[:, torch.arange(layer * config.width, (layer + 1) * config.width) % hidden]
+        values.append(own.T @ torch.linalg.solve(products, x.T @ wanted).T)
+        says.append(own)
+    return torch.stack(values), torch.stack(says)
