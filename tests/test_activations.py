@@ -84,6 +84,15 @@ def test_what_is_asked_stands_where_the_told_token_is_to_be_said(
     torch.testing.assert_close(activations.asked[0], embedded(engine, torch.tensor(before)))
 
 
+def test_replies_begin_behind_the_questions(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+    template, engine, activations = found
+    begun = [
+        renderer(template).render((Message("user", episode.questions[0].question),)).ids[-1] for episode in EPISODES
+    ]
+    assert activations.begun.shape == (2, len(EPISODES), 32)
+    torch.testing.assert_close(activations.begun[0], embedded(engine, torch.tensor(begun)))
+
+
 def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:

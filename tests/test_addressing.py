@@ -58,24 +58,27 @@ def test_where_there_are_too_few_subjects_all_of_them_are_told() -> None:
     assert len(asked.never_told) == 0
 
 
-def matches(adapter: Adapter, found: Activations, asked: Asked) -> Tensor:
-    """How far questions (all of `asked`) match what was told (n,), over all layers."""
+def matches(adapter: Adapter, found: Activations, places: Tensor, asked: Asked) -> Tensor:
+    """How far what stands at `places` (layers, tellings, hidden) for all of `asked` matches what was told (n,)."""
     levels = []
     for slot in range(LAYERS):
         memory = adapter.layer(slot)
         told = found.tellings.inputs[slot, found.told_at[asked.told]]
         before = found.tellings.inputs[slot, found.told_at[asked.told] - 1]
         keys = unit(told @ memory.memory_k_proj.T + before @ memory.memory_k_shift_proj.T)
-        questions = found.asked[slot, torch.cat([asked.told, asked.never_told])]
+        questions = places[slot, found.telling[torch.cat([asked.told, asked.never_told])]]
         levels.append(unit(questions @ memory.memory_q_proj.T) @ keys.T)
     return torch.stack(levels).mean(0)
 
 
-def test_a_question_matches_what_it_asks_for_and_nothing_where_it_was_never_told(addressed: Adapter) -> None:
+@pytest.mark.parametrize("places", [UNSEEN.asked, UNSEEN.begun], ids=["at the answer", "where the reply begins"])
+def test_a_question_matches_what_it_asks_for_and_nothing_where_it_was_never_told(
+    addressed: Adapter, places: Tensor
+) -> None:
     right, told, others = [], [], []
     for seed in range(30):
         asked = draw_asked(UNSEEN, 4, random.Random(seed))
-        level = matches(addressed, UNSEEN, asked)
+        level = matches(addressed, UNSEEN, places, asked)
         right += level[:4].argmax(1).eq(torch.arange(4)).tolist()
         told += level[:4].diagonal().tolist()
         others += level[4:].max(1).values.tolist()

@@ -233,7 +233,7 @@ def test_any_adapter_can_be_rehearsed(config: AdapterConfig) -> None:
     adapter = fresh(config)
     found = SMALL if len(adapter.indices) == LAYERS else one_layer(SMALL)
     before = {name: value.clone() for name, value in adapter.named_parameters()}
-    rehearse(adapter, found, WORLD.rows, replace(PLAN, steps=2), seed=0, say=silent)
+    rehearse(adapter, found, WORLD.rows, replace(PLAN, steps=2, addressing=2), seed=0, say=silent)
     changed = {name for name, value in adapter.named_parameters() if not torch.equal(value, before[name])}
     fitted = ("memory_", "beta_", "read_", "delta_o_proj")
     assert changed == {name for name in before if name.split(".")[-1].startswith(fitted)}
@@ -246,5 +246,6 @@ def one_layer(found: Activations) -> Activations:
         tellings=replace(found.tellings, inputs=found.tellings.inputs[:1]),
         asides=replace(found.asides, inputs=found.asides.inputs[:1]),
         asked=found.asked[:1],
+        begun=found.begun[:1],
         replies=found.replies[:1],
     )

@@ -65,6 +65,7 @@ class World:
             target=torch.tensor([value for _, value in facts]),
             telling=torch.arange(tellings),
             told_at=torch.tensor([len(one) for one in told]).cumsum(0) - 3,
+            begun=torch.stack([place(REPLY, subject) for subject, _ in facts], dim=1),
             replies=torch.stack([place(REPLY) for _ in range(60)], dim=1),
         )
 

@@ -109,7 +109,7 @@ RECIPE = Recipe(
             replayed=True,
         ),
     ),
-    warm_start=WarmStart(episodes=8, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2)),
+    warm_start=WarmStart(episodes=8, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2, addressing=2)),
     seed=3,
     evaluate_every=3,
     save_every=2,

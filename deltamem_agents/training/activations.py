@@ -80,8 +80,8 @@ class Activations:
 
     `questions` are the questions about them, in the same order, and `prompts` the same as prompts to go on from.
     `asked` (layers, Q, hidden): inputs at the places from which a told token is to be said; `target` (Q,) is
-    that token, `telling` (Q,) who told it and `told_at` (Q,) at which place of `tellings`. `replies` (layers, P,
-    hidden): other places of such replies.
+    that token, `telling` (Q,) who told it and `told_at` (Q,) at which place of `tellings`. `begun` (layers, tellings,
+    hidden): inputs where each reply begins. `replies` (layers, P, hidden): all places of replies but `asked`.
     """
 
     tellings: Exchanges
@@ -93,6 +93,7 @@ class Activations:
     target: Tensor
     telling: Tensor
     told_at: Tensor
+    begun: Tensor
     replies: Tensor
 
 
@@ -141,6 +142,7 @@ def collect_activations(
         target=torch.cat([prompt.targets[prompt.is_answer] for prompt in prompts]),
         telling=torch.arange(len(prompts)).repeat_interleave(answers),
         told_at=torch.cat(told_at),
+        begun=torch.cat([batch.at_begins for batch in asked], dim=1),
         replies=torch.cat([batch.at_others for batch in asked], dim=1),
     )
 
@@ -161,6 +163,7 @@ def joined(parts: Sequence[Activations]) -> Activations:
         target=torch.cat([part.target for part in parts]),
         telling=torch.cat([part.telling + begin for part, begin in zip(parts, begins, strict=True)]),
         told_at=torch.cat([part.told_at + start for part, start in zip(parts, starts, strict=True)]),
+        begun=torch.cat([part.begun for part in parts], dim=1),
         replies=torch.cat([part.replies for part in parts], dim=1),
     )
 
@@ -207,6 +210,7 @@ class _Asked:
     questions: list[Tensor]
     prompts: list[CachedPrompt]
     at_answers: Tensor
+    at_begins: Tensor
     at_others: Tensor
 
 
@@ -223,11 +227,15 @@ def _asked(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Seq
     content[:, :-1] |= content[:, 1:].clone()
     numbered = content.flatten().cumsum(0).view_as(content) - 1
     at, other = questions.places[questions.is_answer], questions.places[~questions.is_answer]
+    # Targets stand in the order of the questions, each reply's first one first.
+    _, counts = questions.places[:, 0].unique_consecutive(return_counts=True)
+    begin = questions.places[counts.cumsum(0) - counts]
     return _Asked(
         inputs[:, content],
         [numbers[mask] for numbers, mask in zip(numbered, content, strict=True)],
         _prompts(questions, cache),
         inputs[:, at[:, 0], at[:, 1]],
+        inputs[:, begin[:, 0], begin[:, 1]],
         inputs[:, other[:, 0], other[:, 1]],
     )
 

@@ -4,7 +4,8 @@ A memory that held nothing else, and whose writes erased nothing, would answer a
 values, each weighted by how far its key matches the question's query. Keys, queries and values can be learned on
 that sum for many facts at a time in hundredths of a second a step: no token that tells nothing takes part, and no
 update rule. What states add to it, gates and interference, is learned afterwards from conversations.
-A question about something that was never told should match nothing.
+A question about something that was never told should match nothing. Where its reply begins a question matches as
+well, the first token of what it asks for: there the model decides whether it has an answer.
 """
 
 from __future__ import annotations
@@ -68,16 +69,31 @@ def matching_loss(
     keys = product(told, writing.key)
     if writing.before is not None:
         keys = keys + product(found.tellings.at((at - 1).clamp_min(0)).to(device), writing.before)
-    questions = found.asked[:, torch.cat([asked.told, asked.never_told])].to(device)
-    query = unit(by_head(product(questions, reading.query), config))
+    tellings, others = found.telling[asked.told], found.telling[asked.never_told]
+    firsts = _firsts(tellings)
+    places = [
+        found.asked[:, asked.told],
+        found.begun[:, tellings[firsts]],
+        found.asked[:, asked.never_told],
+        found.begun[:, others[_firsts(others)]],
+    ]
+    query = unit(by_head(product(torch.cat(places, 1).to(device), reading.query), config))
     match = torch.einsum("lqhr,lkhr->lhqk", query, unit(by_head(keys, config)))
     level = F.pad(match.mean((0, 1)), (0, 1), value=MATCHES_NOTHING)
-    meant = torch.arange(len(level), device=device).clamp_max(count)
+    meant = torch.full((len(level),), count, device=device)
+    meant[: count + len(firsts)] = torch.cat([torch.arange(count), firsts]).to(device)
     reads = torch.einsum("lhqk,lkhr->lqhr", match[:, :, :count], by_head(product(told, writing.value), config))
     said = F.normalize(torch.einsum("lqw,ldw->qd", reads.flatten(2), say), dim=-1)
     candidates, target = found.target.unique(return_inverse=True)
     logits = said @ directions(rows[candidates]).T * sharpness.exp()
     return F.cross_entropy(level * MATCH_SHARPNESS, meant) + F.cross_entropy(logits, target[asked.told].to(device))
+
+
+def _firsts(tellings: Tensor) -> Tensor:
+    """Where among the tellings of answer tokens, in their order, each telling comes first."""
+    first = torch.ones_like(tellings, dtype=torch.bool)
+    first[1:] = tellings[1:] != tellings[:-1]
+    return first.nonzero().squeeze(-1)
 
 
 @torch.no_grad()
