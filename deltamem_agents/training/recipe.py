@@ -73,10 +73,10 @@ class Stage:
     steps in which the question is written while it is read, as in use. `neutral_every`: in every how many-th
     step other prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`.
     `noise_weight`: weight of write gates that stand open on neutral text; `gate_weight`: of write gates that do not
-    tell told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state (see
-    `training/probe.py`), which only a replayed stage knows. `replayed`: histories are strung
-    together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text and as
-    many questions in between, and only replies are run; `question_writes` does not apply.
+    tell told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and
+    of matching questions with what was told (see `training/probe.py`), which only a replayed stage knows. `replayed`:
+    histories are strung together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of
+    neutral text and as many questions in between, and only replies are run; `question_writes` does not apply.
     """
 
     steps: int
