@@ -12,7 +12,7 @@ from torch import Tensor
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.training import activations
-from deltamem_agents.training.activations import Activations, Exchanges, collect_activations
+from deltamem_agents.training.activations import Activations, Exchanges, collect_asides
 from deltamem_agents.training.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.types import Message
 from tiny_engine import CHATML
@@ -21,11 +21,11 @@ from tiny_training import (
     FULL,
     GATED,
     TEMPLATES,
-    asides_of,
+    activations_of,
     each_template,
     episodes_of,
     renderer,
-    silent,
+    said_aside,
     word_engine,
     word_tokenizer,
 )
@@ -34,17 +34,13 @@ SHAPE = EpisodeShape(
     distractors=(0, 1), word_share=0.7, tellers=("user", "assistant", "tool"), about=("user", "person")
 )
 EPISODES = episodes_of(40, SHAPE)
-ASIDES = [aside for aside in asides_of(9) if aside]
+ASIDES = said_aside(9)
 
 
 @pytest.fixture(scope="module", params=TEMPLATES.values(), ids=TEMPLATES)
 def found(request: pytest.FixtureRequest) -> tuple[str, DeltaMemEngine, Activations]:
     engine = word_engine(GATED, request.param)
-    return request.param, engine, collected(engine, request.param)
-
-
-def collected(engine: DeltaMemEngine, template: str) -> Activations:
-    return collect_activations(engine.model, engine.adapter, renderer(template), EPISODES, ASIDES, silent)
+    return request.param, engine, activations_of(engine, EPISODES, 9, request.param)
 
 
 def embedded(engine: DeltaMemEngine, tokens: Tensor) -> Tensor:
@@ -110,7 +106,7 @@ def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
     """Each with its own exchange, read behind what was said before it."""
     episodes = episodes_of(12, replace(SHAPE, facts=3))
     engine = word_engine(GATED)
-    found = collect_activations(engine.model, engine.adapter, renderer(), episodes, ASIDES, silent)
+    found = activations_of(engine, episodes, 9)
     questions = [(episode, question) for episode in episodes for question in episode.questions]
     assert len(found.tellings.contents) == len(found.subjects) == len(found.prompts) == 36
     for places, prompt, (episode, question) in zip(found.tellings.contents, found.prompts, questions, strict=True):
@@ -128,7 +124,7 @@ def test_each_token_of_an_answer_knows_where_it_was_told() -> None:
     """Also where two facts are told in one message, in either order."""
     episodes = episodes_of(12, replace(SHAPE, facts=3, paired=1.0, tellers=("user",)))
     engine = word_engine(GATED)
-    found = collect_activations(engine.model, engine.adapter, renderer(), episodes, ASIDES, silent)
+    found = activations_of(engine, episodes, 9)
     torch.testing.assert_close(found.tellings.inputs[0, found.told_at], embedded(engine, found.target))
     assert len(found.told_at.unique()) == len(found.target) == int(found.tellings.told.sum())
 
@@ -137,10 +133,10 @@ def test_joined_parts_are_one_after_the_other() -> None:
     engine, parts = word_engine(GATED), []
     for start in (0, 10, 20):
         some = EPISODES[start : start + 10]
-        parts.append(collect_activations(engine.model, engine.adapter, renderer(), some, ASIDES, silent))
+        parts.append(activations_of(engine, some, 9))
     whole, expected = (
         tensors_of(activations.joined(parts)),
-        collect_activations(engine.model, engine.adapter, renderer(), EPISODES[:30], ASIDES, silent),
+        activations_of(engine, EPISODES[:30], 9),
     )
     for name, value in tensors_of(expected).items():
         torch.testing.assert_close(whole[name], value, msg=name)
@@ -178,7 +174,9 @@ def test_activations_are_the_frozen_models_whatever_the_adapter(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
     template, _, activations = found
-    for name, value in tensors_of(collected(word_engine(CONFIGS["published preset"], template), template)).items():
+    for name, value in tensors_of(
+        activations_of(word_engine(CONFIGS["published preset"], template), EPISODES, 9, template)
+    ).items():
         assert torch.equal(value, tensors_of(activations)[name]), name
 
 
@@ -200,9 +198,9 @@ def tensors_of(found: Activations | Exchanges) -> dict[str, Tensor]:
 @each_template
 def test_activations_do_not_depend_on_how_they_are_batched(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = word_engine(FULL, template)
-    whole = tensors_of(collected(engine, template))
+    whole = tensors_of(activations_of(engine, EPISODES, 9, template))
     monkeypatch.setattr(activations, "COLLECT_BATCH", 3)
-    for name, value in tensors_of(collected(engine, template)).items():
+    for name, value in tensors_of(activations_of(engine, EPISODES, 9, template)).items():
         torch.testing.assert_close(value, whole[name], msg=name)
 
 
@@ -211,4 +209,17 @@ def test_a_value_with_other_tokens_in_the_reply_is_refused() -> None:
     question = Question("Where do I live?", "otter", "Your city is", Told(0, 0))
     episode = Episode((Message("user", "otter is where I live."), Message("assistant", "Noted.")), (question,))
     with pytest.raises(ConfigError, match=r"encodes a told value otherwise .* \"warm_start\": null"):
-        collect_activations(engine.model, engine.adapter, renderer(), [episode], ASIDES, silent)
+        activations_of(engine, [episode], 9)
+
+
+@each_template
+def test_of_an_exchange_that_is_replied_to_the_reply_alone_is_an_aside(template: str) -> None:
+    engine = word_engine(GATED, template)
+    told = [episode.messages[:2] for episode in EPISODES if episode.messages[1].role == "assistant"][:3]
+    assert len(told) == 3 and all(len(messages) == 2 for messages in told)
+    asides = collect_asides(engine.model, engine.adapter, renderer(template), ASIDES, told)
+    assert len(asides.contents) == len(ASIDES) + 3 and not bool(asides.told.any())
+    for places, messages in zip(asides.contents, [*ASIDES, *told], strict=True):
+        contents = contents_of(messages, template)
+        reply = contents_of(messages[:1], template) if messages in told else []
+        torch.testing.assert_close(asides.inputs[0, places], embedded(engine, contents[len(reply) :]))

@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import unit
-from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.addressing import Asked, draw_asked, matching_loss, values_that_say
 from deltamem_agents.training.direct_path import ReadWeights, directions
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
 from deltamem_agents.training.strung import WriteWeights
@@ -25,7 +25,8 @@ from tiny_training import GATED, silent
 
 CONFIG = replace(GATED, rank=8)
 FOUND = WORLD.activations(400, seed=1)
-UNSEEN = WORLD.activations(120, seed=2)
+PAIRS = Pairs.of(FOUND)
+UNSEEN = Pairs.of(WORLD.activations(120, seed=2))
 
 
 def fresh() -> Adapter:
@@ -40,31 +41,30 @@ def addressed() -> Adapter:
     """After an addressing of 200 steps, and one of rehearsal."""
     adapter = fresh().requires_grad_(False)
     plan = Rehearsal(steps=1, facts=(1,), questions=8, asides=1, addressing=200)
-    rehearse(adapter, FOUND, WORLD.rows, plan, seed=0, say=silent)
+    rehearse(adapter, FOUND, PAIRS, WORLD.rows, plan, seed=0, say=silent)
     return adapter
 
 
 def test_what_is_asked_for_is_about_different_subjects() -> None:
     for seed in range(20):
-        asked = draw_asked(FOUND, 4, random.Random(seed))
-        subjects = [FOUND.subjects[int(FOUND.telling[at])] for at in (*asked.told, *asked.never_told)]
+        asked = draw_asked(PAIRS, 4, random.Random(seed))
+        subjects = [PAIRS.subjects[int(PAIRS.telling[at])] for at in (*asked.told, *asked.never_told)]
         assert len(asked.told) == 4 and len(asked.never_told) == 2
         assert len(set(subjects)) == 6
 
 
 def test_where_there_are_too_few_subjects_all_of_them_are_told() -> None:
-    asked = draw_asked(FOUND, 64, random.Random(0))
-    assert len({FOUND.subjects[int(FOUND.telling[at])] for at in asked.told}) == len(asked.told) == 10
+    asked = draw_asked(PAIRS, 64, random.Random(0))
+    assert len({PAIRS.subjects[int(PAIRS.telling[at])] for at in asked.told}) == len(asked.told) == 10
     assert len(asked.never_told) == 0
 
 
-def matches(adapter: Adapter, found: Activations, places: Tensor, asked: Asked) -> Tensor:
+def matches(adapter: Adapter, found: Pairs, places: Tensor, asked: Asked) -> Tensor:
     """How far what stands at `places` (layers, tellings, hidden) for all of `asked` matches what was told (n,)."""
     levels = []
     for slot in range(LAYERS):
         memory = adapter.layer(slot)
-        told = found.tellings.inputs[slot, found.told_at[asked.told]]
-        before = found.tellings.inputs[slot, found.told_at[asked.told] - 1]
+        told, before = found.told[slot, asked.told], found.before[slot, asked.told]
         keys = unit(told @ memory.memory_k_proj.T + before @ memory.memory_k_shift_proj.T)
         questions = places[slot, found.telling[torch.cat([asked.told, asked.never_told])]]
         levels.append(unit(questions @ memory.memory_q_proj.T) @ keys.T)
@@ -87,10 +87,9 @@ def test_a_question_matches_what_it_asks_for_and_nothing_where_it_was_never_told
 
 
 def test_values_say_what_was_told_before_anything_is_learned() -> None:
-    values, says = values_that_say(CONFIG, FOUND, WORLD.rows, seed=0)
+    values, says = values_that_say(CONFIG, PAIRS, WORLD.rows, seed=0)
     assert values.shape == (LAYERS, CONFIG.width, HIDDEN) and says.shape == (LAYERS, HIDDEN, CONFIG.width)
-    told = torch.stack([UNSEEN.tellings.inputs[slot, UNSEEN.told_at] for slot in range(LAYERS)])
-    said = torch.einsum("lnh,lwh,ldw->nd", told, values, says)
+    said = torch.einsum("lnh,lwh,ldw->nd", UNSEEN.told, values, says)
     right = (normalize(said, dim=-1) @ directions(WORLD.rows).T).argmax(1).eq(UNSEEN.target).float().mean()
     assert float(right) > 0.6
 
@@ -100,7 +99,12 @@ def test_the_loss_is_lower_where_the_right_thing_is_matched(addressed: Adapter) 
     losses = {}
     say = torch.stack([addressed.layer(slot).get_parameter("delta_o_proj") for slot in range(LAYERS)])
     asked = draw_asked(UNSEEN, 4, random.Random(0))
-    swapped = replace(UNSEEN, told_at=UNSEEN.told_at.index_copy(0, asked.told, UNSEEN.told_at[asked.told.roll(1)]))
+    other = asked.told.roll(1)
+    swapped = replace(
+        UNSEEN,
+        told=UNSEEN.told.index_copy(1, asked.told, UNSEEN.told[:, other]),
+        before=UNSEEN.before.index_copy(1, asked.told, UNSEEN.before[:, other]),
+    )
     for name, found in (("right", UNSEEN), ("wrong", swapped)):
         writing, reading = WriteWeights.of(addressed), ReadWeights.of(addressed)
         loss = matching_loss(CONFIG, writing, reading, say, torch.tensor(2.5), found, asked, WORLD.rows)
@@ -111,9 +115,9 @@ def test_the_loss_is_lower_where_the_right_thing_is_matched(addressed: Adapter) 
 def test_keys_queries_and_values_learn_from_it_and_gates_do_not() -> None:
     adapter = fresh()
     say, sharpness = torch.randn(LAYERS, HIDDEN, CONFIG.width), torch.tensor(2.5)
-    asked = draw_asked(FOUND, 4, random.Random(0))
+    asked = draw_asked(PAIRS, 4, random.Random(0))
     writing, reading = WriteWeights.of(adapter), ReadWeights.of(adapter)
-    matching_loss(CONFIG, writing, reading, say, sharpness, FOUND, asked, WORLD.rows).backward()
+    matching_loss(CONFIG, writing, reading, say, sharpness, PAIRS, asked, WORLD.rows).backward()
     learned = {name.split(".")[-1] for name, parameter in adapter.named_parameters() if parameter.grad is not None}
     assert learned >= {"memory_q_proj", "memory_k_proj", "memory_k_shift_proj", "memory_v_proj"}
     assert not {"beta_proj", "read_proj", "delta_o_proj"} & learned

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltamem_agents.training.activations import collect_activations
 from deltamem_agents.training.addressing import draw_asked
 from deltamem_agents.training.episodes import EpisodeShape
 from deltamem_agents.training.objective import output_directions
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
-from tiny_training import CONFIGS, asides_of, episodes_of, renderer, silent, word_engine
+from tiny_training import CONFIGS, activations_of, episodes_of, word_engine
 
 ALONE = EpisodeShape(distractors=(0, 0))
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.parametrize("name", ["replies alone read", "published p
 
 def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
-    asides = [aside for aside in asides_of(6) if aside]
-    found = collect_activations(engine.model, engine.adapter, renderer(), episodes_of(9, ALONE), asides, silent)
+    found = activations_of(engine, episodes_of(9, ALONE), 6)
+    pairs = Pairs.of(found)
     conversations = [string_together(found, 3, 1, 1, random.Random(seed)) for seed in range(2)]
     written = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
     probe = Probe(engine.adapter)
     probe.begin(engine.adapter)
-    asked, rows = draw_asked(found, 4, random.Random(0)), output_directions(engine.model)
-    loss, right = probe.loss(engine.adapter, found, conversations, asked, written.state, rows)
+    asked, rows = draw_asked(pairs, 4, random.Random(0)), output_directions(engine.model)
+    loss, right = probe.loss(engine.adapter, found, conversations, pairs, asked, written.state, rows)
     assert 0 <= right <= 1
     loss.backward()
     for at, parameter in engine.adapter.named_parameters():
@@ -41,18 +41,17 @@ def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
 
 def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
     engine = word_engine(CONFIGS[name])
-    found = collect_activations(
-        engine.model, engine.adapter, renderer(), episodes_of(6, ALONE), [a for a in asides_of(3) if a], silent
-    )
+    found = activations_of(engine, episodes_of(6, ALONE), 3)
+    pairs = Pairs.of(found)
     conversations = [Conversation((telling,), (("tellings", telling),)) for telling in (4, 1)]
     probe, rows = Probe(engine.adapter), output_directions(engine.model)
-    asked = draw_asked(found, 4, random.Random(0))
+    asked = draw_asked(pairs, 4, random.Random(0))
     torch.nn.init.normal_(probe.say, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         state = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
-        both, _ = probe.loss(engine.adapter, found, conversations, asked, state, rows)
+        both, _ = probe.loss(engine.adapter, found, conversations, pairs, asked, state, rows)
         alone = [
-            probe.loss(engine.adapter, found, [one], asked, state[:, [n]], rows)[0]
+            probe.loss(engine.adapter, found, [one], pairs, asked, state[:, [n]], rows)[0]
             for n, one in enumerate(conversations)
         ]
     counts = [int((found.telling == one.tellings[0]).sum()) for one in conversations]

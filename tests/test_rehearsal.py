@@ -17,15 +17,16 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import scan_tokens
 from deltamem_agents.training import rehearsal
-from deltamem_agents.training.activations import Activations, collect_activations
+from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.episodes import EpisodeShape
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
 from deltamem_agents.training.strung import KEEP_LOGIT, Conversation, Kind, write_strung
 from deltamem_agents.training.trainer import initialise
 from tiny_activations import HIDDEN, LAYERS, WORLD
 from tiny_engine import tiny_llama
-from tiny_training import CONFIGS, GATED, asides_of, episodes_of, renderer, silent, word_engine
+from tiny_training import CONFIGS, GATED, activations_of, episodes_of, silent, word_engine
 
 PLAN = Rehearsal(steps=220, facts=(1, 2, 4), questions=32, asides=2)
 
@@ -46,7 +47,8 @@ class Rehearsed:
 @pytest.fixture(scope="module")
 def rehearsed() -> Rehearsed:
     adapter, said = fresh(replace(GATED, rank=8)), list[str]()
-    rehearse(adapter, WORLD.activations(400, seed=1), WORLD.rows, PLAN, seed=0, say=said.append)
+    found = WORLD.activations(400, seed=1)
+    rehearse(adapter, found, Pairs.of(found), WORLD.rows, PLAN, seed=0, say=said.append)
     return Rehearsed(adapter, said)
 
 
@@ -147,7 +149,7 @@ def test_rehearsing_again_leaves_the_same_adapter() -> None:
     weights = []
     for seed in (0, 0, 1):
         adapter = fresh(config)
-        rehearse(adapter, found, WORLD.rows, replace(PLAN, steps=3), seed=seed, say=silent)
+        rehearse(adapter, found, Pairs.of(found), WORLD.rows, replace(PLAN, steps=3), seed=seed, say=silent)
         weights.append(adapter.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]["layers.0.memory_k_proj"], weights[2]["layers.0.memory_k_proj"])
@@ -157,8 +159,7 @@ def test_rehearsing_again_leaves_the_same_adapter() -> None:
 def collected() -> Activations:
     """From a model, in the precision in which the scan computes."""
     engine = word_engine()
-    asides = [aside for aside in asides_of(9) if aside]
-    found = collect_activations(engine.model, engine.adapter, renderer(), ONE_FACT, asides, silent)
+    found = activations_of(engine, ONE_FACT, 9)
     return in_float32(found)
 
 
@@ -233,7 +234,7 @@ def test_any_adapter_can_be_rehearsed(config: AdapterConfig) -> None:
     adapter = fresh(config)
     found = SMALL if len(adapter.indices) == LAYERS else one_layer(SMALL)
     before = {name: value.clone() for name, value in adapter.named_parameters()}
-    rehearse(adapter, found, WORLD.rows, replace(PLAN, steps=2, addressing=2), seed=0, say=silent)
+    rehearse(adapter, found, Pairs.of(found), WORLD.rows, replace(PLAN, steps=2, addressing=2), seed=0, say=silent)
     changed = {name for name, value in adapter.named_parameters() if not torch.equal(value, before[name])}
     fitted = ("memory_", "beta_", "read_", "delta_o_proj")
     assert changed == {name for name in before if name.split(".")[-1].startswith(fitted)}

@@ -8,32 +8,32 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltamem_agents.training.activations import collect_activations
 from deltamem_agents.training.batches import history_batch, question_batch
 from deltamem_agents.training.episodes import EpisodeShape
 from deltamem_agents.training.objective import answer_questions, judge, write_history
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.strung import Conversation, string_together
 from test_rehearsal import in_float32
-from tiny_training import CONFIGS, asides_of, each_template, episodes_of, renderer, silent, word_engine
+from tiny_training import CONFIGS, activations_of, each_template, episodes_of, renderer, word_engine
 
 ALONE = EpisodeShape(distractors=(0, 0), changed=0.3)
 UNSHIFTED = replace(CONFIGS["replies alone read"], key_shift=False)
 """A shifted key lacks the token before the first one, which an exchange of its own does not have."""
 
 
+@pytest.mark.parametrize("writes", [False, True], ids=["asked", "asked and written"])
 @each_template
-def test_one_exchange_is_answered_as_if_it_had_been_run(template: str) -> None:
+def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: bool) -> None:
     engine, episodes = word_engine(UNSHIFTED, template), episodes_of(9, ALONE)
     model, adapter = engine.model, engine.adapter
-    found = in_float32(collect_activations(model, adapter, renderer(template), episodes, asides_of(1), silent))
+    found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)
     # Replies in the history read too, which a replay leaves out: here they have nothing to read.
     history = history_batch(renderer(template), [episode.messages for episode in episodes])
     state, _ = write_history(model, adapter, replace(history, replies=torch.zeros_like(history.replies)))
-    expected = judge(answer_questions(model, state, questions, writes=False), questions, torch.zeros(()))
+    expected = judge(answer_questions(model, state, questions, writes=writes), questions, torch.zeros(()))
     conversations = [Conversation((index,), (("tellings", index),)) for index in range(9)]
-    replayed, outcome = replay(model, adapter, found, questions.lead, conversations)
+    replayed, outcome = replay(model, adapter, found, questions.lead, conversations, writes=writes)
     # Activations are kept in half precision.
     assert float(((replayed.matrices - state.matrices).norm() / state.matrices.norm()).detach()) < 0.02
     torch.testing.assert_close(outcome.loss, expected.loss, rtol=1e-2, atol=1e-3)
@@ -46,9 +46,7 @@ def test_one_exchange_is_answered_as_if_it_had_been_run(template: str) -> None:
 def test_questions_of_one_conversation_are_answered_from_its_state(template: str) -> None:
     """Alone and beside others alike, whatever their lengths."""
     engine = word_engine(UNSHIFTED, template)
-    found = collect_activations(
-        engine.model, engine.adapter, renderer(template), episodes_of(20, ALONE), asides_of(1), silent
-    )
+    found = activations_of(engine, episodes_of(20, ALONE), template=template)
     lead = question_batch(renderer(template), episodes_of(1)).lead
     rng = random.Random(0)
     conversations = [string_together(found, facts, 1, 1, rng) for facts in (3, 1, 4)]
@@ -63,8 +61,7 @@ def test_questions_of_one_conversation_are_answered_from_its_state(template: str
 
 def test_every_weight_that_writes_or_reads_learns_from_a_replay() -> None:
     engine = word_engine(replace(CONFIGS["replies alone read"], gate_floor=0.0))
-    asides = [aside for aside in asides_of(6) if aside]
-    found = collect_activations(engine.model, engine.adapter, renderer(), episodes_of(9, ALONE), asides, silent)
+    found = activations_of(engine, episodes_of(9, ALONE), 6)
     lead = question_batch(renderer(), episodes_of(1)).lead
     _, outcome = replay(engine.model, engine.adapter, found, lead, [string_together(found, 3, 1, 1, random.Random(1))])
     (outcome.loss + outcome.noise + outcome.gates).backward()

@@ -343,6 +343,34 @@ def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
     assert torch.equal(found.tellings.at(places), run._collected()[1].tellings.at(places))
 
 
+def test_addresses_are_learned_from_more_episodes_than_are_replayed(tmp_path: Path) -> None:
+    run, again = trainer(tmp_path), trainer(tmp_path)
+    paired = []
+    for one in (run, again):
+        attachment = attach(one._model, one.adapter)
+        _, found = one._collected()
+        paired.append(one._pairs(found))
+        attachment.detach()
+        # As many parts as hold three episodes, two episodes of one fact in each.
+        assert len(paired[-1].subjects) == len(found.subjects) + 4
+        assert torch.equal(paired[-1].target[: len(found.target)], found.target)
+        assert one._pairs(found) is paired[-1], "they are put together once"
+    assert torch.equal(paired[0].told, paired[1].told), "an interrupted run goes on with the same ones"
+
+
+def test_asides_are_neutral_exchanges_and_replies_to_what_is_told(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    attachment = attach(run._model, run.adapter)
+    asides = run._collected_asides
+    attachment.detach()
+    neutral, statements = run._left_alone.neutral, run._left_alone.statements
+    assert len(asides.contents) == 2 * len(neutral) + len(statements)
+    replies = sorted((one.messages for one in statements), key=lambda pair: sum(len(m.content) for m in pair))
+    for places, (_, reply) in zip(asides.contents[-len(replies) :], replies, strict=True):
+        owner = run._renderer.render((reply,), generation_prompt=False).owner
+        assert len(places) == sum(index == 0 for index in owner)
+
+
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, told = trainer(tmp_path), {True: set[str](), False: set[str]()}
     real, evaluate = run._answered, run._evaluate

@@ -13,8 +13,9 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.training import warmstart
-from deltamem_agents.training.activations import Activations, collect_activations
+from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.episodes import Episode, EpisodeShape
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.warmstart import GAINS, set_gain, warm_start
 from deltamem_agents.training.words import made_up_words, open_words
@@ -24,25 +25,24 @@ from tiny_training import (
     FULL,
     GATED,
     LEARNED_WORDS,
-    asides_of,
+    activations_of,
     episodes_of,
     renderer,
-    silent,
+    said_aside,
     word_engine,
     word_tokenizer,
 )
 
 ONE_FACT = EpisodeShape(distractors=(0, 1), word_share=0.7)
 PLAN = Rehearsal(steps=2, facts=(1, 2), questions=6, asides=2)
-ASIDES = [aside for aside in asides_of(6) if aside]
 
 
 def started(engine: DeltaMemEngine, plan: Rehearsal = PLAN, seed: int = 0, episodes: int = 10) -> list[str]:
     """What a warm start on some episodes has to say."""
     said: list[str] = []
     told = episodes_of(episodes, replace(ONE_FACT, distractors=(0, 0) if episodes > 10 else (0, 1)))
-    found = collect_activations(engine.model, engine.adapter, renderer(), told, ASIDES, silent)
-    warm_start(engine.model, engine.adapter, renderer(), told, found, plan, seed=seed, say=said.append)
+    found = activations_of(engine, told, 6)
+    warm_start(engine.model, engine.adapter, renderer(), told, found, Pairs.of(found), plan, seed=seed, say=said.append)
     return said
 
 
@@ -83,14 +83,15 @@ def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_direction
 ) -> None:
     engine, calls = word_engine(GATED), []
 
-    def noted(adapter: object, found: Activations, rows: Tensor, plan: Rehearsal, **_: object) -> None:
+    def noted(adapter: object, found: Activations, pairs: Pairs, rows: Tensor, plan: Rehearsal, **_: object) -> None:
         assert adapter is engine.adapter
+        assert pairs.subjects == found.subjects
         calls.append((len(found.subjects), len(found.asides.contents), rows, plan))
 
     monkeypatch.setattr(warmstart, "rehearse", noted)
     started(engine)
     ((tellings, asides, rows, plan),) = calls
-    assert (tellings, asides, plan) == (10, len(ASIDES), PLAN)
+    assert (tellings, asides, plan) == (10, len(said_aside(6)), PLAN)
     assert torch.equal(rows, warmstart.output_directions(engine.model))
 
 

@@ -17,6 +17,7 @@ from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.training.activations import Activations, collect_activations, collect_asides
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
@@ -106,10 +107,15 @@ RECIPE = Recipe(
             gate_weight=0.1,
             probe_weight=0.5,
             warmup=1,
+            question_writes=0.5,
             replayed=True,
         ),
     ),
-    warm_start=WarmStart(episodes=8, rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2, addressing=2)),
+    warm_start=WarmStart(
+        episodes=8,
+        addressed=3,
+        rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2, addressing=2),
+    ),
     seed=3,
     evaluate_every=3,
     save_every=2,
@@ -133,6 +139,21 @@ def asides_of(count: int) -> list[tuple[Message, ...]]:
 
 def histories_of(episodes: Sequence[Episode]) -> list[tuple[Message, ...]]:
     return [episode.messages for episode in episodes]
+
+
+def activations_of(
+    engine: DeltaMemEngine, episodes: Sequence[Episode], asides: int = 1, template: str = CHATML
+) -> Activations:
+    """Activations of episodes, and of so many asides."""
+    model, adapter, words = engine.model, engine.adapter, renderer(template)
+    return collect_activations(
+        model, adapter, words, episodes, collect_asides(model, adapter, words, said_aside(asides)), silent
+    )
+
+
+def said_aside(count: int) -> list[tuple[Message, ...]]:
+    """Those of so many asides in which something is said."""
+    return [aside for aside in asides_of(count) if aside]
 
 
 def silent(_: str) -> None:

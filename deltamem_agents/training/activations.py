@@ -103,10 +103,10 @@ def collect_activations(
     adapter: Adapter,
     renderer: Renderer,
     episodes: Sequence[Episode],
-    asides: Sequence[Sequence[Message]] | Exchanges,
+    asides: Exchanges,
     say: Callable[[str], None],
 ) -> Activations:
-    """Activations of episodes and of exchanges that tell nothing. The model carries the adapter.
+    """Activations of episodes, beside those of exchanges that tell nothing. The model carries the adapter.
 
     An episode of one fact is a telling as a whole; of one of several, each exchange that tells what is asked for.
     Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply.
@@ -131,7 +131,7 @@ def collect_activations(
     return Activations(
         tellings=tellings.exchanges(),
         subjects=tuple(frozenset({question.subject}) for episode in episodes for question in episode.questions),
-        asides=asides if isinstance(asides, Exchanges) else _asides(model, adapter, renderer, asides),
+        asides=asides,
         questions=Exchanges(
             torch.cat([inputs for inputs, _ in asking], dim=1),
             tuple(torch.arange(end - count + 1, end) for end, (_, count) in zip(ends.tolist(), asking, strict=True)),
@@ -145,6 +145,32 @@ def collect_activations(
         begun=torch.cat([batch.at_begins for batch in asked], dim=1),
         replies=torch.cat([batch.at_others for batch in asked], dim=1),
     )
+
+
+@torch.no_grad()
+def collect_asides(
+    model: nn.Module,
+    adapter: Adapter,
+    renderer: Renderer,
+    conversations: Sequence[Sequence[Message]],
+    replied: Sequence[Sequence[Message]] = (),
+) -> Exchanges:
+    """Activations of `conversations`, in which nothing is told, and of `replied`, in which the last message tells
+    nothing, and no other one is a content. The model carries the adapter."""
+    both = [*conversations, *replied]
+    spoken = _Gathering.of(renderer, both, adapter)
+    for start in range(0, len(both), COLLECT_BATCH):
+        some = both[start : start + COLLECT_BATCH]
+        begins = [0 if start + row < len(conversations) else len(one) - 1 for row, one in enumerate(some)]
+        history = history_batch(
+            renderer,
+            [one[:begin] for begin, one in zip(begins, some, strict=True)],
+            [one[begin:] for begin, one in zip(begins, some, strict=True)],
+        )
+        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
+        contents = [[row.nonzero().squeeze(-1)] for row in history.aside]
+        spoken.add(history, inputs, torch.zeros_like(history.valid), contents)
+    return spoken.exchanges()
 
 
 def joined(parts: Sequence[Activations]) -> Activations:
@@ -185,18 +211,6 @@ def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:
         return [(owner >= 0).nonzero().squeeze(-1)]
     ranges = [episode.exchange_places(question.told) for question in episode.questions if question.told is not None]
     return [((owner >= of.start) & (owner < of.stop)).nonzero().squeeze(-1) for of in ranges]
-
-
-def _asides(
-    model: nn.Module, adapter: Adapter, renderer: Renderer, conversations: Sequence[Sequence[Message]]
-) -> Exchanges:
-    spoken = _Gathering.of(renderer, conversations, adapter)
-    for start in range(0, len(conversations), COLLECT_BATCH):
-        history = history_batch(renderer, conversations[start : start + COLLECT_BATCH])
-        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
-        contents = [[row.nonzero().squeeze(-1)] for row in history.writable]
-        spoken.add(history, inputs, torch.zeros_like(history.valid), contents)
-    return spoken.exchanges()
 
 
 @dataclass(frozen=True)

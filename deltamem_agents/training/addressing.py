@@ -19,9 +19,9 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attention import unit
-from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.direct_path import ReadWeights, directions
-from deltamem_agents.training.strung import WriteWeights, by_head, product, string_together
+from deltamem_agents.training.pairs import Pairs
+from deltamem_agents.training.strung import WriteWeights, about_different, by_head, product
 
 MATCH_SHARPNESS = 12.0
 """What a match of −1 to 1 is multiplied by to be compared with others. Low, so that others have to be far off."""
@@ -41,10 +41,10 @@ class Asked:
     never_told: Tensor
 
 
-def draw_asked(found: Activations, facts: int, rng: random.Random) -> Asked:
+def draw_asked(pairs: Pairs, facts: int, rng: random.Random) -> Asked:
     """Of `facts` tellings, and half as many never told, all about different subjects, as far as there are so many."""
-    tellings = torch.tensor(string_together(found, facts + facts // 2, 0, 0, rng).tellings)
-    told, others = (torch.isin(found.telling, some) for some in (tellings[:facts], tellings[facts:]))
+    tellings = torch.tensor(about_different(pairs.subjects, facts + facts // 2, rng))
+    told, others = (torch.isin(pairs.telling, some) for some in (tellings[:facts], tellings[facts:]))
     return Asked(told.nonzero().squeeze(-1), others.nonzero().squeeze(-1))
 
 
@@ -54,7 +54,7 @@ def matching_loss(
     reading: ReadWeights,
     say: Tensor,
     sharpness: Tensor,
-    found: Activations,
+    pairs: Pairs,
     asked: Asked,
     rows: Tensor,
 ) -> Tensor:
@@ -64,18 +64,17 @@ def matching_loss(
     `sharpness` is the logarithm of what these are compared with.
     """
     device, count = writing.key.device, len(asked.told)
-    at = found.told_at[asked.told]
-    told = found.tellings.at(at).to(device)
+    told = pairs.told[:, asked.told].to(device)
     keys = product(told, writing.key)
     if writing.before is not None:
-        keys = keys + product(found.tellings.at((at - 1).clamp_min(0)).to(device), writing.before)
-    tellings, others = found.telling[asked.told], found.telling[asked.never_told]
+        keys = keys + product(pairs.before[:, asked.told].to(device), writing.before)
+    tellings, others = pairs.telling[asked.told], pairs.telling[asked.never_told]
     firsts = _firsts(tellings)
     places = [
-        found.asked[:, asked.told],
-        found.begun[:, tellings[firsts]],
-        found.asked[:, asked.never_told],
-        found.begun[:, others[_firsts(others)]],
+        pairs.asked[:, asked.told],
+        pairs.begun[:, tellings[firsts]],
+        pairs.asked[:, asked.never_told],
+        pairs.begun[:, others[_firsts(others)]],
     ]
     query = unit(by_head(product(torch.cat(places, 1).to(device), reading.query), config))
     match = torch.einsum("lqhr,lkhr->lhqk", query, unit(by_head(keys, config)))
@@ -84,7 +83,7 @@ def matching_loss(
     meant[: count + len(firsts)] = torch.cat([torch.arange(count), firsts]).to(device)
     reads = torch.einsum("lhqk,lkhr->lqhr", match[:, :, :count], by_head(product(told, writing.value), config))
     said = F.normalize(torch.einsum("lqw,ldw->qd", reads.flatten(2), say), dim=-1)
-    candidates, target = found.target.unique(return_inverse=True)
+    candidates, target = pairs.target.unique(return_inverse=True)
     logits = said @ directions(rows[candidates]).T * sharpness.exp()
     return F.cross_entropy(level * MATCH_SHARPNESS, meant) + F.cross_entropy(logits, target[asked.told].to(device))
 
@@ -97,20 +96,19 @@ def _firsts(tellings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def values_that_say(config: AdapterConfig, found: Activations, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def values_that_say(config: AdapterConfig, pairs: Pairs, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Value projections (layers, width, hidden), and what turns their values into tokens (layers, hidden, width).
 
     By ridge regression from what stands at told tokens to the directions of these tokens in `rows` (vocabulary,
     hidden), of which each layer keeps other dimensions, as far as there are so many.
     """
-    layers, _, hidden = found.asked.shape
+    layers, _, hidden = pairs.told.shape
     generator = torch.Generator().manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(hidden, hidden, generator=generator)).Q
-    wanted = directions(rows.float())[found.target]
-    at = found.tellings.at(found.told_at)
+    wanted = directions(rows.float())[pairs.target]
     values, says = [], []
     for layer in range(layers):
-        x = at[layer].float()
+        x = pairs.told[layer].float()
         products = x.T @ x
         products.diagonal().add_(RIDGE * products.diagonal().mean())
         own = axes[:, torch.arange(layer * config.width, (layer + 1) * config.width) % hidden]

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from deltamem_agents.training.activations import Activations, Exchanges, joined
+from deltamem_agents.training.activations import Activations, joined
 from deltamem_agents.training.episodes import Episode
-from deltamem_agents.types import Message
 
 PARTS = 4
-
-Asides: TypeAlias = Sequence[Sequence[Message]] | Exchanges
 
 
 @dataclass(frozen=True)
@@ -25,17 +21,13 @@ class _Part:
 class Collection:
     """PARTS consecutive parts out of an endless row of them, moving on along it.
 
-    `draw`: the episodes of the part of some number, always the same. `collect`: their activations, and those of
-    the asides unless these are activations already. `asides`: what is said beside, asked for once.
+    `draw`: the episodes of the part of some number, always the same. `collect`: their activations.
     """
 
     def __init__(
-        self,
-        draw: Callable[[int], Sequence[Episode]],
-        collect: Callable[[Sequence[Episode], Asides], Activations],
-        asides: Callable[[], Sequence[Sequence[Message]]],
+        self, draw: Callable[[int], Sequence[Episode]], collect: Callable[[Sequence[Episode]], Activations]
     ) -> None:
-        self._draw, self._collect, self._new_asides = draw, collect, asides
+        self._draw, self._collect = draw, collect
         self._parts: list[_Part] = []
         self._whole: tuple[list[Episode], Activations] | None = None
 
@@ -51,9 +43,7 @@ class Collection:
         return self._whole
 
     def _renew(self, wanted: range) -> None:
-        asides: Asides = self._parts[0].found.asides if self._parts else self._new_asides()
         self._parts = [part for part in self._parts if part.number in wanted]
         for number in wanted[len(self._parts) :]:
             episodes = self._draw(number)
-            self._parts.append(_Part(number, episodes, self._collect(episodes, asides)))
-            asides = self._parts[-1].found.asides
+            self._parts.append(_Part(number, episodes, self._collect(episodes)))

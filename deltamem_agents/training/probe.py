@@ -16,6 +16,7 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.addressing import Asked, matching_loss
 from deltamem_agents.training.direct_path import ReadWeights, directions, said
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.strung import Conversation, WriteWeights
 
 SHARPNESS = 3.0
@@ -51,6 +52,7 @@ class Probe(nn.Module):
         adapter: Adapter,
         found: Activations,
         conversations: Sequence[Conversation],
+        pairs: Pairs,
         asked: Asked,
         state: Tensor,
         rows: Tensor,
@@ -58,8 +60,8 @@ class Probe(nn.Module):
         """Cross-entropy of all that `conversations` tell, and the share that comes out right.
 
         `state` (layers, conversations, heads, r, r) with gradient; `rows` (vocabulary, hidden) the directions in
-        which the model says each token. Every token that a collected answer has is a candidate. What `asked`
-        matches, were nothing else told, counts as well.
+        which the model says each token. Every token that a collected answer has is a candidate. What
+        `asked` of `pairs` matches, were nothing else told, counts as well.
         """
         row_of = torch.full((len(found.subjects),), -1)
         for number, conversation in enumerate(conversations):
@@ -74,6 +76,6 @@ class Probe(nn.Module):
         logits = F.normalize(added, dim=-1) @ directions(rows[candidates]).T * self.sharpness.exp()
         wanted = target[place].to(state.device)
         matched = matching_loss(
-            adapter.config, WriteWeights.of(adapter), reading, self.say, self.sharpness, found, asked, rows
+            adapter.config, WriteWeights.of(adapter), reading, self.say, self.sharpness, pairs, asked, rows
         )
         return matched + F.cross_entropy(logits, wanted), float((logits.argmax(-1) == wanted).float().mean())

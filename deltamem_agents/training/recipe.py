@@ -46,19 +46,22 @@ class WarmStart:
     """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
 
     `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
-    episodes is replaced by new ones (0: never). `rehearsal`: how the projections are fitted on them; null leaves these
-    as they are drawn, and the activations to stages that are replayed.
+    episodes is replaced by new ones (0: never). `addressed`: so many episodes more, of which only told tokens and where
+    they are asked for are kept, to learn addresses from (see `training/addressing.py`). `rehearsal`: how the
+    projections are fitted on the episodes; null leaves these as they are drawn, and the activations to stages that are
+    replayed.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
     episodes: int = 4000
     facts: tuple[int, ...] = (1,)
     renewed_every: int = 0
+    addressed: int = 0
     rehearsal: Rehearsal | None = field(default_factory=Rehearsal)
 
     def __post_init__(self) -> None:
         _check(self, ("episodes",), *_AT_LEAST_ONE)
-        _check(self, ("renewed_every",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("renewed_every", "addressed"), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check_shapes(self)
 
@@ -70,13 +73,13 @@ class Stage:
     `shapes`: what episodes look like, one of them a step, their own number of facts left out of account.
     `asides`: fewest and most exchanges of neutral text that follow what is told. `rate`: learning rate after
     `warmup` steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the
-    steps in which the question is written while it is read, as in use. `neutral_every`: in every how many-th
+    steps in which question and reply are written while they are read, as in use. `neutral_every`: in every how many-th
     step other prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`.
     `noise_weight`: weight of write gates that stand open on neutral text; `gate_weight`: of write gates that do not
     tell told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and
     of matching questions with what was told (see `training/probe.py`), which only a replayed stage knows. `replayed`:
     histories are strung together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of
-    neutral text and as many questions in between, and only replies are run; `question_writes` does not apply.
+    neutral text and as many questions in between, and only replies are run.
     """
 
     steps: int

@@ -23,6 +23,7 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.addressing import draw_asked, matching_loss, values_that_say
 from deltamem_agents.training.direct_path import ReadWeights, directions, said
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
 
@@ -100,6 +101,7 @@ class _Stacked:
 def rehearse(
     adapter: Adapter,
     found: Activations,
+    pairs: Pairs,
     rows: Tensor,
     plan: Rehearsal,
     *,
@@ -108,7 +110,8 @@ def rehearse(
 ) -> None:
     """Fit the adapter's projections; its correction on o is left at length 1 for an average answer.
 
-    `rows` (vocabulary, hidden): the directions in which the model says each token.
+    `pairs`: what addresses are learned from, where the plan says so. `rows` (vocabulary, hidden): the directions in
+    which the model says each token.
     """
     layers, _, hidden = found.asked.shape
     stacked = _Stacked(adapter.config, layers, hidden, torch.Generator().manual_seed(seed))
@@ -117,7 +120,7 @@ def rehearse(
     heading = directions(rows[candidates])
     answers = _answers_by_telling(found)
     if plan.addressing:
-        _learn_addresses(stacked, found, rows, plan, seed=seed, say=say)
+        _learn_addresses(stacked, pairs, rows, plan, seed=seed, say=say)
     optimiser = _optimiser(stacked.weights)
     spoken = torch.ones(())
     for step in range(plan.steps):
@@ -137,7 +140,7 @@ def rehearse(
 
 def _learn_addresses(
     stacked: _Stacked,
-    found: Activations,
+    pairs: Pairs,
     rows: Tensor,
     plan: Rehearsal,
     *,
@@ -146,16 +149,16 @@ def _learn_addresses(
 ) -> None:
     """Set the projections of values, keys and queries from told values alone."""
     config, rng = stacked.config, random.Random(f"{seed} addressing")
-    values, says = values_that_say(config, found, rows, seed)
+    values, says = values_that_say(config, pairs, rows, seed)
     with torch.no_grad():
         stacked.value.copy_(values)
         stacked.say.copy_(says)
     optimiser = _optimiser(stacked.weights)
     for step in range(plan.addressing):
         facts = rng.choice(TOLD_AT_ONCE)
-        drawn = [draw_asked(found, facts, rng) for _ in range(max(TOLD_AT_ONCE) // facts)]
+        drawn = [draw_asked(pairs, facts, rng) for _ in range(max(TOLD_AT_ONCE) // facts)]
         losses = [
-            matching_loss(config, stacked.writing, stacked.reading, stacked.say, stacked.sharpness, found, asked, rows)
+            matching_loss(config, stacked.writing, stacked.reading, stacked.say, stacked.sharpness, pairs, asked, rows)
             for asked in drawn
         ]
         loss = torch.stack(losses).mean()

@@ -32,19 +32,28 @@ def replay(
     lead: Tensor,
     conversations: Sequence[Conversation],
     probe: Callable[[Tensor], tuple[Tensor, float]] | None = None,
+    *,
+    writes: bool = False,
 ) -> tuple[MemoryState, Outcome]:
     """The states that the conversations leave behind, and how all that they tell is answered from these.
 
     `lead` (tokens,): what every prompt begins with. `probe`: what else is to be learned from the states (layers,
-    conversations, heads, r, r), and the share it got right. The model has to carry the adapter.
+    conversations, heads, r, r), and the share it got right. `writes`: each question is written before its
+    reply is begun, and the reply as it is read, as a turn does. The model has to carry the adapter.
     """
-    written = write_strung(adapter.config, WriteWeights.of(adapter), found, conversations)
+    weights = WriteWeights.of(adapter)
+    written = write_strung(adapter.config, weights, found, conversations)
     quiet = written.gates[:, written.aside]
     noise = openness(quiet, adapter.config.gate_floor) if bool(written.aside.any()) else quiet.new_zeros(())
     state = MemoryState(written.state.transpose(0, 1).to(lead.device))
     asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
     questions = _questions(lead, [row for row, _ in asked], [found.prompts[telling] for _, telling in asked])
-    logits = _answer(model, state, questions, [found.prompts[telling].kept for _, telling in asked])
+    read = written.state[:, [row for row, _ in asked]]
+    if writes:
+        alone = [Conversation((), (("questions", telling),)) for _, telling in asked]
+        read = write_strung(adapter.config, weights, found, alone, read).state
+    kept = [found.prompts[telling].kept for _, telling in asked]
+    logits = _answer(model, MemoryState(read.transpose(0, 1).to(lead.device)), questions, kept, writes=writes)
     outcome = judge(logits, questions, noise)
     probed, direct = (noise.new_zeros(()), None) if probe is None else probe(written.state)
     return state, replace(outcome, gates=written.gate_loss(), probed=probed, direct=direct)
@@ -55,12 +64,14 @@ def _questions(lead: Tensor, rows: Sequence[int], prompts: Sequence[CachedPrompt
     tokens = pad_sequence([prompt.tokens for prompt in prompts], batch_first=True)
     lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
     valid = torch.arange(tokens.shape[1]) < lengths[:, None]
+    contents = valid.clone()
+    contents[:, 0] = False  # The last of what comes before the reply.
     batch = QuestionBatch(
         lead,
         tokens,
         valid,
         valid,
-        torch.zeros_like(valid),
+        contents,
         torch.tensor(rows),
         valid.nonzero(),
         torch.cat([prompt.targets for prompt in prompts]),
@@ -70,8 +81,13 @@ def _questions(lead: Tensor, rows: Sequence[int], prompts: Sequence[CachedPrompt
     return batch.to(lead.device)
 
 
-def _answer(model: nn.Module, state: MemoryState, questions: QuestionBatch, kept: Sequence[Tensor]) -> Tensor:
-    """Logits (targets, vocabulary) float32 of the replies behind questions whose keys and values are `kept`."""
+def _answer(
+    model: nn.Module, states: MemoryState, questions: QuestionBatch, kept: Sequence[Tensor], *, writes: bool
+) -> Tensor:
+    """Logits (targets, vocabulary) float32 of the replies behind questions whose keys and values are `kept`.
+
+    `states`: one for each question.
+    """
     decoder, lead, device = cast(nn.Module, model.base_model), questions.lead, questions.lead.device
     with torch.no_grad():
         cache: Any = decoder(input_ids=lead[None], use_cache=True).past_key_values
@@ -91,7 +107,8 @@ def _answer(model: nn.Module, state: MemoryState, questions: QuestionBatch, kept
         ],
         dim=1,
     )
-    call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid, replies=questions.replies)
+    written = questions.writable if writes else None
+    call = MemoryCall(states, questions.valid, written, replies=questions.replies)
     hidden: Tensor = decoder(
         input_ids=questions.tokens,
         attention_mask=seen.long(),

@@ -87,12 +87,7 @@ class Written:
 
 def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
     """Tellings about as many different subjects, as far as there are so many, among asides and questions."""
-    chosen: list[int] = []
-    about: set[str] = set()
-    for telling in rng.sample(range(len(found.subjects)), min(len(found.subjects), 8 * facts)):
-        if len(chosen) < facts and not about & found.subjects[telling]:
-            chosen.append(telling)
-            about |= found.subjects[telling]
+    chosen = about_different(found.subjects, facts, rng)
     order: list[tuple[Kind, int]] = [("tellings", telling) for telling in chosen]
     order += [("asides", rng.randrange(len(found.asides.contents))) for _ in range(asides)]
     order += [("questions", rng.randrange(len(found.questions.contents))) for _ in range(questions)]
@@ -100,10 +95,28 @@ def string_together(found: Activations, facts: int, asides: int, questions: int,
     return Conversation(tuple(chosen), tuple(order))
 
 
+def about_different(subjects: Sequence[frozenset[str]], count: int, rng: random.Random) -> list[int]:
+    """Numbers of `count` of them that have nothing in common, as far as so many are found."""
+    chosen: list[int] = []
+    about: set[str] = set()
+    for number in rng.sample(range(len(subjects)), min(len(subjects), 8 * count)):
+        if len(chosen) < count and not about & subjects[number]:
+            chosen.append(number)
+            about |= subjects[number]
+    return chosen
+
+
 def write_strung(
-    config: AdapterConfig, weights: WriteWeights, found: Activations, conversations: Sequence[Conversation]
+    config: AdapterConfig,
+    weights: WriteWeights,
+    found: Activations,
+    conversations: Sequence[Conversation],
+    before: Tensor | None = None,
 ) -> Written:
-    """The states that the conversations leave behind, with gradient to the weights."""
+    """The states that the conversations leave behind, with gradient to the weights.
+
+    `before` (layers, conversations, heads, r, r): the states in which they begin, zero unless given.
+    """
     rows = len(conversations)
     lengths = [sum(len(_source(found, kind).contents[index]) for kind, index in one.order) for one in conversations]
     longest = max(lengths)
@@ -114,13 +127,13 @@ def write_strung(
             places = _source(found, kind).contents[index]
             parts[kind].append((places, torch.arange(start, start + len(places))))
             start += len(places)
-    here, before, told, aside, spots = [], [], [], [], []
+    here, shifted, told, aside, spots = [], [], [], [], []
     for kind, pieces in parts.items():
         if pieces:
             places = torch.cat([places for places, _ in pieces])
             source = _source(found, kind)
             here.append(source.at(places))
-            before.append(source.at((places - 1).clamp_min(0)))
+            shifted.append(source.at((places - 1).clamp_min(0)))
             told.append(source.told[places])
             aside.append(torch.full((len(places),), kind != "tellings"))
             spots += [spot for _, spot in pieces]
@@ -128,7 +141,7 @@ def write_strung(
     x, spot = torch.cat(here, 1).to(device), torch.cat(spots).to(device)
     keys = product(x, weights.key)
     if weights.before is not None:
-        keys = keys + product(torch.cat(before, 1).to(device), weights.before)
+        keys = keys + product(torch.cat(shifted, 1).to(device), weights.before)
     gates = product(x, weights.gate) + weights.gate_bias[:, None]
 
     def laid_out(values: Tensor) -> Tensor:
@@ -146,8 +159,9 @@ def write_strung(
         beta=laid_out(by_head(gates, config)).expand_as(k),
         lam=_keep(config, weights, x, laid_out, k),
     )
-    zero = k.new_zeros(len(k), config.num_state_heads, config.rank, config.rank)
-    _, state = scan_tokens(config, zero, projections, writable.repeat(len(x), 1))
+    if before is None:
+        before = k.new_zeros(len(x), rows, config.num_state_heads, config.rank, config.rank)
+    _, state = scan_tokens(config, before.flatten(0, 1), projections, writable.repeat(len(x), 1))
     return Written(state.unflatten(0, (len(x), rows)), gates, torch.cat(told).to(device), torch.cat(aside).to(device))
 
 

@@ -18,11 +18,11 @@ from deltamem_agents.errors import TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.activations import Activations, collect_activations
+from deltamem_agents.training.activations import Activations, Exchanges, collect_activations, collect_asides
 from deltamem_agents.training.addressing import draw_asked
 from deltamem_agents.training.batches import Renderer, history_batch, neutral_batch, question_batch
 from deltamem_agents.training.chatter import chatter
-from deltamem_agents.training.collection import PARTS, Asides, Collection
+from deltamem_agents.training.collection import PARTS, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.training.left_alone import LeftAlone
 from deltamem_agents.training.objective import (
@@ -33,6 +33,7 @@ from deltamem_agents.training.objective import (
     output_directions,
     write_history,
 )
+from deltamem_agents.training.pairs import Pairs, joined_pairs
 from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
@@ -98,7 +99,8 @@ class Trainer:
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
         self._left_alone = LeftAlone(loaded, self._folder, self._told, say)
-        self._collection = Collection(self._draw_part, self._collect, self._asides_to_collect)
+        self._collection = Collection(self._draw_part, self._collect)
+        self._paired: tuple[Activations, Pairs] | None = None
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter()
         self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
@@ -174,13 +176,26 @@ class Trainer:
     def _warm_start(self, plan: Rehearsal) -> None:
         begun, seed = time.monotonic(), self._recipe.seed
         episodes, found = self._collected()
-        warm_start(self._model, self.adapter, self._renderer, episodes, found, plan, seed=seed, say=self._say)
+        pairs = self._pairs(found)
+        warm_start(self._model, self.adapter, self._renderer, episodes, found, pairs, plan, seed=seed, say=self._say)
         self.seconds = time.monotonic() - begun
 
     def _collected(self) -> tuple[list[Episode], Activations]:
         """The episode of each telling there is at this step, and the activations: the same after an interruption."""
         renewed_every = self._warm.renewed_every
         return self._collection.parts_from(self.step // renewed_every if renewed_every else 0)
+
+    def _pairs(self, found: Activations) -> Pairs:
+        """What addresses are learned from: everything `found`, and what was collected for nothing else."""
+        if self._paired is None or self._paired[0] is not found:
+            self._paired = None
+            self._paired = found, joined_pairs([Pairs.of(found), *self._more_pairs])
+        return self._paired[1]
+
+    @cached_property
+    def _more_pairs(self) -> list[Pairs]:
+        parts = math.ceil(self._warm.addressed * PARTS / self._warm.episodes)
+        return [Pairs.of(self._collect(self._draw_part(-number))) for number in range(1, parts + 1)]
 
     @property
     def _warm(self) -> WarmStart:
@@ -198,13 +213,19 @@ class Trainer:
         episodes = [rng.choice(generators).draw(rng) for _ in range(max(1, settings.episodes // PARTS))]
         return sorted(episodes, key=lambda episode: _size(episode.messages))
 
-    def _collect(self, episodes: Sequence[Episode], asides: Asides) -> Activations:
-        return collect_activations(self._model, self.adapter, self._renderer, episodes, asides, self._say)
+    def _collect(self, episodes: Sequence[Episode]) -> Activations:
+        return collect_activations(
+            self._model, self.adapter, self._renderer, episodes, self._collected_asides, self._say
+        )
 
-    def _asides_to_collect(self) -> list[tuple[Message, ...]]:
+    @cached_property
+    def _collected_asides(self) -> Exchanges:
+        """Neutral prompts with the model's replies, small talk, and the model's replies alone to what it is told."""
         rng = random.Random(f"{self._recipe.seed} asides")
-        asides = [one.messages for one in self._left_alone.neutral]
-        return sorted((*asides, *(_small_talk(rng) for _ in asides)), key=_size)
+        neutral = [one.messages for one in self._left_alone.neutral]
+        asides = sorted((*neutral, *(_small_talk(rng) for _ in neutral)), key=_size)
+        replied = sorted((one.messages for one in self._left_alone.statements), key=_size)
+        return collect_asides(self._model, self.adapter, self._renderer, asides, replied)
 
     def _told(self) -> list[str]:
         """What users tell, always the same."""
@@ -253,9 +274,11 @@ class Trainer:
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
         probe: Callable[[Tensor], tuple[Tensor, float]] | None = None
         if stage.probe_weight and self._probe is not None:
-            asked = draw_asked(found, PROBED_AT_ONCE, rng)
-            probe = partial(self._probe.loss, self.adapter, found, conversations, asked, rows=self._directions)
-        state, outcome = replay(self._model, self.adapter, found, lead, conversations, probe)
+            pairs = self._pairs(found)
+            asked = draw_asked(pairs, PROBED_AT_ONCE, rng)
+            probe = partial(self._probe.loss, self.adapter, found, conversations, pairs, asked, rows=self._directions)
+        writes = rng.random() < stage.question_writes
+        state, outcome = replay(self._model, self.adapter, found, lead, conversations, probe, writes=writes)
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 
     def _answered(

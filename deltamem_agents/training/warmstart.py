@@ -20,6 +20,7 @@ from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.batches import Renderer, history_batch, question_batch
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.objective import answer_questions, judge, output_directions, write_history
+from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
 
@@ -35,16 +36,17 @@ def warm_start(
     renderer: Renderer,
     episodes: Sequence[Episode],
     found: Activations,
+    pairs: Pairs,
     plan: Rehearsal,
     *,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the adapter's projections from what was `found` at `episodes` of one fact each.
+    """Set the adapter's projections from what was `found` at `episodes`, and from `pairs`.
 
     The model has to carry the adapter.
     """
-    rehearse(adapter, found, output_directions(model).cpu(), plan, seed=seed, say=say)
+    rehearse(adapter, found, pairs, output_directions(model).cpu(), plan, seed=seed, say=say)
     tried = random.Random(seed).sample(episodes, min(TRIED_ON, len(episodes)))
     say(f"gain {set_gain(model, adapter, renderer, tried):.0f}")
 

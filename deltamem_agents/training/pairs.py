@@ -1,0 +1,59 @@
+"""Told tokens beside the places where they are asked for: all that addressing needs of a telling.
+
+A few vectors a telling, where a telling that is replayed keeps every token of it and its question's keys and values.
+So they can be of many more tellings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.training.activations import Activations
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Attention inputs (layers, n, hidden) at n told tokens, one telling's after another's.
+
+    `told` at the token, `before` at the one before it, `asked` at the place from which it is to be said; `target` (n,)
+    is the token and `telling` (n,) who told it. `begun` (layers, tellings, hidden): where each reply begins.
+    `subjects`: what each telling is about.
+    """
+
+    told: Tensor
+    before: Tensor
+    asked: Tensor
+    target: Tensor
+    telling: Tensor
+    begun: Tensor
+    subjects: tuple[frozenset[str], ...]
+
+    @classmethod
+    def of(cls, found: Activations) -> Pairs:
+        return cls(
+            told=found.tellings.at(found.told_at),
+            before=found.tellings.at((found.told_at - 1).clamp_min(0)),
+            asked=found.asked,
+            target=found.target,
+            telling=found.telling,
+            begun=found.begun,
+            subjects=found.subjects,
+        )
+
+
+def joined_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """All of them as one, in order."""
+    counts = torch.tensor([len(part.subjects) for part in parts])
+    begins = (counts.cumsum(0) - counts).tolist()
+    return Pairs(
+        **{
+            name: torch.cat([getattr(part, name) for part in parts], 1) for name in ("told", "before", "asked", "begun")
+        },
+        target=torch.cat([part.target for part in parts]),
+        telling=torch.cat([part.telling + begin for part, begin in zip(parts, begins, strict=True)]),
+        subjects=tuple(subject for part in parts for subject in part.subjects),
+    )

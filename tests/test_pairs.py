@@ -1,0 +1,26 @@
+"""Pairs: the told tokens of activations, and where they are asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from deltamem_agents.training.pairs import Pairs, joined_pairs
+from tiny_activations import WORLD
+
+FOUND = [WORLD.activations(tellings, seed=tellings) for tellings in (3, 5)]
+
+
+def test_pairs_hold_each_told_token_and_the_one_before_it() -> None:
+    pairs, source = Pairs.of(FOUND[0]), FOUND[0].tellings
+    assert bool(source.told[FOUND[0].told_at].all()) and pairs.subjects == FOUND[0].subjects
+    assert torch.equal(pairs.told, source.inputs[:, source.told])
+    assert torch.equal(pairs.before, source.inputs[:, source.told.nonzero().squeeze(-1) - 1])
+
+
+def test_joined_pairs_keep_their_tellings_apart() -> None:
+    parts = [Pairs.of(found) for found in FOUND]
+    both = joined_pairs(parts)
+    assert both.telling.tolist() == list(range(8)) and both.subjects == parts[0].subjects + parts[1].subjects
+    for name in ("told", "before", "asked", "begun"):
+        assert torch.equal(getattr(both, name)[:, 3:], getattr(parts[1], name)), name
+    assert torch.equal(both.target[:3], parts[0].target)
