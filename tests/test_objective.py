@@ -19,6 +19,7 @@ from deltamem_agents.memory.attach import CALL_KEYWORD, attach
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.batches import (
+    END_WEIGHT,
     FIRST_WEIGHT,
     PREFIX_WEIGHT,
     Exchange,
@@ -215,12 +216,12 @@ def test_padding_holds_nothing() -> None:
 
 
 def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
-    """Two questions of three targets each; the likeliest token is named, all others share the rest."""
-    nats = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0, 0.125])
-    targets = torch.tensor([1, 2, 3, 1, 2, 3])
+    """Two questions of three and four targets; the likeliest token is named, all others share the rest."""
+    nats = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0, 0.125, 0.0625])
+    targets = torch.tensor([1, 2, 3, 1, 2, 3, 4])
     rest = torch.log((1 - torch.exp(-nats)) / 4)
     logits = rest[:, None].repeat(1, 5).scatter(1, targets[:, None], -nats[:, None])
-    is_answer = torch.tensor([False, True, True, False, True, False])
+    is_answer = torch.tensor([False, True, True, False, True, False, False])
     questions = QuestionBatch(
         lead=torch.tensor([0]),
         tokens=torch.zeros(2, 4, dtype=torch.long),
@@ -228,14 +229,14 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
         replies=torch.ones(2, 4, dtype=torch.bool),
         writable=torch.ones(2, 4, dtype=torch.bool),
         row=torch.tensor([0, 1]),
-        places=torch.tensor([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
+        places=torch.tensor([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]),
         targets=targets,
         is_answer=is_answer,
-        is_first=torch.tensor([False, True, False, False, True, False]),
+        is_first=torch.tensor([False, True, False, False, True, False, False]),
     )
     outcome = judge(logits, questions, torch.tensor(0.25))
-    weighted = FIRST_WEIGHT * (float(nats[0]) + float(nats[3])) + PREFIX_WEIGHT * float(nats[5]) + 1.0 + 2.0 + 3.0
-    assert float(outcome.loss) == pytest.approx(weighted / (2 * FIRST_WEIGHT + PREFIX_WEIGHT + 3), rel=1e-5)
+    weights = torch.tensor([FIRST_WEIGHT, 1.0, 1.0, FIRST_WEIGHT, 1.0, END_WEIGHT, PREFIX_WEIGHT])
+    assert float(outcome.loss) == pytest.approx(float((weights * nats).sum() / weights.sum()), rel=1e-5)
     assert outcome.answer_nats == pytest.approx(2.0, rel=1e-5)
     # exp(−1) = 0.37 beats (1 − 0.37) / 4, exp(−2) = 0.14 does not, nor does exp(−3).
     assert outcome.first_right.tolist() == [True, False]

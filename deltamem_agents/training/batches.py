@@ -20,6 +20,9 @@ PREFIX_WEIGHT = 0.1
 FIRST_WEIGHT = 0.5
 """Weight of the reply's first token, which decides whether it will be an answer."""
 
+END_WEIGHT = 0.5
+"""Weight of the token behind the answer, which decides whether its last word ends there."""
+
 LIKE_LENGTH = 0.7
 """Histories are run together while the shortest has at least this share of the longest one's tokens."""
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall, scan_tokens
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.batches import FIRST_WEIGHT, PREFIX_WEIGHT, HistoryBatch, NeutralBatch, QuestionBatch
+from deltamem_agents.training.batches import (
+    END_WEIGHT,
+    FIRST_WEIGHT,
+    PREFIX_WEIGHT,
+    HistoryBatch,
+    NeutralBatch,
+    QuestionBatch,
+)
 
 
 @dataclass(frozen=True)
@@ -154,9 +161,11 @@ def run_and_keep(
 
 
 def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
-    """Cross-entropy of the reply: its answer's tokens weighted 1, its first one FIRST_WEIGHT, others PREFIX_WEIGHT."""
+    """Cross-entropy of the reply: the tokens of its answer weighted 1, the one behind them END_WEIGHT, its first one
+    FIRST_WEIGHT and all others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
-    weight = torch.where(first_places(questions.places), FIRST_WEIGHT, PREFIX_WEIGHT)
+    weight = torch.where(questions.is_answer.roll(1), END_WEIGHT, PREFIX_WEIGHT)
+    weight = torch.where(first_places(questions.places), FIRST_WEIGHT, weight)
     weight = torch.where(questions.is_answer, 1.0, weight)
     loss = (nats * weight).sum() / weight.sum()
     right = logits.argmax(-1) == questions.targets
