@@ -161,3 +161,17 @@ def test_each_step_belongs_to_its_stage() -> None:
     ]
     with pytest.raises(ConfigError, match="the recipe has 9 steps"):
         RECIPE.stage_at(9)
+
+
+def test_episodes_are_renewed_by_the_warm_starts_number_and_by_a_stages_own() -> None:
+    warm, stage = WarmStart(renewed_every=4), Stage(steps=10)
+    recipe = replace(RECIPE, warm_start=warm, stages=(stage, replace(stage, steps=5, renewed_every=2), stage))
+    counts = [recipe.renewals_before(step) for step in range(recipe.steps)]
+    assert counts[:10] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert counts[10:15] == [2, 2, 3, 3, 4]
+    # Counted on from the run's start: at steps 16, 20 and 24.
+    assert counts[15:] == [4, 5, 5, 5, 5, 6, 6, 6, 6, 7]
+    assert not any(
+        replace(RECIPE, warm_start=replace(warm, renewed_every=0)).renewals_before(step) for step in range(9)
+    )
+    assert not any(replace(RECIPE, warm_start=None, stages=(stage,)).renewals_before(step) for step in range(9))

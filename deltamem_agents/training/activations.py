@@ -155,8 +155,10 @@ def collect_asides(
     conversations: Sequence[Sequence[Message]],
     replied: Sequence[Sequence[Message]] = (),
 ) -> Exchanges:
-    """Activations of `conversations`, in which nothing is told, and of `replied`, in which the last message tells
-    nothing, and no other one is a content. The model carries the adapter."""
+    """Activations of `conversations`, which tell nothing, and of `replied`, of which the last message tells nothing.
+
+    Of the latter's other messages nothing is a content. The model carries the adapter.
+    """
     both = [*conversations, *replied]
     spoken = _Gathering.of(renderer, both, adapter)
     for start in range(0, len(both), COLLECT_BATCH):

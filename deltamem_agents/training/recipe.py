@@ -46,10 +46,10 @@ class WarmStart:
     """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
 
     `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
-    episodes is replaced by new ones (0: never). `addressed`: so many episodes more, of which only told tokens and where
-    they are asked for are kept, to learn addresses from (see `training/addressing.py`). `rehearsal`: how the
-    projections are fitted on the episodes; null leaves these as they are drawn, and the activations to stages that are
-    replayed.
+    episodes is replaced by new ones (0: never), unless a stage has a number of its own. `addressed`: so many episodes
+    more, of which only told tokens and where they are asked for are kept, to learn addresses from (see
+    `training/addressing.py`). `rehearsal`: how the projections are fitted on the episodes; null leaves these as they
+    are drawn, and the activations to stages that are replayed.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
@@ -79,7 +79,8 @@ class Stage:
     tell told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and
     of matching questions with what was told (see `training/probe.py`), which only a replayed stage knows. `replayed`:
     histories are strung together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of
-    neutral text and as many questions in between, and only replies are run.
+    neutral text and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
+    steps a quarter of these episodes is replaced by new ones (0: as the warm start says).
     """
 
     steps: int
@@ -97,10 +98,11 @@ class Stage:
     gate_weight: float = 0.0
     probe_weight: float = 0.0
     replayed: bool = False
+    renewed_every: int = 0
 
     def __post_init__(self) -> None:
         _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
-        _check(self, ("warmup", "neutral_every"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("warmup", "neutral_every", "renewed_every"), "a whole number", lambda value: _is_whole(value, 0))
         _check(
             self,
             ("rate", "rate_end", "neutral_weight", "noise_weight", "gate_weight", "probe_weight"),
@@ -149,6 +151,19 @@ class Recipe:
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+    def renewals_before(self, step: int) -> int:
+        """How often a quarter of the warm start's episodes has been replaced when step `step` begins."""
+        every = 0 if self.warm_start is None else self.warm_start.renewed_every
+        begun, renewals = 0, 0
+        for stage in self.stages:
+            into = min(step - begun, stage.steps)
+            if stage.renewed_every:
+                renewals += into // stage.renewed_every
+            elif every:
+                renewals += (begun + into) // every - begun // every
+            begun += into
+        return renewals
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
         """The stage that step `step` of the run belongs to, and how many of its steps come before."""

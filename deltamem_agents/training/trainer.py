@@ -100,7 +100,7 @@ class Trainer:
         self._folder = RunFolder(folder, recipe)
         self._left_alone = LeftAlone(loaded, self._folder, self._told, say)
         self._collection = Collection(self._draw_part, self._collect)
-        self._paired: tuple[Activations, Pairs] | None = None
+        self._paired: tuple[int, Pairs] | None = None
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter()
         self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
@@ -182,15 +182,17 @@ class Trainer:
 
     def _collected(self) -> tuple[list[Episode], Activations]:
         """The episode of each telling there is at this step, and the activations: the same after an interruption."""
-        renewed_every = self._warm.renewed_every
-        return self._collection.parts_from(self.step // renewed_every if renewed_every else 0)
+        return self._collection.parts_from(self._first_part)
 
     def _pairs(self, found: Activations) -> Pairs:
         """What addresses are learned from: everything `found`, and what was collected for nothing else."""
-        if self._paired is None or self._paired[0] is not found:
-            self._paired = None
-            self._paired = found, joined_pairs([Pairs.of(found), *self._more_pairs])
+        if self._paired is None or self._paired[0] != self._first_part:
+            self._paired = self._first_part, joined_pairs([Pairs.of(found), *self._more_pairs])
         return self._paired[1]
+
+    @property
+    def _first_part(self) -> int:
+        return self._recipe.renewals_before(self.step)
 
     @cached_property
     def _more_pairs(self) -> list[Pairs]:
