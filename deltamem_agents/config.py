@@ -42,8 +42,9 @@ class AdapterConfig:
     hidden state to the memory key. `read_gate` scales what a token reads by a gate of its own, one a state.
     `gate_floor`: a write or read gate whose sigmoid is below it is shut, and what is above is stretched to
     reach from 0 to 1; 0 shuts none. `read_scope`: "replies" lets only those tokens read from which a token of
-    an assistant's message is predicted, so that what others say is read as by the frozen model. The published
-    method has none of these four. `layers`, `hidden_size` and `base_model` name the model the adapter was made
+    an assistant's message is predicted, so that what others say is read as by the frozen model. `erase_gate`:
+    a token takes only as much of what its key finds out of the state as a gate of its own says. The published
+    method has none of these five. `layers`, `hidden_size` and `base_model` name the model the adapter was made
     for; None means unknown (the published files do not say).
     """
 
@@ -64,6 +65,7 @@ class AdapterConfig:
     delta_scale_granularity: ScaleGranularity = "layer"
     key_shift: bool = False
     read_gate: bool = False
+    erase_gate: bool = False
     gate_floor: float = 0.0
     read_scope: ReadScope = "all"
     layers: int | None = None
@@ -184,7 +186,15 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     ),
     (("gate_floor",), lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     (
-        ("couple_lambda", "rankwise_gates", "delta_o_rmsnorm", "trainable_delta_scale", "key_shift", "read_gate"),
+        (
+            "couple_lambda",
+            "rankwise_gates",
+            "delta_o_rmsnorm",
+            "trainable_delta_scale",
+            "key_shift",
+            "read_gate",
+            "erase_gate",
+        ),
         lambda value: isinstance(value, bool),
         "true or false",
     ),

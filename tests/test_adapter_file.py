@@ -88,6 +88,18 @@ def test_a_read_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> No
             assert torch.equal(weight, stored[f"layers.{index}.{name}"])
 
 
+def test_an_erase_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> None:
+    save_adapter(random_adapter(llama, VARIANTS["erase-gate"]), tmp_path)
+    stored = load_file(tmp_path / WEIGHTS_FILE)
+    loaded = load_adapter(tmp_path, llama)
+    assert loaded.config.erase_gate
+    for slot, index in enumerate(loaded.indices):
+        for name, shape in (("erase_proj", (2, 32)), ("erase_bias", (2,))):
+            weight = loaded.layer(slot).get_parameter(name)
+            assert weight.shape == shape and bool(weight.any())
+            assert torch.equal(weight, stored[f"layers.{index}.{name}"])
+
+
 def test_another_floor_is_another_adapter(llama: nn.Module) -> None:
     floors = [adapter_fingerprint(random_adapter(llama, replace(FULL, gate_floor=floor))) for floor in (0, 0.25, 0.5)]
     assert len(set(floors)) == 3

@@ -280,6 +280,21 @@ def test_repeating_a_pair_under_the_coupled_gate_converges_to_half_its_value(for
     torch.testing.assert_close(reads[:, -1], v[:, -1] / 2, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", UPDATE_MODES)
+def test_an_erase_gate_scales_what_is_erased_and_nothing_else(mode: UpdateMode) -> None:
+    state, q, k, v, beta, keep = tokens(2, 9, 4)
+    plain = update_gates(beta, keep, mode=mode, writable=everything(beta))
+    half = update_gates(beta, keep, torch.zeros_like(beta), mode=mode, writable=everything(beta))
+    assert torch.equal(half.write, plain.write) and torch.equal(half.log_keep, plain.log_keep)
+    assert torch.equal(half.erase, plain.erase / 2)
+    frozen = update_gates(beta, keep, torch.zeros_like(beta), mode=mode, writable=~everything(beta))
+    assert not frozen.erase.any()
+    # Shut, the rule only adds: a fact under a key stays whatever is told under the like of it.
+    shut = update_gates(beta, None, torch.full_like(beta, -1e4), mode="no_lambda", writable=everything(beta))
+    _, new = delta_scan(state, q, k, v, shut)
+    torch.testing.assert_close(new, state + torch.einsum("nti,ntj->nij", shut.write * v, k))
+
+
 def test_each_mode_has_its_published_gates() -> None:
     *_, beta_logits, keep_logits = tokens(2, 9, 4, regime="published")
     beta, keep = beta_logits.sigmoid(), keep_logits.sigmoid()
@@ -453,6 +468,8 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         update_gates(beta, keep, mode="standard", writable=torch.ones(2, 4))
     with pytest.raises(StateError, match=r"lambda_logits has shape \(2, 3, 4\)"):
         update_gates(beta, keep[:, :3], mode="standard", writable=everything(beta))
+    with pytest.raises(StateError, match=r"erase_logits has shape \(2, 4, 4\)"):
+        update_gates(beta, keep, beta[:, :4], mode="standard", writable=everything(beta))
     with pytest.raises(StateError, match=r"state has shape \(2, 4, 3\), expected \(N, r, r\)"):
         delta_scan(state[..., :3], q, k, v, gates)
     with pytest.raises(StateError, match=r"q has shape \(2, 5, 3\), expected \(2, T, 4\)"):

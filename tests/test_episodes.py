@@ -26,7 +26,7 @@ from deltamem_agents.training.episodes import (
     ValueKind,
     held_out,
 )
-from deltamem_agents.training.facts import ATTRIBUTES, HELD_OUT_ATTRIBUTES, same_subject
+from deltamem_agents.training.facts import ATTRIBUTES, EVERYDAY, HELD_OUT_ATTRIBUTES, same_subject
 from deltamem_agents.training.people import HELD_OUT_TRAITS, RELATIONS, TRAITS
 from deltamem_agents.training.replies import ACKNOWLEDGEMENTS, CHATTY, CHATTY_ECHOES, ECHOES
 from deltamem_agents.training.splits import Split, split_of
@@ -71,6 +71,7 @@ shapes = st.builds(
     changes_around=st.sampled_from([0, 2, 12]),
     paired=chances,
     other_prefixes=chances,
+    everyday=chances,
 )
 each_shape = given(shapes, st.integers(0, 10_000))
 
@@ -363,6 +364,23 @@ def test_nobody_told_of_has_a_name_that_is_told_as_a_value() -> None:
     for episode in drawn(replace(WIDE, facts=6), 200):
         names = {subject.person.name for subject in episode.subjects if subject.person is not None} - {""}
         assert not names & {word for question in episode.questions for word in question.answer.split()}
+
+
+def test_everyday_facts_are_drawn_when_asked_for() -> None:
+    """As far as they go: an episode that wants more facts than there are gets others beside them."""
+    shape = EpisodeShape(facts=4, everyday=1.0, split="evaluation")
+    named = [subject.name for one in drawn(shape, 100) for subject in one.subjects]
+    assert set(named) <= EVERYDAY and len(set(named)) > 15
+    assert drawn(replace(shape, facts=40), 1)
+    seldom = [subject.name for one in drawn(replace(shape, everyday=0.0), 100) for subject in one.subjects]
+    assert sum(name in EVERYDAY for name in seldom) < 100
+    of_others = drawn(replace(shape, about=("person",)), 20)
+    assert all(subject.person is not None for one in of_others for subject in one.subjects)
+
+
+def test_everyday_facts_have_words_of_their_own() -> None:
+    assert {"city", "job", "name", "allergy", "age"} <= EVERYDAY
+    assert all(attribute.told for attribute in ATTRIBUTES if attribute.name in EVERYDAY)
 
 
 def test_other_prefixes_are_drawn_when_asked_for() -> None:

@@ -238,6 +238,7 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
     weights = torch.tensor([FIRST_WEIGHT, 1.0, 1.0, FIRST_WEIGHT, 1.0, END_WEIGHT, PREFIX_WEIGHT])
     assert float(outcome.loss) == pytest.approx(float((weights * nats).sum() / weights.sum()), rel=1e-5)
     assert outcome.answer_nats == pytest.approx(2.0, rel=1e-5)
+    assert float(outcome.begun) == pytest.approx(float(nats[[0, 3]].mean()), rel=1e-5)
     # exp(−1) = 0.37 beats (1 − 0.37) / 4, exp(−2) = 0.14 does not, nor does exp(−3).
     assert outcome.first_right.tolist() == [True, False]
     assert outcome.all_right.tolist() == [False, False]

@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from deltamem_agents.training.episodes import EpisodeShape
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
-from deltamem_agents.training.strung import KEEP_LOGIT, Conversation, Kind, write_strung
+from deltamem_agents.training.strung import ERASE_LOGIT, KEEP_LOGIT, Conversation, Kind, write_strung
 from deltamem_agents.training.trainer import initialise
 from tiny_activations import HIDDEN, LAYERS, WORLD
 from tiny_engine import tiny_llama
@@ -167,7 +166,7 @@ ONE_FACT = episodes_of(9, EpisodeShape(distractors=(0, 1), changed=0.5))
 
 
 def in_float32(found: Activations) -> Activations:
-    kinds = {kind: getattr(found, kind) for kind in get_args(Kind)}
+    kinds = {kind: getattr(found, kind) for kind in ("tellings", "asides", "questions")}
     return replace(found, **{kind: replace(one, inputs=one.inputs.float()) for kind, one in kinds.items()})
 
 
@@ -184,6 +183,9 @@ def stacked_for(adapter: Adapter) -> rehearsal._Stacked:
         if adapter.config.learns_lambda:
             for slot in range(len(adapter.indices)):
                 adapter.layer(slot).lambda_bias.fill_(KEEP_LOGIT)
+        if adapter.config.erase_gate:
+            for slot in range(len(adapter.indices)):
+                adapter.layer(slot).erase_bias.fill_(ERASE_LOGIT)
     stacked.copy_to(adapter)
     return stacked
 
@@ -196,7 +198,7 @@ def test_states_written_in_rehearsal_are_those_of_the_real_update(
     adapter = word_engine(config).adapter
     stacked = stacked_for(adapter)
     slots = list(adapter.indices)
-    kinds = {kind: getattr(collected, kind) for kind in get_args(Kind)}
+    kinds = {kind: getattr(collected, kind) for kind in ("tellings", "asides", "questions")}
     found = replace(collected, **{kind: replace(one, inputs=one.inputs[slots]) for kind, one in kinds.items()})
     orders: list[tuple[tuple[Kind, int], ...]] = [
         (("tellings", 3),),
@@ -224,6 +226,22 @@ def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected:
             states = write_strung(engine.adapter.config, stacked.writing, found, [alone]).state
         absorbed = engine.absorb(engine.new_state(), episode.messages).matrices[0]
         assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
+
+
+def test_a_statement_is_the_message_that_tells_as_the_engine_absorbs_it(collected: Activations) -> None:
+    engine = word_engine(CONFIGS["published preset"])
+    stacked = stacked_for(engine.adapter)
+    alone = [number for number, episode in enumerate(ONE_FACT) if len(episode.messages) == 2]
+    assert alone
+    for number in alone:
+        said, replied = ONE_FACT[number].messages
+        with torch.no_grad():
+            one = Conversation((), (("statements", number),))
+            states = write_strung(engine.adapter.config, stacked.writing, collected, [one]).state
+        absorbed = engine.absorb(engine.new_state(), [said]).matrices[0]
+        assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
+        both = engine.absorb(engine.new_state(), [said, replied]).matrices[0]
+        assert float((states[:, 0] - both).norm() / both.norm()) > 0.05
 
 
 SMALL = WORLD.activations(60, seed=4)

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
+from deltamem_agents.training.strung import (
+    STATEMENT_SHARE,
+    Conversation,
+    WriteWeights,
+    string_together,
+    write_strung,
+)
 from test_rehearsal import WORLD, fresh
 from tiny_training import CONFIGS, GATED
 
@@ -19,10 +25,16 @@ SMALL = WORLD.activations(60, seed=4)
 def test_a_conversation_tells_each_subject_once(facts: int, asides: int, questions: int, seed: int) -> None:
     one = string_together(SMALL, facts, asides, questions, random.Random(seed))
     kinds = [kind for kind, _ in one.order]
-    assert sorted(one.tellings) == sorted(index for kind, index in one.order if kind == "tellings")
+    assert sorted(one.tellings) == sorted(index for kind, index in one.order if kind in ("tellings", "statements"))
     assert (kinds.count("asides"), kinds.count("questions")) == (asides, questions)
     about = [subject for telling in one.tellings for subject in SMALL.subjects[telling]]
     assert len(about) == len(set(about)) and 1 <= len(one.tellings) <= facts
+
+
+def test_of_some_tellings_only_the_message_that_tells_is_written() -> None:
+    kinds = [kind for seed in range(50) for kind, _ in string_together(SMALL, 8, 0, 0, random.Random(seed)).order]
+    assert set(kinds) == {"tellings", "statements"}
+    assert abs(kinds.count("statements") / len(kinds) - STATEMENT_SHARE) < 0.1
 
 
 def test_told_tokens_and_those_that_tell_nothing_are_told_apart() -> None:

@@ -402,6 +402,14 @@ def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:
     assert 1e-4 < rates[-1] < 1.2e-4
 
 
+def test_an_erase_gate_begins_alike_for_all_tokens_and_takes_most_of_what_is_found() -> None:
+    adapter = Adapter.for_model(replace(GATED, erase_gate=True), word_model().model)
+    initialise(adapter)
+    for slot in range(len(adapter.indices)):
+        assert not bool(adapter.layer(slot).erase_proj.any())
+        assert torch.allclose(adapter.layer(slot).erase_bias.sigmoid(), torch.tensor(0.7), atol=0.01)
+
+
 @pytest.mark.parametrize("config", [GATED, replace(FULL, couple_lambda=False)], ids=["gated", "learned keep gate"])
 def test_an_adapter_begins_with_write_gates_nearly_shut_and_read_and_keep_gates_open(config: AdapterConfig) -> None:
     """By the same width whatever their floor, or a gate that shuts would begin shut and nothing be written."""

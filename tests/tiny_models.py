@@ -166,6 +166,7 @@ VARIANTS: Mapping[str, AdapterConfig] = {
     "scale-per-head": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
     "last-layer": replace(FULL, target_layers=(1,)),
     "read-gate": replace(FULL, read_gate=True),
+    "erase-gate": replace(FULL, erase_gate=True, num_state_heads=2, rankwise_gates=False),
     "replies-only": replace(FULL, read_scope="replies"),
     "floored-gates": replace(FULL, read_gate=True, gate_floor=0.25, key_shift=True, num_state_heads=2),
 }

@@ -74,6 +74,7 @@ CONFIGS: Mapping[str, AdapterConfig] = {
     "replies alone read": replace(GATED, read_scope="replies"),
     "published preset": AdapterConfig(rank=4),
     "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True, read_gate=True),
+    "erase gate": replace(GATED, erase_gate=True),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
     "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
 }
@@ -103,6 +104,7 @@ RECIPE = Recipe(
             questions=3,
             asides=(0, 2),
             neutral_every=2,
+            begin_weight=0.5,
             noise_weight=0.2,
             gate_weight=0.1,
             probe_weight=0.5,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.evaluation.controls import Arm
@@ -32,6 +33,9 @@ COUNTS = (1, 4)
 TOLD = replace(HELD_OUT_VALUES, distractors=(0, 1))
 """Every exchange of small talk is a turn too."""
 
+KINDS = {"": TOLD, ", everyday": replace(TOLD, everyday=1.0, word_share=0.0)}
+"""What is told, by what is added to a figure's name: anything, and what people tell most often, values that fit it."""
+
 READ_ONLY = "memory_read_only"
 """The arm that reads the memory as the controls read theirs."""
 
@@ -39,10 +43,10 @@ _SAMPLING = Sampling(max_tokens=FREE_REPLY_TOKENS)
 
 
 def natural(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
-    """How often the value appears in the reply, for each of COUNTS facts."""
-    for count in COUNTS:
-        name = facts_told(count)
-        cases = [case.freely() for case in drawn_cases(words, replace(TOLD, facts=count), size)]
+    """How often the value appears in the reply, for each of KINDS and COUNTS."""
+    for (kind, shape), count in product(KINDS.items(), COUNTS):
+        name = facts_told(count) + kind
+        cases = [case.freely() for case in drawn_cases(words, replace(shape, facts=count), size)]
         twin = engine.with_store(InMemoryStore())
         with watch(f"natural: {name}") as advance:
             users = sum(message.role == "user" for case in cases for message in case.messages)

@@ -77,6 +77,7 @@ class Projections:
     v: Tensor
     beta: Tensor
     lam: Tensor | None
+    erase: Tensor | None = None
 
 
 class LayerMemory(nn.Module):
@@ -100,6 +101,9 @@ class LayerMemory(nn.Module):
         if config.read_gate:
             self.read_proj = matrix(config.num_state_heads, widths.hidden)
             self.read_bias = nn.Parameter(torch.zeros(config.num_state_heads))
+        if config.erase_gate:
+            self.erase_proj = matrix(config.gate_width, widths.hidden)
+            self.erase_bias = nn.Parameter(torch.zeros(config.gate_width))
         if config.learns_lambda:
             self.lambda_proj = matrix(config.gate_width, widths.hidden)
             self.lambda_bias = nn.Parameter(torch.zeros(config.gate_width))
@@ -143,6 +147,7 @@ class LayerMemory(nn.Module):
             v=split(F.linear(x, self.memory_v_proj)),
             beta=split(F.linear(x, self.beta_proj, self.beta_bias)),
             lam=split(F.linear(x, self.lambda_proj, self.lambda_bias)) if config.learns_lambda else None,
+            erase=split(F.linear(x, self.erase_proj, self.erase_bias)) if config.erase_gate else None,
         )
 
     def gated_reads(self, x: Tensor, reads: Tensor) -> Tensor:
@@ -234,6 +239,7 @@ def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: 
     gates = update_gates(
         p.beta.flatten(0, 1),
         None if p.lam is None else p.lam.flatten(0, 1),
+        None if p.erase is None else p.erase.flatten(0, 1),
         mode=config.state_update_mode,
         writable=writable[:, None].expand(batch, heads, tokens).flatten(0, 1),
         floor=config.gate_floor,

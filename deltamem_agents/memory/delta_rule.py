@@ -66,18 +66,25 @@ def floored_gate(logits: Tensor, floor: float) -> Tensor:
 
 
 def update_gates(
-    beta_logits: Tensor, lambda_logits: Tensor | None, *, mode: UpdateMode, writable: Tensor, floor: float = 0.0
+    beta_logits: Tensor,
+    lambda_logits: Tensor | None,
+    erase_logits: Tensor | None = None,
+    *,
+    mode: UpdateMode,
+    writable: Tensor,
+    floor: float = 0.0,
 ) -> Gates:
     """The gates of every variant of the update, from the gate projections' outputs.
 
-    `beta_logits`, `lambda_logits`: (..., T, r), or (..., T, 1) for one gate per state. Without
-    `lambda_logits` the keep gate is coupled, λ = 1 - β. `floor`: of the write gate, see `floored_gate`.
+    `beta_logits`, `lambda_logits`, `erase_logits`: (..., T, r), or (..., T, 1) for one gate per state. Without
+    `lambda_logits` the keep gate is coupled, λ = 1 - β; with `erase_logits` what is erased is scaled by a gate of
+    its own. `floor`: of the write gate, see `floored_gate`.
     `writable`: bool (..., T). A token that is not writable leaves the state as it is, bit for bit.
     Raises ConfigError for an unknown mode, StateError for shapes that do not fit.
     """
     if mode not in UPDATE_MODES:
         raise ConfigError(f"state_update_mode is {mode!r}, expected one of {', '.join(UPDATE_MODES)}")
-    _check_gate_shapes(beta_logits, lambda_logits, writable)
+    _check_gate_shapes(writable, beta_logits, lambda_logits=lambda_logits, erase_logits=erase_logits)
     # In half precision 1 - β rounds to 1 for small β, and the memory would never fade.
     beta_logits = _at_least_float32(beta_logits)
     beta = floored_gate(beta_logits, floor)
@@ -88,6 +95,8 @@ def update_gates(
     else:
         log_keep = F.logsigmoid(_at_least_float32(lambda_logits))
     erase = log_keep.exp() * beta if mode == "lambda_outside" else beta
+    if erase_logits is not None:
+        erase = erase * _at_least_float32(erase_logits).sigmoid()
     frozen = ~writable.unsqueeze(-1)
     return Gates(beta.masked_fill(frozen, 0), erase.masked_fill(frozen, 0), log_keep.masked_fill(frozen, 0))
 
@@ -96,17 +105,18 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _check_gate_shapes(beta_logits: Tensor, lambda_logits: Tensor | None, writable: Tensor) -> None:
+def _check_gate_shapes(writable: Tensor, beta_logits: Tensor, **others: Tensor | None) -> None:
     if writable.dtype != torch.bool or writable.shape != beta_logits.shape[:-1]:
         raise StateError(
             f"writable is {writable.dtype} of shape {tuple(writable.shape)}, expected bool of shape "
             f"{tuple(beta_logits.shape[:-1])}, one entry per token of the gate logits"
         )
-    if lambda_logits is not None and lambda_logits.shape[:-1] != beta_logits.shape[:-1]:
-        raise StateError(
-            f"lambda_logits has shape {tuple(lambda_logits.shape)}, expected the tokens of beta_logits, "
-            f"{tuple(beta_logits.shape)}"
-        )
+    for name, logits in others.items():
+        if logits is not None and logits.shape[:-1] != beta_logits.shape[:-1]:
+            raise StateError(
+                f"{name} has shape {tuple(logits.shape)}, expected the tokens of beta_logits, "
+                f"{tuple(beta_logits.shape)}"
+            )
 
 
 def delta_scan(

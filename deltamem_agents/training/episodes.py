@@ -102,7 +102,8 @@ class EpisodeShape:
     from these for every fact. `same_attribute`: chance that a fact has the attribute of an earlier one, of another
     person. `changes_around`: how often facts that are not asked for change once all facts were told. `paired`:
     chance that a fact told by the user shares a message with the next one. `other_prefixes`: chance that the reply
-    to a question begins otherwise than naming what was asked.
+    to a question begins otherwise than naming what was asked. `everyday`: chance that a fact about the user is of those
+    that people tell most often.
 
     Facts of one episode are never about the same subject.
     """
@@ -122,6 +123,7 @@ class EpisodeShape:
     changes_around: int = 0
     paired: float = 0.0
     other_prefixes: float = 0.0
+    everyday: float = 0.0
 
     @property
     def all_of_user(self) -> bool:
@@ -146,7 +148,9 @@ class EpisodeGenerator:
         for name in ("values", "tellers", "about"):
             if not getattr(shape, name):
                 raise ConfigError(f"an episode shape has no {name}, expected at least one to draw from")
-        self._subjects = Subjects(shape.values, shape.about, shape.split, held_out=shape.held_out_attributes)
+        self._subjects = Subjects(
+            shape.values, shape.about, shape.split, held_out=shape.held_out_attributes, everyday=shape.everyday
+        )
         most = self._subjects.most
         if shape.facts < 1 or (most is not None and shape.facts > most):
             bounds = "at least 1" if most is None else f"1 to {most}"

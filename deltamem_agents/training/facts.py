@@ -10,6 +10,14 @@ from deltamem_agents.training.word_facts import WORD_ATTRIBUTES
 ATTRIBUTES: tuple[Attribute, ...] = (*WORD_ATTRIBUTES, *COMPOSED_ATTRIBUTES)
 HELD_OUT_ATTRIBUTES: tuple[Attribute, ...] = (*HELD_OUT_WORD_ATTRIBUTES, *HELD_OUT_COMPOSED_ATTRIBUTES)
 
+_CLOSEST = {f"{who}'s name" for who in ("dog", "cat", "sister", "brother", "wife", "husband", "best friend")}
+EVERYDAY: frozenset[str] = frozenset(
+    attribute.name
+    for attribute in ATTRIBUTES
+    if attribute.told and (attribute.name in _CLOSEST or not attribute.name.endswith(("'s name", "'s job")))
+)
+"""Names of what people tell of themselves most often, in words that nothing else is told in: "I live in Oslo."."""
+
 SAME_SUBJECT: tuple[frozenset[str], ...] = (
     frozenset({"name", "nickname", "username", "call sign", "pen name"}),
     frozenset({"name", "job"}),

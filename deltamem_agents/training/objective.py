@@ -28,15 +28,17 @@ class Outcome:
     """How a batch of questions was answered.
 
     `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
-    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `noise`: how
-    far write gates stood open on small talk, `gates` how badly they tell told values from the rest, `probed` how
-    badly a probe got the answers, scalars with gradient, 0 where not known; `direct` the share that it got right.
+    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `begun`: mean
+    cross-entropy of the replies' first tokens, a scalar with gradient. `noise`: how far write gates stood open on small
+    talk, `gates` how badly they tell told values from the rest, `probed` how badly a probe got the answers, scalars
+    with gradient, 0 where not known; `direct` the share that it got right.
     """
 
     loss: Tensor
     answer_nats: float
     first_right: Tensor
     all_right: Tensor
+    begun: Tensor
     noise: Tensor
     gates: Tensor
     probed: Tensor
@@ -165,7 +167,8 @@ def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
     FIRST_WEIGHT and all others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
     weight = torch.where(questions.is_answer.roll(1), END_WEIGHT, PREFIX_WEIGHT)
-    weight = torch.where(first_places(questions.places), FIRST_WEIGHT, weight)
+    first = first_places(questions.places)
+    weight = torch.where(first, FIRST_WEIGHT, weight)
     weight = torch.where(questions.is_answer, 1.0, weight)
     loss = (nats * weight).sum() / weight.sum()
     right = logits.argmax(-1) == questions.targets
@@ -178,6 +181,7 @@ def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
         answer_nats=float(nats.detach()[questions.is_answer].mean()),
         first_right=right[questions.is_first],
         all_right=wrong == 0,
+        begun=nats[first].mean(),
         noise=noise,
         gates=noise.new_zeros(()),
         probed=noise.new_zeros(()),

@@ -71,13 +71,14 @@ class Stage:
     """A stretch of training. Each step draws one number of `facts` and as many episodes as give `questions`.
 
     `shapes`: what episodes look like, one of them a step, their own number of facts left out of account.
-    `asides`: fewest and most exchanges of neutral text that follow what is told. `rate`: learning rate after
-    `warmup` steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the
-    steps in which question and reply are written while they are read, as in use. `neutral_every`: in every how many-th
-    step other prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`.
-    `noise_weight`: weight of write gates that stand open on neutral text; `gate_weight`: of write gates that do not
-    tell told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and
-    of matching questions with what was told (see `training/probe.py`), which only a replayed stage knows. `replayed`:
+    `asides`: fewest and most exchanges of neutral text that follow what is told. `rate`: learning rate after `warmup`
+    steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which
+    question and reply are written while they are read, as in use. `neutral_every`: in every how many-th step other
+    prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`. `begin_weight`: weight of
+    how a reply to a question begins, beside what the answer's loss has of it: whether the model speaks from memory at
+    all. `noise_weight`: of write gates that stand open on neutral text; `gate_weight`: of write gates that do not tell
+    told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and of
+    matching questions with what was told (see `training/probe.py`), which only a replayed stage knows. `replayed`:
     histories are strung together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of
     neutral text and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
     steps a quarter of these episodes is replaced by new ones (0: as the warm start says).
@@ -94,6 +95,7 @@ class Stage:
     question_writes: float = 0.0
     neutral_every: int = 0
     neutral_weight: float = 1.0
+    begin_weight: float = 0.0
     noise_weight: float = 0.0
     gate_weight: float = 0.0
     probe_weight: float = 0.0
@@ -105,7 +107,7 @@ class Stage:
         _check(self, ("warmup", "neutral_every", "renewed_every"), "a whole number", lambda value: _is_whole(value, 0))
         _check(
             self,
-            ("rate", "rate_end", "neutral_weight", "noise_weight", "gate_weight", "probe_weight"),
+            ("rate", "rate_end", "neutral_weight", "begin_weight", "noise_weight", "gate_weight", "probe_weight"),
             "0 or more",
             lambda value: value >= 0,
         )
@@ -287,4 +289,4 @@ _FEWEST_AND_MOST: _Expected = (
     "[fewest, most]",
     lambda value: _are_whole(value, 0) and len(value) == 2 and value[0] <= value[1],
 )
-_CHANCES = ("word_share", "changed", "asked_before", "same_attribute", "paired", "other_prefixes")
+_CHANCES = ("word_share", "changed", "asked_before", "same_attribute", "paired", "other_prefixes", "everyday")

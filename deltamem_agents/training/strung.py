@@ -7,10 +7,10 @@ conversations as wanted, costs the memory's own projections and the update rule,
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,18 @@ from deltamem_agents.training.activations import Activations, Exchanges
 KEEP_LOGIT = 6.0
 """Where a keep gate that is learned starts from: next to nothing fades."""
 
+ERASE_LOGIT = 0.85
+"""Where an erase gate starts from: it takes 0.7 of what a key finds."""
+
 OPEN_WEIGHT = 8.0
 """How many shut gates an open one counts for: told values are rare among tokens."""
 
-Kind: TypeAlias = Literal["tellings", "asides", "questions"]
+Kind: TypeAlias = Literal["tellings", "statements", "asides", "questions"]
+"""A telling is a whole exchange; a statement of the same number is only its message that tells."""
+
+STATEMENT_SHARE = 0.5
+"""Chance that of an exchange only the message that tells is written. In use what a model replies is not what it was
+trained on; written each time, the reply would come to stand for there being something to say."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Conversation:
 class WriteWeights:
     """What the writes of all layers are computed with: the adapter's projections, stacked (layers, …).
 
-    Without `keep`, keep gates that are learned stand at KEEP_LOGIT.
+    Without `keep` or `erase`, gates of that kind that are learned stand at KEEP_LOGIT or ERASE_LOGIT.
     """
 
     key: Tensor
@@ -52,6 +60,8 @@ class WriteWeights:
     gate_bias: Tensor
     keep: Tensor | None = None
     keep_bias: Tensor | None = None
+    erase: Tensor | None = None
+    erase_bias: Tensor | None = None
 
     @classmethod
     def of(cls, adapter: Adapter) -> WriteWeights:
@@ -65,6 +75,8 @@ class WriteWeights:
             gate_bias=stacked("beta_bias"),
             keep=stacked("lambda_proj") if config.learns_lambda else None,
             keep_bias=stacked("lambda_bias") if config.learns_lambda else None,
+            erase=stacked("erase_proj") if config.erase_gate else None,
+            erase_bias=stacked("erase_bias") if config.erase_gate else None,
         )
 
 
@@ -86,9 +98,14 @@ class Written:
 
 
 def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
-    """Tellings about as many different subjects, as far as there are so many, among asides and questions."""
+    """Tellings about as many different subjects, as far as there are so many, among asides and questions.
+
+    As many of them as STATEMENT_SHARE says are statements alone.
+    """
     chosen = about_different(found.subjects, facts, rng)
-    order: list[tuple[Kind, int]] = [("tellings", telling) for telling in chosen]
+    order: list[tuple[Kind, int]] = [
+        ("statements" if rng.random() < STATEMENT_SHARE else "tellings", telling) for telling in chosen
+    ]
     order += [("asides", rng.randrange(len(found.asides.contents))) for _ in range(asides)]
     order += [("questions", rng.randrange(len(found.questions.contents))) for _ in range(questions)]
     rng.shuffle(order)
@@ -118,13 +135,13 @@ def write_strung(
     `before` (layers, conversations, heads, r, r): the states in which they begin, zero unless given.
     """
     rows = len(conversations)
-    lengths = [sum(len(_source(found, kind).contents[index]) for kind, index in one.order) for one in conversations]
+    lengths = [sum(len(_places(found, kind, index)) for kind, index in one.order) for one in conversations]
     longest = max(lengths)
-    parts: dict[Kind, list[tuple[Tensor, Tensor]]] = {"tellings": [], "asides": [], "questions": []}
+    parts: dict[Kind, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in get_args(Kind)}
     for row, one in enumerate(conversations):
         start = row * longest
         for kind, index in one.order:
-            places = _source(found, kind).contents[index]
+            places = _places(found, kind, index)
             parts[kind].append((places, torch.arange(start, start + len(places))))
             start += len(places)
     here, shifted, told, aside, spots = [], [], [], [], []
@@ -135,7 +152,7 @@ def write_strung(
             here.append(source.at(places))
             shifted.append(source.at((places - 1).clamp_min(0)))
             told.append(source.told[places])
-            aside.append(torch.full((len(places),), kind != "tellings"))
+            aside.append(torch.full((len(places),), kind not in ("tellings", "statements")))
             spots += [spot for _, spot in pieces]
     device = weights.key.device
     x, spot = torch.cat(here, 1).to(device), torch.cat(spots).to(device)
@@ -151,28 +168,25 @@ def write_strung(
         return by_row.flatten(0, 1).transpose(1, 2)
 
     k = laid_out(unit(by_head(keys, config)))
+
+    def gate(weight: Tensor | None, bias: Tensor | None, start: float) -> Tensor:
+        if weight is None or bias is None:
+            return torch.full_like(k, start)
+        return laid_out(by_head(product(x, weight) + bias[:, None], config)).expand_as(k)
+
     writable = spot.new_zeros(rows * longest, dtype=torch.bool).index_fill(0, spot, True).view(rows, longest)
     projections = Projections(
         q=torch.zeros_like(k),
         k=k,
         v=laid_out(by_head(product(x, weights.value), config)),
         beta=laid_out(by_head(gates, config)).expand_as(k),
-        lam=_keep(config, weights, x, laid_out, k),
+        lam=gate(weights.keep, weights.keep_bias, KEEP_LOGIT) if config.learns_lambda else None,
+        erase=gate(weights.erase, weights.erase_bias, ERASE_LOGIT) if config.erase_gate else None,
     )
     if before is None:
         before = k.new_zeros(len(x), rows, config.num_state_heads, config.rank, config.rank)
     _, state = scan_tokens(config, before.flatten(0, 1), projections, writable.repeat(len(x), 1))
     return Written(state.unflatten(0, (len(x), rows)), gates, torch.cat(told).to(device), torch.cat(aside).to(device))
-
-
-def _keep(
-    config: AdapterConfig, weights: WriteWeights, x: Tensor, laid_out: Callable[[Tensor], Tensor], like: Tensor
-) -> Tensor | None:
-    if not config.learns_lambda:
-        return None
-    if weights.keep is None or weights.keep_bias is None:
-        return torch.full_like(like, KEEP_LOGIT)
-    return laid_out(by_head(product(x, weights.keep) + weights.keep_bias[:, None], config)).expand_as(like)
 
 
 def stacked_over_layers(adapter: Adapter, name: str) -> Tensor:
@@ -191,5 +205,17 @@ def by_head(values: Tensor, config: AdapterConfig) -> Tensor:
 
 
 def _source(found: Activations, kind: Kind) -> Exchanges:
-    source: Exchanges = getattr(found, kind)
+    source: Exchanges = getattr(found, "tellings" if kind == "statements" else kind)
     return source
+
+
+def _places(found: Activations, kind: Kind, index: int) -> Tensor:
+    """Places of what is written of an exchange, in order."""
+    source = _source(found, kind)
+    places = source.contents[index]
+    if kind != "statements":
+        return places
+    # Between two messages stand tokens that are no contents.
+    message = F.pad(places.diff() > 1, (1, 0)).cumsum(0)
+    telling = message[source.told[places]]
+    return places[torch.isin(message, telling)] if len(telling) else places

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.training.attributes import Attribute, Person
-from deltamem_agents.training.facts import ATTRIBUTES, HELD_OUT_ATTRIBUTES, same_subject
+from deltamem_agents.training.facts import ATTRIBUTES, EVERYDAY, HELD_OUT_ATTRIBUTES, same_subject
 from deltamem_agents.training.people import HELD_OUT_TRAITS, TRAITS, draw_person
 from deltamem_agents.training.splits import Split
 from deltamem_agents.training.values import ValueKind, kind_of
@@ -27,13 +27,24 @@ TRIES = 20
 class Subjects:
     """Attributes to choose from, by the kind of their values and by whom they are about.
 
-    `kinds` and `about` are drawn from for every attribute; what stands in them twice comes twice as often.
+    `kinds` and `about` are drawn from for every attribute; what stands in them twice comes twice as often. `everyday`:
+    chance that one of the user's is taken from EVERYDAY, where that has a free one.
     """
 
-    def __init__(self, kinds: Sequence[ValueKind], about: Sequence[About], split: Split, *, held_out: bool) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[ValueKind],
+        about: Sequence[About],
+        split: Split,
+        *,
+        held_out: bool,
+        everyday: float = 0.0,
+    ) -> None:
         self._kinds, self._about, self._split, self._held_out = kinds, about, split, held_out
         self._own = HELD_OUT_ATTRIBUTES if held_out else ATTRIBUTES
         self._traits = HELD_OUT_TRAITS if held_out else TRAITS
+        self._everyday = everyday
+        self._everyday_by_kind = _by_kind([attribute for attribute in self._own if attribute.name in EVERYDAY])
         self._own_by_kind, self._traits_by_kind = _by_kind(self._own), _by_kind(self._traits)
 
     @property
@@ -79,6 +90,9 @@ class Subjects:
     def _of(self, person: Person | None, rng: random.Random, taken: Sequence[Attribute]) -> Attribute | None:
         """A free attribute of a person, or of the user."""
         drawn = rng.choice(self._kinds)
+        everyday = person is None and self._everyday > 0 and rng.random() < self._everyday
+        if everyday and (free := _free(rng, self._everyday_by_kind[drawn], taken)):
+            return free
         for kind in (drawn, *(kind for kind in dict.fromkeys(self._kinds) if kind != drawn)):
             attributes = self._own_by_kind[kind]
             if person is not None:

@@ -38,7 +38,7 @@ from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.training.strung import string_together
+from deltamem_agents.training.strung import ERASE_LOGIT, KEEP_LOGIT, string_together
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
@@ -255,7 +255,7 @@ class Trainer:
             asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
             state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
         loss = outcome.loss + stage.noise_weight * outcome.noise + stage.gate_weight * outcome.gates
-        loss = loss + stage.probe_weight * outcome.probed
+        loss = loss + stage.begin_weight * outcome.begun + stage.probe_weight * outcome.probed
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
             rows = [index % len(episodes) for index in range(NEUTRAL_EXCHANGES)]
@@ -370,7 +370,9 @@ def initialise(adapter: Adapter) -> None:
         elif kind in ("beta_bias", "read_bias"):
             torch.nn.init.constant_(value, _logit_of(0.18 if kind == "beta_bias" else 0.82, adapter.config.gate_floor))
         elif kind == "lambda_bias":
-            torch.nn.init.constant_(value, 6.0)
+            torch.nn.init.constant_(value, KEEP_LOGIT)
+        elif kind == "erase_bias":
+            torch.nn.init.constant_(value, ERASE_LOGIT)
         elif kind.startswith("delta_") and kind.endswith("_proj"):
             torch.nn.init.normal_(value, std=0.01)
 
