@@ -228,20 +228,26 @@ def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected:
         assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
 
 
-def test_a_statement_is_the_message_that_tells_as_the_engine_absorbs_it(collected: Activations) -> None:
+STATEMENT_AND_TELLING: tuple[Kind, Kind] = ("statements", "tellings")
+
+
+def test_a_statement_is_the_message_that_tells_and_the_reply_to_it_tells_nothing(collected: Activations) -> None:
     engine = word_engine(CONFIGS["published preset"])
     stacked = stacked_for(engine.adapter)
-    alone = [number for number, episode in enumerate(ONE_FACT) if len(episode.messages) == 2]
-    assert alone
-    for number in alone:
+    plain = [number for number, episode in enumerate(ONE_FACT) if len(episode.messages) == 2]
+    assert plain
+    for number in plain:
         said, replied = ONE_FACT[number].messages
         with torch.no_grad():
-            one = Conversation((), (("statements", number),))
-            states = write_strung(engine.adapter.config, stacked.writing, collected, [one]).state
+            alone, whole = (
+                write_strung(engine.adapter.config, stacked.writing, collected, [Conversation((), ((kind, number),))])
+                for kind in STATEMENT_AND_TELLING
+            )
+        assert not alone.aside.any() and len(alone.aside) == int((~whole.aside).sum()) < len(whole.aside)
         absorbed = engine.absorb(engine.new_state(), [said]).matrices[0]
-        assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
+        assert float((alone.state[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
         both = engine.absorb(engine.new_state(), [said, replied]).matrices[0]
-        assert float((states[:, 0] - both).norm() / both.norm()) > 0.05
+        assert float((whole.state[:, 0] - both).norm() / both.norm()) < 0.01
 
 
 SMALL = WORLD.activations(60, seed=4)

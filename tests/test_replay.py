@@ -39,7 +39,8 @@ def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: b
     torch.testing.assert_close(outcome.loss, expected.loss, rtol=1e-2, atol=1e-3)
     assert outcome.answer_nats == pytest.approx(expected.answer_nats, rel=1e-2)
     assert torch.equal(outcome.all_right, expected.all_right)
-    assert float(outcome.noise.detach()) == 0 < float(outcome.gates.detach())
+    # The replies to what is told count as telling nothing.
+    assert min(float(outcome.noise.detach()), float(outcome.gates.detach())) > 0
 
 
 @each_template

@@ -31,11 +31,11 @@ OPEN_WEIGHT = 8.0
 """How many shut gates an open one counts for: told values are rare among tokens."""
 
 Kind: TypeAlias = Literal["tellings", "statements", "asides", "questions"]
-"""A telling is a whole exchange; a statement of the same number is only its message that tells."""
+"""A telling is a whole exchange; a statement of the same number ends with the message that has the told value."""
 
-STATEMENT_SHARE = 0.5
-"""Chance that of an exchange only the message that tells is written. In use what a model replies is not what it was
-trained on; written each time, the reply would come to stand for there being something to say."""
+STATEMENT_SHARE = 0.7
+"""Chance that a telling is written without the reply to it. Written each time, that reply would come to stand for there
+being something to say, and what a model replies in use is not what it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class WriteWeights:
 class Written:
     """`state` (layers, conversations, heads, r, r). For every token written, in no order that matters:
     `gates` (layers, tokens, gates) are the logits of its write gates, `told` (tokens,) marks told values and
-    `aside` (tokens,) what tells nothing."""
+    `aside` (tokens,) what tells nothing, replies to what was told included."""
 
     state: Tensor
     gates: Tensor
@@ -135,25 +135,25 @@ def write_strung(
     `before` (layers, conversations, heads, r, r): the states in which they begin, zero unless given.
     """
     rows = len(conversations)
-    lengths = [sum(len(_places(found, kind, index)) for kind, index in one.order) for one in conversations]
-    longest = max(lengths)
-    parts: dict[Kind, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in get_args(Kind)}
-    for row, one in enumerate(conversations):
+    pieces = {one: _piece(found, *one) for conversation in conversations for one in conversation.order}
+    longest = max(sum(len(pieces[one].places) for one in conversation.order) for conversation in conversations)
+    parts: dict[Kind, list[tuple[_Piece, Tensor]]] = {kind: [] for kind in get_args(Kind)}
+    for row, conversation in enumerate(conversations):
         start = row * longest
-        for kind, index in one.order:
-            places = _places(found, kind, index)
-            parts[kind].append((places, torch.arange(start, start + len(places))))
-            start += len(places)
+        for one in conversation.order:
+            piece = pieces[one]
+            parts[one[0]].append((piece, torch.arange(start, start + len(piece.places))))
+            start += len(piece.places)
     here, shifted, told, aside, spots = [], [], [], [], []
-    for kind, pieces in parts.items():
-        if pieces:
-            places = torch.cat([places for places, _ in pieces])
+    for kind, laid in parts.items():
+        if laid:
+            places = torch.cat([piece.places for piece, _ in laid])
             source = _source(found, kind)
             here.append(source.at(places))
             shifted.append(source.at((places - 1).clamp_min(0)))
             told.append(source.told[places])
-            aside.append(torch.full((len(places),), kind not in ("tellings", "statements")))
-            spots += [spot for _, spot in pieces]
+            aside += [piece.aside for piece, _ in laid]
+            spots += [spot for _, spot in laid]
     device = weights.key.device
     x, spot = torch.cat(here, 1).to(device), torch.cat(spots).to(device)
     keys = product(x, weights.key)
@@ -209,13 +209,20 @@ def _source(found: Activations, kind: Kind) -> Exchanges:
     return source
 
 
-def _places(found: Activations, kind: Kind, index: int) -> Tensor:
-    """Places of what is written of an exchange, in order."""
+@dataclass(frozen=True)
+class _Piece:
+    """What is written of an exchange: `places` (n,) in order, and which of them tell nothing, `aside` (n,)."""
+
+    places: Tensor
+    aside: Tensor
+
+
+def _piece(found: Activations, kind: Kind, index: int) -> _Piece:
     source = _source(found, kind)
     places = source.contents[index]
-    if kind != "statements":
-        return places
+    if kind not in ("tellings", "statements"):
+        return _Piece(places, torch.ones(len(places), dtype=torch.bool))
     # Between two messages stand tokens that are no contents.
     message = F.pad(places.diff() > 1, (1, 0)).cumsum(0)
-    telling = message[source.told[places]]
-    return places[torch.isin(message, telling)] if len(telling) else places
+    aside = message > message[source.told[places]].max()
+    return _Piece(places, aside) if kind == "tellings" else _Piece(places[~aside], aside[~aside])
