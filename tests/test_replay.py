@@ -21,10 +21,11 @@ UNSHIFTED = replace(CONFIGS["replies alone read"], key_shift=False)
 """A shifted key lacks the token before the first one, which an exchange of its own does not have."""
 
 
+@pytest.mark.parametrize("erase_gate", [False, True], ids=["plain", "erase gate"])
 @pytest.mark.parametrize("writes", [False, True], ids=["asked", "asked and written"])
 @each_template
-def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: bool) -> None:
-    engine, episodes = word_engine(UNSHIFTED, template), episodes_of(9, ALONE)
+def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: bool, erase_gate: bool) -> None:
+    engine, episodes = word_engine(replace(UNSHIFTED, erase_gate=erase_gate), template), episodes_of(9, ALONE)
     model, adapter = engine.model, engine.adapter
     found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)

@@ -134,31 +134,13 @@ def write_strung(
 
     `before` (layers, conversations, heads, r, r): the states in which they begin, zero unless given.
     """
-    rows = len(conversations)
-    pieces = {one: _piece(found, *one) for conversation in conversations for one in conversation.order}
-    longest = max(sum(len(pieces[one].places) for one in conversation.order) for conversation in conversations)
-    parts: dict[Kind, list[tuple[_Piece, Tensor]]] = {kind: [] for kind in get_args(Kind)}
-    for row, conversation in enumerate(conversations):
-        start = row * longest
-        for one in conversation.order:
-            piece = pieces[one]
-            parts[one[0]].append((piece, torch.arange(start, start + len(piece.places))))
-            start += len(piece.places)
-    here, shifted, told, aside, spots = [], [], [], [], []
-    for kind, laid in parts.items():
-        if laid:
-            places = torch.cat([piece.places for piece, _ in laid])
-            source = _source(found, kind)
-            here.append(source.at(places))
-            shifted.append(source.at((places - 1).clamp_min(0)))
-            told.append(source.told[places])
-            aside += [piece.aside for piece, _ in laid]
-            spots += [spot for _, spot in laid]
+    rows, laid = len(conversations), _lay_out(found, conversations)
+    longest = laid.longest
     device = weights.key.device
-    x, spot = torch.cat(here, 1).to(device), torch.cat(spots).to(device)
+    x, spot = laid.here.to(device), laid.spots.to(device)
     keys = product(x, weights.key)
     if weights.before is not None:
-        keys = keys + product(torch.cat(shifted, 1).to(device), weights.before)
+        keys = keys + product(laid.shifted.to(device), weights.before)
     gates = product(x, weights.gate) + weights.gate_bias[:, None]
 
     def laid_out(values: Tensor) -> Tensor:
@@ -186,7 +168,45 @@ def write_strung(
     if before is None:
         before = k.new_zeros(len(x), rows, config.num_state_heads, config.rank, config.rank)
     _, state = scan_tokens(config, before.flatten(0, 1), projections, writable.repeat(len(x), 1))
-    return Written(state.unflatten(0, (len(x), rows)), gates, torch.cat(told).to(device), torch.cat(aside).to(device))
+    return Written(state.unflatten(0, (len(x), rows)), gates, laid.told.to(device), laid.aside.to(device))
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """The tokens of all pieces, in no order that matters: attention inputs `here` and `shifted`, of the token before
+    each (layers, tokens, hidden); `told`, `aside` (tokens,) as in Written; `spots` (tokens,) where each stands in
+    conversations padded to `longest` and laid end to end."""
+
+    here: Tensor
+    shifted: Tensor
+    told: Tensor
+    aside: Tensor
+    spots: Tensor
+    longest: int
+
+
+def _lay_out(found: Activations, conversations: Sequence[Conversation]) -> _Laid:
+    pieces = {one: _piece(found, *one) for conversation in conversations for one in conversation.order}
+    longest = max(sum(len(pieces[one].places) for one in conversation.order) for conversation in conversations)
+    parts: dict[Kind, list[tuple[_Piece, Tensor]]] = {kind: [] for kind in get_args(Kind)}
+    for row, conversation in enumerate(conversations):
+        start = row * longest
+        for one in conversation.order:
+            piece = pieces[one]
+            parts[one[0]].append((piece, torch.arange(start, start + len(piece.places))))
+            start += len(piece.places)
+    here, shifted, told, aside, spots = [], [], [], [], []
+    for kind, laid in parts.items():
+        if laid:
+            places = torch.cat([piece.places for piece, _ in laid])
+            source = _source(found, kind)
+            here.append(source.at(places))
+            shifted.append(source.at((places - 1).clamp_min(0)))
+            told.append(source.told[places])
+            aside += [piece.aside for piece, _ in laid]
+            spots += [spot for _, spot in laid]
+    cut = (torch.cat(here, 1), torch.cat(shifted, 1), torch.cat(told), torch.cat(aside), torch.cat(spots))
+    return _Laid(*cut, longest)
 
 
 def stacked_over_layers(adapter: Adapter, name: str) -> Tensor:
