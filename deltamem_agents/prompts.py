@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from deltamem_agents.chat.speaking import replies
+from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.chat.template import ChatTemplate, Rendered
 from deltamem_agents.decode import Prompt
 from deltamem_agents.errors import WindowError
@@ -28,8 +28,8 @@ class Window:
 class Prompts:
     """Renders with one template. `tokens` bounds a prompt together with its reply; `roles` may be written.
 
-    What comes before the first content that is not a system message neither reads nor writes: it is the
-    same for every memory.
+    The lead, up to one token before the first content that is not a system message, neither reads nor writes: it is
+    the same for every memory.
     """
 
     template: ChatTemplate
@@ -104,8 +104,7 @@ class Prompts:
     def _prompt(
         self, rendered: Rendered, messages: Sequence[Message], writes: Collection[int], *, prompted: bool = False
     ) -> Prompt:
-        spoken = {place for place, message in enumerate(messages) if message.role != "system"}
-        lead = next((i for i, owner in enumerate(rendered.owner) if owner in spoken), len(rendered.owner))
+        lead = lead_length(rendered.owner, messages)
         return Prompt(
             ids=tuple(rendered.ids),
             reads=tuple(place >= lead for place in range(len(rendered.ids))),

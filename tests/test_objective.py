@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltamem_agents.chat.speaking import replies
+from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.decode import Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
@@ -153,7 +153,7 @@ def test_a_question_that_is_written_is_written_as_in_a_turn(config: AdapterConfi
         exchange = [Message("user", question.question), Message("assistant", question.reply)]
         rendered = renderer(template).render(exchange, generation_prompt=False)
         last = max(place for place, owner in enumerate(rendered.owner) if owner == 1)
-        reads = tuple(place >= rendered.owner.index(0) for place in range(last + 1))
+        reads = tuple(place >= lead_length(rendered.owner, exchange) for place in range(last + 1))
         writes = tuple(owner >= 0 for owner in rendered.owner[: last + 1])
         speaks = replies(rendered.owner, exchange, prompted=False)
         prompt = Prompt(rendered.ids[: last + 1], reads, writes, rendered.owner[: last + 1], speaks[: last + 1])
@@ -287,7 +287,8 @@ def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(
     begins, others = list[float](), list[float]()
     for row, exchange in zip(histories, exchanges, strict=True):
         rendered = renderer(template).render(exchange.messages, generation_prompt=False, continue_final=exchange.cut)
-        lead, reply = rendered.owner.index(0), [i for i, owner in enumerate(rendered.owner) if owner == 1]
+        lead = lead_length(rendered.owner, exchange.messages)
+        reply = [i for i, owner in enumerate(rendered.owner) if owner == 1]
         # Before each of the reply's tokens, and before what comes after the last one.
         for end in (*reply, reply[-1] + 1):
             reads = tuple(place >= lead for place in range(end))

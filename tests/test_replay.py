@@ -8,24 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.training.batches import history_batch, question_batch
 from deltamem_agents.training.episodes import EpisodeShape
-from deltamem_agents.training.objective import answer_questions, judge, write_history
+from deltamem_agents.training.objective import answer_questions, judge, run_after_lead, write_history
 from deltamem_agents.training.replay import replay
-from deltamem_agents.training.strung import Conversation, string_together
+from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
 from test_rehearsal import in_float32
 from tiny_training import CONFIGS, activations_of, each_template, episodes_of, renderer, word_engine
 
 ALONE = EpisodeShape(distractors=(0, 0), changed=0.3)
-UNSHIFTED = replace(CONFIGS["replies alone read"], key_shift=False)
-"""A shifted key lacks the token before the first one, which an exchange of its own does not have."""
+REPLIES_READ = CONFIGS["replies alone read"]
 
 
 @pytest.mark.parametrize("erase_gate", [False, True], ids=["plain", "erase gate"])
 @pytest.mark.parametrize("writes", [False, True], ids=["asked", "asked and written"])
 @each_template
 def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: bool, erase_gate: bool) -> None:
-    engine, episodes = word_engine(replace(UNSHIFTED, erase_gate=erase_gate), template), episodes_of(9, ALONE)
+    engine, episodes = word_engine(replace(REPLIES_READ, erase_gate=erase_gate), template), episodes_of(9, ALONE)
     model, adapter = engine.model, engine.adapter
     found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)
@@ -45,9 +45,24 @@ def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: b
 
 
 @each_template
+def test_a_question_is_written_from_what_is_kept_of_it_as_when_it_is_read(template: str) -> None:
+    """From its first token on, the key of which is shifted by the one before."""
+    engine, episodes = word_engine(REPLIES_READ, template), episodes_of(9, ALONE)
+    found = in_float32(activations_of(engine, episodes, template=template))
+    questions = question_batch(renderer(template), episodes)
+    before = engine.adapter.zero_state(9)
+    call = MemoryCall(before, questions.valid, questions.writable & ~questions.replies, replies=questions.replies)
+    run_after_lead(engine.model, questions.lead, questions.tokens, questions.valid, call)
+    alone = [Conversation((), (("questions", index),)) for index in range(9)]
+    kept = write_strung(REPLIES_READ, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
+    read = call.new_state().matrices
+    assert float(((kept - read).norm() / read.norm()).detach()) < 0.01
+
+
+@each_template
 def test_questions_of_one_conversation_are_answered_from_its_state(template: str) -> None:
     """Alone and beside others alike, whatever their lengths."""
-    engine = word_engine(UNSHIFTED, template)
+    engine = word_engine(REPLIES_READ, template)
     found = activations_of(engine, episodes_of(20, ALONE), template=template)
     lead = question_batch(renderer(template), episodes_of(1)).lead
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""Laws of where a model speaks in a prompt."""
+"""Laws of where a memory takes part in a prompt, and where the model speaks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.chat.speaking import replies
+from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.types import Message
 from tiny_training import each_template, renderer
 
@@ -29,3 +29,19 @@ def test_no_content_of_a_user_speaks(template: str, prompted: bool) -> None:
     marked = replies(rendered.owner, TALK, prompted=prompted)
     assert not any(speaks for speaks, owner in zip(marked, rendered.owner, strict=True) if owner in (0, 2))
     assert marked[-1] == prompted
+
+
+@each_template
+@pytest.mark.parametrize("instructions", [(), (Message("system", "Be kind."),)], ids=["alone", "instructed"])
+def test_the_lead_ends_before_the_token_that_shifts_the_first_spoken_content(
+    template: str, instructions: tuple[Message, ...]
+) -> None:
+    messages = (*instructions, *TALK)
+    rendered = renderer(template).render(messages, generation_prompt=True)
+    assert lead_length(rendered.owner, messages) == list(rendered.owner).index(len(instructions)) - 1
+    assert rendered.owner[lead_length(rendered.owner, messages)] == -1
+
+
+def test_a_lead_is_never_shorter_than_nothing() -> None:
+    assert lead_length([0, 0, -1], TALK) == 0
+    assert lead_length([], ()) == 0

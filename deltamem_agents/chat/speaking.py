@@ -1,4 +1,4 @@
-"""Where in a prompt the model speaks."""
+"""Where in a prompt the memory begins to take part, and where the model speaks."""
 
 from __future__ import annotations
 
@@ -15,3 +15,13 @@ def replies(owner: Sequence[int], messages: Sequence[Message], *, prompted: bool
     """
     said = [place >= 0 and messages[place].role == "assistant" for place in owner]
     return tuple(here or after for here, after in zip(said, [*said[1:], prompted], strict=False))
+
+
+def lead_length(owner: Sequence[int], messages: Sequence[Message]) -> int:
+    """How many tokens of a prompt have no part in the memory, being the same for every memory.
+
+    They end one token before the first content that is not a system message's. That token shifts the content's first
+    key, as the one before any later content does.
+    """
+    spoken = {index for index, message in enumerate(messages) if message.role != "system"}
+    return max(0, next((place for place, index in enumerate(owner) if index in spoken), len(owner)) - 1)

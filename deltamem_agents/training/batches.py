@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deltamem_agents.chat.speaking import replies
+from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.training.episodes import Episode, Question
 from deltamem_agents.types import Message
@@ -49,9 +49,8 @@ class HistoryBatch:
     """Right-padded histories without their lead. `tokens` and the masks are (batch, T).
 
     `valid` is False for padding, `replies` True where a token of a reply is predicted, `writable` for contents,
-    which are written, `aside` for those of them that hold nothing to remember. `lead` (tokens,) is what
-    all of them begin with before the first content; it neither reads nor writes, so that its keys and
-    values are the same for every history.
+    which are written, `aside` for those of them that hold nothing to remember. `lead` (tokens,) is what all of them
+    begin with; it neither reads nor writes, so that its keys and values are the same for every history.
     """
 
     lead: Tensor
@@ -103,12 +102,6 @@ class QuestionBatch:
 
     def to(self, device: torch.device) -> QuestionBatch:
         return QuestionBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-
-def lead_length(owner: Sequence[int], messages: Sequence[Message]) -> int:
-    """How many tokens come before the first content that is not a system message's."""
-    spoken = {index for index, message in enumerate(messages) if message.role != "system"}
-    return next((place for place, index in enumerate(owner) if index in spoken), len(owner))
 
 
 def history_batch(
@@ -183,7 +176,7 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
         return renderer.render(exchange(reply), generation_prompt=False, continue_final=cut)
 
     whole = render(question.reply, cut=False)
-    lead = next(place for place, owner in enumerate(whole.owner) if owner == 0)
+    lead = lead_length(whole.owner, exchange(question.reply))
     reply = [place for place, owner in enumerate(whole.owner) if owner == 1]
     # The end-of-turn mark is learned too; what follows it is the template's business.
     end = min(reply[-1] + 2, len(whole.ids))

@@ -58,7 +58,7 @@ _Replies: TypeAlias = tuple[Sequence[str], Sequence[str]]
 _Texts: TypeAlias = tuple[str, ...]
 _Phrasing = TypeVar("_Phrasing", str, tuple[str, str])
 
-OWN_SHARE = 0.5
+OWN_SHARE = 0.7
 """Chance that a fact is told or asked in words that only its attribute has, where it has such."""
 
 CHANGE_SHARE = 0.7
