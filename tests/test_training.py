@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -40,7 +35,6 @@ from deltamem_agents.training.run_folder import (
     NEUTRAL_FILE,
     OPTIMISER_FILE,
     RECIPE_FILE,
-    Checkpoint,
     RunFolder,
 )
 from deltamem_agents.training.splits import split_of
@@ -422,80 +416,3 @@ def test_an_adapter_begins_with_write_gates_nearly_shut_and_read_and_keep_gates_
             torch.testing.assert_close(floored_gate(value, config.gate_floor), torch.full_like(value, begins[kind]))
         else:
             assert bool((value == 6.0).all()) if kind == "lambda_bias" else bool(value.any()), name
-
-
-def saved_at(step: int, adapter: Adapter) -> Checkpoint:
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.fill_(step)
-    weights = {name: parameter.detach().clone() for name, parameter in adapter.named_parameters()}
-    moments = {(kind, name): value.clone() for name, value in weights.items() for kind in ("exp_avg", "exp_avg_sq")}
-    return Checkpoint(step, float(step), weights, moments)
-
-
-def child(act: Callable[[], object]) -> int:
-    """Exit code of a forked process that does `act`, negative for a signal."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    status = 1
-    signal.alarm(60)
-    try:
-        torch.set_num_threads(1)
-        act()
-        status = 0
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        os._exit(status)
-
-
-def killed_at(calls: int, act: Callable[[], object]) -> bool:
-    """Does `act` in a child process that is killed at its `calls`-th system call of a save; False if it has fewer."""
-
-    def run() -> None:
-        left = calls
-
-        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **kwargs)
-
-            return call
-
-        for name in ("fsync", "replace", "rename"):
-            setattr(os, name, counted(getattr(os, name)))
-        act()
-
-    code = child(run)
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_killed_at_any_moment_of_a_save_the_run_goes_on_from_one_whole_save_point(tmp_path: Path) -> None:
-    loaded = word_model()
-    adapter = Adapter.for_model(RECIPE.adapter, loaded.model)
-    folder = RunFolder(tmp_path, RECIPE)
-    folder.save(saved_at(1, adapter), adapter)
-    step, moments = 1, 0
-    while killed_at(moments + 1, partial(save_next, folder, step + 1, adapter)):
-        moments += 1
-        found = RunFolder(tmp_path, RECIPE).checkpoint()
-        assert found is not None
-        assert found.step in (step, step + 1)
-        step = found.step
-        assert all(bool((value == step).all()) for value in (*found.weights.values(), *found.moments.values()))
-        usable = load_adapter(tmp_path, loaded.model)
-        (filled,) = {float(value) for parameter in usable.parameters() for value in parameter.unique()}
-        assert filled in range(1, step + 1)
-    assert moments >= 6
-    with RunFolder(tmp_path, RECIPE).claimed():
-        assert not list(tmp_path.glob("*.tmp"))
-
-
-def save_next(folder: RunFolder, step: int, adapter: Adapter) -> None:
-    folder.save(saved_at(step, adapter), adapter)
