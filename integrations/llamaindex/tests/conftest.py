@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deltamem_agents import AdapterError, DeltaMemEngine
+from deltamem_agents import DeltaMemEngine
 from deltamem_agents.scripted import ScriptedEngine, oblige
 from deltamem_agents.shared_engines import DEFAULT_MODEL, named_engines
 
@@ -24,7 +24,4 @@ def scripted_name() -> Iterator[None]:
 def real_engine() -> DeltaMemEngine:
     """The embedded model with the adapter that ships, or the one that DELTAMEM_TEST_ADAPTER names."""
     adapter = os.environ.get("DELTAMEM_TEST_ADAPTER")
-    try:
-        return DeltaMemEngine.from_pretrained(DEFAULT_MODEL, adapter=adapter, store="memory:", progress=False)
-    except AdapterError as error:
-        pytest.skip(f"no adapter for the embedded model: {error}")
+    return DeltaMemEngine.from_pretrained(DEFAULT_MODEL, adapter=adapter, store="memory:", progress=False)
