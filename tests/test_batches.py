@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.training.batches import LIKE_LENGTH, HistoryBatch, history_batch, question_batch, told_places
 from deltamem_agents.types import Message
+from tiny_engine import CHATML
 from tiny_training import asides_of, each_template, episodes_of, histories_of, renderer, word_tokenizer
 
 
@@ -50,6 +51,14 @@ def test_a_different_system_part_in_one_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="different system parts"):
         history_batch(renderer(), histories)
     assert history_batch(renderer(), [histories[0], histories[0]]).writable.any()
+
+
+@pytest.mark.parametrize("front", ["", "'<|im_start|>' + "])
+def test_a_template_with_hardly_anything_in_front_of_what_is_said_is_refused(front: str) -> None:
+    bare = CHATML.replace("'<|im_start|>' + message['role'] + '\n' + ", front)
+    assert bare != CHATML
+    with pytest.raises(ConfigError, match=r"fewer than two tokens in front .* give the tokenizer"):
+        question_batch(renderer(bare), episodes_of(1))
 
 
 @each_template

@@ -109,8 +109,7 @@ def collect_activations(
     """Activations of episodes, beside those of exchanges that tell nothing. The model carries the adapter.
 
     An episode of one fact is a telling as a whole; of one of several, each exchange that tells what is asked for.
-    Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply, or when
-    nothing comes before a conversation's first content.
+    Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply.
     """
     tellings = _Gathering.of(renderer, [episode.messages for episode in episodes], adapter)
     asked: list[_Asked] = []
@@ -118,11 +117,6 @@ def collect_activations(
     for start in range(0, len(episodes), COLLECT_BATCH):
         some = episodes[start : start + COLLECT_BATCH]
         history = history_batch(renderer, [episode.messages for episode in some])
-        if bool(history.writable[:, 0].any()):
-            raise ConfigError(
-                "this model's chat template puts no token in front of a conversation's first content, which keys of "
-                'cached conversations need; train it with "warm_start": null and no replayed stage'
-            )
         places, mask = told_places(renderer, some, history)
         inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
         told_at.append(tellings.filled + (history.valid.flatten().cumsum(0) - 1).view_as(mask)[tuple(places.T)])

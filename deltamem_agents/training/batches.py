@@ -111,7 +111,7 @@ def history_batch(
 ) -> HistoryBatch:
     """Each history, followed by its messages of `asides`, in which nothing is told.
 
-    Raises ConfigError unless all histories begin with the same system part.
+    Raises ConfigError unless all histories begin with the same system part, of two tokens at least.
     """
     after = asides or [()] * len(histories)
     whole = [(*history, *aside) for history, aside in zip(histories, after, strict=True)]
@@ -127,7 +127,7 @@ def history_batch(
 def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionBatch:
     """Every question of every episode, in order, with the reply to learn.
 
-    Raises ConfigError unless all prompts begin with the same system part.
+    Raises ConfigError unless all prompts begin with the same system part, of two tokens at least.
     """
     asked = [(row, question) for row, episode in enumerate(episodes) for question in episode.questions]
     exchanges = [_exchange(renderer, question) for _, question in asked]
@@ -275,6 +275,11 @@ def _content_tokens(renderer: Renderer, text: str) -> int:
 def _common_lead(leads: Sequence[Sequence[int]]) -> list[int]:
     if any(list(lead) != list(leads[0]) for lead in leads):
         raise ConfigError("training conversations begin with different system parts; give all of them the same one")
+    if not leads[0]:
+        raise ConfigError(
+            "this chat template puts fewer than two tokens in front of a conversation's first content, and training "
+            "needs two: one to begin with, one that shifts the first key; give the tokenizer a template with turn marks"
+        )
     return list(leads[0])
 
 
