@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from children import killed_at
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.run_folder import (
@@ -21,6 +17,8 @@ from deltamem_agents.training.run_folder import (
     RunFolder,
 )
 from tiny_training import RECIPE, word_model
+
+SAVE_CALLS = ("fsync", "replace", "rename")
 
 
 def saved_at(step: int, adapter: Adapter) -> Checkpoint:
@@ -32,48 +30,6 @@ def saved_at(step: int, adapter: Adapter) -> Checkpoint:
     return Checkpoint(step, float(step), weights, moments)
 
 
-def child(act: Callable[[], object]) -> int:
-    """Exit code of a forked process that does `act`, negative for a signal."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    status = 1
-    signal.alarm(60)
-    try:
-        torch.set_num_threads(1)
-        act()
-        status = 0
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        os._exit(status)
-
-
-def killed_at(calls: int, act: Callable[[], object]) -> bool:
-    """Does `act` in a child process that is killed at its `calls`-th system call of a save; False if it has fewer."""
-
-    def run() -> None:
-        left = calls
-
-        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **kwargs)
-
-            return call
-
-        for name in ("fsync", "replace", "rename"):
-            setattr(os, name, counted(getattr(os, name)))
-        act()
-
-    code = child(run)
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_killed_at_any_moment_of_a_save_the_run_goes_on_from_one_whole_save_point(tmp_path: Path) -> None:
     loaded = word_model()
@@ -81,7 +37,7 @@ def test_killed_at_any_moment_of_a_save_the_run_goes_on_from_one_whole_save_poin
     folder = RunFolder(tmp_path, RECIPE)
     folder.save(saved_at(1, adapter), adapter)
     step, moments = 1, 0
-    while killed_at(moments + 1, partial(save_next, folder, step + 1, adapter)):
+    while killed_at(moments + 1, SAVE_CALLS, partial(save_next, folder, step + 1, adapter)):
         moments += 1
         found = RunFolder(tmp_path, RECIPE).checkpoint()
         assert found is not None

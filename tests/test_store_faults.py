@@ -13,10 +13,8 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
+from children import fork_child, in_child, killed_at
 from deltamem_agents.errors import StoreError
 from deltamem_agents.snapshots import FileStore, SQLiteStore, Store, encode
 from deltamem_agents.testing import commit_by_retry, example_snapshot, grow
@@ -38,30 +36,6 @@ OPEN: dict[str, Callable[[Path], Store]] = {
 }
 each_store = pytest.mark.parametrize("opened", OPEN.values(), ids=OPEN)
 Opener = Callable[[Path], Store]
-
-
-def fork_child(act: Callable[[], object]) -> int:
-    """Runs `act` in a child process; returns its pid. The child exits with 0, or 1 when `act` raises."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    # Should the parent fail before it ends the child, something does.
-    signal.alarm(120)
-    try:
-        # A thread pool of the parent's does not exist in the child.
-        torch.set_num_threads(1)
-        act()
-        status = 0
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        os._exit(status)
-
-
-def in_child(act: Callable[[], object]) -> int:
-    """Runs `act` in a child process to its end; returns the exit code, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(fork_child(act), 0)[1])
 
 
 @each_store
@@ -103,34 +77,6 @@ def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_
 
 
 SYSTEM_CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
-
-
-def killed_at(count: int, act: Callable[[], object]) -> bool:
-    """Runs `act` in a child that is killed just before its `count`-th system call.
-
-    False when it came to its end without so many.
-    """
-
-    def run() -> None:
-        left = count
-
-        def counted(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*args: object, **kwargs: object) -> object:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **kwargs)
-
-            return call
-
-        for name in SYSTEM_CALLS:
-            setattr(os, name, counted(getattr(os, name)))
-        act()
-
-    code = in_child(run)
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
 
 
 def changes(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -188,7 +134,7 @@ def test_a_folder_killed_between_any_two_steps_holds_the_old_or_the_new(change: 
     seen = []
     for count in range(1, 100):
         store = fresh_copy(original, tmp_path / "killed")
-        if not killed_at(count, lambda: dict(changes(FileStore(store.path)))[change]()):  # noqa: B023
+        if not killed_at(count, SYSTEM_CALLS, lambda: dict(changes(FileStore(store.path)))[change]()):  # noqa: B023
             break
         with FileStore(store.path) as reopened:
             found = holdings(reopened)
