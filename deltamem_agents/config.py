@@ -38,14 +38,15 @@ _INERT_PUBLISHED_KEYS: Mapping[str, object] = {
 class AdapterConfig:
     """Geometry and update rule of a δ-mem adapter. Defaults are the published preset.
 
-    `target_layers` empty means every layer. `key_shift` adds a projection of the previous token's
-    hidden state to the memory key. `read_gate` scales what a token reads by a gate of its own, one a state.
-    `gate_floor`: a write or read gate whose sigmoid is below it is shut, and what is above is stretched to
-    reach from 0 to 1; 0 shuts none. `read_scope`: "replies" lets only those tokens read from which a token of
-    an assistant's message is predicted, so that what others say is read as by the frozen model. `erase_gate`:
-    a token takes only as much of what its key finds out of the state as a gate of its own says. The published
-    method has none of these five. `layers`, `hidden_size` and `base_model` name the model the adapter was made
-    for; None means unknown (the published files do not say).
+    `target_layers` empty means every layer. `key_shift` adds a projection of the previous token's hidden state to the
+    memory key. `read_gate` scales what a token reads by a gate of its own, one a state. `gate_floor`: a write or read
+    gate whose sigmoid is below it is shut, and what is above is stretched to reach from 0 to 1; 0 shuts none.
+    `read_scope`: "replies" lets only those tokens read from which a token of an assistant's message is predicted, so
+    that what others say is read as by the frozen model. `erase_gate`: a token takes only as much of what its key finds
+    out of the state as a gate of its own says. `readout`: what every layer reads is also added, through a projection of
+    its own, to the output of the last layer with a state, past all layers between. The published method has none of
+    these six. `layers`, `hidden_size` and `base_model` name the model the adapter was made for; None means unknown (the
+    published files do not say).
     """
 
     rank: int = 8
@@ -66,6 +67,7 @@ class AdapterConfig:
     key_shift: bool = False
     read_gate: bool = False
     erase_gate: bool = False
+    readout: bool = False
     gate_floor: float = 0.0
     read_scope: ReadScope = "all"
     layers: int | None = None
@@ -194,6 +196,7 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
             "key_shift",
             "read_gate",
             "erase_gate",
+            "readout",
         ),
         lambda value: isinstance(value, bool),
         "true or false",

@@ -102,6 +102,28 @@ def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
             assert start == places[0] and places[-1] < end
 
 
+@pytest.mark.parametrize("facts", [1, 3])
+def test_what_a_fact_was_before_is_kept_apart_and_counts_as_told(facts: int) -> None:
+    episodes = episodes_of(12, replace(SHAPE, facts=facts, changed=0.5))
+    engine = word_engine(GATED)
+    found = activations_of(engine, episodes, 9)
+    questions = [(episode, question) for episode in episodes for question in episode.questions]
+    changed = 0
+    for (episode, question), places in zip(questions, found.earlier, strict=True):
+        if question.told_before is None:
+            assert not len(places) and not question.outdated
+            continue
+        changed += 1
+        exchange = episode.exchange_places(question.told_before)
+        said = episode.messages[exchange.start : question.told_before.message + 1]
+        contents = embedded(engine, contents_of(said, CHATML))
+        torch.testing.assert_close(found.tellings.inputs[0, places], contents)
+        values = found.tellings.inputs[0, places[found.tellings.told[places]]]
+        old = torch.tensor(word_tokenizer().encode(" " + question.outdated[-1]))
+        torch.testing.assert_close(values, embedded(engine, old))
+    assert 0 < changed < len(questions)
+
+
 def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
     """Each with its own exchange, read behind what was said before it."""
     episodes = episodes_of(12, replace(SHAPE, facts=3))

@@ -32,6 +32,7 @@ RELEASED = sorted(path.parent for path in (Path(__file__).parent / "parity").glo
         ("key_shift", None, "true or false"),
         ("read_gate", 1, "true or false"),
         ("erase_gate", "no", "true or false"),
+        ("readout", 1, "true or false"),
         ("gate_floor", 1.0, "from 0 to below 1"),
         ("gate_floor", -0.01, "from 0 to below 1"),
         ("gate_floor", float("nan"), "from 0 to below 1"),
@@ -99,7 +100,8 @@ def test_missing_keys_take_the_published_preset() -> None:
     config = AdapterConfig.from_json({})
     assert (config.rank, config.alpha, config.delta_heads, config.scale) == (8, 16.0, ("q", "o"), 2.0)
     assert config.couple_lambda and config.rankwise_gates and config.state_update_mode == "standard"
-    assert not config.key_shift and not config.read_gate and not config.erase_gate and config.gate_floor == 0
+    assert not config.key_shift and not config.read_gate and config.gate_floor == 0
+    assert not config.erase_gate and not config.readout
 
 
 @pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])

@@ -88,13 +88,19 @@ def test_a_read_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> No
             assert torch.equal(weight, stored[f"layers.{index}.{name}"])
 
 
-def test_an_erase_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> None:
-    save_adapter(random_adapter(llama, VARIANTS["erase-gate"]), tmp_path)
+@pytest.mark.parametrize(
+    ("variant", "shapes"),
+    [("erase-gate", {"erase_proj": (2, 32), "erase_bias": (2,)}), ("readout", {"readout_proj": (32, 8)})],
+)
+def test_what_a_variant_adds_is_saved_and_loaded(
+    llama: nn.Module, variant: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    save_adapter(random_adapter(llama, VARIANTS[variant]), tmp_path)
     stored = load_file(tmp_path / WEIGHTS_FILE)
     loaded = load_adapter(tmp_path, llama)
-    assert loaded.config.erase_gate
+    assert loaded.config == random_adapter(llama, VARIANTS[variant]).config
     for slot, index in enumerate(loaded.indices):
-        for name, shape in (("erase_proj", (2, 32)), ("erase_bias", (2,))):
+        for name, shape in shapes.items():
             weight = loaded.layer(slot).get_parameter(name)
             assert weight.shape == shape and bool(weight.any())
             assert torch.equal(weight, stored[f"layers.{index}.{name}"])

@@ -30,6 +30,7 @@ from tiny_models import (
     close,
     lora_wrapped,
     quantise_attention,
+    random_adapter,
     random_ids,
     random_state,
     tiny_model,
@@ -244,6 +245,30 @@ def test_each_state_head_has_a_read_gate_of_its_own() -> None:
             subject.adapter.layer(slot).read_bias[1] = -50.0
         found, _ = subject.run(ids, state, writes=False)
     close(found, expected)
+
+
+def test_a_readout_says_what_all_layers_read_behind_the_last_one() -> None:
+    """Layers before the last are as without it, and the last has the sum."""
+    model = tiny_model("llama")
+    adapter = random_adapter(model, VARIANTS["readout"])
+    plain = random_adapter(model, replace(VARIANTS["readout"], readout=False))
+    plain.load_state_dict({name: w for name, w in adapter.state_dict().items() if "readout" not in name})
+    ids, state = random_ids(1, 6), random_state(adapter)
+    outputs: list[list[torch.Tensor]] = []
+    for one in (plain, adapter):
+        said: list[torch.Tensor] = []
+        attachment = attach(model, one)
+        hooks = [m.register_forward_hook(lambda *a, said=said: said.append(a[2][0])) for m in attention_modules(model)]
+        call = MemoryCall(state)
+        with torch.no_grad():
+            model(input_ids=ids, **{CALL_KEYWORD: call})
+        outputs.append(said)
+        for handle in hooks:
+            handle.remove()
+        attachment.detach()
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    assert sorted(call.readouts) == [0, 1] and all(bool(x.any()) for x in call.readouts.values())
+    torch.testing.assert_close(outputs[1][1], outputs[0][1] + call.readouts[0] + call.readouts[1])
 
 
 @pytest.mark.parametrize("cuts", [(1,), (4, 5, 9)])

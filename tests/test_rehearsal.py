@@ -260,7 +260,7 @@ def test_any_adapter_can_be_rehearsed(config: AdapterConfig) -> None:
     before = {name: value.clone() for name, value in adapter.named_parameters()}
     rehearse(adapter, found, Pairs.of(found), WORLD.rows, replace(PLAN, steps=2, addressing=2), seed=0, say=silent)
     changed = {name for name, value in adapter.named_parameters() if not torch.equal(value, before[name])}
-    fitted = ("memory_", "beta_", "read_", "delta_o_proj")
+    fitted = ("memory_", "beta_", "read_", "readout_proj" if config.readout else "delta_o_proj")
     assert changed == {name for name in before if name.split(".")[-1].startswith(fitted)}
     assert all(bool(value.isfinite().all()) for value in adapter.parameters())
 

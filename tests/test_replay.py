@@ -17,7 +17,7 @@ from deltamem_agents.training.strung import Conversation, WriteWeights, string_t
 from test_rehearsal import in_float32
 from tiny_training import CONFIGS, activations_of, each_template, episodes_of, renderer, word_engine
 
-ALONE = EpisodeShape(distractors=(0, 0), changed=0.3)
+ALONE = EpisodeShape(distractors=(0, 0))
 REPLIES_READ = CONFIGS["replies alone read"]
 
 
@@ -74,6 +74,36 @@ def test_questions_of_one_conversation_are_answered_from_its_state(template: str
     tokens = [sum(int(found.prompts[t].is_answer.sum()) for t in one.tellings) for one in conversations]
     mean = sum(n * own.answer_nats for n, (_, own) in zip(tokens, alone, strict=True)) / sum(tokens)
     assert together.answer_nats == pytest.approx(mean, rel=1e-3)
+
+
+@each_template
+def test_what_was_never_told_is_compared_with_the_frozen_model_up_to_where_an_answer_would_begin(template: str) -> None:
+    engine = word_engine(REPLIES_READ, template)
+    model, adapter = engine.model, engine.adapter
+    episodes = episodes_of(20, ALONE)
+    found = in_float32(activations_of(engine, episodes, template=template))
+    questions = question_batch(renderer(template), episodes[7:8])
+    conversation = Conversation((3,), (("tellings", 3),))
+    _, outcome = replay(model, adapter, found, questions.lead, [conversation], untold=[(0, 7)])
+    state, _ = replay(model, adapter, found, questions.lead, [conversation])
+    frozen, steered = (answer_questions(model, one, questions, writes=False) for one in (adapter.zero_state(), state))
+    first = int(questions.is_first.nonzero())
+    nats = [
+        float((one.softmax(-1) * (one.log_softmax(-1) - other.log_softmax(-1))).sum().detach())
+        for one, other in zip(frozen[: first + 1], steered[: first + 1], strict=True)
+    ]
+    assert len(nats) > 1 and nats[0] > 0
+    expected = (nats[0] + sum(nats[1:]) / len(nats[1:])) / 2
+    assert float(outcome.untold.detach()) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_memory_that_says_nothing_disturbs_no_reply_to_what_was_never_told() -> None:
+    engine = word_engine(replace(REPLIES_READ, alpha=0.0))
+    found = activations_of(engine, episodes_of(20, ALONE))
+    lead = question_batch(renderer(), episodes_of(1)).lead
+    told = [Conversation((3,), (("tellings", 3),))]
+    _, outcome = replay(engine.model, engine.adapter, found, lead, told, writes=True, untold=[(0, 7)])
+    assert float(outcome.untold.detach()) == pytest.approx(0, abs=1e-6)
 
 
 def test_every_weight_that_writes_or_reads_learns_from_a_replay() -> None:

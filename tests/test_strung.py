@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.training.strung import (
+    ALIKE_SHARE,
     STATEMENT_SHARE,
     Conversation,
     WriteWeights,
+    never_told,
     string_together,
     write_strung,
 )
@@ -35,6 +38,59 @@ def test_of_some_tellings_only_the_message_that_tells_is_written() -> None:
     kinds = [kind for seed in range(50) for kind, _ in string_together(SMALL, 8, 0, 0, random.Random(seed)).order]
     assert set(kinds) == {"tellings", "statements"}
     assert abs(kinds.count("statements") / len(kinds) - STATEMENT_SHARE) < 0.1
+
+
+CHANGED = replace(SMALL, earlier=tuple(places[:2] for places in SMALL.tellings.contents))
+
+
+@given(facts=st.integers(1, 12), seed=st.integers(0, 999))
+def test_what_a_fact_was_before_is_told_before_it(facts: int, seed: int) -> None:
+    order = string_together(CHANGED, facts, 2, 2, random.Random(seed)).order
+    told = {index: place for place, (kind, index) in enumerate(order) if kind in ("tellings", "statements")}
+    earlier = {index: place for place, (kind, index) in enumerate(order) if kind == "earlier"}
+    assert set(earlier) == set(told) and all(earlier[index] < told[index] for index in told)
+
+
+def test_what_a_fact_was_before_is_written_where_it_stands() -> None:
+    weights = WriteWeights.of(fresh(GATED))
+    alone, both = (
+        write_strung(GATED, weights, CHANGED, [Conversation((4,), order)])
+        for order in ((("tellings", 4),), (("earlier", 4), ("tellings", 4)))
+    )
+    assert both.gates.shape[1] == alone.gates.shape[1] + 2
+    assert float((both.state - alone.state).norm().detach()) > 0
+    assert not bool(both.aside.any())
+
+
+def test_some_conversations_tell_the_same_of_several_people() -> None:
+    people = replace(SMALL, attributes=tuple(str(number % 3) for number in range(60)))
+    people = replace(people, subjects=tuple(frozenset({str(number)}) for number in range(60)))
+    shares = []
+    for seed in range(200):
+        told = string_together(people, 4, 0, 0, random.Random(seed)).tellings
+        assert len(told) == 4
+        shares.append(len({people.attributes[telling] for telling in told[:3]}) == 1)
+    by_chance = (1 - ALIKE_SHARE) / 9
+    assert abs(sum(shares) / 200 - ALIKE_SHARE - by_chance) < 0.12
+
+
+@given(facts=st.integers(1, 6), seed=st.integers(0, 999))
+def test_what_was_never_told_is_about_nothing_that_was(facts: int, seed: int) -> None:
+    rng = random.Random(seed)
+    conversations = [string_together(SMALL, facts, 0, 0, rng) for _ in range(3)]
+    pairs = never_told(SMALL, conversations, 8, rng)
+    assert len(pairs) == 8
+    for row, telling in pairs:
+        about = frozenset().union(*(SMALL.subjects[one] for one in conversations[row].tellings))
+        assert not about & SMALL.subjects[telling]
+
+
+def test_half_of_what_was_never_told_is_told_of_others() -> None:
+    people = replace(SMALL, attributes=tuple(str(number // 6) for number in range(60)))
+    people = replace(people, subjects=tuple(frozenset({str(number)}) for number in range(60)))
+    pairs = never_told(people, [Conversation((0, 20), ())], 200, random.Random(0))
+    near = sum(people.attributes[telling] in ("0", "3") for _, telling in pairs)
+    assert 100 <= near < 140
 
 
 def test_told_tokens_and_those_that_tell_nothing_are_told_apart() -> None:

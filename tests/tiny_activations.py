@@ -57,6 +57,8 @@ class World:
         aside = [[place(PLAIN, rng.randrange(SUBJECTS)) for _ in range(rng.randint(3, 6))] for _ in range(40)]
         return Activations(
             tellings=_exchanges(told, told_at=-3),
+            earlier=(torch.zeros(0, dtype=torch.long),) * tellings,
+            attributes=tuple(str(subject) for subject, _ in facts),
             subjects=tuple(frozenset({str(subject)}) for subject, _ in facts),
             asides=_exchanges(aside, told_at=None),
             questions=_exchanges([[place(PLAIN), place(PLAIN, subject)] for subject, _ in facts], told_at=None),

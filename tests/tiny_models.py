@@ -167,6 +167,8 @@ VARIANTS: Mapping[str, AdapterConfig] = {
     "last-layer": replace(FULL, target_layers=(1,)),
     "read-gate": replace(FULL, read_gate=True),
     "erase-gate": replace(FULL, erase_gate=True, num_state_heads=2, rankwise_gates=False),
+    "readout": replace(FULL, readout=True, num_state_heads=2),
+    "readout-alone": replace(FULL, readout=True, delta_heads=("q",), target_layers=(0,)),
     "replies-only": replace(FULL, read_scope="replies"),
     "floored-gates": replace(FULL, read_gate=True, gate_floor=0.25, key_shift=True, num_state_heads=2),
 }

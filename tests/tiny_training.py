@@ -75,6 +75,7 @@ CONFIGS: Mapping[str, AdapterConfig] = {
     "published preset": AdapterConfig(rank=4),
     "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True, read_gate=True),
     "erase gate": replace(GATED, erase_gate=True),
+    "readout": replace(GATED, readout=True, read_scope="replies"),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
     "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
 }

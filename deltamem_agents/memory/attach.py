@@ -131,10 +131,10 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         active: _Active | None = running.active
         running.active = None
-        if active is None or "o" not in memory.config.delta_heads:
+        delta = None if active is None else memory.output_correction(active.call, slot, active.reads)
+        if active is None or delta is None:
             return output
         attended = output[0] if isinstance(output, tuple) else output
-        delta = memory.correction("o", active.reads)
         if active.call.collect:
             active.call.ratios.append(delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
         corrected = attended + delta.to(attended.dtype)

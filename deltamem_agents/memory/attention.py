@@ -52,6 +52,7 @@ class MemoryCall:
     inputs: dict[int, Tensor] | None = None
     matrices: dict[int, Tensor] = field(default_factory=dict)
     carries: dict[int, Tensor] = field(default_factory=dict)
+    readouts: dict[int, Tensor] = field(default_factory=dict)
     betas: list[Tensor] = field(default_factory=list)
     ratios: list[Tensor] = field(default_factory=list)
 
@@ -109,6 +110,8 @@ class LayerMemory(nn.Module):
             self.lambda_bias = nn.Parameter(torch.zeros(config.gate_width))
         for head in config.delta_heads:
             self.register_parameter(f"delta_{head}_proj", matrix(getattr(widths, head), config.width))
+        if config.readout:
+            self.readout_proj = matrix(widths.o, config.width)
         if config.delta_o_rmsnorm:
             self.delta_o_rmsnorm_weight = nn.Parameter(torch.ones(widths.o))
         if config.trainable_delta_scale:
@@ -169,6 +172,21 @@ class LayerMemory(nn.Module):
             if head == "o" and config.delta_o_rmsnorm:
                 delta = F.rms_norm(delta, delta.shape[-1:], self.delta_o_rmsnorm_weight, config.delta_o_rmsnorm_eps)
         return delta
+
+    def output_correction(self, call: MemoryCall, slot: int, reads: Tensor) -> Tensor | None:
+        """What is added to the attention's output (B, T, width of o) float32, None for nothing.
+
+        With `readout` each layer leaves what it has to say in `call`, and the last one says it for all.
+        """
+        delta = self.correction("o", reads) if "o" in self.config.delta_heads else None
+        if not self.config.readout:
+            return delta
+        with _in_float32(reads):
+            call.readouts[slot] = F.linear(reads, self.readout_proj) * self.config.scale
+        if slot + 1 < call.state.geometry[0]:
+            return delta
+        said = torch.stack([call.readouts[layer].to(reads.device) for layer in sorted(call.readouts)]).sum(0)
+        return said if delta is None else delta + said
 
 
 def read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:

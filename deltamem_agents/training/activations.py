@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,16 +76,20 @@ class CachedPrompt:
 
 @dataclass(frozen=True)
 class Activations:
-    """`tellings` tell one fact each, about `subjects`; `asides` tell nothing.
+    """`tellings` tell one fact each, about `subjects`, each an attribute of somebody; `asides` tell nothing.
 
-    `questions` are the questions about them, in the same order, and `prompts` the same as prompts to go on from.
-    `asked` (layers, Q, hidden): inputs at the places from which a told token is to be said; `target` (Q,) is
-    that token, `telling` (Q,) who told it and `told_at` (Q,) at which place of `tellings`. `begun` (layers, tellings,
-    hidden): inputs where each reply begins. `replies` (layers, P, hidden): all places of replies but `asked`.
+    `earlier`: for each telling the places in `tellings` of the words that told its fact before with another value, none
+    where it was never changed. `questions` are the questions about them, in the same order, and `prompts` the same as
+    prompts to go on from. `asked` (layers, Q, hidden): inputs at the places from which a told token is to be said;
+    `target` (Q,) is that token, `telling` (Q,) who told it and `told_at` (Q,) at which place of `tellings`. `begun`
+    (layers, tellings, hidden): inputs where each reply begins. `replies` (layers, P, hidden): all places of replies but
+    `asked`.
     """
 
     tellings: Exchanges
+    earlier: tuple[Tensor, ...]
     subjects: tuple[frozenset[str], ...]
+    attributes: tuple[str, ...]
     asides: Exchanges
     questions: Exchanges
     prompts: tuple[CachedPrompt, ...]
@@ -128,9 +132,12 @@ def collect_activations(
     ends = torch.tensor([count for _, count in asking]).cumsum(0)
     prompts = tuple(prompt for batch in asked for prompt in batch.prompts)
     answers = torch.tensor([int(prompt.is_answer.sum()) for prompt in prompts])
+    told, questions = tellings.exchanges(), [question for episode in episodes for question in episode.questions]
     return Activations(
-        tellings=tellings.exchanges(),
-        subjects=tuple(frozenset({question.subject}) for episode in episodes for question in episode.questions),
+        tellings=replace(told, contents=told.contents[::2]),
+        earlier=told.contents[1::2],
+        subjects=tuple(frozenset({question.subject}) for question in questions),
+        attributes=tuple(question.attribute for question in questions),
         asides=asides,
         questions=Exchanges(
             torch.cat([inputs for inputs, _ in asking], dim=1),
@@ -181,10 +188,12 @@ def joined(parts: Sequence[Activations]) -> Activations:
     counts = torch.tensor([len(part.prompts) for part in parts])
     begins = (counts.cumsum(0) - counts).tolist()
     lengths = torch.tensor([len(part.tellings) for part in parts])
-    starts = (lengths.cumsum(0) - lengths).tolist()
+    starts: list[int] = (lengths.cumsum(0) - lengths).tolist()
     return Activations(
         **kinds,
+        earlier=tuple(places + start for part, start in zip(parts, starts, strict=True) for places in part.earlier),
         subjects=tuple(subject for part in parts for subject in part.subjects),
+        attributes=tuple(attribute for part in parts for attribute in part.attributes),
         asides=parts[0].asides,
         prompts=tuple(prompt for part in parts for prompt in part.prompts),
         asked=torch.cat([part.asked for part in parts], dim=1),
@@ -207,12 +216,24 @@ def _joined_exchanges(parts: Sequence[Exchanges]) -> Exchanges:
 
 
 def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:
-    """For each of an episode's tellings the places behind the lead of its content tokens."""
+    """Places behind the lead of content tokens: of each of an episode's tellings, and of what told the same before.
+
+    Of the latter, which later words make untrue, replies are left out.
+    """
     owner = torch.tensor(renderer.render(episode.messages, generation_prompt=False).owner)[lead:]
-    if len(episode.questions) == 1:
-        return [(owner >= 0).nonzero().squeeze(-1)]
-    ranges = [episode.exchange_places(question.told) for question in episode.questions if question.told is not None]
-    return [((owner >= of.start) & (owner < of.stop)).nonzero().squeeze(-1) for of in ranges]
+
+    def within(messages: range) -> Tensor:
+        return ((owner >= messages.start) & (owner < messages.stop)).nonzero().squeeze(-1)
+
+    found = []
+    for question in episode.questions:
+        assert question.told is not None
+        before = question.told_before
+        whole = len(episode.questions) == 1 and before is None
+        found.append(within(range(len(episode.messages)) if whole else episode.exchange_places(question.told)))
+        spoken = range(0) if before is None else range(episode.exchange_places(before).start, before.message + 1)
+        found.append(within(spoken))
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.training.episodes import Episode, Question
+from deltamem_agents.training.episodes import Episode, Question, Told
 from deltamem_agents.types import Message
 
 PREFIX_WEIGHT = 0.1
@@ -246,21 +246,29 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Exchange], histories: 
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
     """Where values were told: places (tokens, 2) as (row, position), and a mask (batch, T) of them.
 
-    In the order of the episodes' questions, each of which has to say where its fact was told.
+    In the order of the episodes' questions, each of which has to say where its fact was told. The mask has the values
+    that were changed later as well.
     """
     mask = torch.zeros_like(histories.valid)
     places: list[tuple[int, int]] = []
     for row, episode in enumerate(episodes):
-        owner = renderer.render(episode.messages, generation_prompt=False).owner
+        owner = list(renderer.render(episode.messages, generation_prompt=False).owner)[len(histories.lead) :]
         for question in episode.questions:
             assert question.told is not None
-            begins = list(owner).index(question.told.message) - len(histories.lead)
-            content = episode.messages[question.told.message].content
-            end = question.told.start + len(question.answer)
-            start, stop = (begins + _content_tokens(renderer, content[:cut]) for cut in (question.told.start, end))
-            mask[row, start:stop] = True
-            places += [(row, place) for place in range(start, stop)]
+            told = _value_tokens(renderer, episode, owner, question.told, question.answer)
+            mask[row, told.start : told.stop] = True
+            places += [(row, place) for place in told]
+            if question.told_before is not None:
+                before = _value_tokens(renderer, episode, owner, question.told_before, question.outdated[-1])
+                mask[row, before.start : before.stop] = True
     return torch.tensor(places), mask
+
+
+def _value_tokens(renderer: Renderer, episode: Episode, owner: Sequence[int], told: Told, value: str) -> range:
+    """Where among the tokens of an episode, whose messages `owner` numbers, a told value stands."""
+    begins, content = owner.index(told.message), episode.messages[told.message].content
+    start, stop = (_content_tokens(renderer, content[:cut]) for cut in (told.start, told.start + len(value)))
+    return range(begins + start, begins + stop)
 
 
 def _content_tokens(renderer: Renderer, text: str) -> int:

@@ -20,6 +20,13 @@ from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.training.strung import by_head, product, stacked_over_layers
 
 
+def speaking_weight(config: AdapterConfig) -> str | None:
+    """Which of a layer's projections says what is read: the shortest way to the vocabulary that the adapter has."""
+    if config.readout:
+        return "readout_proj"
+    return "delta_o_proj" if "o" in config.delta_heads else None
+
+
 @dataclass(frozen=True)
 class ReadWeights:
     """What the reads of all layers are computed with: the adapter's projections, stacked (layers, …)."""

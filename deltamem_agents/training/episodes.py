@@ -54,6 +54,10 @@ class Question:
     """What the answer would have been before, oldest first."""
     subject: str = ""
     """What is asked for, spelled one way whatever the prefix: "city", "Tom's city"."""
+    attribute: str = ""
+    """The same whoever it is asked of: "city"."""
+    told_before: Told | None = None
+    """Where the newest of the outdated values was told."""
 
     @property
     def reply(self) -> str:
@@ -187,6 +191,7 @@ class _Draw:
         self._voice = Voice(rng, held_out=shape.held_out_phrasings, loose=shape.all_of_user)
         self._messages: list[Message] = []
         self._told: dict[str, Told] = {}
+        self._told_before: dict[str, Told] = {}
         self._values: set[str] = set()
         self._asked: frozenset[str] = frozenset()
         self._names: frozenset[str] = frozenset()
@@ -268,14 +273,15 @@ class _Draw:
 
     def _say(self, exchange: Exchange, spoken: Sequence[Telling]) -> None:
         for fact, told in zip(spoken, exchange.told, strict=True):
-            if fact.current:
-                self._told[fact.attribute.subject] = Told(len(self._messages) + told.message, told.start)
+            where = self._told if fact.current else self._told_before
+            where[fact.attribute.subject] = Told(len(self._messages) + told.message, told.start)
         self._messages += exchange.messages
 
     def _question(self, fact: Telling, outdated: tuple[str, ...]) -> Question:
         attribute = fact.attribute
-        question, prefix = self._voice.ask(attribute), self._prefix(fact)
-        return Question(question, fact.value, prefix, self._told.get(attribute.subject), outdated, attribute.subject)
+        subject, question, prefix = attribute.subject, self._voice.ask(attribute), self._prefix(fact)
+        told, before = self._told.get(subject), self._told_before.get(subject)
+        return Question(question, fact.value, prefix, told, outdated, subject, attribute.name, before)
 
     def _prefix(self, fact: Telling) -> str:
         """How the reply to a question about a fact begins."""

@@ -30,8 +30,9 @@ class Outcome:
     `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
     `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `begun`: mean
     cross-entropy of the replies' first tokens, a scalar with gradient. `noise`: how far write gates stood open on small
-    talk, `gates` how badly they tell told values from the rest, `probed` how badly a probe got the answers, scalars
-    with gradient, 0 where not known; `direct` the share that it got right.
+    talk, `gates` how badly they tell told values from the rest, `probed` how badly a probe got the answers, `untold` by
+    how many nats the replies to what was never told were disturbed, scalars with gradient, 0 where not known; `direct`
+    the share that the probe got right.
     """
 
     loss: Tensor
@@ -42,6 +43,7 @@ class Outcome:
     noise: Tensor
     gates: Tensor
     probed: Tensor
+    untold: Tensor
     direct: float | None = None
 
 
@@ -97,8 +99,8 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
 def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
     """KL divergence, in nats, from the frozen model's predictions to those with the memory.
 
-    The mean over the places where a reply begins, which decide what it will say, and the mean over all others count
-    the same. The contents of the exchange are written as they are read, as a turn does.
+    Of the places where a reply begins, which decide what it will say, and of all others alike. The contents of the
+    exchange are written as they are read, as a turn does.
     """
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
@@ -106,9 +108,16 @@ def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> 
     states = MemoryState(state.matrices[neutral.row])
     call = MemoryCall(states, neutral.valid, neutral.writable, replies=neutral.replies)
     hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
-    steered = logits_at(model, hidden, neutral.places).log_softmax(-1)
+    return divergence(logits_at(model, hidden, neutral.places).log_softmax(-1), frozen, neutral.places)
+
+
+def divergence(steered: Tensor, frozen: Tensor, places: Tensor) -> Tensor:
+    """KL in nats from `frozen` to `steered` log-probabilities (places, vocabulary) of replies.
+
+    The mean over the `places` (row, position) where a reply begins and the mean over all others count the same.
+    """
     nats = F.kl_div(steered, frozen, log_target=True, reduction="none").sum(-1)
-    begins = first_places(neutral.places)
+    begins = first_places(places)
     return (nats[begins].mean() + nats[~begins].mean()) / 2
 
 
@@ -185,4 +194,5 @@ def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
         noise=noise,
         gates=noise.new_zeros(()),
         probed=noise.new_zeros(()),
+        untold=noise.new_zeros(()),
     )

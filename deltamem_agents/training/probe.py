@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.addressing import Asked, matching_loss
-from deltamem_agents.training.direct_path import ReadWeights, directions, said
+from deltamem_agents.training.direct_path import ReadWeights, directions, said, speaking_weight
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.strung import Conversation, WriteWeights
 
@@ -39,10 +39,10 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def begin(self, adapter: Adapter) -> None:
-        """Say things as the adapter's correction on o does, which rehearsal has fitted."""
-        if "o" in adapter.config.delta_heads:
+        """Say things as the adapter does, which rehearsal has fitted."""
+        if speaking := speaking_weight(adapter.config):
             for slot, say in enumerate(self.say):
-                say.copy_(adapter.layer(slot).get_parameter("delta_o_proj"))
+                say.copy_(adapter.layer(slot).get_parameter(speaking))
         else:
             nn.init.normal_(self.say)
         self.say.mul_(SIZE / self.say.std().clamp_min(1e-6))

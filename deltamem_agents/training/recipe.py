@@ -78,9 +78,10 @@ class Stage:
     how a reply to a question begins, beside what the answer's loss has of it: whether the model speaks from memory at
     all. `noise_weight`: of write gates that stand open on neutral text; `gate_weight`: of write gates that do not tell
     told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and of
-    matching questions with what was told (see `training/probe.py`), which only a replayed stage knows. `replayed`:
-    histories are strung together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of
-    neutral text and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
+    matching questions with what was told (see `training/probe.py`), `untold_weight`: of answering questions about what
+    was never told as the frozen model does, both known to replayed stages alone. `replayed`: histories are strung
+    together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text for every
+    eight facts, and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
     steps a quarter of these episodes is replaced by new ones (0: as the warm start says).
     """
 
@@ -99,18 +100,14 @@ class Stage:
     noise_weight: float = 0.0
     gate_weight: float = 0.0
     probe_weight: float = 0.0
+    untold_weight: float = 0.0
     replayed: bool = False
     renewed_every: int = 0
 
     def __post_init__(self) -> None:
         _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
         _check(self, ("warmup", "neutral_every", "renewed_every"), "a whole number", lambda value: _is_whole(value, 0))
-        _check(
-            self,
-            ("rate", "rate_end", "neutral_weight", "begin_weight", "noise_weight", "gate_weight", "probe_weight"),
-            "0 or more",
-            lambda value: value >= 0,
-        )
+        _check(self, ("rate", "rate_end", *_WEIGHTS), "0 or more", lambda value: value >= 0)
         _check(self, ("question_writes",), *_FROM_0_TO_1)
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check(self, ("asides",), *_FEWEST_AND_MOST)
@@ -289,4 +286,5 @@ _FEWEST_AND_MOST: _Expected = (
     "[fewest, most]",
     lambda value: _are_whole(value, 0) and len(value) == 2 and value[0] <= value[1],
 )
+_WEIGHTS = tuple(f"{of}_weight" for of in ("neutral", "begin", "noise", "gate", "probe", "untold"))
 _CHANCES = ("word_share", "changed", "asked_before", "same_attribute", "paired", "other_prefixes", "everyday")

@@ -22,7 +22,7 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.addressing import draw_asked, matching_loss, values_that_say
-from deltamem_agents.training.direct_path import ReadWeights, directions, said
+from deltamem_agents.training.direct_path import ReadWeights, directions, said, speaking_weight
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
@@ -94,8 +94,8 @@ class _Stacked:
             if self.config.read_gate:
                 memory.read_proj.copy_(self.read[slot])
                 memory.read_bias.copy_(self.read_bias[slot])
-            if "o" in self.config.delta_heads:
-                memory.get_parameter("delta_o_proj").copy_(self.say[slot])
+            if speaking := speaking_weight(self.config):
+                memory.get_parameter(speaking).copy_(self.say[slot])
 
 
 def rehearse(
@@ -108,7 +108,7 @@ def rehearse(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Fit the adapter's projections; its correction on o is left at length 1 for an average answer.
+    """Fit the adapter's projections; what it says is left at length 1 for an average answer.
 
     `pairs`: what addresses are learned from, where the plan says so. `rows` (vocabulary, hidden): the directions in
     which the model says each token.

@@ -30,12 +30,19 @@ ERASE_LOGIT = 0.85
 OPEN_WEIGHT = 8.0
 """How many shut gates an open one counts for: told values are rare among tokens."""
 
-Kind: TypeAlias = Literal["tellings", "statements", "asides", "questions"]
-"""A telling is a whole exchange; a statement of the same number ends with the message that has the told value."""
+Kind: TypeAlias = Literal["tellings", "statements", "earlier", "asides", "questions"]
+"""A telling is a whole exchange; a statement of the same number ends with the message that has the told value, and what
+was said earlier told the same fact with another value."""
+
+ALIKE_SHARE = 0.25
+"""Chance that up to half of what a conversation tells is the same of several people."""
 
 STATEMENT_SHARE = 0.7
 """Chance that a telling is written without the reply to it. Written each time, that reply would come to stand for there
 being something to say, and what a model replies in use is not what it was trained on."""
+
+
+_TELLS: tuple[Kind, Kind] = ("tellings", "statements")
 
 
 @dataclass(frozen=True)
@@ -100,23 +107,58 @@ class Written:
 def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
     """Tellings about as many different subjects, as far as there are so many, among asides and questions.
 
-    As many of them as STATEMENT_SHARE says are statements alone.
+    As many of them as STATEMENT_SHARE says are statements alone. What was told earlier with another value stands
+    anywhere before them.
     """
-    chosen = about_different(found.subjects, facts, rng)
+    alike = alike_tellings(found, facts // 2, rng) if facts > 1 and rng.random() < ALIKE_SHARE else []
+    chosen = about_different(found.subjects, facts, rng, alike)
     order: list[tuple[Kind, int]] = [
         ("statements" if rng.random() < STATEMENT_SHARE else "tellings", telling) for telling in chosen
     ]
     order += [("asides", rng.randrange(len(found.asides.contents))) for _ in range(asides)]
     order += [("questions", rng.randrange(len(found.questions.contents))) for _ in range(questions)]
     rng.shuffle(order)
+    for telling in chosen:
+        if len(found.earlier[telling]):
+            place = next(at for at, (kind, one) in enumerate(order) if one == telling and kind in _TELLS)
+            order.insert(rng.randint(0, place), ("earlier", telling))
     return Conversation(tuple(chosen), tuple(order))
 
 
-def about_different(subjects: Sequence[frozenset[str]], count: int, rng: random.Random) -> list[int]:
-    """Numbers of `count` of them that have nothing in common, as far as so many are found."""
+def alike_tellings(found: Activations, count: int, rng: random.Random) -> list[int]:
+    """Numbers of at most `count` + 1 tellings of one attribute, of whomever."""
+    attribute = rng.choice(found.attributes)
+    alike = [number for number, other in enumerate(found.attributes) if other == attribute]
+    return rng.sample(alike, min(len(alike), count + 1))
+
+
+def never_told(
+    found: Activations, conversations: Sequence[Conversation], count: int, rng: random.Random
+) -> list[tuple[int, int]]:
+    """`count` pairs of a conversation and a telling about what it tells nothing of.
+
+    Half of them, where there are such, about what it tells of others.
+    """
+    pairs = []
+    for number in range(count):
+        row = rng.randrange(len(conversations))
+        told = conversations[row].tellings
+        about = frozenset().union(*(found.subjects[telling] for telling in told))
+        others = [one for one in range(len(found.subjects)) if not about & found.subjects[one]]
+        attributes = {found.attributes[telling] for telling in told}
+        near = [one for one in others if found.attributes[one] in attributes] if number % 2 else []
+        if others:
+            pairs.append((row, rng.choice(near or others)))
+    return pairs
+
+
+def about_different(
+    subjects: Sequence[frozenset[str]], count: int, rng: random.Random, first: Sequence[int] = ()
+) -> list[int]:
+    """Numbers of `count` of them that have nothing in common, those of `first` before others, as far as there are."""
     chosen: list[int] = []
     about: set[str] = set()
-    for number in rng.sample(range(len(subjects)), min(len(subjects), 8 * count)):
+    for number in (*first, *rng.sample(range(len(subjects)), min(len(subjects), 8 * count))):
         if len(chosen) < count and not about & subjects[number]:
             chosen.append(number)
             about |= subjects[number]
@@ -225,7 +267,7 @@ def by_head(values: Tensor, config: AdapterConfig) -> Tensor:
 
 
 def _source(found: Activations, kind: Kind) -> Exchanges:
-    source: Exchanges = getattr(found, "tellings" if kind == "statements" else kind)
+    source: Exchanges = getattr(found, "tellings" if kind in ("statements", "earlier") else kind)
     return source
 
 
@@ -239,8 +281,10 @@ class _Piece:
 
 def _piece(found: Activations, kind: Kind, index: int) -> _Piece:
     source = _source(found, kind)
+    if kind == "earlier":
+        return _Piece(found.earlier[index], torch.zeros(len(found.earlier[index]), dtype=torch.bool))
     places = source.contents[index]
-    if kind not in ("tellings", "statements"):
+    if kind not in _TELLS:
         return _Piece(places, torch.ones(len(places), dtype=torch.bool))
     # Between two messages stand tokens that are no contents.
     message = F.pad(places.diff() > 1, (1, 0)).cumsum(0)

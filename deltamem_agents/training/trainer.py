@@ -38,7 +38,7 @@ from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.training.strung import ERASE_LOGIT, KEEP_LOGIT, string_together
+from deltamem_agents.training.strung import ERASE_LOGIT, KEEP_LOGIT, never_told, string_together
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
@@ -48,6 +48,9 @@ __all__ = ["LOG_FILE", "Report", "Trainer", "initialise"]
 EVALUATED_QUESTIONS = 48
 
 PROBE = "probe."
+
+FACTS_BESIDE_ASIDES = 8
+"""A replayed stage's exchanges of neutral text stand beside each so many facts that a conversation tells."""
 
 PROBED_AT_ONCE = 64
 """Of so many facts at once a probe also matches questions with what is told."""
@@ -66,8 +69,8 @@ ROWS_WITH_ASIDES = 4
 class Report:
     """One step's line in the log.
 
-    `neutral`: nats by which other prompts were disturbed; `direct`: share of the answers' tokens that a probe got
-    right; null where it was not measured.
+    `untold`, `neutral`: nats by which replies to what was never told, and other prompts, were disturbed; `direct`:
+    share of the answers' tokens that a probe got right; null where it was not measured.
     """
 
     step: int
@@ -78,6 +81,7 @@ class Report:
     first: float
     whole: float
     noise: float
+    untold: float = 0.0
     neutral: float | None = None
     direct: float | None = None
 
@@ -256,10 +260,18 @@ class Trainer:
             state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
         loss = outcome.loss + stage.noise_weight * outcome.noise + stage.gate_weight * outcome.gates
         loss = loss + stage.begin_weight * outcome.begun + stage.probe_weight * outcome.probed
+        loss = loss + stage.untold_weight * outcome.untold
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
-            rows = [index % len(episodes) for index in range(NEUTRAL_EXCHANGES)]
-            exchanges = [self._left_alone.draw(rng, generator, episodes[row], kind) for kind, row in enumerate(rows)]
+            # What was never told is asked for in replay, where a stage says so.
+            count = NEUTRAL_EXCHANGES // 2 if stage.untold_weight else NEUTRAL_EXCHANGES
+            rows = [index % len(episodes) for index in range(count)]
+            exchanges = [
+                self._left_alone.prompt(rng, kind)
+                if stage.untold_weight
+                else self._left_alone.draw(rng, generator, episodes[row], kind)
+                for kind, row in enumerate(rows)
+            ]
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
             neutral = disturbance(self._model, state, batch)
             loss = loss + stage.neutral_weight * neutral
@@ -269,8 +281,10 @@ class Trainer:
     def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
         """Episodes strung together from those collected, the states they leave behind, and how these answer."""
         episodes, found = self._collected()
+        # Longer conversations have more that tells nothing in them.
+        share = -(-facts // FACTS_BESIDE_ASIDES)
         conversations = [
-            string_together(found, facts, rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
+            string_together(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
             for _ in range(max(1, stage.questions // facts))
         ]
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
@@ -280,7 +294,10 @@ class Trainer:
             asked = draw_asked(pairs, PROBED_AT_ONCE, rng)
             probe = partial(self._probe.loss, self.adapter, found, conversations, pairs, asked, rows=self._directions)
         writes = rng.random() < stage.question_writes
-        state, outcome = replay(self._model, self.adapter, found, lead, conversations, probe, writes=writes)
+        untold = never_told(found, conversations, stage.questions // 3, rng) if stage.untold_weight else []
+        state, outcome = replay(
+            self._model, self.adapter, found, lead, conversations, probe, writes=writes, untold=untold
+        )
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 
     def _answered(
@@ -404,6 +421,7 @@ def _report(step: int, seconds: float, facts: int, outcome: Outcome, neutral: Te
         first=round(_share([outcome.first_right]), 3),
         whole=round(_share([outcome.all_right]), 3),
         noise=round(float(outcome.noise.detach()), 5),
+        untold=round(float(outcome.untold.detach()), 4),
         neutral=None if neutral is None else round(float(neutral.detach()), 4),
         direct=None if outcome.direct is None else round(outcome.direct, 3),
     )

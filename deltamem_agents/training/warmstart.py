@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.batches import Renderer, history_batch, question_batch
+from deltamem_agents.training.direct_path import speaking_weight
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.objective import answer_questions, judge, output_directions, write_history
 from deltamem_agents.training.pairs import Pairs
@@ -25,7 +26,7 @@ from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
 
 GAINS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-"""Lengths that an answer's correction may have on average, all layers together."""
+"""Lengths that what is said of an answer may have on average, all layers together."""
 
 TRIED_ON = 48
 
@@ -53,19 +54,20 @@ def warm_start(
 
 @torch.no_grad()
 def set_gain(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode]) -> float:
-    """Scale the correction on o by whichever of GAINS makes the episodes' answers likeliest, and return it."""
-    if "o" not in adapter.config.delta_heads:
+    """Scale what is said by whichever of GAINS makes the episodes' answers likeliest, and return that."""
+    speaking = speaking_weight(adapter.config)
+    if speaking is None:
         return 1.0
     device = next(model.parameters()).device
     history = history_batch(renderer, [episode.messages for episode in episodes]).to(device)
     questions = question_batch(renderer, episodes).to(device)
     memories = [adapter.layer(slot) for slot in range(len(adapter.indices))]
-    fitted: list[Tensor] = [memory.get_parameter("delta_o_proj").clone() for memory in memories]
+    fitted: list[Tensor] = [memory.get_parameter(speaking).clone() for memory in memories]
     nats: dict[float, float] = {}
 
     def scale(gain: float) -> None:
         for memory, weight in zip(memories, fitted, strict=True):
-            memory.get_parameter("delta_o_proj").copy_(weight * gain)
+            memory.get_parameter(speaking).copy_(weight * gain)
 
     for gain in GAINS:
         scale(gain)
