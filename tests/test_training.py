@@ -40,7 +40,7 @@ from deltamem_agents.training.run_folder import (
 from deltamem_agents.training.splits import split_of
 from deltamem_agents.training.trainer import Trainer, initialise
 from deltamem_agents.types import Message
-from tiny_training import FULL, GATED, RECIPE, renderer, silent, word_model
+from tiny_training import CONFIGS, FULL, GATED, RECIPE, renderer, silent, word_model
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
@@ -96,6 +96,7 @@ def test_the_log_has_each_step_and_evaluation_once(whole_run: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == list(range(9))
     assert [row["step"] for row in rows if "held_out_values" in row] == [0, 3, 6, 9]
     assert [row["step"] for row in rows if row.get("neutral") is not None] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows if row.get("untold", 0) > 0] == [7, 8]
     assert set(rows[-1]["held_out_values"]) == {f"{n} facts, {kind}" for n in (1, 2) for kind in KINDS}
     noises = [row["noise"] for row in rows if "loss" in row]
     # The first stage has no asides.
@@ -109,10 +110,12 @@ def test_a_run_changes_the_adapter_and_nothing_of_the_model(tmp_path: Path) -> N
     loaded = word_model()
     run = Trainer(loaded, renderer(), replace(RECIPE, stages=RECIPE.stages[:1], warm_start=None), tmp_path, silent)
     before = {name: value.detach().clone() for name, value in run.adapter.named_parameters()}
+    attention = loaded.model.config._attn_implementation
     run.run()
     assert run.step == 2
     assert any(not torch.equal(value, before[name]) for name, value in run.adapter.named_parameters())
     assert model_fingerprint(loaded.model) == loaded.model_fingerprint
+    assert loaded.model.config._attn_implementation == attention
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     attach(loaded.model, run.adapter).detach()
 
@@ -143,6 +146,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert resumed.step == stops[-1] - stops[-1] % 2
     resumed.run()
     assert_same_run(tmp_path, whole_run)
+
+
+def test_readouts_learn_faster_than_all_else(tmp_path: Path) -> None:
+    """Adam's first step is as long as its rate, whatever the gradient."""
+    recipe = replace(RECIPE, adapter=CONFIGS["readout"], stages=(replace(RECIPE.stages[0], steps=1),), warm_start=None)
+    run = trainer(tmp_path, recipe)
+    before = {name: value.detach().clone() for name, value in run.adapter.named_parameters()}
+    run.run()
+    moved = {name: float((value - before[name]).abs().max()) for name, value in run.adapter.named_parameters()}
+    readouts = [far for name, far in moved.items() if name.endswith("readout_proj")]
+    others = [far for name, far in moved.items() if not name.endswith("readout_proj")]
+    assert len(readouts) == 2
+    assert min(readouts) == pytest.approx(training.READOUT_RATE * max(others), rel=0.05)
 
 
 def test_a_run_interrupted_during_its_warm_start_begins_again(

@@ -109,6 +109,7 @@ RECIPE = Recipe(
             noise_weight=0.2,
             gate_weight=0.1,
             probe_weight=0.5,
+            untold_weight=0.5,
             warmup=1,
             question_writes=0.5,
             replayed=True,

@@ -25,7 +25,7 @@ from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
 
-GAINS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+GAINS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 """Lengths that what is said of an answer may have on average, all layers together."""
 
 TRIED_ON = 48
