@@ -21,7 +21,7 @@ from deltamem_agents.training.episodes import EpisodeShape
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
 from deltamem_agents.training.rehearsal import rehearse
-from deltamem_agents.training.strung import ERASE_LOGIT, KEEP_LOGIT, Conversation, Kind, write_strung
+from deltamem_agents.training.strung import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_strung
 from deltamem_agents.training.trainer import initialise
 from tiny_activations import HIDDEN, LAYERS, WORLD
 from tiny_engine import tiny_llama
@@ -185,7 +185,7 @@ def stacked_for(adapter: Adapter) -> rehearsal._Stacked:
                 adapter.layer(slot).lambda_bias.fill_(KEEP_LOGIT)
         if adapter.config.erase_gate:
             for slot in range(len(adapter.indices)):
-                adapter.layer(slot).erase_bias.fill_(ERASE_LOGIT)
+                adapter.layer(slot).erase_bias.fill_(logit(ERASED))
     stacked.copy_to(adapter)
     return stacked
 

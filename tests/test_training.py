@@ -412,12 +412,13 @@ def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:
     assert 1e-4 < rates[-1] < 1.2e-4
 
 
-def test_an_erase_gate_begins_alike_for_all_tokens_and_takes_most_of_what_is_found() -> None:
+@pytest.mark.parametrize("erased", [0.3, 0.7])
+def test_an_erase_gate_begins_alike_for_all_tokens_and_takes_as_much_as_it_is_told(erased: float) -> None:
     adapter = Adapter.for_model(replace(GATED, erase_gate=True), word_model().model)
-    initialise(adapter)
+    initialise(adapter, erased)
     for slot in range(len(adapter.indices)):
         assert not bool(adapter.layer(slot).erase_proj.any())
-        assert torch.allclose(adapter.layer(slot).erase_bias.sigmoid(), torch.tensor(0.7), atol=0.01)
+        assert torch.allclose(adapter.layer(slot).erase_bias.sigmoid(), torch.tensor(erased))
 
 
 @pytest.mark.parametrize("config", [GATED, replace(FULL, couple_lambda=False)], ids=["gated", "learned keep gate"])

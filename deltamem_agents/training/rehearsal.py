@@ -25,7 +25,7 @@ from deltamem_agents.training.addressing import draw_asked, matching_loss, value
 from deltamem_agents.training.direct_path import ReadWeights, directions, said, speaking_weight
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
+from deltamem_agents.training.strung import ERASED, Conversation, WriteWeights, string_together, write_strung
 
 GATE_WEIGHT = 1.0
 """Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
@@ -65,6 +65,7 @@ class _Stacked:
         self.read = noise(layers, heads, hidden, size=0.002)
         self.read_bias = torch.zeros(layers, heads, requires_grad=True)
         self.sharpness = torch.tensor(2.5, requires_grad=True)
+        self.erased = ERASED
 
     @property
     def weights(self) -> list[Tensor]:
@@ -73,7 +74,7 @@ class _Stacked:
     @property
     def writing(self) -> WriteWeights:
         before = self.before if self.config.key_shift else None
-        return WriteWeights(self.key, before, self.value, self.write, self.write_bias)
+        return WriteWeights(self.key, before, self.value, self.write, self.write_bias, erased=self.erased)
 
     @property
     def reading(self) -> ReadWeights:
@@ -115,6 +116,8 @@ def rehearse(
     """
     layers, _, hidden = found.asked.shape
     stacked = _Stacked(adapter.config, layers, hidden, torch.Generator().manual_seed(seed))
+    if adapter.config.erase_gate:
+        stacked.erased = float(adapter.layer(0).erase_bias[0].detach().sigmoid())
     rng, torch_rng = random.Random(f"{seed} rehearsal"), torch.Generator().manual_seed(seed)
     candidates, target = found.target.unique(return_inverse=True)
     heading = directions(rows[candidates])

@@ -6,6 +6,7 @@ conversations as wanted, costs the memory's own projections and the update rule,
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from deltamem_agents.training.activations import Activations, Exchanges
 KEEP_LOGIT = 6.0
 """Where a keep gate that is learned starts from: next to nothing fades."""
 
-ERASE_LOGIT = 0.85
-"""Where an erase gate starts from: it takes 0.7 of what a key finds."""
+ERASED = 0.7
+"""What an erase gate takes of what a key finds, to start from."""
 
 OPEN_WEIGHT = 8.0
 """How many shut gates an open one counts for: told values are rare among tokens."""
@@ -57,7 +58,7 @@ class Conversation:
 class WriteWeights:
     """What the writes of all layers are computed with: the adapter's projections, stacked (layers, …).
 
-    Without `keep` or `erase`, gates of that kind that are learned stand at KEEP_LOGIT or ERASE_LOGIT.
+    Without `keep` or `erase`, gates of that kind that are learned stand at KEEP_LOGIT or take `erased`.
     """
 
     key: Tensor
@@ -69,6 +70,7 @@ class WriteWeights:
     keep_bias: Tensor | None = None
     erase: Tensor | None = None
     erase_bias: Tensor | None = None
+    erased: float = ERASED
 
     @classmethod
     def of(cls, adapter: Adapter) -> WriteWeights:
@@ -205,7 +207,7 @@ def write_strung(
         v=laid_out(by_head(product(x, weights.value), config)),
         beta=laid_out(by_head(gates, config)).expand_as(k),
         lam=gate(weights.keep, weights.keep_bias, KEEP_LOGIT) if config.learns_lambda else None,
-        erase=gate(weights.erase, weights.erase_bias, ERASE_LOGIT) if config.erase_gate else None,
+        erase=gate(weights.erase, weights.erase_bias, logit(weights.erased)) if config.erase_gate else None,
     )
     if before is None:
         before = k.new_zeros(len(x), rows, config.num_state_heads, config.rank, config.rank)
@@ -259,6 +261,11 @@ def stacked_over_layers(adapter: Adapter, name: str) -> Tensor:
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """(layers, n, hidden) by (layers, rows, hidden), in the activations' own dtype, to (layers, n, rows) float32."""
     return torch.bmm(x, weight.to(x.dtype).transpose(1, 2)).float()
+
+
+def logit(share: float) -> float:
+    """What a sigmoid is `share` at."""
+    return math.log(share / (1 - share))
 
 
 def by_head(values: Tensor, config: AdapterConfig) -> Tensor:

@@ -39,7 +39,7 @@ from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.training.strung import ERASE_LOGIT, KEEP_LOGIT, never_told, string_together
+from deltamem_agents.training.strung import ERASED, KEEP_LOGIT, logit, never_told, string_together
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
@@ -57,8 +57,8 @@ PROBED_AT_ONCE = 64
 """Of so many facts at once a probe also matches questions with what is told."""
 
 READOUT_RATE = 20.0
-"""Times the rate of all else at which readouts learn: they add to a residual stream at its longest, with weights as many
-times larger."""
+"""Times the rate of all else at which readouts learn: they add to a residual stream where it is longest, by weights as
+many times larger."""
 
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
@@ -176,7 +176,7 @@ class Trainer:
     def _new_adapter(self) -> Adapter:
         torch.manual_seed(self._recipe.seed)
         adapter = Adapter.for_model(self._recipe.adapter, self._model)
-        initialise(adapter)
+        initialise(adapter, self._recipe.erased)
         return adapter.to(self._device)
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -401,8 +401,11 @@ def _small_talk(rng: random.Random) -> tuple[Message, ...]:
     return Message("user", user), Message("assistant", reply)
 
 
-def initialise(adapter: Adapter) -> None:
-    """The published start for what no warm start sets: kaiming-uniform memory projections, small corrections."""
+def initialise(adapter: Adapter, erased: float = ERASED) -> None:
+    """The published start for what no warm start sets: kaiming-uniform memory projections, small corrections.
+
+    `erased`: what erase gates take of what a key finds, above 0 and below 1.
+    """
     for name, value in adapter.named_parameters():
         kind = name.rsplit(".", 1)[-1]
         if kind.startswith("memory_") or kind in ("beta_proj", "read_proj", "lambda_proj"):
@@ -412,15 +415,14 @@ def initialise(adapter: Adapter) -> None:
         elif kind == "lambda_bias":
             torch.nn.init.constant_(value, KEEP_LOGIT)
         elif kind == "erase_bias":
-            torch.nn.init.constant_(value, ERASE_LOGIT)
+            torch.nn.init.constant_(value, logit(erased))
         elif kind.startswith("delta_") and kind.endswith("_proj"):
             torch.nn.init.normal_(value, std=0.01)
 
 
 def _logit_of(gate: float, floor: float) -> float:
     """What a gate with this floor is `gate` at."""
-    sigmoid = floor + (1 - floor) * gate
-    return math.log(sigmoid / (1 - sigmoid))
+    return logit(floor + (1 - floor) * gate)
 
 
 def _rate(stage: Stage, into: int) -> float:
