@@ -40,7 +40,7 @@ from deltamem_agents.training.run_folder import (
 from deltamem_agents.training.splits import split_of
 from deltamem_agents.training.trainer import Trainer, initialise
 from deltamem_agents.types import Message
-from tiny_training import CONFIGS, FULL, GATED, RECIPE, renderer, silent, word_model
+from tiny_training import FULL, GATED, RECIPE, renderer, silent, word_model
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
@@ -148,17 +148,21 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert_same_run(tmp_path, whole_run)
 
 
-def test_readouts_learn_faster_than_all_else(tmp_path: Path) -> None:
+def test_weights_learn_at_a_rate_that_grows_with_their_size(tmp_path: Path) -> None:
     """Adam's first step is as long as its rate, whatever the gradient."""
-    recipe = replace(RECIPE, adapter=CONFIGS["readout"], stages=(replace(RECIPE.stages[0], steps=1),), warm_start=None)
+    recipe = replace(RECIPE, stages=(replace(RECIPE.stages[0], steps=1),), warm_start=None)
     run = trainer(tmp_path, recipe)
+    with torch.no_grad():
+        for slot in range(len(run.adapter.indices)):
+            run.adapter.layer(slot).get_parameter("delta_o_proj").fill_(8 * training.USUAL_SIZE)
+            run.adapter.layer(slot).get_parameter("delta_q_proj").fill_(training.USUAL_SIZE / 8)
     before = {name: value.detach().clone() for name, value in run.adapter.named_parameters()}
     run.run()
     moved = {name: float((value - before[name]).abs().max()) for name, value in run.adapter.named_parameters()}
-    readouts = [far for name, far in moved.items() if name.endswith("readout_proj")]
-    others = [far for name, far in moved.items() if not name.endswith("readout_proj")]
-    assert len(readouts) == 2
-    assert min(readouts) == pytest.approx(training.READOUT_RATE * max(others), rel=0.05)
+    for slot in run.adapter.indices:
+        rate = moved[f"layers.{slot}.delta_q_proj"]
+        assert rate == pytest.approx(recipe.stages[0].rate, rel=0.05)
+        assert moved[f"layers.{slot}.delta_o_proj"] == pytest.approx(8 * rate, rel=0.05)
 
 
 def test_a_run_interrupted_during_its_warm_start_begins_again(

@@ -56,9 +56,9 @@ FACTS_BESIDE_ASIDES = 8
 PROBED_AT_ONCE = 64
 """Of so many facts at once a probe also matches questions with what is told."""
 
-READOUT_RATE = 20.0
-"""Times the rate of all else at which readouts learn: they add to a residual stream where it is longest, by weights as
-many times larger."""
+USUAL_SIZE = 0.05
+"""Root mean square of most weights. Larger ones, which say what is read, learn at a rate as many times higher: Adam's
+steps have the size of the rate, and would hardly move them."""
 
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
@@ -117,12 +117,11 @@ class Trainer:
         if self._probe is not None:
             # Named apart: it goes on with the run, and is left behind when the adapter is saved.
             self._names |= {PROBE + name: value for name, value in self._probe.named_parameters()}
-        loud = [value for name, value in self._names.items() if name.endswith("readout_proj")]
-        others = [value for name, value in self._names.items() if not name.endswith("readout_proj")]
-        groups = [{"params": others, "times": 1.0}, {"params": loud, "times": READOUT_RATE}]
-        self._optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.98), weight_decay=0.0005
-        )
+        kinds: dict[str, list[Tensor]] = {}
+        for name, value in self._names.items():
+            kinds.setdefault(name.rsplit(".", 1)[-1], []).append(value)
+        groups = [{"params": values} for values in kinds.values()]
+        self._optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
         saved = self._folder.checkpoint()
         self._begun = saved is not None
         if saved is not None:
@@ -331,7 +330,7 @@ class Trainer:
 
     def _descend(self, loss: Tensor, rate: float) -> None:
         for group in self._optimiser.param_groups:
-            group["lr"] = rate * group["times"]
+            group["lr"] = rate * max(1.0, _size_of(group["params"]) / USUAL_SIZE)
         self._optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._names.values(), 1.0)
@@ -381,6 +380,12 @@ def _quickest_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(kept)
+
+
+def _size_of(weights: Sequence[Tensor]) -> float:
+    """Root mean square over all of them."""
+    power = sum(float(value.detach().square().sum()) for value in weights)
+    return math.sqrt(power / sum(value.numel() for value in weights))
 
 
 def _joined(episodes: Sequence[Episode]) -> Episode:
