@@ -31,7 +31,8 @@ def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "recipe", [RECIPE, replace(RECIPE, stages=RECIPE.stages[:2], warm_start=None), Recipe.load("wide")]
+    "recipe",
+    [RECIPE, replace(RECIPE, stages=RECIPE.stages[:2], warm_start=None), Recipe.load("wide"), Recipe.load("small")],
 )
 def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
