@@ -40,14 +40,12 @@ class LeftAlone:
     def statements(self) -> list[Exchange]:
         return self._own_replies(STATEMENTS_FILE, self._told)
 
-    def prompt(self, rng: random.Random, kind: int) -> Exchange:
-        """In turn a neutral prompt and something told just then."""
-        return rng.choice(self.statements if kind % 2 else self.neutral)
-
     def draw(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
-        """In turn one of these, and after each a question about what was never told."""
-        if kind % 2 == 0:
-            return self.prompt(rng, kind // 2)
+        """In turn a neutral prompt and something told just then, and after each a question about what never was."""
+        if kind % 4 == 0:
+            return rng.choice(self.neutral)
+        if kind % 4 == 2:
+            return rng.choice(self.statements)
         untold = generator.never_told(rng, episode, near=rng.random() < NEAR)
         return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
 

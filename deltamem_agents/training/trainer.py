@@ -75,7 +75,7 @@ class Report:
     """One step's line in the log.
 
     `untold`, `neutral`: nats by which replies to what was never told, and other prompts, were disturbed; `direct`:
-    share of the answers' tokens that a probe got right; null where it was not measured.
+    share of the answers' tokens that a probe got right; null, and `untold` 0, where it was not measured.
     """
 
     step: int
@@ -273,14 +273,12 @@ class Trainer:
         loss = loss + stage.untold_weight * outcome.untold
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
-            # What was never told is asked for in replay, where a stage says so.
-            count = NEUTRAL_EXCHANGES // 2 if stage.untold_weight else NEUTRAL_EXCHANGES
-            rows = [index % len(episodes) for index in range(count)]
+            # Every other kind asks what was never told, which a stage may leave to replay.
+            kinds = range(0, NEUTRAL_EXCHANGES, 2 if stage.untold_weight else 1)
+            rows = [kind % len(episodes) for kind in kinds]
             exchanges = [
-                self._left_alone.prompt(rng, kind)
-                if stage.untold_weight
-                else self._left_alone.draw(rng, generator, episodes[row], kind)
-                for kind, row in enumerate(rows)
+                self._left_alone.draw(rng, generator, episodes[row], kind)
+                for kind, row in zip(kinds, rows, strict=True)
             ]
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
             neutral = disturbance(self._model, state, batch)
