@@ -44,9 +44,11 @@ class AdapterConfig:
     `read_scope`: "replies" lets only those tokens read from which a token of an assistant's message is predicted, so
     that what others say is read as by the frozen model. `erase_gate`: a token takes only as much of what its key finds
     out of the state as a gate of its own says. `readout`: what every layer reads is also added, through a projection of
-    its own, to the output of the last layer with a state, past all layers between. The published method has none of
-    these six. `layers`, `hidden_size` and `base_model` name the model the adapter was made for; None means unknown (the
-    published files do not say).
+    its own, to the output of the last layer with a state, past all layers between. `gate_hidden`: write gates also see
+    the attention input through so many hidden units of a small network; 0 for linear gates. `gate_on_reads`: a read
+    gate also sees what its own layer and those before it read, so that what was never told can be told from what was.
+    The published method has none of these eight. `layers`, `hidden_size` and `base_model` name the model the adapter
+    was made for; None means unknown (the published files do not say).
     """
 
     rank: int = 8
@@ -68,6 +70,8 @@ class AdapterConfig:
     read_gate: bool = False
     erase_gate: bool = False
     readout: bool = False
+    gate_hidden: int = 0
+    gate_on_reads: bool = False
     gate_floor: float = 0.0
     read_scope: ReadScope = "all"
     layers: int | None = None
@@ -87,6 +91,8 @@ class AdapterConfig:
                 "adapter config: key_shift follows single tokens, memory_write_granularity='message_mean' writes "
                 "whole messages; choose one of them"
             )
+        if self.gate_on_reads and not self.read_gate:
+            raise ConfigError("adapter config: gate_on_reads is about read gates, and read_gate is false; set it too")
 
     @property
     def scale(self) -> float:
@@ -180,6 +186,7 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda value: value is None or _is_whole(value),
         "a whole number of at least 1 or null",
     ),
+    (("gate_hidden",), lambda value: _is_whole(value, 0), "a whole number of at least 0"),
     (("alpha", "delta_scale_init"), _is_number, "a finite number"),
     (
         ("delta_o_rmsnorm_eps", "delta_scale_max"),
@@ -197,6 +204,7 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
             "read_gate",
             "erase_gate",
             "readout",
+            "gate_on_reads",
         ),
         lambda value: isinstance(value, bool),
         "true or false",

@@ -33,6 +33,8 @@ RELEASED = sorted(path.parent for path in (Path(__file__).parent / "parity").glo
         ("read_gate", 1, "true or false"),
         ("erase_gate", "no", "true or false"),
         ("readout", 1, "true or false"),
+        ("gate_hidden", -1, "a whole number of at least 0"),
+        ("gate_on_reads", None, "true or false"),
         ("gate_floor", 1.0, "from 0 to below 1"),
         ("gate_floor", -0.01, "from 0 to below 1"),
         ("gate_floor", float("nan"), "from 0 to below 1"),
@@ -101,7 +103,7 @@ def test_missing_keys_take_the_published_preset() -> None:
     assert (config.rank, config.alpha, config.delta_heads, config.scale) == (8, 16.0, ("q", "o"), 2.0)
     assert config.couple_lambda and config.rankwise_gates and config.state_update_mode == "standard"
     assert not config.key_shift and not config.read_gate and config.gate_floor == 0
-    assert not config.erase_gate and not config.readout
+    assert not config.erase_gate and not config.readout and not config.gate_hidden and not config.gate_on_reads
 
 
 @pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])
@@ -114,6 +116,11 @@ def test_a_newer_format_is_refused_by_name(version: int) -> None:
 def test_a_format_that_is_no_version_is_refused(version: object) -> None:
     with pytest.raises(ConfigError, match="format is"):
         AdapterConfig.from_json({"format": version, "surprise": 1})
+
+
+def test_a_read_gate_that_sees_what_is_read_has_to_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"gate_on_reads .*read_gate is false"):
+        AdapterConfig(gate_on_reads=True)
 
 
 def test_key_shift_and_whole_messages_exclude_each_other() -> None:

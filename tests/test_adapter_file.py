@@ -90,7 +90,12 @@ def test_a_read_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("variant", "shapes"),
-    [("erase-gate", {"erase_proj": (2, 32), "erase_bias": (2,)}), ("readout", {"readout_proj": (32, 8)})],
+    [
+        ("erase-gate", {"erase_proj": (2, 32), "erase_bias": (2,)}),
+        ("readout", {"readout_proj": (32, 8)}),
+        ("hidden-gates", {"gate_hidden_proj": (3, 32), "gate_hidden_bias": (3,), "beta_hidden_proj": (8, 3)}),
+        ("gates-on-reads", {"found_proj": (2, 8)}),
+    ],
 )
 def test_what_a_variant_adds_is_saved_and_loaded(
     llama: nn.Module, variant: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -245,6 +246,54 @@ def test_each_state_head_has_a_read_gate_of_its_own() -> None:
             subject.adapter.layer(slot).read_bias[1] = -50.0
         found, _ = subject.run(ids, state, writes=False)
     close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("variant", "weight", "plain"),
+    [
+        ("hidden-gates", "beta_hidden_proj", {"gate_hidden": 0}),
+        ("gates-on-reads", "found_proj", {"gate_on_reads": False}),
+    ],
+)
+def test_gates_that_see_more_are_plain_ones_where_that_weighs_nothing(
+    variant: str, weight: str, plain: dict[str, Any]
+) -> None:
+    model = tiny_model("llama")
+    adapter = random_adapter(model, VARIANTS[variant])
+    less = random_adapter(model, replace(VARIANTS[variant], **plain))
+    own = dict(less.named_parameters())
+    less.load_state_dict({name: w for name, w in adapter.state_dict().items() if name in own})
+    ids, state = random_ids(1, 6), random_state(adapter)
+    found = []
+    for one, weighs in ((less, True), (adapter, True), (adapter, False)):
+        if not weighs:
+            with torch.no_grad():
+                for slot in range(LAYERS):
+                    one.layer(slot).get_parameter(weight).zero_()
+        attachment = attach(model, one)
+        call = MemoryCall(state, write_mask=torch.ones(1, 6, dtype=torch.bool))
+        with torch.no_grad():
+            logits = model(input_ids=ids, **{CALL_KEYWORD: call}).logits
+        attachment.detach()
+        found.append((logits, call.new_state().matrices))
+    for plain_one, silent_one, seeing in zip(found[0], found[2], found[1], strict=True):
+        close(plain_one, silent_one)
+        assert not torch.allclose(plain_one, seeing)
+
+
+def test_a_read_gate_sees_what_its_layer_and_those_before_it_read() -> None:
+    model = tiny_model("llama")
+    adapter = random_adapter(model, VARIANTS["gates-on-reads"])
+    attachment = attach(model, adapter)
+    calls = [MemoryCall(random_state(adapter)) for _ in range(2)]
+    with torch.no_grad():
+        model(input_ids=random_ids(1, 6), **{CALL_KEYWORD: calls[0]})
+        adapter.layer(1).found_proj.zero_()
+        model(input_ids=random_ids(1, 6), **{CALL_KEYWORD: calls[1]})
+    attachment.detach()
+    first, second = calls
+    assert torch.equal(second.found[1], second.found[0]) and torch.equal(first.found[0], second.found[0])
+    assert bool(first.found[0].any()) and not torch.allclose(first.found[1], first.found[0])
 
 
 def test_a_readout_says_what_all_layers_read_behind_the_last_one() -> None:

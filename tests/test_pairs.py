@@ -17,6 +17,16 @@ def test_pairs_hold_each_told_token_and_the_one_before_it() -> None:
     assert torch.equal(pairs.before, source.inputs[:, source.told.nonzero().squeeze(-1) - 1])
 
 
+def test_beside_told_tokens_pairs_hold_others_of_tellings_and_questions() -> None:
+    pairs, found = Pairs.of(FOUND[1]), FOUND[1]
+    others = found.tellings.inputs[:, ~found.tellings.told]
+    both = torch.cat([others, found.questions.inputs], dim=1)
+    assert 3 * len(found.subjects) < pairs.beside.shape[1] <= 4 * len(found.subjects)
+    for place in pairs.beside.unbind(1):
+        assert bool((both == place[:, None]).all(-1).all(0).any())
+    assert torch.equal(joined_pairs([pairs, pairs]).beside[:, pairs.beside.shape[1] :], pairs.beside)
+
+
 def test_joined_pairs_keep_their_tellings_apart() -> None:
     parts = [Pairs.of(found) for found in FOUND]
     both = joined_pairs(parts)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear, normalize
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.memory.attention import scan_tokens
+from deltamem_agents.memory.attention import MemoryCall, scan_tokens
 from deltamem_agents.training import rehearsal
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.episodes import EpisodeShape
@@ -27,7 +27,7 @@ from tiny_activations import HIDDEN, LAYERS, WORLD
 from tiny_engine import tiny_llama
 from tiny_training import CONFIGS, GATED, activations_of, episodes_of, silent, word_engine
 
-PLAN = Rehearsal(steps=220, facts=(1, 2, 4), questions=32, asides=2)
+PLAN = Rehearsal(steps=300, facts=(1, 2, 4), questions=32, asides=2, addressing=80)
 
 
 def fresh(config: AdapterConfig) -> Adapter:
@@ -72,12 +72,12 @@ def written(adapter: Adapter, found: Activations, order: Sequence[tuple[Kind, in
 
 def said(adapter: Adapter, state: Tensor, inputs: Tensor) -> Tensor:
     """What the corrections on o of all layers add (n, hidden) at `inputs` (layers, n, hidden)."""
-    total = torch.zeros(inputs.shape[1], HIDDEN)
+    total, call = torch.zeros(inputs.shape[1], HIDDEN), MemoryCall(adapter.zero_state())
     for slot in range(len(adapter.indices)):
         memory, x = adapter.layer(slot), inputs[slot][None].float()
         q = memory.project(x, memory.keys(x, None, None)[0]).q
         reads = torch.einsum("bhij,bhtj->bhti", state[slot][None], q).transpose(1, 2).flatten(2)
-        total += memory.correction("o", memory.gated_reads(x, reads))[0]
+        total += memory.correction("o", memory.gated_reads(call, slot, x, reads))[0]
     return total
 
 
@@ -98,7 +98,7 @@ def recalled(adapter: Adapter, found: Activations, *, facts: int, swapped: bool 
 
 
 def losses(lines: Sequence[str]) -> list[float]:
-    return [float(found[1]) for line in lines if (found := re.search(r"loss ([\d.]+)", line))]
+    return [float(found[1]) for line in lines if (found := re.search(r"^rehearsal .*loss ([\d.]+)", line))]
 
 
 def test_rehearsal_lowers_its_loss(rehearsed: Rehearsed) -> None:
@@ -124,7 +124,7 @@ def test_write_gates_learn_where_values_are_told_and_read_gates_where_they_are_a
         memory = rehearsed.adapter.layer(slot)
         write = mean_gate(memory.beta_proj, memory.beta_bias)
         read = mean_gate(memory.read_proj, memory.read_bias)
-        assert write(tellings[slot, told]) > 0.65
+        assert write(tellings[slot, told]) > 0.55
         assert max(write(tellings[slot, ~told]), write(unseen.asides.inputs[slot])) < 0.4
         assert min(read(unseen.asked[slot]), read(unseen.replies[slot])) > 0.55
         assert max(read(tellings[slot]), read(unseen.asides.inputs[slot])) < 0.4
@@ -178,6 +178,8 @@ def stacked_for(adapter: Adapter) -> rehearsal._Stacked:
             weight.mul_(10)
         stacked.write.mul_(200)
         stacked.say.zero_()
+        for weight in (stacked.gate_hidden, stacked.found):
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(4)))
         for parameter in adapter.parameters():
             parameter.zero_()
         if adapter.config.learns_lambda:
@@ -260,7 +262,7 @@ def test_any_adapter_can_be_rehearsed(config: AdapterConfig) -> None:
     before = {name: value.clone() for name, value in adapter.named_parameters()}
     rehearse(adapter, found, Pairs.of(found), WORLD.rows, replace(PLAN, steps=2, addressing=2), seed=0, say=silent)
     changed = {name for name, value in adapter.named_parameters() if not torch.equal(value, before[name])}
-    fitted = ("memory_", "beta_", "read_", "readout_proj" if config.readout else "delta_o_proj")
+    fitted = ("memory_", "beta_", "gate_", "read_", "found_", "readout_proj" if config.readout else "delta_o_proj")
     assert changed == {name for name in before if name.split(".")[-1].startswith(fitted)}
     assert all(bool(value.isfinite().all()) for value in adapter.parameters())
 
@@ -270,6 +272,7 @@ def one_layer(found: Activations) -> Activations:
         found,
         tellings=replace(found.tellings, inputs=found.tellings.inputs[:1]),
         asides=replace(found.asides, inputs=found.asides.inputs[:1]),
+        questions=replace(found.questions, inputs=found.questions.inputs[:1]),
         asked=found.asked[:1],
         begun=found.begun[:1],
         replies=found.replies[:1],

@@ -41,7 +41,7 @@ def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: b
     assert outcome.answer_nats == pytest.approx(expected.answer_nats, rel=1e-2)
     assert torch.equal(outcome.all_right, expected.all_right)
     # The replies to what is told count as telling nothing.
-    assert min(float(outcome.noise.detach()), float(outcome.gates.detach())) > 0
+    assert float(outcome.noise.detach()) > 0
 
 
 @each_template
@@ -111,7 +111,7 @@ def test_every_weight_that_writes_or_reads_learns_from_a_replay() -> None:
     found = activations_of(engine, episodes_of(9, ALONE), 6)
     lead = question_batch(renderer(), episodes_of(1)).lead
     _, outcome = replay(engine.model, engine.adapter, found, lead, [string_together(found, 3, 1, 1, random.Random(1))])
-    (outcome.loss + outcome.noise + outcome.gates).backward()
+    (outcome.loss + outcome.noise).backward()
     assert float(outcome.noise.detach()) > 0
     for name, parameter in engine.adapter.named_parameters():
         assert parameter.grad is not None and float(parameter.grad.norm()) > 0, name

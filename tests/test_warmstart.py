@@ -59,7 +59,7 @@ def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: Adapte
     before, weights = model_fingerprint(engine.model), weights_of(engine)
     started(engine)
     changed = {name for name, value in weights_of(engine).items() if not torch.equal(value, weights[name])}
-    fitted = ("memory_", "beta_", "read_", "readout_proj" if config.readout else "delta_o_proj")
+    fitted = ("memory_", "beta_", "gate_", "read_", "found_", "readout_proj" if config.readout else "delta_o_proj")
     assert changed == {name for name in weights if name.split(".")[-1].startswith(fitted)}
     assert all(bool(value.isfinite().all()) for value in weights_of(engine).values())
     assert model_fingerprint(engine.model) == before

@@ -76,6 +76,7 @@ CONFIGS: Mapping[str, AdapterConfig] = {
     "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True, read_gate=True),
     "erase gate": replace(GATED, erase_gate=True),
     "readout": replace(GATED, readout=True, read_scope="replies"),
+    "gates that see more": replace(GATED, gate_hidden=3, gate_on_reads=True, read_scope="replies"),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
     "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
 }

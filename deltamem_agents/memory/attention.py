@@ -53,6 +53,7 @@ class MemoryCall:
     matrices: dict[int, Tensor] = field(default_factory=dict)
     carries: dict[int, Tensor] = field(default_factory=dict)
     readouts: dict[int, Tensor] = field(default_factory=dict)
+    found: dict[int, Tensor] = field(default_factory=dict)
     betas: list[Tensor] = field(default_factory=list)
     ratios: list[Tensor] = field(default_factory=list)
 
@@ -99,9 +100,15 @@ class LayerMemory(nn.Module):
         self.beta_bias = nn.Parameter(torch.zeros(config.gate_width))
         if config.key_shift:
             self.memory_k_shift_proj = matrix(config.width, widths.hidden)
+        if config.gate_hidden:
+            self.gate_hidden_proj = matrix(config.gate_hidden, widths.hidden)
+            self.gate_hidden_bias = nn.Parameter(torch.zeros(config.gate_hidden))
+            self.beta_hidden_proj = matrix(config.gate_width, config.gate_hidden)
         if config.read_gate:
             self.read_proj = matrix(config.num_state_heads, widths.hidden)
             self.read_bias = nn.Parameter(torch.zeros(config.num_state_heads))
+        if config.gate_on_reads:
+            self.found_proj = matrix(config.num_state_heads, config.width)
         if config.erase_gate:
             self.erase_proj = matrix(config.gate_width, widths.hidden)
             self.erase_bias = nn.Parameter(torch.zeros(config.gate_width))
@@ -148,16 +155,34 @@ class LayerMemory(nn.Module):
             q=unit(split(F.linear(x, self.memory_q_proj))),
             k=unit(split(keys)),
             v=split(F.linear(x, self.memory_v_proj)),
-            beta=split(F.linear(x, self.beta_proj, self.beta_bias)),
+            beta=split(self.write_gates(x)),
             lam=split(F.linear(x, self.lambda_proj, self.lambda_bias)) if config.learns_lambda else None,
             erase=split(F.linear(x, self.erase_proj, self.erase_bias)) if config.erase_gate else None,
         )
 
-    def gated_reads(self, x: Tensor, reads: Tensor) -> Tensor:
-        """Reads (B, T, width) as each token's read gate lets them by; x (B, T, hidden) float32."""
+    def write_gates(self, x: Tensor) -> Tensor:
+        """Logits (B, T, gates) of the write gates."""
+        logits = F.linear(x, self.beta_proj, self.beta_bias)
+        if not self.config.gate_hidden:
+            return logits
+        hidden = F.silu(F.linear(x, self.gate_hidden_proj, self.gate_hidden_bias))
+        return logits + F.linear(hidden, self.beta_hidden_proj)
+
+    def gated_reads(self, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
+        """Reads (B, T, width) as each token's read gate lets them by; x (B, T, hidden) float32.
+
+        With `gate_on_reads` each layer leaves in `call` what it and those before it make of their reads.
+        """
         if not self.config.read_gate:
             return reads
-        gate = floored_gate(F.linear(x, self.read_proj, self.read_bias), self.config.gate_floor)
+        logits = F.linear(x, self.read_proj, self.read_bias)
+        if self.config.gate_on_reads:
+            found = F.linear(reads, self.found_proj)
+            if slot:
+                found = found + call.found[slot - 1].to(found.device)
+            call.found[slot] = found
+            logits = logits + found
+        gate = floored_gate(logits, self.config.gate_floor)
         by_head: Tensor = reads.unflatten(-1, (self.config.num_state_heads, -1))
         return (by_head * gate[..., None]).flatten(-2)
 
@@ -230,7 +255,7 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
         )
     call.matrices[slot] = new
-    heard = memory.gated_reads(x, reads.transpose(1, 2).flatten(2))
+    heard = memory.gated_reads(call, slot, x, reads.transpose(1, 2).flatten(2))
     if call.replies is None or memory.config.read_scope == "all":
         return heard
     return heard * call.replies[..., None]

@@ -30,9 +30,9 @@ class Outcome:
     `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
     `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `begun`: mean
     cross-entropy of the replies' first tokens, a scalar with gradient. `noise`: how far write gates stood open on small
-    talk, `gates` how badly they tell told values from the rest, `probed` how badly a probe got the answers, `untold` by
-    how many nats the replies to what was never told were disturbed, scalars with gradient, 0 where not known; `direct`
-    the share that the probe got right.
+    talk, `gates` how badly write gates tell told values from the rest and read gates what was told from what was not,
+    `probed` how badly a probe got the answers, `untold` by how many nats the replies to what was never told were
+    disturbed, scalars with gradient, 0 where not known; `direct` the share that the probe got right.
     """
 
     loss: Tensor

@@ -1,4 +1,4 @@
-"""Told tokens beside the places where they are asked for: all that addressing needs of a telling.
+"""Told tokens beside the places where they are asked for: all that addresses and gates need of a telling.
 
 A few vectors a telling, where a telling that is replayed keeps every token of it and its question's keys and values.
 So they can be of many more tellings.
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltamem_agents.training.activations import Activations
+from deltamem_agents.training.activations import Activations, Exchanges
+
+BESIDE_TELLING, BESIDE_QUESTION = 3, 1
+"""So many tokens that are not told are kept for each telling, and for each question."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Pairs:
 
     `told` at the token, `before` at the one before it, `asked` at the place from which it is to be said; `target` (n,)
     is the token and `telling` (n,) who told it. `begun` (layers, tellings, hidden): where each reply begins.
-    `subjects`: what each telling is about.
+    `subjects`: what each telling is about. `beside` (layers, m, hidden): some tokens of tellings and questions that are
+    not told.
     """
 
     told: Tensor
@@ -31,6 +35,7 @@ class Pairs:
     telling: Tensor
     begun: Tensor
     subjects: tuple[frozenset[str], ...]
+    beside: Tensor
 
     @classmethod
     def of(cls, found: Activations) -> Pairs:
@@ -42,6 +47,13 @@ class Pairs:
             telling=found.telling,
             begun=found.begun,
             subjects=found.subjects,
+            beside=torch.cat(
+                [
+                    _not_told(found.tellings, BESIDE_TELLING * len(found.subjects)),
+                    _not_told(found.questions, BESIDE_QUESTION * len(found.subjects)),
+                ],
+                dim=1,
+            ),
         )
 
 
@@ -51,9 +63,18 @@ def joined_pairs(parts: Sequence[Pairs]) -> Pairs:
     begins = (counts.cumsum(0) - counts).tolist()
     return Pairs(
         **{
-            name: torch.cat([getattr(part, name) for part in parts], 1) for name in ("told", "before", "asked", "begun")
+            name: torch.cat([getattr(part, name) for part in parts], 1)
+            for name in ("told", "before", "asked", "begun", "beside")
         },
         target=torch.cat([part.target for part in parts]),
         telling=torch.cat([part.telling + begin for part, begin in zip(parts, begins, strict=True)]),
         subjects=tuple(subject for part in parts for subject in part.subjects),
     )
+
+
+def _not_told(source: Exchanges, count: int) -> Tensor:
+    """Inputs at up to `count` of the contents that are not told, always the same ones."""
+    contents = torch.cat(source.contents).unique()
+    others = contents[~source.told[contents]]
+    picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:count]
+    return source.at(others[picked.sort().values])

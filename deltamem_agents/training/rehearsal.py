@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,20 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.training.activations import Activations
+from deltamem_agents.training.activations import Activations, Exchanges
 from deltamem_agents.training.addressing import draw_asked, matching_loss, values_that_say
-from deltamem_agents.training.direct_path import ReadWeights, directions, said, speaking_weight
+from deltamem_agents.training.direct_path import ReadWeights, directions, opening_loss, said, speaking_weight
+from deltamem_agents.training.gates import gate_loss
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.strung import ERASED, Conversation, WriteWeights, string_together, write_strung
+from deltamem_agents.training.strung import (
+    ERASED,
+    Conversation,
+    WriteWeights,
+    never_told,
+    string_together,
+    write_strung,
+)
 
 GATE_WEIGHT = 1.0
 """Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
@@ -64,6 +73,10 @@ class _Stacked:
         self.write_bias = torch.zeros(layers, heads, requires_grad=True)
         self.read = noise(layers, heads, hidden, size=0.002)
         self.read_bias = torch.zeros(layers, heads, requires_grad=True)
+        self.found = torch.zeros(layers, heads, width, requires_grad=True)
+        self.hidden = noise(layers, config.gate_hidden, hidden, size=0.02)
+        self.hidden_bias = torch.zeros(layers, config.gate_hidden, requires_grad=True)
+        self.gate_hidden = torch.zeros(layers, heads, config.gate_hidden, requires_grad=True)
         self.sharpness = torch.tensor(2.5, requires_grad=True)
         self.erased = ERASED
 
@@ -74,11 +87,16 @@ class _Stacked:
     @property
     def writing(self) -> WriteWeights:
         before = self.before if self.config.key_shift else None
-        return WriteWeights(self.key, before, self.value, self.write, self.write_bias, erased=self.erased)
+        writing = WriteWeights(self.key, before, self.value, self.write, self.write_bias, erased=self.erased)
+        if not self.config.gate_hidden:
+            return writing
+        return replace(writing, hidden=self.hidden, hidden_bias=self.hidden_bias, gate_hidden=self.gate_hidden)
 
     @property
     def reading(self) -> ReadWeights:
-        return ReadWeights(self.query, self.read, self.read_bias) if self.config.read_gate else ReadWeights(self.query)
+        if not self.config.read_gate:
+            return ReadWeights(self.query)
+        return ReadWeights(self.query, self.read, self.read_bias, self.found if self.config.gate_on_reads else None)
 
     @torch.no_grad()
     def copy_to(self, adapter: Adapter) -> None:
@@ -90,6 +108,12 @@ class _Stacked:
             per_gate = self.config.gate_width // self.config.num_state_heads
             memory.beta_proj.copy_(self.write[slot].repeat_interleave(per_gate, dim=0))
             memory.beta_bias.copy_(self.write_bias[slot].repeat_interleave(per_gate, dim=0))
+            if self.config.gate_hidden:
+                memory.gate_hidden_proj.copy_(self.hidden[slot])
+                memory.gate_hidden_bias.copy_(self.hidden_bias[slot])
+                memory.beta_hidden_proj.copy_(self.gate_hidden[slot].repeat_interleave(per_gate, dim=0))
+            if self.config.gate_on_reads:
+                memory.found_proj.copy_(self.found[slot])
             if self.config.key_shift:
                 memory.memory_k_shift_proj.copy_(self.before[slot])
             if self.config.read_gate:
@@ -123,7 +147,7 @@ def rehearse(
     heading = directions(rows[candidates])
     answers = _answers_by_telling(found)
     if plan.addressing:
-        _learn_addresses(stacked, pairs, rows, plan, seed=seed, say=say)
+        _learn_addresses(stacked, found.asides, pairs, rows, plan, seed=seed, say=say)
     optimiser = _optimiser(stacked.weights)
     spoken = torch.ones(())
     for step in range(plan.steps):
@@ -133,7 +157,9 @@ def rehearse(
             for _ in range(max(1, plan.questions // facts))
         ]
         asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
-        loss, right, spoken = _step_loss(stacked, found, conversations, asked, heading, target, torch_rng)
+        never = never_told(found, conversations, plan.questions // 2, rng)
+        loss, right, spoken = _step_loss(stacked, found, conversations, asked, never, heading, target, torch_rng)
+        loss = loss + GATE_WEIGHT * gate_loss(stacked.writing, pairs, found.asides, rng)
         _descend(optimiser, loss, RATE * _falling(step, plan.steps))
         if step % REPORT_EVERY == 0 or step + 1 == plan.steps:
             say(f"rehearsal {step} of {plan.steps}: {facts} facts, loss {float(loss.detach()):.2f}, right {right:.2f}")
@@ -143,6 +169,7 @@ def rehearse(
 
 def _learn_addresses(
     stacked: _Stacked,
+    asides: Exchanges,
     pairs: Pairs,
     rows: Tensor,
     plan: Rehearsal,
@@ -150,7 +177,7 @@ def _learn_addresses(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the projections of values, keys and queries from told values alone."""
+    """Set the projections of values, keys and queries from told values alone, and the write gates."""
     config, rng = stacked.config, random.Random(f"{seed} addressing")
     values, says = values_that_say(config, pairs, rows, seed)
     with torch.no_grad():
@@ -164,7 +191,7 @@ def _learn_addresses(
             matching_loss(config, stacked.writing, stacked.reading, stacked.say, stacked.sharpness, pairs, asked, rows)
             for asked in drawn
         ]
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean() + GATE_WEIGHT * gate_loss(stacked.writing, pairs, asides, rng)
         _descend(optimiser, loss, ADDRESSING_RATE * _falling(step, plan.addressing))
         if step % REPORT_EVERY == 0 or step + 1 == plan.addressing:
             say(f"addressing {step} of {plan.addressing}: {facts} facts, loss {float(loss.detach()):.2f}")
@@ -199,11 +226,15 @@ def _step_loss(
     found: Activations,
     conversations: Sequence[Conversation],
     asked: Sequence[tuple[int, int]],
+    never: Sequence[tuple[int, int]],
     heading: Tensor,
     target: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, float, Tensor]:
-    """The loss, the share of answers that come out right, and how long an answer's correction is on average."""
+    """The loss, the share of answers that come out right, and how long an answer's correction is on average.
+
+    `asked`: pairs of a conversation and an answer's place, `never` of a conversation and a telling it does not have.
+    """
     written = write_strung(stacked.config, stacked.writing, found, conversations)
     state = written.state
     row, place = (torch.tensor(column) for column in zip(*asked, strict=True))
@@ -218,10 +249,12 @@ def _step_loss(
 
     beside, opens_too = some(found.replies.shape[1], lambda places: found.replies[:, places])
     power = added.detach().square().sum(-1).mean()
-    loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power + GATE_WEIGHT * written.gate_loss()
+    loss = loss + QUIET_WEIGHT * beside.square().sum(-1).mean() / power
     (_, shuts), (_, shuts_too) = (some(len(source), source.at) for source in (found.asides, found.tellings))
     if opens is not None and opens_too is not None and shuts is not None and shuts_too is not None:
         opening, shutting = torch.cat([opens, opens_too], 1), torch.cat([shuts, shuts_too], 1)
         loss = loss + GATE_WEIGHT * (F.softplus(-opening).mean() + F.softplus(shutting).mean())
+    told = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
+    loss = loss + GATE_WEIGHT * opening_loss(stacked.config, stacked.reading, state, found, told, never)
     right = float((logits.argmax(-1) == target[place]).float().mean())
     return loss, right, power.sqrt()

@@ -21,6 +21,7 @@ from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.batches import QuestionBatch
+from deltamem_agents.training.direct_path import ReadWeights, opening_loss
 from deltamem_agents.training.objective import Outcome, divergence, judge, logits_at, openness
 from deltamem_agents.training.strung import Conversation, WriteWeights, write_strung
 
@@ -60,8 +61,10 @@ def replay(
     questions, kept = _questions(lead, found, asked)
     outcome = judge(_answer(model, read_by(asked), questions, kept, writes=writes), questions, noise)
     probed, direct = (noise.new_zeros(()), None) if probe is None else probe(written.state)
-    outcome = replace(outcome, gates=written.gate_loss(), probed=probed, direct=direct)
+    outcome = replace(outcome, probed=probed, direct=direct)
     if untold:
+        opening = opening_loss(adapter.config, ReadWeights.of(adapter), written.state, found, asked, untold)
+        outcome = replace(outcome, gates=opening)
         questions, kept = _questions(lead, found, untold)
         outcome = replace(outcome, untold=_disturbed(model, read_by(untold), questions, kept, writes=writes))
     return state, outcome

@@ -28,9 +28,6 @@ KEEP_LOGIT = 6.0
 ERASED = 0.7
 """What an erase gate takes of what a key finds, to start from."""
 
-OPEN_WEIGHT = 8.0
-"""How many shut gates an open one counts for: told values are rare among tokens."""
-
 Kind: TypeAlias = Literal["tellings", "statements", "earlier", "asides", "questions"]
 """A telling is a whole exchange; a statement of the same number ends with the message that has the told value, and what
 was said earlier told the same fact with another value."""
@@ -70,6 +67,9 @@ class WriteWeights:
     keep_bias: Tensor | None = None
     erase: Tensor | None = None
     erase_bias: Tensor | None = None
+    hidden: Tensor | None = None
+    hidden_bias: Tensor | None = None
+    gate_hidden: Tensor | None = None
     erased: float = ERASED
 
     @classmethod
@@ -86,24 +86,28 @@ class WriteWeights:
             keep_bias=stacked("lambda_bias") if config.learns_lambda else None,
             erase=stacked("erase_proj") if config.erase_gate else None,
             erase_bias=stacked("erase_bias") if config.erase_gate else None,
+            hidden=stacked("gate_hidden_proj") if config.gate_hidden else None,
+            hidden_bias=stacked("gate_hidden_bias") if config.gate_hidden else None,
+            gate_hidden=stacked("beta_hidden_proj") if config.gate_hidden else None,
         )
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Logits (layers, n, gates) of the write gates at attention inputs x (layers, n, hidden)."""
+        logits = product(x, self.gate) + self.gate_bias[:, None]
+        if self.hidden is None or self.hidden_bias is None or self.gate_hidden is None:
+            return logits
+        return logits + F.silu(product(x, self.hidden) + self.hidden_bias[:, None]) @ self.gate_hidden.mT
 
 
 @dataclass(frozen=True)
 class Written:
     """`state` (layers, conversations, heads, r, r). For every token written, in no order that matters:
-    `gates` (layers, tokens, gates) are the logits of its write gates, `told` (tokens,) marks told values and
-    `aside` (tokens,) what tells nothing, replies to what was told included."""
+    `gates` (layers, tokens, gates) are the logits of its write gates, and `aside` (tokens,) marks what tells nothing,
+    replies to what was told included."""
 
     state: Tensor
     gates: Tensor
-    told: Tensor
     aside: Tensor
-
-    def gate_loss(self) -> Tensor:
-        """Cross-entropy of the write gates as a guess of where values are told."""
-        wanted = self.told.float()[None, :, None].expand_as(self.gates)
-        return F.binary_cross_entropy_with_logits(self.gates, wanted, pos_weight=self.gates.new_tensor(OPEN_WEIGHT))
 
 
 def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
@@ -185,7 +189,7 @@ def write_strung(
     keys = product(x, weights.key)
     if weights.before is not None:
         keys = keys + product(laid.shifted.to(device), weights.before)
-    gates = product(x, weights.gate) + weights.gate_bias[:, None]
+    gates = weights.gates(x)
 
     def laid_out(values: Tensor) -> Tensor:
         """(layers, tokens, heads, n) → (layers·rows, heads, longest, n)."""
@@ -212,18 +216,17 @@ def write_strung(
     if before is None:
         before = k.new_zeros(len(x), rows, config.num_state_heads, config.rank, config.rank)
     _, state = scan_tokens(config, before.flatten(0, 1), projections, writable.repeat(len(x), 1))
-    return Written(state.unflatten(0, (len(x), rows)), gates, laid.told.to(device), laid.aside.to(device))
+    return Written(state.unflatten(0, (len(x), rows)), gates, laid.aside.to(device))
 
 
 @dataclass(frozen=True)
 class _Laid:
     """The tokens of all pieces, in no order that matters: attention inputs `here` and `shifted`, of the token before
-    each (layers, tokens, hidden); `told`, `aside` (tokens,) as in Written; `spots` (tokens,) where each stands in
-    conversations padded to `longest` and laid end to end."""
+    each (layers, tokens, hidden); `aside` (tokens,) as in Written; `spots` (tokens,) where each stands in conversations
+    padded to `longest` and laid end to end."""
 
     here: Tensor
     shifted: Tensor
-    told: Tensor
     aside: Tensor
     spots: Tensor
     longest: int
@@ -239,17 +242,16 @@ def _lay_out(found: Activations, conversations: Sequence[Conversation]) -> _Laid
             piece = pieces[one]
             parts[one[0]].append((piece, torch.arange(start, start + len(piece.places))))
             start += len(piece.places)
-    here, shifted, told, aside, spots = [], [], [], [], []
+    here, shifted, aside, spots = [], [], [], []
     for kind, laid in parts.items():
         if laid:
             places = torch.cat([piece.places for piece, _ in laid])
             source = _source(found, kind)
             here.append(source.at(places))
             shifted.append(source.at((places - 1).clamp_min(0)))
-            told.append(source.told[places])
             aside += [piece.aside for piece, _ in laid]
             spots += [spot for _, spot in laid]
-    cut = (torch.cat(here, 1), torch.cat(shifted, 1), torch.cat(told), torch.cat(aside), torch.cat(spots))
+    cut = (torch.cat(here, 1), torch.cat(shifted, 1), torch.cat(aside), torch.cat(spots))
     return _Laid(*cut, longest)
 
 

@@ -25,6 +25,7 @@ from deltamem_agents.training.batches import Renderer, history_batch, neutral_ba
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.collection import PARTS, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.gates import gate_loss
 from deltamem_agents.training.left_alone import LeftAlone
 from deltamem_agents.training.objective import (
     Outcome,
@@ -39,7 +40,14 @@ from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.training.strung import ERASED, KEEP_LOGIT, logit, never_told, string_together
+from deltamem_agents.training.strung import (
+    ERASED,
+    KEEP_LOGIT,
+    WriteWeights,
+    logit,
+    never_told,
+    string_together,
+)
 from deltamem_agents.training.warmstart import warm_start
 from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
@@ -306,6 +314,9 @@ class Trainer:
         state, outcome = replay(
             self._model, self.adapter, found, lead, conversations, probe, writes=writes, untold=untold
         )
+        if stage.gate_weight:
+            gates = gate_loss(WriteWeights.of(self.adapter), self._pairs(found), found.asides, rng)
+            outcome = replace(outcome, gates=outcome.gates + gates)
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 
     def _answered(
@@ -411,7 +422,7 @@ def initialise(adapter: Adapter, erased: float = ERASED) -> None:
     """
     for name, value in adapter.named_parameters():
         kind = name.rsplit(".", 1)[-1]
-        if kind.startswith("memory_") or kind in ("beta_proj", "read_proj", "lambda_proj"):
+        if kind.startswith("memory_") or kind in ("beta_proj", "gate_hidden_proj", "read_proj", "lambda_proj"):
             torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5))
         elif kind in ("beta_bias", "read_bias"):
             torch.nn.init.constant_(value, _logit_of(0.18 if kind == "beta_bias" else 0.82, adapter.config.gate_floor))
