@@ -30,7 +30,7 @@ def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
     probe = Probe(engine.adapter)
     probe.begin(engine.adapter)
     asked, rows = draw_asked(pairs, 4, random.Random(0)), output_directions(engine.model)
-    loss, right = probe.loss(engine.adapter, found, conversations, pairs, asked, written.state, rows)
+    loss, right = probe.loss(engine.adapter, found, conversations, pairs, asked, random.Random(0), written.state, rows)
     assert 0 <= right <= 1
     loss.backward()
     for at, parameter in engine.adapter.named_parameters():
@@ -49,9 +49,9 @@ def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
     torch.nn.init.normal_(probe.say, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         state = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
-        both, _ = probe.loss(engine.adapter, found, conversations, pairs, asked, state, rows)
+        both, _ = probe.loss(engine.adapter, found, conversations, pairs, asked, random.Random(0), state, rows)
         alone = [
-            probe.loss(engine.adapter, found, [one], pairs, asked, state[:, [n]], rows)[0]
+            probe.loss(engine.adapter, found, [one], pairs, asked, random.Random(0), state[:, [n]], rows)[0]
             for n, one in enumerate(conversations)
         ]
     counts = [int((found.telling == one.tellings[0]).sum()) for one in conversations]

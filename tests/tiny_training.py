@@ -119,6 +119,7 @@ RECIPE = Recipe(
     warm_start=WarmStart(
         episodes=8,
         addressed=3,
+        spoken=20,
         rehearsal=Rehearsal(steps=2, facts=(1, 2), questions=4, asides=2, addressing=2),
     ),
     seed=3,

@@ -122,7 +122,7 @@ def collect_activations(
         some = episodes[start : start + COLLECT_BATCH]
         history = history_batch(renderer, [episode.messages for episode in some])
         places, mask = told_places(renderer, some, history)
-        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
+        inputs = attention_inputs(model, adapter, history.lead, history.tokens, history.valid)
         told_at.append(tellings.filled + (history.valid.flatten().cumsum(0) - 1).view_as(mask)[tuple(places.T)])
         tellings.add(history, inputs, mask, [_tellings(renderer, episode, len(history.lead)) for episode in some])
         asked.append(_asked(model, adapter, renderer, some, history.tokens[places[:, 0], places[:, 1]]))
@@ -176,7 +176,7 @@ def collect_asides(
             [one[:begin] for begin, one in zip(begins, some, strict=True)],
             [one[begin:] for begin, one in zip(begins, some, strict=True)],
         )
-        inputs = _inputs(model, adapter, history.lead, history.tokens, history.valid)
+        inputs = attention_inputs(model, adapter, history.lead, history.tokens, history.valid)
         contents = [[row.nonzero().squeeze(-1)] for row in history.aside]
         spoken.add(history, inputs, torch.zeros_like(history.valid), contents)
     return spoken.exchanges()
@@ -327,7 +327,7 @@ class _Gathering:
         return Exchanges(self._inputs[:, : self.filled], tuple(self._contents), torch.cat(self._told))
 
 
-def _inputs(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+def attention_inputs(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
     """Attention inputs of the target layers without memory, (layers, batch, T, hidden), on the CPU."""
     return _run(model, adapter, lead, tokens, valid)[0]
 

@@ -21,13 +21,16 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attention import unit
 from deltamem_agents.training.direct_path import ReadWeights, directions
 from deltamem_agents.training.pairs import Pairs
-from deltamem_agents.training.strung import WriteWeights, about_different, by_head, product
+from deltamem_agents.training.strung import WriteWeights, about_different, alike_tellings, by_head, product
 
 MATCH_SHARPNESS = 12.0
 """What a match of −1 to 1 is multiplied by to be compared with others. Low, so that others have to be far off."""
 
 MATCHES_NOTHING = 0.5
 """A question matches what it asks for by more than this, and everything else by less."""
+
+GROUPS = 3
+"""Of so many attributes several people's are told or asked for at once."""
 
 RIDGE = 0.01
 """Share of the inputs' mean power that the fit of values is damped by."""
@@ -42,8 +45,15 @@ class Asked:
 
 
 def draw_asked(pairs: Pairs, facts: int, rng: random.Random) -> Asked:
-    """Of `facts` tellings, and half as many never told, all about different subjects, as far as there are so many."""
-    tellings = torch.tensor(about_different(pairs.subjects, facts + facts // 2, rng))
+    """Of `facts` tellings, and half as many never told, all about different subjects, as far as there are so many.
+
+    Up to half of all are the same of several people, told of some and never told of others.
+    """
+    count = facts + facts // 2
+    alike = [one for _ in range(GROUPS) for one in alike_tellings(pairs.attributes, count // (2 * GROUPS) - 1, rng)]
+    chosen = about_different(pairs.subjects, count, rng, alike)
+    rng.shuffle(chosen)
+    tellings = torch.tensor(chosen)
     told, others = (torch.isin(pairs.telling, some) for some in (tellings[:facts], tellings[facts:]))
     return Asked(told.nonzero().squeeze(-1), others.nonzero().squeeze(-1))
 
@@ -103,12 +113,15 @@ def values_that_say(config: AdapterConfig, pairs: Pairs, rows: Tensor, seed: int
     hidden), of which each layer keeps other dimensions, as far as there are so many.
     """
     layers, _, hidden = pairs.told.shape
+    target = pairs.target if pairs.spoken is None else torch.cat([pairs.target, pairs.spoken.target])
     generator = torch.Generator().manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(hidden, hidden, generator=generator)).Q
-    wanted = directions(rows.float())[pairs.target]
+    wanted = directions(rows.float())[target]
     values, says = [], []
     for layer in range(layers):
         x = pairs.told[layer].float()
+        if pairs.spoken is not None:
+            x = torch.cat([x, pairs.spoken.told[layer].float()])
         products = x.T @ x
         products.diagonal().add_(RIDGE * products.diagonal().mean())
         own = axes[:, torch.arange(layer * config.width, (layer + 1) * config.width) % hidden]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.training.activations import Activations, Exchanges
+from deltamem_agents.training.spoken_values import SpokenValues
 
 BESIDE_TELLING, BESIDE_QUESTION = 3, 1
 """So many tokens that are not told are kept for each telling, and for each question."""
@@ -24,8 +25,8 @@ class Pairs:
 
     `told` at the token, `before` at the one before it, `asked` at the place from which it is to be said; `target` (n,)
     is the token and `telling` (n,) who told it. `begun` (layers, tellings, hidden): where each reply begins.
-    `subjects`: what each telling is about. `beside` (layers, m, hidden): some tokens of tellings and questions that are
-    not told.
+    `subjects`: what each telling is about, each one of `attributes` of somebody. `beside` (layers, m, hidden): some
+    tokens of tellings and questions that are not told. `spoken`: told values of which there is nothing else.
     """
 
     told: Tensor
@@ -35,7 +36,9 @@ class Pairs:
     telling: Tensor
     begun: Tensor
     subjects: tuple[frozenset[str], ...]
+    attributes: tuple[str, ...]
     beside: Tensor
+    spoken: SpokenValues | None = None
 
     @classmethod
     def of(cls, found: Activations) -> Pairs:
@@ -47,6 +50,7 @@ class Pairs:
             telling=found.telling,
             begun=found.begun,
             subjects=found.subjects,
+            attributes=found.attributes,
             beside=torch.cat(
                 [
                     _not_told(found.tellings, BESIDE_TELLING * len(found.subjects)),
@@ -58,7 +62,7 @@ class Pairs:
 
 
 def joined_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """All of them as one, in order."""
+    """All of them as one, in order, with the spoken values of the first."""
     counts = torch.tensor([len(part.subjects) for part in parts])
     begins = (counts.cumsum(0) - counts).tolist()
     return Pairs(
@@ -69,6 +73,8 @@ def joined_pairs(parts: Sequence[Pairs]) -> Pairs:
         target=torch.cat([part.target for part in parts]),
         telling=torch.cat([part.telling + begin for part, begin in zip(parts, begins, strict=True)]),
         subjects=tuple(subject for part in parts for subject in part.subjects),
+        attributes=tuple(attribute for part in parts for attribute in part.attributes),
+        spoken=parts[0].spoken,
     )
 
 

@@ -6,6 +6,7 @@ key, where the answers themselves say little yet.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,8 @@ from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.addressing import Asked, matching_loss
 from deltamem_agents.training.direct_path import ReadWeights, directions, said, speaking_weight
 from deltamem_agents.training.pairs import Pairs
-from deltamem_agents.training.strung import Conversation, WriteWeights
+from deltamem_agents.training.spoken_values import spoken_loss
+from deltamem_agents.training.strung import Conversation, WriteWeights, stacked_over_layers
 
 SHARPNESS = 3.0
 
@@ -54,6 +56,7 @@ class Probe(nn.Module):
         conversations: Sequence[Conversation],
         pairs: Pairs,
         asked: Asked,
+        rng: random.Random,
         state: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, float]:
@@ -61,7 +64,8 @@ class Probe(nn.Module):
 
         `state` (layers, conversations, heads, r, r) with gradient; `rows` (vocabulary, hidden) the directions in
         which the model says each token. Every token that a collected answer has is a candidate. What
-        `asked` of `pairs` matches, were nothing else told, counts as well.
+        `asked` of `pairs` matches, were nothing else told, counts as well, and so does what is stored and said of
+        values spoken elsewhere, by the probe as by the adapter's own readout.
         """
         row_of = torch.full((len(found.subjects),), -1)
         for number, conversation in enumerate(conversations):
@@ -75,7 +79,8 @@ class Probe(nn.Module):
         added, _ = said(adapter.config, reading, self.say, state[:, row], inputs)
         logits = F.normalize(added, dim=-1) @ directions(rows[candidates]).T * self.sharpness.exp()
         wanted = target[place].to(state.device)
-        matched = matching_loss(
-            adapter.config, WriteWeights.of(adapter), reading, self.say, self.sharpness, pairs, asked, rows
-        )
+        writing = WriteWeights.of(adapter)
+        matched = matching_loss(adapter.config, writing, reading, self.say, self.sharpness, pairs, asked, rows)
+        for say in (self.say, stacked_over_layers(adapter, "readout_proj")) if adapter.config.readout else (self.say,):
+            matched = matched + spoken_loss(writing.value, say, self.sharpness, pairs.spoken, rows, rng)
         return matched + F.cross_entropy(logits, wanted), float((logits.argmax(-1) == wanted).float().mean())

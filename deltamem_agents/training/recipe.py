@@ -48,8 +48,9 @@ class WarmStart:
     `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
     episodes is replaced by new ones (0: never), unless a stage has a number of its own. `addressed`: so many episodes
     more, of which only told tokens and where they are asked for are kept, to learn addresses from (see
-    `training/addressing.py`). `rehearsal`: how the projections are fitted on the episodes; null leaves these as they
-    are drawn, and the activations to stages that are replayed.
+    `training/addressing.py`). `spoken`: so many words are also told without anything else, for what is stored of a
+    value (see `training/spoken_values.py`). `rehearsal`: how the projections are fitted on the episodes; null leaves
+    these as they are drawn, and the activations to stages that are replayed.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
@@ -57,11 +58,12 @@ class WarmStart:
     facts: tuple[int, ...] = (1,)
     renewed_every: int = 0
     addressed: int = 0
+    spoken: int = 0
     rehearsal: Rehearsal | None = field(default_factory=Rehearsal)
 
     def __post_init__(self) -> None:
         _check(self, ("episodes",), *_AT_LEAST_ONE)
-        _check(self, ("renewed_every", "addressed"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("renewed_every", "addressed", "spoken"), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check_shapes(self)
 

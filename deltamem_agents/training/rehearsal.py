@@ -27,6 +27,7 @@ from deltamem_agents.training.direct_path import ReadWeights, directions, openin
 from deltamem_agents.training.gates import gate_loss
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import Rehearsal
+from deltamem_agents.training.spoken_values import spoken_loss
 from deltamem_agents.training.strung import (
     ERASED,
     Conversation,
@@ -160,6 +161,7 @@ def rehearse(
         never = never_told(found, conversations, plan.questions // 2, rng)
         loss, right, spoken = _step_loss(stacked, found, conversations, asked, never, heading, target, torch_rng)
         loss = loss + GATE_WEIGHT * gate_loss(stacked.writing, pairs, found.asides, rng)
+        loss = loss + spoken_loss(stacked.value, stacked.say, stacked.sharpness, pairs.spoken, rows, rng)
         _descend(optimiser, loss, RATE * _falling(step, plan.steps))
         if step % REPORT_EVERY == 0 or step + 1 == plan.steps:
             say(f"rehearsal {step} of {plan.steps}: {facts} facts, loss {float(loss.detach()):.2f}, right {right:.2f}")
@@ -192,6 +194,7 @@ def _learn_addresses(
             for asked in drawn
         ]
         loss = torch.stack(losses).mean() + GATE_WEIGHT * gate_loss(stacked.writing, pairs, asides, rng)
+        loss = loss + spoken_loss(stacked.value, stacked.say, stacked.sharpness, pairs.spoken, rows, rng)
         _descend(optimiser, loss, ADDRESSING_RATE * _falling(step, plan.addressing))
         if step % REPORT_EVERY == 0 or step + 1 == plan.addressing:
             say(f"addressing {step} of {plan.addressing}: {facts} facts, loss {float(loss.detach()):.2f}")

@@ -116,7 +116,7 @@ def string_together(found: Activations, facts: int, asides: int, questions: int,
     As many of them as STATEMENT_SHARE says are statements alone. What was told earlier with another value stands
     anywhere before them.
     """
-    alike = alike_tellings(found, facts // 2, rng) if facts > 1 and rng.random() < ALIKE_SHARE else []
+    alike = alike_tellings(found.attributes, facts // 2, rng) if facts > 1 and rng.random() < ALIKE_SHARE else []
     chosen = about_different(found.subjects, facts, rng, alike)
     order: list[tuple[Kind, int]] = [
         ("statements" if rng.random() < STATEMENT_SHARE else "tellings", telling) for telling in chosen
@@ -131,10 +131,10 @@ def string_together(found: Activations, facts: int, asides: int, questions: int,
     return Conversation(tuple(chosen), tuple(order))
 
 
-def alike_tellings(found: Activations, count: int, rng: random.Random) -> list[int]:
+def alike_tellings(attributes: Sequence[str], count: int, rng: random.Random) -> list[int]:
     """Numbers of at most `count` + 1 tellings of one attribute, of whomever."""
-    attribute = rng.choice(found.attributes)
-    alike = [number for number, other in enumerate(found.attributes) if other == attribute]
+    attribute = rng.choice(attributes)
+    alike = [number for number, other in enumerate(attributes) if other == attribute]
     return rng.sample(alike, min(len(alike), count + 1))
 
 

@@ -40,6 +40,8 @@ from deltamem_agents.training.probe import Probe
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
+from deltamem_agents.training.splits import split_values
+from deltamem_agents.training.spoken_values import WORDS_A_STATEMENT, SpokenValues, collect_spoken
 from deltamem_agents.training.strung import (
     ERASED,
     KEEP_LOGIT,
@@ -70,6 +72,9 @@ steps have the size of the rate, and would hardly move them."""
 
 STATEMENTS = 240
 """So many statements of a fact are kept with the frozen model's own replies to them."""
+
+SPOKEN_SHAPE = EpisodeShape(distractors=(0, 0), about=("user", "person"))
+"""In statements of these words are told without anything else."""
 
 NEUTRAL_EXCHANGES = 8
 """So many exchanges a step that looks at what is to be left alone."""
@@ -209,7 +214,8 @@ class Trainer:
     def _pairs(self, found: Activations) -> Pairs:
         """What addresses are learned from: everything `found`, and what was collected for nothing else."""
         if self._paired is None or self._paired[0] != self._first_part:
-            self._paired = self._first_part, joined_pairs([Pairs.of(found), *self._more_pairs])
+            pairs = joined_pairs([Pairs.of(found), *self._more_pairs])
+            self._paired = self._first_part, replace(pairs, spoken=self._spoken)
         return self._paired[1]
 
     @property
@@ -220,6 +226,15 @@ class Trainer:
     def _more_pairs(self) -> list[Pairs]:
         parts = math.ceil(self._warm.addressed * PARTS / self._warm.episodes)
         return [Pairs.of(self._collect(self._draw_part(-number))) for number in range(1, parts + 1)]
+
+    @cached_property
+    def _spoken(self) -> SpokenValues:
+        rng = random.Random(f"{self._recipe.seed} spoken")
+        words = [*split_values(self._words, "train")]
+        words = rng.sample(words, min(len(words), self._warm.spoken))
+        generator = self._generator(SPOKEN_SHAPE, 1)
+        statements = [generator.draw(rng) for _ in range(len(words) // WORDS_A_STATEMENT + 1)]
+        return collect_spoken(self._model, self.adapter, self._renderer, statements, words)
 
     @property
     def _warm(self) -> WarmStart:
@@ -308,7 +323,9 @@ class Trainer:
         if stage.probe_weight and self._probe is not None:
             pairs = self._pairs(found)
             asked = draw_asked(pairs, PROBED_AT_ONCE, rng)
-            probe = partial(self._probe.loss, self.adapter, found, conversations, pairs, asked, rows=self._directions)
+            probe = partial(
+                self._probe.loss, self.adapter, found, conversations, pairs, asked, rng, rows=self._directions
+            )
         writes = rng.random() < stage.question_writes
         untold = never_told(found, conversations, stage.questions // 3, rng) if stage.untold_weight else []
         state, outcome = replay(

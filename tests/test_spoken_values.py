@@ -1,0 +1,73 @@
+"""Spoken values: what words look like where they are told, without the rest of a telling."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltamem_agents.training import spoken_values
+from deltamem_agents.training.activations import Exchanges
+from deltamem_agents.training.episodes import Episode, EpisodeShape
+from deltamem_agents.training.objective import output_directions
+from deltamem_agents.training.spoken_values import SpokenValues, collect_spoken, spoken_loss
+from tiny_training import CONFIGS, activations_of, episodes_of, renderer, word_engine
+
+TOLD_BY_USER = [
+    episode
+    for episode in episodes_of(20, EpisodeShape(distractors=(0, 0)))
+    if episode.questions[0].told is not None and episode.questions[0].told.start > 1
+]
+
+
+def collected(episodes: list[Episode], words: list[str]) -> SpokenValues:
+    engine = word_engine(CONFIGS["shipped recipe"])
+    return collect_spoken(engine.model, engine.adapter, renderer(), episodes, words)
+
+
+def test_a_value_is_spoken_as_it_stands_in_the_whole_telling() -> None:
+    episode = TOLD_BY_USER[0]
+    spoken = collected([episode], [episode.questions[0].answer])
+    engine = word_engine(CONFIGS["shipped recipe"])
+    whole = activations_of(engine, [episode])
+    told: Exchanges = whole.tellings
+    assert torch.equal(spoken.target, whole.target)
+    torch.testing.assert_close(spoken.told.float(), told.at(whole.told_at).float(), rtol=2e-2, atol=2e-2)
+
+
+def test_every_word_is_spoken_and_statements_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spoken_values, "WORDS_A_STATEMENT", 1)
+    word = TOLD_BY_USER[0].questions[0].answer
+    spoken = collected(TOLD_BY_USER[:2], [word] * 4)
+    each = spoken.told.unflatten(1, (4, -1))
+    assert torch.equal(each[:, 0], each[:, 2]) and torch.equal(each[:, 1], each[:, 3])
+    assert not torch.equal(each[:, 0], each[:, 1])
+
+
+def test_without_statements_or_words_nothing_is_spoken_and_it_costs_nothing() -> None:
+    for episodes, words in ((TOLD_BY_USER, []), ([], ["Lisbon"])):
+        spoken = collected(episodes, words)
+        assert spoken.told.shape[1] == len(spoken.target) == 0
+        assert float(loss_of(spoken, right=True)) == 0
+    assert float(loss_of(None, right=True)) == 0
+
+
+def loss_of(spoken: SpokenValues | None, *, right: bool) -> torch.Tensor:
+    """Of values that keep everything, said as the token that is stored (`right`) or as another one."""
+    engine = word_engine(CONFIGS["shipped recipe"])
+    rows = output_directions(engine.model)
+    hidden = rows.shape[1]
+    value = torch.eye(hidden)[None]
+    say = torch.eye(hidden)[None]
+    if spoken is not None and len(spoken.target):
+        target = spoken.target if right else spoken.target.roll(1)
+        spoken = replace(spoken, told=rows[target][None])
+    return spoken_loss(value, say, torch.tensor(3.0), spoken, rows, random.Random(0))
+
+
+def test_it_costs_little_to_say_what_was_told_and_much_to_say_something_else() -> None:
+    rows = len(output_directions(word_engine(CONFIGS["shipped recipe"]).model))
+    spoken = SpokenValues(torch.zeros(1, 40, 1), torch.randperm(rows)[:40])
+    assert float(loss_of(spoken, right=True)) < 0.7 * float(loss_of(spoken, right=False))
