@@ -121,3 +121,21 @@ def test_keys_queries_and_values_learn_from_it_and_gates_do_not() -> None:
     learned = {name.split(".")[-1] for name, parameter in adapter.named_parameters() if parameter.grad is not None}
     assert learned >= {"memory_q_proj", "memory_k_proj", "memory_k_shift_proj", "memory_v_proj"}
     assert not {"beta_proj", "read_proj", "delta_o_proj"} & learned
+
+
+def test_the_same_is_told_of_some_and_never_told_of_others() -> None:
+    people = replace(
+        PAIRS,
+        subjects=tuple(frozenset({str(number)}) for number in range(len(PAIRS.subjects))),
+        attributes=tuple(str(number // 8) for number in range(len(PAIRS.subjects))),
+    )
+    shared = 0
+    for seed in range(20):
+        asked = draw_asked(people, 8, random.Random(seed))
+        told, never = ({people.attributes[one] for one in people.telling[part].tolist()} for part in asked_parts(asked))
+        shared += bool(told & never)
+    assert shared > 10
+
+
+def asked_parts(asked: Asked) -> tuple[Tensor, Tensor]:
+    return asked.told, asked.never_told

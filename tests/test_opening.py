@@ -1,0 +1,46 @@
+"""Read gates that see what is read: told from never told, where replies begin."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.training.direct_path import ReadWeights, opening_loss
+from deltamem_agents.training.strung import WriteWeights, never_told, string_together, write_strung
+from test_rehearsal import fresh
+from tiny_activations import WORLD
+from tiny_training import GATED
+
+FOUND = WORLD.activations(60, seed=4)
+SEEING = replace(GATED, gate_on_reads=True)
+
+
+def loss_of(config: AdapterConfig, opens: float = 0.0) -> torch.Tensor:
+    adapter = fresh(config).requires_grad_(True)
+    with torch.no_grad():
+        for slot in range(len(adapter.indices)):
+            adapter.layer(slot).read_bias.fill_(opens)
+    conversations = [string_together(FOUND, 2, 0, 0, random.Random(seed)) for seed in range(4)]
+    state = write_strung(config, WriteWeights.of(adapter), FOUND, conversations).state
+    told = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
+    untold = never_told(FOUND, conversations, len(told), random.Random(0))
+    loss = opening_loss(config, ReadWeights.of(adapter), state, FOUND, told, untold)
+    if loss.requires_grad:
+        loss.backward()
+        assert all(bool(adapter.layer(slot).found_proj.grad.any()) for slot in range(len(adapter.indices)))
+    return loss.detach()
+
+
+def test_gates_that_open_or_shut_alike_for_both_are_no_better_than_chance() -> None:
+    assert min(float(loss_of(SEEING, opens)) for opens in (-9.0, 9.0)) > 2
+
+
+def test_every_layers_reads_teach_the_gates_behind_them() -> None:
+    assert 0 < float(loss_of(SEEING)) < 2
+
+
+def test_gates_that_see_the_question_alone_are_left_alone() -> None:
+    assert float(loss_of(GATED)) == 0
