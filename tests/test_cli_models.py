@@ -180,6 +180,10 @@ class TestTrain:
         refused = run("train", other, "--out", out)
         assert refused.exit_code == 1
         assert "another recipe" in refused.stderr
+        more = tmp_path / "more"
+        assert run("train", other, "--from", out, "--out", more).exit_code == 0
+        wider = self.recipe(tiny, tmp_path / "wider.json", adapter={"rank": 5})
+        assert "rank=4, the recipe expects rank=5" in refusal("train", wider, "--from", out, "--out", tmp_path / "none")
 
     def test_ctrl_c_says_how_to_go_on(self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(self: trainer.Trainer) -> None:

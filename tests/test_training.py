@@ -120,6 +120,35 @@ def test_a_run_changes_the_adapter_and_nothing_of_the_model(tmp_path: Path) -> N
     attach(loaded.model, run.adapter).detach()
 
 
+def test_a_run_begins_from_an_adapter_and_fits_none_anew(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fits(*_: object, **__: object) -> None:
+        raise AssertionError("a warm start")
+
+    monkeypatch.setattr(training, "warm_start", fits)
+    expected = weights_of(whole_run)
+    start = load_adapter(whole_run, word_model().model)
+    run = Trainer(word_model(), renderer(), RECIPE, tmp_path, silent, start)
+    interrupt_at(run, 0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    found = weights_of(tmp_path)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    again = trainer(tmp_path)
+    again.run()
+    assert again.step == RECIPE.steps
+    assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
+
+
+def test_a_run_does_not_begin_from_an_adapter_of_another_geometry(whole_run: Path, tmp_path: Path) -> None:
+    start = load_adapter(whole_run, word_model().model)
+    recipe = replace(RECIPE, adapter=replace(RECIPE.adapter, rank=RECIPE.adapter.rank + 1))
+    with pytest.raises(ConfigError, match=rf"rank={RECIPE.adapter.rank}, the recipe expects rank="):
+        Trainer(word_model(), renderer(), recipe, tmp_path, silent, start)
+    assert not (tmp_path / LOG_FILE).exists()
+
+
 def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real = run._train_step
 

@@ -20,6 +20,10 @@ def train(
         str | None, typer.Argument(metavar="RECIPE", help="A JSON file, or the name of a recipe that ships.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="The run's folder.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="ADAPTER", exists=True, file_okay=False, help="An adapter to begin from."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to train.")] = "cpu",
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads to use.")] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Only draw the run in DIR as far as it is.")] = False,
@@ -27,9 +31,11 @@ def train(
 ) -> None:
     """Train an adapter. DIR gets the adapter, a log line a step (log.jsonl) and a picture (training.png).
 
-    Run again with the same recipe and DIR, it goes on where it saved last.
+    Run again with the same recipe and DIR, it goes on where it saved last. With --from it begins with the weights of
+    an adapter that is there already, which has to be of the recipe's geometry, and fits none anew.
 
-    Examples: deltamem train wide --out runs/wide · deltamem train --plot --out runs/wide
+    Examples: deltamem train wide --out runs/wide · deltamem train more.json --from runs/wide --out runs/more ·
+    deltamem train --plot --out runs/wide
     """
     if list_:
         _list_recipes()
@@ -41,14 +47,15 @@ def train(
         return
     if recipe is None:
         raise typer.BadParameter("a RECIPE is needed; `deltamem train --list` names those that ship")
-    _train(recipe, out, device, threads)
+    _train(recipe, out, start, device, threads)
 
 
-def _train(name: str, out: Path, device: str, threads: int | None) -> None:
+def _train(name: str, out: Path, start: Path | None, device: str, threads: int | None) -> None:
     import torch
 
     from deltamem_agents.chat.template import ChatTemplate
     from deltamem_agents.loading import load_model
+    from deltamem_agents.memory.adapter_file import load_adapter
     from deltamem_agents.training.recipe import Recipe
     from deltamem_agents.training.trainer import Trainer
 
@@ -57,7 +64,10 @@ def _train(name: str, out: Path, device: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
     loaded = load_model(recipe.model, device=device)
     console = stderr()
-    trainer = Trainer(loaded, ChatTemplate(loaded.tokenizer), recipe, out, lambda line: console.print(printable(line)))
+    begin = None if start is None else load_adapter(start, loaded.model, recipe.model)
+    trainer = Trainer(
+        loaded, ChatTemplate(loaded.tokenizer), recipe, out, lambda line: console.print(printable(line)), begin
+    )
     if trainer.step:
         console.print(f"going on at step {trainer.step} of {recipe.steps}")
     try:

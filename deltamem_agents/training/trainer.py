@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltamem_agents.errors import TrainingDiverged
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import ConfigError, TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
@@ -112,9 +113,19 @@ class Trainer:
     """
 
     def __init__(
-        self, loaded: LoadedModel, renderer: Renderer, recipe: Recipe, folder: Path, say: Callable[[str], None]
+        self,
+        loaded: LoadedModel,
+        renderer: Renderer,
+        recipe: Recipe,
+        folder: Path,
+        say: Callable[[str], None],
+        start: Adapter | None = None,
     ) -> None:
-        """Raises ConfigError when the folder holds a run of another recipe, or a damaged one."""
+        """`start`: an adapter of the recipe's geometry to begin from, in place of what a warm start fits.
+
+        Raises ConfigError when the folder holds a run of another recipe, or a damaged one, and where `start` is of
+        another geometry.
+        """
         self._loaded, self._model, self._renderer, self._recipe, self._say = loaded, loaded.model, renderer, recipe, say
         self._device = next(loaded.model.parameters()).device
         self._words = open_words(loaded.tokenizer) + made_up_words(loaded.tokenizer, recipe.made_up_words)
@@ -124,7 +135,8 @@ class Trainer:
         self._collection = Collection(self._draw_part, self._collect)
         self._paired: tuple[int, Pairs] | None = None
         self.step, self.seconds = 0, 0.0
-        self.adapter = self._new_adapter()
+        self.adapter = self._new_adapter(start)
+        self._started = start is not None
         self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
         self._names = dict(self.adapter.named_parameters())
         if self._probe is not None:
@@ -167,8 +179,10 @@ class Trainer:
 
     def _train(self) -> None:
         settings = self._recipe.warm_start
-        if not self._begun and settings is not None and settings.rehearsal is not None:
-            self._warm_start(settings.rehearsal)
+        rehearsal = None if settings is None else settings.rehearsal
+        if not self._begun and (self._started or rehearsal is not None):
+            if rehearsal is not None and not self._started:
+                self._warm_start(rehearsal)
             if self._probe is not None:
                 self._probe.begin(self.adapter)
             self._evaluate()
@@ -185,10 +199,14 @@ class Trainer:
             if last or self.step % self._recipe.save_every == 0:
                 self.save()
 
-    def _new_adapter(self) -> Adapter:
+    def _new_adapter(self, start: Adapter | None) -> Adapter:
         torch.manual_seed(self._recipe.seed)
         adapter = Adapter.for_model(self._recipe.adapter, self._model)
-        initialise(adapter, self._recipe.erased)
+        if start is None:
+            initialise(adapter, self._recipe.erased)
+        else:
+            _check_geometry(start.config, adapter.config)
+            adapter.load_state_dict(start.state_dict())
         return adapter.to(self._device)
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -430,6 +448,17 @@ def _size(messages: Sequence[Message]) -> int:
 def _small_talk(rng: random.Random) -> tuple[Message, ...]:
     user, reply = chatter(rng)
     return Message("user", user), Message("assistant", reply)
+
+
+def _check_geometry(start: AdapterConfig, wanted: AdapterConfig) -> None:
+    """Refuses to begin from an adapter whose weights have other places."""
+    found, expected = (replace(config, base_model=None).to_json() for config in (start, wanted))
+    differing = [name for name in expected if found[name] != expected[name]]
+    if differing:
+        raise ConfigError(
+            f"the adapter to begin from has {', '.join(f'{name}={found[name]!r}' for name in differing)}, the recipe "
+            f"expects {', '.join(f'{name}={expected[name]!r}' for name in differing)}; change the recipe's adapter"
+        )
 
 
 def initialise(adapter: Adapter, erased: float = ERASED) -> None:
