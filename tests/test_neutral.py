@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from deltamem_agents.training import neutral
-from deltamem_agents.training.neutral import own_replies
+from deltamem_agents.training.neutral import own_prompts, own_replies
 from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
 from deltamem_agents.types import Message
 from tiny_training import GATED, silent, word_engine, word_model
@@ -40,3 +41,22 @@ def test_replies_do_not_depend_on_how_prompts_are_batched(monkeypatch: pytest.Mo
         "replies of the frozen model: 7 of 7",
         *(f"replies of the frozen model: {n} of 7" for n in (2, 4, 6, 7)),
     ]
+
+
+def test_prompts_are_the_models_own_different_ones_and_the_same_for_equal_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = word_model()
+    # A random model seldom ends a message.
+    monkeypatch.setattr(neutral, "DRAWS_A_PROMPT", 200)
+    before = torch.random.get_rng_state()
+    found = own_prompts(loaded, 5, max_tokens=60, seed=3, say=silent)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(found) == len(set(found)) == 5
+    assert all(prompt.strip() == prompt and "<|im_" not in prompt for prompt in found)
+    assert own_prompts(loaded, 5, max_tokens=60, seed=3, say=silent) == found
+    assert own_prompts(loaded, 5, max_tokens=60, seed=4, say=silent) != found
+
+
+def test_a_model_that_ends_no_message_gives_no_prompts() -> None:
+    assert own_prompts(word_model(), 2, max_tokens=1, seed=3, say=silent) == []

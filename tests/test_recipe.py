@@ -125,6 +125,7 @@ MISSING = object()
         (["save_every"], 0, "save_every is 0"),
         (["seed"], "x", "seed is 'x'"),
         (["made_up_words"], 0.5, "made_up_words is 0.5, expected a whole number"),
+        (["own_prompts"], -1, "own_prompts is -1, expected a whole number"),
         (["erased"], 1, "erased is 1, expected above 0 and below 1"),
         (["adapter"], "tsw", "recipe, adapter is 'tsw', expected an object"),
         (["adapter", "memory_write_granularity"], "message_mean", "key_shift"),

@@ -319,6 +319,20 @@ def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
     assert_same_run(tmp_path, whole_run)
 
 
+def test_prompts_of_the_models_own_are_left_alone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def thought_of(_: object, count: int, **options: Any) -> list[str]:
+        asked.update(options, count=count)
+        return ["Why is the kettle singing?"]
+
+    monkeypatch.setattr(left_alone, "own_prompts", thought_of)
+    run = trainer(tmp_path, replace(RECIPE, own_prompts=1))
+    prompts = [exchange.messages[0].content for exchange in run._left_alone.neutral]
+    assert prompts[-1] == "Why is the kettle singing?" and prompts[0] == left_alone.NEUTRAL_PROMPTS[0]
+    assert asked["count"] == 1 and asked["seed"] == RECIPE.seed
+
+
 @given(texts=st.lists(st.tuples(st.text(), st.text()), max_size=5))
 def test_neutral_texts_survive_the_folder(
     texts: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory

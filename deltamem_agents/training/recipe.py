@@ -121,7 +121,8 @@ class Stage:
 class Recipe:
     """Everything that decides a run's outcome beside the machine it runs on.
 
-    `made_up_words`: so many words of several tokens may be told beside every word that is one token.
+    `made_up_words`: so many words of several tokens may be told beside every word that is one token. `own_prompts`: so
+    many of the prompts that tell nothing are the frozen model's own (see `training/neutral.py`).
     `erased`: what erase gates take of what a key finds when training begins. `evaluate_every`, `save_every`: after how
     many steps held-out values are asked for, and the run is saved.
     """
@@ -132,6 +133,7 @@ class Recipe:
     warm_start: WarmStart | None = field(default_factory=WarmStart)
     seed: int = 0
     made_up_words: int = 0
+    own_prompts: int = 0
     erased: float = 0.7
     evaluate_every: int = 200
     save_every: int = 50
@@ -140,7 +142,7 @@ class Recipe:
         _check(self, ("model",), "a name", lambda value: isinstance(value, str))
         _check(self, ("evaluate_every", "save_every"), *_AT_LEAST_ONE)
         _check(self, ("erased",), "above 0 and below 1", lambda value: 0 < value < 1)
-        _check(self, ("seed", "made_up_words"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("seed", "made_up_words", "own_prompts"), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("stages",), "at least one stage", bool)
         if any(stage.replayed for stage in self.stages) and self.warm_start is None:
             raise ConfigError(

@@ -131,7 +131,7 @@ class Trainer:
         self._words = open_words(loaded.tokenizer) + made_up_words(loaded.tokenizer, recipe.made_up_words)
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
-        self._left_alone = LeftAlone(loaded, self._folder, self._told, say)
+        self._left_alone = LeftAlone(loaded, self._folder, self._told, say, own=recipe.own_prompts, seed=recipe.seed)
         self._collection = Collection(self._draw_part, self._collect)
         self._paired: tuple[int, Pairs] | None = None
         self.step, self.seconds = 0, 0.0
