@@ -139,6 +139,17 @@ class TestAdapter:
         load_adapter(target, tiny_llama())
         assert "already" in refusal("adapter", "convert", source, target)
 
+    def test_gates_are_set_anew(self, tiny: Tiny, tmp_path: Path) -> None:
+        target = tmp_path / "tuned"
+        assert run_json("adapter", "gates", tiny.adapter, target, "--sharper", "2")["config"]["rank"] == 4
+        before, after = (read_weights(folder, read_config(folder)) for folder in (tiny.adapter, target))
+        changed = {name.rsplit(".", 1)[-1] for name in before if not before[name].equal(after[name])}
+        assert changed == {"beta_proj", "beta_bias"}
+        load_adapter(target, tiny_llama())
+        assert "already" in refusal("adapter", "gates", tiny.adapter, target)
+        assert "no read gates" in refusal("adapter", "gates", tiny.adapter, tmp_path / "other", "--read", "-1")
+        assert not (tmp_path / "other").exists()
+
 
 def released_adapter(folder: Path) -> Path:
     """An adapter in the released form: a .pt of tensors beside a JSON without this package's keys."""

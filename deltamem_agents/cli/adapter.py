@@ -1,4 +1,4 @@
-"""`deltamem adapter`: look at adapter files and convert released ones."""
+"""`deltamem adapter`: look at adapter files, convert released ones and set gates anew."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from deltamem_agents.cli.options import Json
 from deltamem_agents.cli.screen import emit, nbytes, plural, printable, stdout
 from deltamem_agents.errors import AlreadyExists
 
-app = typer.Typer(no_args_is_help=True, help="Look at adapters and convert released ones; no model is loaded.")
+app = typer.Typer(no_args_is_help=True, help="Look at adapters, convert and tune them; no model is loaded.")
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or Hub id, of the released form or ours.")]
+
+Target = Annotated[Path, typer.Argument(metavar="DST", file_okay=False, help="The folder to write.")]
 
 
 @app.command()
 def convert(
     source: Source,
-    target: Annotated[Path, typer.Argument(metavar="DST", file_okay=False, help="The folder to write.")],
+    target: Target,
     base_model: Annotated[
         str | None, typer.Option("--base-model", metavar="NAME", help="Note in it which model it was made for.")
     ] = None,
@@ -33,11 +35,42 @@ def convert(
     Example: deltamem adapter convert ./released ./mine --base-model Qwen/Qwen3-4B-Instruct-2507
     """
     from deltamem_agents.loading import adapter_folder
-    from deltamem_agents.memory.adapter_file import CONFIG_FILE, convert_adapter
+    from deltamem_agents.memory.adapter_file import convert_adapter
 
-    if (target / CONFIG_FILE).exists():
-        raise AlreadyExists(f"{target} holds an adapter already and was left alone; choose another folder")
+    _check_free(target)
     convert_adapter(adapter_folder(source, ""), target, base_model=base_model)
+    _print(target, as_json)
+
+
+@app.command()
+def gates(
+    source: Source,
+    target: Target,
+    sharper: Annotated[
+        float, typer.Option("--sharper", metavar="FACTOR", help="Open write gates open further, others shut.")
+    ] = 1.0,
+    write: Annotated[float, typer.Option("--write", metavar="SHIFT", help="Added to write gates' logits.")] = 0.0,
+    read: Annotated[float, typer.Option("--read", metavar="SHIFT", help="Added to read gates' logits.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Set a trained adapter's gates anew: how readily it writes and speaks. Nothing is trained.
+
+    Sharper write gates replace what changes and hold a few facts better, many facts worse; lower read gates keep
+    quiet more often, where there is something to say as well. What comes of it, `deltamem eval recall` measures. Memories of SRC are foreign to DST.
+
+    JSON: as for `show`, of what was written.
+
+    Example: deltamem adapter gates runs/mine runs/sharp --sharper 2.5 --write -0.3 --read -0.5
+    """
+    from deltamem_agents.loading import adapter_folder
+    from deltamem_agents.memory.adapter_file import read_config, read_weights, write_adapter
+    from deltamem_agents.memory.gate_tuning import tuned_gates
+
+    _check_free(target)
+    folder = adapter_folder(source, "")
+    config = read_config(folder)
+    weights = tuned_gates(config, read_weights(folder, config), sharper=sharper, write=write, read=read)
+    write_adapter(target, config, weights)
     _print(target, as_json)
 
 
@@ -52,6 +85,13 @@ def show(source: Source, as_json: Json = False) -> None:
     from deltamem_agents.loading import adapter_folder
 
     _print(adapter_folder(source, ""), as_json)
+
+
+def _check_free(target: Path) -> None:
+    from deltamem_agents.memory.adapter_file import CONFIG_FILE
+
+    if (target / CONFIG_FILE).exists():
+        raise AlreadyExists(f"{target} holds an adapter already and was left alone; choose another folder")
 
 
 def _print(folder: Path, as_json: bool) -> None:

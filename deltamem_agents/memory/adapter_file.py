@@ -36,7 +36,7 @@ _DELTA_HEAD = re.compile(r"^delta_([qkvo])_proj$")
 def save_adapter(adapter: Adapter, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write `adapter` into `folder` as JSON and safetensors, replacing each file whole."""
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in adapter.state_dict().items()}
-    _write(folder, adapter.config, weights)
+    write_adapter(folder, adapter.config, weights)
 
 
 def load_adapter(folder: Path, model: nn.Module, base_model: str | None = None) -> Adapter:
@@ -87,7 +87,7 @@ def convert_adapter(source: Path, target: Path, *, base_model: str | None = None
     # Where only some layers carry a memory, their number does not tell how many the model has.
     known = config.layers if config.target_layers else layers
     config = replace(config, layers=known, base_model=base_model or config.base_model)
-    _write(target, config, {name: value.contiguous() for name, value in weights.items()})
+    write_adapter(target, config, {name: value.contiguous() for name, value in weights.items()})
     return config
 
 
@@ -189,10 +189,11 @@ def _rename_published(tensors: Mapping[str, Tensor], config: AdapterConfig, path
     return renamed
 
 
-def _write(folder: Path, config: AdapterConfig, weights: dict[str, Tensor]) -> None:
+def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write `weights` under this package's names into `folder` with their `config`, replacing each file whole."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS_FILE + ".part")
-    save_file(weights, partial, metadata={"sha256": _digest(weights)})
+    save_file(dict(weights), partial, metadata={"sha256": _digest(weights)})
     partial.replace(folder / WEIGHTS_FILE)
     partial = folder / (CONFIG_FILE + ".part")
     partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""Laws of gates set anew: write gates move about the floor, nothing else moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.memory.attention import LayerMemory
+from deltamem_agents.memory.delta_rule import floored_gate
+from deltamem_agents.memory.gate_tuning import tuned_gates
+from tiny_engine import random_adapter, tiny_llama
+
+CONFIG = AdapterConfig(rank=4, read_gate=True, gate_hidden=3, gate_floor=0.25, state_update_mode="no_lambda")
+SHIFTS = st.floats(-3, 3)
+
+
+def adapter(config: AdapterConfig = CONFIG) -> Adapter:
+    return random_adapter(tiny_llama(), config)
+
+
+def tuned(given: Adapter, **changes: float) -> dict[str, Tensor]:
+    return tuned_gates(given.config, given.state_dict(), **changes)
+
+
+def logits_of(weights: dict[str, Tensor], given: Adapter, x: Tensor) -> Tensor:
+    memory = LayerMemory(given.config, given.layer(0).widths)
+    index = given.indices[0]
+    memory.load_state_dict({name: weights[f"layers.{index}.{name}"] for name in memory.state_dict()})
+    return memory.write_gates(x).detach()
+
+
+@given(sharper=st.floats(0.1, 8), write=SHIFTS, floor=st.sampled_from([0.0, 0.25, 0.6]))
+def test_a_write_gates_logit_moves_about_that_of_the_floor(sharper: float, write: float, floor: float) -> None:
+    given = adapter(replace(CONFIG, gate_floor=floor))
+    pivot = torch.logit(torch.tensor(floor)) if floor else torch.zeros(())
+    x = torch.randn(1, 6, given.layer(0).widths.hidden, generator=torch.Generator().manual_seed(1))
+    before = logits_of(dict(given.state_dict()), given, x)
+    after = logits_of(tuned(given, sharper=sharper, write=write), given, x)
+    torch.testing.assert_close(after, pivot + (before - pivot) * sharper + write, atol=1e-4, rtol=1e-4)
+
+
+def test_sharper_gates_shut_what_was_shut_and_open_what_was_open() -> None:
+    given = adapter()
+    x = torch.randn(1, 200, given.layer(0).widths.hidden, generator=torch.Generator().manual_seed(1)) * 3
+    before, after = (
+        floored_gate(logits_of(weights, given, x), given.config.gate_floor)
+        for weights in (dict(given.state_dict()), tuned(given, sharper=2))
+    )
+    assert bool(((before == 0) == (after == 0)).all()) and bool((before == 0).any())
+    assert bool((after >= before).all()) and bool((after > before).any())
+
+
+@given(read=SHIFTS)
+def test_nothing_but_the_gates_changes_and_nothing_at_all_without_a_wish(read: float) -> None:
+    given = adapter()
+    before, after = given.state_dict(), tuned(given, sharper=1.5, write=0.5, read=read)
+    assert before.keys() == after.keys()
+    moved = {"beta_proj", "beta_hidden_proj", "beta_bias", "read_bias"}
+    assert all(torch.equal(after[name], before[name]) for name in before if name.rsplit(".", 1)[-1] not in moved)
+    assert all(
+        torch.equal(after[name], before[name] + read) for name in before if name.rsplit(".", 1)[-1] == "read_bias"
+    )
+    untouched = tuned(given)
+    assert all(torch.allclose(untouched[name], before[name], atol=1e-6) for name in before)
+
+
+def test_weights_keep_their_dtype() -> None:
+    weights = {name: value.bfloat16() for name, value in adapter().state_dict().items()}
+    assert {value.dtype for value in tuned_gates(CONFIG, weights, sharper=2).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"sharper": 0.0}, "sharper is 0.0"),
+        ({"sharper": float("nan")}, "sharper is nan"),
+        ({"write": float("inf")}, "write is inf"),
+        ({"read": float("nan")}, "read nan"),
+    ],
+)
+def test_what_no_gate_can_be_set_to_is_refused(changes: dict[str, float], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        tuned(adapter(), **changes)
+
+
+def test_read_gates_that_are_not_there_cannot_be_shifted() -> None:
+    without = adapter(replace(CONFIG, read_gate=False))
+    with pytest.raises(ConfigError, match="no read gates"):
+        tuned(without, read=-1.0)
+    assert tuned(without, sharper=2.0).keys() == without.state_dict().keys()
