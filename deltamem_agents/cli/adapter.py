@@ -56,7 +56,8 @@ def gates(
     """Set a trained adapter's gates anew: how readily it writes and speaks. Nothing is trained.
 
     Sharper write gates replace what changes and hold a few facts better, many facts worse; lower read gates keep
-    quiet more often, where there is something to say as well. What comes of it, `deltamem eval recall` measures. Memories of SRC are foreign to DST.
+    quiet more often, where there is something to say as well. `deltamem eval recall` measures what comes of it.
+    Memories of SRC are foreign to DST.
 
     JSON: as for `show`, of what was written.
 
