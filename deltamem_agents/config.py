@@ -47,7 +47,8 @@ class AdapterConfig:
     its own, to the output of the last layer with a state, past all layers between. `gate_hidden`: write gates also see
     the attention input through so many hidden units of a small network; 0 for linear gates. `gate_on_reads`: a read
     gate also sees what its own layer and those before it read, so that what was never told can be told from what was.
-    The published method has none of these eight. `layers`, `hidden_size` and `base_model` name the model the adapter
+    `gate_votes`: a write gate is opened by the mean of what its own layer and those before it make of a token. The
+    published method has none of these nine. `layers`, `hidden_size` and `base_model` name the model the adapter
     was made for; None means unknown (the published files do not say).
     """
 
@@ -72,6 +73,7 @@ class AdapterConfig:
     readout: bool = False
     gate_hidden: int = 0
     gate_on_reads: bool = False
+    gate_votes: bool = False
     gate_floor: float = 0.0
     read_scope: ReadScope = "all"
     layers: int | None = None
@@ -86,11 +88,12 @@ class AdapterConfig:
             for name in names:
                 if not accepts(getattr(self, name)):
                     raise ConfigError(f"adapter config: {name} is {getattr(self, name)!r}, expected {expected}")
-        if self.key_shift and self.memory_write_granularity == "message_mean":
-            raise ConfigError(
-                "adapter config: key_shift follows single tokens, memory_write_granularity='message_mean' writes "
-                "whole messages; choose one of them"
-            )
+        for name in ("key_shift", "gate_votes"):
+            if getattr(self, name) and self.memory_write_granularity == "message_mean":
+                raise ConfigError(
+                    f"adapter config: {name} follows single tokens, memory_write_granularity='message_mean' writes "
+                    "whole messages; choose one of them"
+                )
         if self.gate_on_reads and not self.read_gate:
             raise ConfigError("adapter config: gate_on_reads is about read gates, and read_gate is false; set it too")
 
@@ -205,6 +208,7 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
             "erase_gate",
             "readout",
             "gate_on_reads",
+            "gate_votes",
         ),
         lambda value: isinstance(value, bool),
         "true or false",

@@ -35,6 +35,7 @@ RELEASED = sorted(path.parent for path in (Path(__file__).parent / "parity").glo
         ("readout", 1, "true or false"),
         ("gate_hidden", -1, "a whole number of at least 0"),
         ("gate_on_reads", None, "true or false"),
+        ("gate_votes", 1, "true or false"),
         ("gate_floor", 1.0, "from 0 to below 1"),
         ("gate_floor", -0.01, "from 0 to below 1"),
         ("gate_floor", float("nan"), "from 0 to below 1"),
@@ -104,6 +105,7 @@ def test_missing_keys_take_the_published_preset() -> None:
     assert config.couple_lambda and config.rankwise_gates and config.state_update_mode == "standard"
     assert not config.key_shift and not config.read_gate and config.gate_floor == 0
     assert not config.erase_gate and not config.readout and not config.gate_hidden and not config.gate_on_reads
+    assert not config.gate_votes
 
 
 @pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import StateError
-from deltamem_agents.memory.attach import CALL_KEYWORD, attach
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.state import MemoryState
 from tiny_models import (
@@ -294,6 +294,32 @@ def test_a_read_gate_sees_what_its_layer_and_those_before_it_read() -> None:
     first, second = calls
     assert torch.equal(second.found[1], second.found[0]) and torch.equal(first.found[0], second.found[0])
     assert bool(first.found[0].any()) and not torch.allclose(first.found[1], first.found[0])
+
+
+def test_a_write_gate_is_opened_by_the_mean_of_what_its_layer_and_those_before_it_make_of_a_token() -> None:
+    """With what they make of it alike in all layers, votes change nothing; a layer that differs sways those behind."""
+    model = tiny_model("llama")
+    adapter = random_adapter(model, VARIANTS["gate-votes"])
+    plain = random_adapter(model, replace(VARIANTS["gate-votes"], gate_votes=False))
+    ids, state = random_ids(1, 6), random_state(adapter)
+
+    def written(one: Adapter, *logits: float) -> Tensor:
+        one.load_state_dict(adapter.state_dict())
+        with torch.no_grad():
+            for slot, logit in enumerate(logits):
+                for weight in ("beta_proj", "beta_hidden_proj"):
+                    one.layer(slot).get_parameter(weight).zero_()
+                one.layer(slot).beta_bias.fill_(logit)
+        attachment = attach(model, one)
+        call = MemoryCall(state, write_mask=torch.ones(1, 6, dtype=torch.bool))
+        with torch.no_grad():
+            model(input_ids=ids, **{CALL_KEYWORD: call})
+        attachment.detach()
+        return call.new_state().matrices
+
+    close(written(adapter, 0.5, 0.5), written(plain, 0.5, 0.5))
+    close(written(adapter, 3.0, 0.0), written(plain, 3.0, 1.5))
+    assert not torch.allclose(written(plain, 3.0, 0.0), written(plain, 3.0, 1.5))
 
 
 def test_a_readout_says_what_all_layers_read_behind_the_last_one() -> None:

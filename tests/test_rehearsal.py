@@ -53,7 +53,7 @@ def rehearsed() -> Rehearsed:
 
 def written(adapter: Adapter, found: Activations, order: Sequence[tuple[Kind, int]]) -> Tensor:
     """States (layers, heads, r, r) after whole exchanges, led by the token before each, by the real update."""
-    states = []
+    states, call = [], MemoryCall(adapter.zero_state())
     for slot in range(len(adapter.indices)):
         memory, parts, writable = adapter.layer(slot), [], []
         for kind, index in order:
@@ -64,7 +64,7 @@ def written(adapter: Adapter, found: Activations, order: Sequence[tuple[Kind, in
             writable.append(torch.isin(stretch, own))
         x = torch.cat(parts)[None].float()
         keys, _ = memory.keys(x, None, None)
-        projections = memory.project(x, keys)
+        projections = memory.project(call, slot, x, keys)
         zero = torch.zeros_like(adapter.zero_state().matrices[:, slot])
         states.append(scan_tokens(adapter.config, zero, projections, torch.cat(writable)[None])[1][0])
     return torch.stack(states)
@@ -75,7 +75,7 @@ def said(adapter: Adapter, state: Tensor, inputs: Tensor) -> Tensor:
     total, call = torch.zeros(inputs.shape[1], HIDDEN), MemoryCall(adapter.zero_state())
     for slot in range(len(adapter.indices)):
         memory, x = adapter.layer(slot), inputs[slot][None].float()
-        q = memory.project(x, memory.keys(x, None, None)[0]).q
+        q = memory.project(call, slot, x, memory.keys(x, None, None)[0]).q
         reads = torch.einsum("bhij,bhtj->bhti", state[slot][None], q).transpose(1, 2).flatten(2)
         total += memory.correction("o", memory.gated_reads(call, slot, x, reads))[0]
     return total

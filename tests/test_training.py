@@ -29,7 +29,7 @@ from deltamem_agents.training import trainer as training
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.neutral import own_replies
 from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
-from deltamem_agents.training.recipe import Recipe, Stage
+from deltamem_agents.training.recipe import GateFit, Recipe, Stage
 from deltamem_agents.training.run_folder import (
     LOG_FILE,
     NEUTRAL_FILE,
@@ -139,6 +139,30 @@ def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     again.run()
     assert again.step == RECIPE.steps
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
+
+
+def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whole_run: Path, tmp_path: Path) -> None:
+    start = load_adapter(whole_run, word_model().model)
+    assert RECIPE.warm_start is not None
+    recipe = replace(
+        RECIPE,
+        adapter=replace(RECIPE.adapter, gate_hidden=3),
+        warm_start=replace(RECIPE.warm_start, gate_fit=GateFit(steps=3)),
+        stages=(replace(RECIPE.stages[0], steps=1, rate=0.0, rate_end=0.0),),
+    )
+    said: list[str] = []
+    run = Trainer(word_model(), renderer(), recipe, tmp_path, said.append, start)
+    run.run()
+    assert any("write gates, step 0 of 3" in line for line in said)
+    expected, found = weights_of(whole_run), weights_of(tmp_path)
+    fitted = {name for name in found if name not in expected or not torch.equal(found[name], expected[name])}
+    assert {name.rsplit(".", 1)[-1] for name in fitted} == {
+        "beta_proj",
+        "beta_bias",
+        "gate_hidden_proj",
+        "gate_hidden_bias",
+        "beta_hidden_proj",
+    }
 
 
 def test_a_run_does_not_begin_from_an_adapter_of_another_geometry(whole_run: Path, tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ VARIANTS: Mapping[str, AdapterConfig] = {
     "readout": replace(FULL, readout=True, num_state_heads=2),
     "readout-alone": replace(FULL, readout=True, delta_heads=("q",), target_layers=(0,)),
     "hidden-gates": replace(FULL, gate_hidden=3, num_state_heads=2, gate_floor=0.25),
+    "gate-votes": replace(FULL, gate_votes=True, gate_hidden=3, gate_floor=0.25),
     "gates-on-reads": replace(FULL, read_gate=True, gate_on_reads=True, num_state_heads=2),
     "replies-only": replace(FULL, read_scope="replies"),
     "floored-gates": replace(FULL, read_gate=True, gate_floor=0.25, key_shift=True, num_state_heads=2),

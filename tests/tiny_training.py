@@ -77,6 +77,7 @@ CONFIGS: Mapping[str, AdapterConfig] = {
     "erase gate": replace(GATED, erase_gate=True),
     "readout": replace(GATED, readout=True, read_scope="replies"),
     "gates that see more": replace(GATED, gate_hidden=3, gate_on_reads=True, read_scope="replies"),
+    "layers that vote on gates": replace(GATED, gate_hidden=3, gate_votes=True, read_scope="replies"),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
     "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
 }

@@ -32,7 +32,8 @@ def train(
     """Train an adapter. DIR gets the adapter, a log line a step (log.jsonl) and a picture (training.png).
 
     Run again with the same recipe and DIR, it goes on where it saved last. With --from it begins with the weights of
-    an adapter that is there already, which has to be of the recipe's geometry, and fits none anew.
+    an adapter that is there already, which has to be of the recipe's geometry but for hidden units and votes of write
+    gates, and fits no others but, where the recipe says so, these gates.
 
     Examples: deltamem train wide --out runs/wide · deltamem train more.json --from runs/wide --out runs/more ·
     deltamem train --plot --out runs/wide

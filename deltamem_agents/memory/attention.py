@@ -54,6 +54,7 @@ class MemoryCall:
     carries: dict[int, Tensor] = field(default_factory=dict)
     readouts: dict[int, Tensor] = field(default_factory=dict)
     found: dict[int, Tensor] = field(default_factory=dict)
+    votes: dict[int, Tensor] = field(default_factory=dict)
     betas: list[Tensor] = field(default_factory=list)
     ratios: list[Tensor] = field(default_factory=list)
 
@@ -143,7 +144,7 @@ class LayerMemory(nn.Module):
         series = torch.cat([first[:, None], shifted], dim=1).gather(1, newest)
         return raw + series[:, :-1], series[:, -1]
 
-    def project(self, x: Tensor, keys: Tensor) -> Projections:
+    def project(self, call: MemoryCall, slot: int, x: Tensor, keys: Tensor) -> Projections:
         """Everything the scan needs, from x (B, T, hidden) float32 and the key pre-activations."""
         config = self.config
 
@@ -155,18 +156,26 @@ class LayerMemory(nn.Module):
             q=unit(split(F.linear(x, self.memory_q_proj))),
             k=unit(split(keys)),
             v=split(F.linear(x, self.memory_v_proj)),
-            beta=split(self.write_gates(x)),
+            beta=split(self.write_gates(call, slot, x)),
             lam=split(F.linear(x, self.lambda_proj, self.lambda_bias)) if config.learns_lambda else None,
             erase=split(F.linear(x, self.erase_proj, self.erase_bias)) if config.erase_gate else None,
         )
 
-    def write_gates(self, x: Tensor) -> Tensor:
-        """Logits (B, T, gates) of the write gates."""
+    def write_gates(self, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
+        """Logits (B, T, gates) of the write gates.
+
+        With `gate_votes` each layer leaves in `call` the sum of what it and those before it make of the tokens.
+        """
         logits = F.linear(x, self.beta_proj, self.beta_bias)
-        if not self.config.gate_hidden:
+        if self.config.gate_hidden:
+            hidden = F.silu(F.linear(x, self.gate_hidden_proj, self.gate_hidden_bias))
+            logits = logits + F.linear(hidden, self.beta_hidden_proj)
+        if not self.config.gate_votes:
             return logits
-        hidden = F.silu(F.linear(x, self.gate_hidden_proj, self.gate_hidden_bias))
-        return logits + F.linear(hidden, self.beta_hidden_proj)
+        if slot:
+            logits = logits + call.votes[slot - 1].to(logits.device)
+        call.votes[slot] = logits
+        return logits / (slot + 1)
 
     def gated_reads(self, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
         """Reads (B, T, width) as each token's read gate lets them by; x (B, T, hidden) float32.
@@ -235,7 +244,7 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
     if carry is not None:
         call.carries[slot] = carry
     state = call.state.matrices[:, slot]
-    projected = memory.project(x, keys)
+    projected = memory.project(call, slot, x, keys)
     if call.write_mask is None:
         reads, new = _read(state, projected.q), state
     elif memory.config.memory_write_granularity == "token":
@@ -246,7 +255,7 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             call.betas.append(beta.mean(dim=(1, 3))[writable])
     else:
         reads = _read(state, projected.q)
-        new = _write_messages(memory, call, state, x)
+        new = _write_messages(memory, call, slot, state, x)
     earlier = call.matrices.get(slot)
     if earlier is not None and new.requires_grad and not earlier.requires_grad:
         # Reentrant checkpointing runs a layer without gradient first; what it wrote then stays cut off.
@@ -291,7 +300,7 @@ def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: 
     return reads.unflatten(0, (batch, heads)), new.unflatten(0, (batch, heads))
 
 
-def _write_messages(memory: LayerMemory, call: MemoryCall, state: Tensor, x: Tensor) -> Tensor:
+def _write_messages(memory: LayerMemory, call: MemoryCall, slot: int, state: Tensor, x: Tensor) -> Tensor:
     """One write per message, from the mean of its written tokens' hidden states, in message order."""
     assert call.message_ids is not None and call.write_mask is not None
     writable = call.write_mask & (call.message_ids >= 0)
@@ -304,7 +313,7 @@ def _write_messages(memory: LayerMemory, call: MemoryCall, state: Tensor, x: Ten
     sizes = member.sum(dim=1)
     means = torch.einsum("btm,btd->bmd", member, x) / sizes.clamp_min(1)[..., None]
     keys, _ = memory.keys(means, None, None)
-    _, new = scan_tokens(memory.config, state, memory.project(means, keys), sizes > 0)
+    _, new = scan_tokens(memory.config, state, memory.project(call, slot, means, keys), sizes > 0)
     return new
 
 

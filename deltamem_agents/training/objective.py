@@ -68,12 +68,13 @@ def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tu
     with torch.no_grad():
         run_after_lead(model, history.lead, history.tokens, history.valid, call)
     assert call.inputs is not None
+    again = MemoryCall(zero)
     parts, noises = [], []
     for slot in range(len(adapter.indices)):
         memory = adapter.layer(slot)
         x = call.inputs[slot].float()
         keys, _ = memory.keys(x, history.valid, None)
-        projected = memory.project(x, keys)
+        projected = memory.project(again, slot, x, keys)
         by_token = projected.beta.transpose(1, 2).flatten(2)
         noises.append(openness(by_token[history.aside], adapter.config.gate_floor))
         parts.append(scan_tokens(adapter.config, zero.matrices[:, slot], projected, history.writable)[1])

@@ -42,6 +42,25 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
+class GateFit:
+    """Write gates fitted alone, on single tokens, in `steps` steps (see `training/gate_fit.py`).
+
+    `opened`: the least that told tokens are to open a gate. `shut`: what a token that tells nothing counts beside
+    another. `dropout`: share of the activations that each step leaves out.
+    """
+
+    steps: int = 500
+    opened: float = 0.85
+    shut: float = 6.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self, ("steps",), *_AT_LEAST_ONE)
+        _check(self, ("opened", "dropout"), "from 0 up to but not 1", lambda value: 0 <= value < 1)
+        _check(self, ("shut",), "0 or more", lambda value: value >= 0)
+
+
+@dataclass(frozen=True)
 class WarmStart:
     """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
 
@@ -50,7 +69,8 @@ class WarmStart:
     more, of which only told tokens and where they are asked for are kept, to learn addresses from (see
     `training/addressing.py`). `spoken`: so many words are also told without anything else, for what is stored of a
     value (see `training/spoken_values.py`). `rehearsal`: how the projections are fitted on the episodes; null leaves
-    these as they are drawn, and the activations to stages that are replayed.
+    these as they are drawn, and the activations to stages that are replayed. `gate_fit`: how write gates are fitted
+    after that; null leaves them.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
@@ -60,6 +80,7 @@ class WarmStart:
     addressed: int = 0
     spoken: int = 0
     rehearsal: Rehearsal | None = field(default_factory=Rehearsal)
+    gate_fit: GateFit | None = None
 
     def __post_init__(self) -> None:
         _check(self, ("episodes",), *_AT_LEAST_ONE)
@@ -227,8 +248,9 @@ def _build(kind: type[_Part], data: object, where: str) -> _Part:
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
     if isinstance(settings.get("shapes"), tuple):
         settings["shapes"] = tuple(_build(EpisodeShape, shape, f"{where}, shapes") for shape in settings["shapes"])
-    if settings.get("rehearsal") is not None:
-        settings["rehearsal"] = _build(Rehearsal, settings["rehearsal"], f"{where}, rehearsal")
+    for name, part in (("rehearsal", Rehearsal), ("gate_fit", GateFit)):
+        if settings.get(name) is not None:
+            settings[name] = _build(part, settings[name], f"{where}, {name}")
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(settings) - set(known))
     if unknown:

@@ -88,7 +88,15 @@ class _Stacked:
     @property
     def writing(self) -> WriteWeights:
         before = self.before if self.config.key_shift else None
-        writing = WriteWeights(self.key, before, self.value, self.write, self.write_bias, erased=self.erased)
+        writing = WriteWeights(
+            self.key,
+            before,
+            self.value,
+            self.write,
+            self.write_bias,
+            votes=self.config.gate_votes,
+            erased=self.erased,
+        )
         if not self.config.gate_hidden:
             return writing
         return replace(writing, hidden=self.hidden, hidden_bias=self.hidden_bias, gate_hidden=self.gate_hidden)

@@ -55,7 +55,8 @@ class Conversation:
 class WriteWeights:
     """What the writes of all layers are computed with: the adapter's projections, stacked (layers, …).
 
-    Without `keep` or `erase`, gates of that kind that are learned stand at KEEP_LOGIT or take `erased`.
+    Without `keep` or `erase`, gates of that kind that are learned stand at KEEP_LOGIT or take `erased`. `votes`: as
+    AdapterConfig's `gate_votes`.
     """
 
     key: Tensor
@@ -70,6 +71,7 @@ class WriteWeights:
     hidden: Tensor | None = None
     hidden_bias: Tensor | None = None
     gate_hidden: Tensor | None = None
+    votes: bool = False
     erased: float = ERASED
 
     @classmethod
@@ -89,14 +91,18 @@ class WriteWeights:
             hidden=stacked("gate_hidden_proj") if config.gate_hidden else None,
             hidden_bias=stacked("gate_hidden_bias") if config.gate_hidden else None,
             gate_hidden=stacked("beta_hidden_proj") if config.gate_hidden else None,
+            votes=config.gate_votes,
         )
 
     def gates(self, x: Tensor) -> Tensor:
         """Logits (layers, n, gates) of the write gates at attention inputs x (layers, n, hidden)."""
         logits = product(x, self.gate) + self.gate_bias[:, None]
-        if self.hidden is None or self.hidden_bias is None or self.gate_hidden is None:
+        if self.hidden is not None and self.hidden_bias is not None and self.gate_hidden is not None:
+            logits = logits + F.silu(product(x, self.hidden) + self.hidden_bias[:, None]) @ self.gate_hidden.mT
+        if not self.votes:
             return logits
-        return logits + F.silu(product(x, self.hidden) + self.hidden_bias[:, None]) @ self.gate_hidden.mT
+        layers = torch.arange(1, len(logits) + 1, device=logits.device)
+        return logits.cumsum(0) / layers[:, None, None]
 
 
 @dataclass(frozen=True)

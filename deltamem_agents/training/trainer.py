@@ -26,6 +26,7 @@ from deltamem_agents.training.batches import Renderer, history_batch, neutral_ba
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.collection import PARTS, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.gate_fit import fit_gates
 from deltamem_agents.training.gates import gate_loss
 from deltamem_agents.training.left_alone import LeftAlone
 from deltamem_agents.training.objective import (
@@ -38,7 +39,7 @@ from deltamem_agents.training.objective import (
 )
 from deltamem_agents.training.pairs import Pairs, joined_pairs
 from deltamem_agents.training.probe import Probe
-from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
+from deltamem_agents.training.recipe import GateFit, Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
 from deltamem_agents.training.splits import split_values
@@ -121,7 +122,7 @@ class Trainer:
         say: Callable[[str], None],
         start: Adapter | None = None,
     ) -> None:
-        """`start`: an adapter of the recipe's geometry to begin from, in place of what a warm start fits.
+        """`start`: an adapter of the recipe's geometry to begin from, in place of what a rehearsal fits.
 
         Raises ConfigError when the folder holds a run of another recipe, or a damaged one, and where `start` is of
         another geometry.
@@ -179,10 +180,12 @@ class Trainer:
 
     def _train(self) -> None:
         settings = self._recipe.warm_start
-        rehearsal = None if settings is None else settings.rehearsal
-        if not self._begun and (self._started or rehearsal is not None):
+        rehearsal, gate_fit = (None, None) if settings is None else (settings.rehearsal, settings.gate_fit)
+        if not self._begun and (self._started or rehearsal is not None or gate_fit is not None):
             if rehearsal is not None and not self._started:
                 self._warm_start(rehearsal)
+            if gate_fit is not None:
+                self._fit_gates(gate_fit)
             if self._probe is not None:
                 self._probe.begin(self.adapter)
             self._evaluate()
@@ -202,11 +205,11 @@ class Trainer:
     def _new_adapter(self, start: Adapter | None) -> Adapter:
         torch.manual_seed(self._recipe.seed)
         adapter = Adapter.for_model(self._recipe.adapter, self._model)
-        if start is None:
-            initialise(adapter, self._recipe.erased)
-        else:
+        initialise(adapter, self._recipe.erased)
+        if start is not None:
             _check_geometry(start.config, adapter.config)
-            adapter.load_state_dict(start.state_dict())
+            # Strict in all but hidden units of gates, which may be new.
+            adapter.load_state_dict(adapter.state_dict() | start.state_dict())
         return adapter.to(self._device)
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -223,6 +226,13 @@ class Trainer:
         episodes, found = self._collected()
         pairs = self._pairs(found)
         warm_start(self._model, self.adapter, self._renderer, episodes, found, pairs, plan, seed=seed, say=self._say)
+        self.seconds = time.monotonic() - begun
+
+    def _fit_gates(self, plan: GateFit) -> None:
+        begun = time.monotonic() - self.seconds
+        _, found = self._collected()
+        rng = random.Random(f"{self._recipe.seed} gates")
+        fit_gates(self.adapter, found, self._pairs(found), plan, rng, self._say)
         self.seconds = time.monotonic() - begun
 
     def _collected(self) -> tuple[list[Episode], Activations]:
@@ -451,7 +461,12 @@ def _small_talk(rng: random.Random) -> tuple[Message, ...]:
 
 
 def _check_geometry(start: AdapterConfig, wanted: AdapterConfig) -> None:
-    """Refuses to begin from an adapter whose weights have other places."""
+    """Refuses to begin from an adapter whose weights have other places. More of write gates may be wanted anew."""
+    start = replace(
+        start,
+        gate_hidden=start.gate_hidden or wanted.gate_hidden,
+        gate_votes=start.gate_votes or wanted.gate_votes,
+    )
     found, expected = (replace(config, base_model=None).to_json() for config in (start, wanted))
     differing = [name for name in expected if found[name] != expected[name]]
     if differing:

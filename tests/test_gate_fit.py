@@ -1,0 +1,101 @@
+"""Write gates fitted alone: told tokens open them, what tells nothing shuts them, and nothing else is touched."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.training import gate_fit
+from deltamem_agents.training.gate_fit import fit_gates
+from deltamem_agents.training.pairs import Pairs
+from deltamem_agents.training.recipe import GateFit
+from deltamem_agents.training.spoken_values import SpokenValues
+from deltamem_agents.training.strung import WriteWeights
+from deltamem_agents.training.trainer import initialise
+from test_rehearsal import fresh
+from tiny_activations import WORLD
+from tiny_training import GATED
+
+FOUND = WORLD.activations(60, seed=4)
+OTHER = WORLD.activations(60, seed=5)
+PLAN = GateFit(steps=150)
+HIDDEN_GATES = replace(GATED, gate_hidden=4)
+
+
+@pytest.fixture(autouse=True)
+def _rates_for_few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates of so few weights have further to go than those of a model."""
+    monkeypatch.setattr(gate_fit, "LINEAR_RATE", 0.02)
+    monkeypatch.setattr(gate_fit, "HIDDEN_RATE", 0.05)
+
+
+def fitted(config: AdapterConfig, plan: GateFit = PLAN, pairs: Pairs | None = None) -> Adapter:
+    torch.manual_seed(0)
+    adapter = fresh(config).requires_grad_(True)
+    initialise(adapter)
+    fit_gates(adapter, FOUND, pairs or Pairs.of(FOUND), plan, random.Random(0), lambda _: None)
+    return adapter
+
+
+@torch.no_grad()
+def opened(adapter: Adapter, x: Tensor) -> float:
+    floor = adapter.config.gate_floor
+    gates = torch.sigmoid(WriteWeights.of(adapter).gates(x))
+    return float(((gates - floor) / (1 - floor)).clamp_min(0).mean())
+
+
+@pytest.mark.parametrize("config", [HIDDEN_GATES, replace(HIDDEN_GATES, gate_floor=0.0)])
+def test_gates_open_on_told_tokens_and_shut_on_what_tells_nothing_of_other_conversations(config: AdapterConfig) -> None:
+    adapter = fitted(config)
+    assert opened(adapter, OTHER.tellings.at(OTHER.told_at)) > 0.5
+    for kind in (OTHER.asides, OTHER.questions):
+        assert opened(adapter, kind.at(torch.cat(kind.contents))) < 0.1
+
+
+def test_gates_without_hidden_units_are_fitted_too() -> None:
+    x = OTHER.tellings.at(OTHER.told_at)
+    assert opened(fitted(GATED), x) > opened(fitted(GATED, replace(PLAN, steps=1)), x) + 0.1
+
+
+def test_the_other_tokens_of_tellings_keep_the_gates_they_had() -> None:
+    """They are plain ones like those of asides here; without a weight on these nothing shuts them."""
+    adapter = fitted(HIDDEN_GATES, replace(PLAN, shut=0.0, dropout=0.0))
+    start = fitted(HIDDEN_GATES, replace(PLAN, steps=1))
+    contents = torch.cat(OTHER.tellings.contents)
+    plain = OTHER.tellings.at(contents[~OTHER.tellings.told[contents]])
+    assert opened(adapter, plain) == pytest.approx(opened(start, plain), abs=0.05)
+
+
+def test_nothing_but_the_write_gates_changes() -> None:
+    start, adapter = fitted(HIDDEN_GATES, replace(PLAN, steps=1)), fitted(HIDDEN_GATES)
+    before = dict(start.named_parameters())
+    changed = {name.rsplit(".", 1)[-1] for name, value in adapter.named_parameters() if not value.equal(before[name])}
+    assert changed == {"beta_proj", "beta_bias", "gate_hidden_proj", "gate_hidden_bias", "beta_hidden_proj"}
+
+
+def test_the_same_draw_gives_the_same_gates() -> None:
+    first, second = (fitted(HIDDEN_GATES, replace(PLAN, steps=5)).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_spoken_words_open_gates_too() -> None:
+    """Told tokens of a kind that no telling has."""
+    x = WORLD.activations(40, seed=6).replies
+    spoken = SpokenValues(x, torch.zeros(x.shape[1], dtype=torch.long))
+    with_them, without = (fitted(HIDDEN_GATES, pairs=replace(Pairs.of(FOUND), spoken=one)) for one in (spoken, None))
+    assert opened(with_them, x) > 0.5 > opened(without, x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"steps": 0}, "steps"), ({"opened": 1.0}, "opened"), ({"dropout": -0.1}, "dropout")]
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        GateFit(**settings)  # type: ignore[arg-type]
