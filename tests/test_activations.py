@@ -35,6 +35,7 @@ SHAPE = EpisodeShape(
 )
 EPISODES = episodes_of(40, SHAPE)
 ASIDES = said_aside(9)
+ASIDE_EXCHANGES = [messages[at : at + 2] for messages in ASIDES for at in range(0, len(messages), 2)]
 
 
 @pytest.fixture(scope="module", params=TEMPLATES.values(), ids=TEMPLATES)
@@ -93,7 +94,10 @@ def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
     template, engine, activations = found
-    for source, conversations in ((activations.tellings, [e.messages for e in EPISODES]), (activations.asides, ASIDES)):
+    for source, conversations in (
+        (activations.tellings, [e.messages for e in EPISODES]),
+        (activations.asides, ASIDE_EXCHANGES),
+    ):
         assert len(source.contents) == len(conversations)
         ends = [*(int(places[0]) for places in source.contents), source.inputs.shape[1]]
         assert ends == sorted(ends)
@@ -240,8 +244,8 @@ def test_of_an_exchange_that_is_replied_to_the_reply_alone_is_an_aside(template:
     told = [episode.messages[:2] for episode in EPISODES if episode.messages[1].role == "assistant"][:3]
     assert len(told) == 3 and all(len(messages) == 2 for messages in told)
     asides = collect_asides(engine.model, engine.adapter, renderer(template), ASIDES, told)
-    assert len(asides.contents) == len(ASIDES) + 3 and not bool(asides.told.any())
-    for places, messages in zip(asides.contents, [*ASIDES, *told], strict=True):
+    assert len(asides.contents) == len(ASIDE_EXCHANGES) + 3 and not bool(asides.told.any())
+    for places, messages in zip(asides.contents, [*ASIDE_EXCHANGES, *told], strict=True):
         contents = contents_of(messages, template)
         reply = contents_of(messages[:1], template) if messages in told else []
         torch.testing.assert_close(asides.inputs[0, places], embedded(engine, contents[len(reply) :]))

@@ -173,6 +173,14 @@ def test_a_run_does_not_begin_from_an_adapter_of_another_geometry(whole_run: Pat
     assert not (tmp_path / LOG_FILE).exists()
 
 
+def test_what_tells_nothing_is_said_in_conversations_of_many_lengths() -> None:
+    exchanges = [(Message("user", str(number)), Message("assistant", "yes")) for number in range(200)]
+    conversations = training._conversations(exchanges, random.Random(0))
+    said = [message.content for one in conversations for message in one if message.role == "user"]
+    assert said != sorted(said, key=int) and sorted(said, key=int) == [str(number) for number in range(200)]
+    assert {len(one) // 2 for one in conversations[:-1]} == set(training.ASIDE_LENGTHS)
+
+
 def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real = run._train_step
 

@@ -164,7 +164,8 @@ def collect_asides(
 ) -> Exchanges:
     """Activations of `conversations`, which tell nothing, and of `replied`, of which the last message tells nothing.
 
-    Of the latter's other messages nothing is a content. The model carries the adapter.
+    Each exchange of the former, begun by a user's message, is contents of its own; of the latter's other messages
+    nothing is a content. The model carries the adapter.
     """
     both = [*conversations, *replied]
     spoken = _Gathering.of(renderer, both, adapter)
@@ -177,9 +178,22 @@ def collect_asides(
             [one[begin:] for begin, one in zip(begins, some, strict=True)],
         )
         inputs = attention_inputs(model, adapter, history.lead, history.tokens, history.valid)
-        contents = [[row.nonzero().squeeze(-1)] for row in history.aside]
+        contents = [
+            [row.nonzero().squeeze(-1)] if begin else _by_exchange(renderer, one, len(history.lead))
+            for row, begin, one in zip(history.aside, begins, some, strict=True)
+        ]
         spoken.add(history, inputs, torch.zeros_like(history.valid), contents)
     return spoken.exchanges()
+
+
+def _by_exchange(renderer: Renderer, messages: Sequence[Message], lead: int) -> list[Tensor]:
+    """Places behind the lead of content tokens, of each exchange that a user's message begins."""
+    owner = torch.tensor(renderer.render(messages, generation_prompt=False).owner)[lead:]
+    begins = [place for place, message in enumerate(messages) if message.role == "user"]
+    return [
+        ((owner >= begin) & (owner < end)).nonzero().squeeze(-1)
+        for begin, end in zip(begins, [*begins[1:], len(messages)], strict=True)
+    ]
 
 
 def joined(parts: Sequence[Activations]) -> Activations:

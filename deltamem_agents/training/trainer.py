@@ -78,6 +78,9 @@ STATEMENTS = 240
 SPOKEN_SHAPE = EpisodeShape(distractors=(0, 0), about=("user", "person"))
 """In statements of these words are told without anything else."""
 
+ASIDE_LENGTHS = (1, 1, 2, 4, 8, 16, 24)
+"""So many exchanges that tell nothing are in one conversation, each number as often; 24 are a good thousand tokens."""
+
 NEUTRAL_EXCHANGES = 8
 """So many exchanges a step that looks at what is to be left alone."""
 
@@ -287,10 +290,14 @@ class Trainer:
 
     @cached_property
     def _collected_asides(self) -> Exchanges:
-        """Neutral prompts with the model's replies, small talk, and the model's replies alone to what it is told."""
+        """Neutral prompts with the model's replies, small talk, and the model's replies alone to what it is told.
+
+        The first two in conversations: what opens a write gate depends on how much was said before.
+        """
         rng = random.Random(f"{self._recipe.seed} asides")
         neutral = [one.messages for one in self._left_alone.neutral]
-        asides = sorted((*neutral, *(_small_talk(rng) for _ in neutral)), key=_size)
+        said = [*neutral, *(_small_talk(rng) for _ in neutral)]
+        asides = sorted(_conversations(said, rng), key=_size)
         replied = sorted((one.messages for one in self._left_alone.statements), key=_size)
         return collect_asides(self._model, self.adapter, self._renderer, asides, replied)
 
@@ -453,6 +460,17 @@ def _joined(episodes: Sequence[Episode]) -> Episode:
 
 def _size(messages: Sequence[Message]) -> int:
     return sum(len(message.content) for message in messages)
+
+
+def _conversations(exchanges: Sequence[Sequence[Message]], rng: random.Random) -> list[list[Message]]:
+    """All of them in any order, in conversations of ASIDE_LENGTHS."""
+    left = rng.sample(exchanges, len(exchanges))
+    found = []
+    while left:
+        length = rng.choice(ASIDE_LENGTHS)
+        found.append([message for exchange in left[:length] for message in exchange])
+        left = left[length:]
+    return found
 
 
 def _small_talk(rng: random.Random) -> tuple[Message, ...]:
