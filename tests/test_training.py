@@ -165,6 +165,17 @@ def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whol
     }
 
 
+def test_a_stage_may_keep_the_write_gates_as_they_are(tmp_path: Path) -> None:
+    stage = replace(RECIPE.stages[0], gates_kept=True)
+    run = trainer(tmp_path, replace(RECIPE, stages=(stage,), warm_start=None))
+    before = {name: value.detach().clone() for name, value in run.adapter.named_parameters()}
+    run.run()
+    kept = {
+        name.rsplit(".", 1)[-1] for name, value in run.adapter.named_parameters() if torch.equal(value, before[name])
+    }
+    assert kept == {"beta_proj", "beta_bias"}
+
+
 def test_a_run_does_not_begin_from_an_adapter_of_another_geometry(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(RECIPE, adapter=replace(RECIPE.adapter, rank=RECIPE.adapter.rank + 1))

@@ -26,6 +26,9 @@ from deltamem_agents.training.strung import WriteWeights, logit
 TOLD, BESIDE, SHUT = 1536, 768, 1536
 """So many tokens a step: told ones, others of tellings, and those that tell nothing."""
 
+LINEAR, HIDDEN = ("beta_proj", "beta_bias"), ("gate_hidden_proj", "gate_hidden_bias", "beta_hidden_proj")
+"""The weights of write gates."""
+
 LINEAR_RATE, HIDDEN_RATE = 3e-4, 2e-3
 """Adam's. The linear part is trained already, hidden units begin as noise."""
 
@@ -52,11 +55,8 @@ def fit_gates(
     edge = logit(max(adapter.config.gate_floor, LEAST_FLOOR)) - MARGIN
     optimiser = torch.optim.Adam(
         [
-            {"params": _named(adapter, ("beta_proj", "beta_bias")), "lr": LINEAR_RATE},
-            {
-                "params": _named(adapter, ("gate_hidden_proj", "gate_hidden_bias", "beta_hidden_proj")),
-                "lr": HIDDEN_RATE,
-            },
+            {"params": _named(adapter, LINEAR), "lr": LINEAR_RATE},
+            {"params": _named(adapter, HIDDEN), "lr": HIDDEN_RATE},
         ]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, plan.steps))

@@ -106,6 +106,7 @@ class Stage:
     together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text for every
     eight facts, and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
     steps a quarter of these episodes is replaced by new ones (0: as the warm start says).
+    `gates_kept`: write gates stay as they are, such as a gate fit has left them.
     """
 
     steps: int
@@ -126,6 +127,7 @@ class Stage:
     untold_weight: float = 0.0
     replayed: bool = False
     renewed_every: int = 0
+    gates_kept: bool = False
 
     def __post_init__(self) -> None:
         _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
@@ -134,7 +136,7 @@ class Stage:
         _check(self, ("question_writes",), *_FROM_0_TO_1)
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check(self, ("asides",), *_FEWEST_AND_MOST)
-        _check(self, ("replayed",), "true or false", lambda value: isinstance(value, bool))
+        _check(self, ("replayed", "gates_kept"), "true or false", lambda value: isinstance(value, bool))
         _check_shapes(self)
 
 

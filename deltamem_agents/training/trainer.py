@@ -26,7 +26,7 @@ from deltamem_agents.training.batches import Renderer, history_batch, neutral_ba
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.collection import PARTS, Collection
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.training.gate_fit import fit_gates
+from deltamem_agents.training.gate_fit import HIDDEN, LINEAR, fit_gates
 from deltamem_agents.training.gates import gate_loss
 from deltamem_agents.training.left_alone import LeftAlone
 from deltamem_agents.training.objective import (
@@ -341,7 +341,7 @@ class Trainer:
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
             neutral = disturbance(self._model, state, batch)
             loss = loss + stage.neutral_weight * neutral
-        self._descend(loss, _rate(stage, into))
+        self._descend(loss, _rate(stage, into), gates_kept=stage.gates_kept)
         return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
 
     def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
@@ -389,11 +389,15 @@ class Trainer:
             for message in rng.choice(self._left_alone.neutral).messages
         )
 
-    def _descend(self, loss: Tensor, rate: float) -> None:
+    def _descend(self, loss: Tensor, rate: float, *, gates_kept: bool) -> None:
         for group in self._optimiser.param_groups:
             group["lr"] = rate * max(1.0, _size_of(group["params"]) / USUAL_SIZE)
         self._optimiser.zero_grad()
         loss.backward()
+        if gates_kept:
+            for name, value in self._names.items():
+                if name.rsplit(".", 1)[-1] in (*LINEAR, *HIDDEN):
+                    value.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._names.values(), 1.0)
         if not bool(torch.isfinite(norm)):
             raise TrainingDiverged(
