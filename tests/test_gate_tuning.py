@@ -13,7 +13,7 @@ from torch import Tensor
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.memory.attention import LayerMemory
+from deltamem_agents.memory.attention import LayerMemory, MemoryCall
 from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.memory.gate_tuning import tuned_gates
 from tiny_engine import random_adapter, tiny_llama
@@ -34,7 +34,7 @@ def logits_of(weights: dict[str, Tensor], given: Adapter, x: Tensor) -> Tensor:
     memory = LayerMemory(given.config, given.layer(0).widths)
     index = given.indices[0]
     memory.load_state_dict({name: weights[f"layers.{index}.{name}"] for name in memory.state_dict()})
-    return memory.write_gates(x).detach()
+    return memory.write_gates(MemoryCall(given.zero_state()), 0, x).detach()
 
 
 @given(sharper=st.floats(0.1, 8), write=SHIFTS, floor=st.sampled_from([0.0, 0.25, 0.6]))

@@ -91,7 +91,8 @@ def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_direction
     monkeypatch.setattr(warmstart, "rehearse", noted)
     started(engine)
     ((tellings, asides, rows, plan),) = calls
-    assert (tellings, asides, plan) == (10, len(said_aside(6)), PLAN)
+    exchanges = sum(message.role == "user" for messages in said_aside(6) for message in messages)
+    assert (tellings, asides, plan) == (10, exchanges, PLAN)
     assert torch.equal(rows, warmstart.output_directions(engine.model))
 
 
