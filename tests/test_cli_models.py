@@ -16,7 +16,7 @@ from deltamem_agents.cli.screen import printable
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights
-from deltamem_agents.training import trainer
+from deltamem_agents.training import material, trainer
 from deltamem_agents.types import Message
 from tiny_engine import random_adapter, tiny_llama
 from tiny_folders import Tiny
@@ -172,7 +172,7 @@ class TestTrain:
     def test_a_run_leaves_an_adapter_and_a_picture_and_goes_on(
         self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(trainer, "open_words", lambda tokenizer: [f"{word}{n}" for n, word in enumerate(WORDS)])
+        monkeypatch.setattr(material, "open_words", lambda tokenizer: [f"{word}{n}" for n, word in enumerate(WORDS)])
         monkeypatch.setattr(trainer, "EVALUATED_QUESTIONS", 2)
         out = tmp_path / "run"
         recipe = self.recipe(tiny, tmp_path / "recipe.json")

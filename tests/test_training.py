@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.delta_rule import floored_gate
-from deltamem_agents.training import left_alone, warmstart
+from deltamem_agents.training import left_alone, material, warmstart
 from deltamem_agents.training import trainer as training
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.neutral import own_replies
@@ -50,7 +48,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(left_alone, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
     patch.setattr(left_alone, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
     patch.setattr(left_alone, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
-    patch.setattr(training, "STATEMENTS", 3)
+    patch.setattr(material, "STATEMENTS", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -182,14 +180,6 @@ def test_a_run_does_not_begin_from_an_adapter_of_another_geometry(whole_run: Pat
     with pytest.raises(ConfigError, match=rf"rank={RECIPE.adapter.rank}, the recipe expects rank="):
         Trainer(word_model(), renderer(), recipe, tmp_path, silent, start)
     assert not (tmp_path / LOG_FILE).exists()
-
-
-def test_what_tells_nothing_is_said_in_conversations_of_many_lengths() -> None:
-    exchanges = [(Message("user", str(number)), Message("assistant", "yes")) for number in range(200)]
-    conversations = training._conversations(exchanges, random.Random(0))
-    said = [message.content for one in conversations for message in one if message.role == "user"]
-    assert said != sorted(said, key=int) and sorted(said, key=int) == [str(number) for number in range(200)]
-    assert {len(one) // 2 for one in conversations[:-1]} == set(training.ASIDE_LENGTHS)
 
 
 def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,20 +352,6 @@ def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
     assert_same_run(tmp_path, whole_run)
 
 
-def test_prompts_of_the_models_own_are_left_alone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def thought_of(_: object, count: int, **options: Any) -> list[str]:
-        asked.update(options, count=count)
-        return ["Why is the kettle singing?"]
-
-    monkeypatch.setattr(left_alone, "own_prompts", thought_of)
-    run = trainer(tmp_path, replace(RECIPE, own_prompts=1))
-    prompts = [exchange.messages[0].content for exchange in run._left_alone.neutral]
-    assert prompts[-1] == "Why is the kettle singing?" and prompts[0] == left_alone.NEUTRAL_PROMPTS[0]
-    assert asked["count"] == 1 and asked["seed"] == RECIPE.seed
-
-
 @given(texts=st.lists(st.tuples(st.text(), st.text()), max_size=5))
 def test_neutral_texts_survive_the_folder(
     texts: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
@@ -391,84 +367,6 @@ def test_a_run_without_anything_neutral_makes_no_neutral_texts(tmp_path: Path, m
     monkeypatch.setattr(left_alone, "own_replies", raising(AssertionError))
     trainer(tmp_path, replace(RECIPE, stages=RECIPE.stages[:1], warm_start=None)).run()
     assert not (tmp_path / NEUTRAL_FILE).exists()
-
-
-def test_what_is_to_be_left_alone_is_neutral_never_told_or_new(tmp_path: Path) -> None:
-    run = trainer(tmp_path)
-    generator = run._generator(RECIPE.stages[1].shapes[0], 2)
-    rng = random.Random(0)
-    for _ in range(20):
-        episode = generator.draw(rng)
-        neutral, untold, new = (run._left_alone.draw(rng, generator, episode, kind) for kind in range(3))
-        assert neutral in run._left_alone.neutral and neutral.cut
-        asked, begun = (message.content for message in untold.messages)
-        assert untold.cut and asked not in {question.question for question in episode.questions}
-        assert begun not in {question.prefix for question in episode.questions}
-        assert new in run._left_alone.statements and new.cut
-
-
-def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_path: Path) -> None:
-    run = trainer(tmp_path)
-    statements = [one.messages for one in run._left_alone.statements]
-    prompts = [prompt.content for prompt, _ in statements]
-    assert 0 < len(prompts) <= training.STATEMENTS
-    assert statements == own_replies(word_model(), prompts, max_tokens=6, say=silent)
-    assert [one.messages for one in trainer(tmp_path)._left_alone.statements] == statements
-
-
-def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
-    assert RECIPE.warm_start is not None
-    settings = replace(RECIPE.warm_start, episodes=8, facts=(1, 2), renewed_every=3)
-    run = trainer(tmp_path, replace(RECIPE, warm_start=settings))
-    attachment = attach(run._model, run.adapter)
-    seen: list[list[Episode]] = []
-    for step in (0, 2, 3, 7):
-        run.step = step
-        episodes, found = run._collected()
-        assert len(episodes) == len(found.prompts) == len(found.tellings.contents) == len(found.subjects)
-        for places, prompt in zip(found.tellings.contents, found.prompts, strict=True):
-            assert int(found.tellings.told[places].sum()) == int(prompt.is_answer.sum()) > 0
-        seen.append([next(group) for _, group in groupby(episodes, key=id)])
-    attachment.detach()
-    assert seen[0] == seen[1]
-    assert seen[2][:6] == seen[0][2:] and seen[3][:6] == seen[2][2:]
-    assert all(episode not in seen[0] for episode in seen[2][6:])
-    fresh = trainer(tmp_path, replace(RECIPE, warm_start=settings))
-    fresh.step = 7
-    attachment = attach(fresh._model, fresh.adapter)
-    episodes, found = fresh._collected()
-    attachment.detach()
-    assert episodes == run._collected()[0], "an interrupted run goes on with the same ones"
-    places = torch.arange(len(found.tellings))
-    assert torch.equal(found.tellings.at(places), run._collected()[1].tellings.at(places))
-
-
-def test_addresses_are_learned_from_more_episodes_than_are_replayed(tmp_path: Path) -> None:
-    run, again = trainer(tmp_path), trainer(tmp_path)
-    paired = []
-    for one in (run, again):
-        attachment = attach(one._model, one.adapter)
-        _, found = one._collected()
-        paired.append(one._pairs(found))
-        attachment.detach()
-        # As many parts as hold three episodes, two episodes of one fact in each.
-        assert len(paired[-1].subjects) == len(found.subjects) + 4
-        assert torch.equal(paired[-1].target[: len(found.target)], found.target)
-        assert one._pairs(found) is paired[-1], "they are put together once"
-    assert torch.equal(paired[0].told, paired[1].told), "an interrupted run goes on with the same ones"
-
-
-def test_asides_are_neutral_exchanges_and_replies_to_what_is_told(tmp_path: Path) -> None:
-    run = trainer(tmp_path)
-    attachment = attach(run._model, run.adapter)
-    asides = run._collected_asides
-    attachment.detach()
-    neutral, statements = run._left_alone.neutral, run._left_alone.statements
-    assert len(asides.contents) == 2 * len(neutral) + len(statements)
-    replies = sorted((one.messages for one in statements), key=lambda pair: sum(len(m.content) for m in pair))
-    for places, (_, reply) in zip(asides.contents[-len(replies) :], replies, strict=True):
-        owner = run._renderer.render((reply,), generation_prompt=False).owner
-        assert len(places) == sum(index == 0 for index in owner)
 
 
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,15 +20,12 @@ from deltamem_agents.errors import ConfigError, TrainingDiverged
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.activations import Activations, Exchanges, collect_activations, collect_asides
 from deltamem_agents.training.addressing import draw_asked
 from deltamem_agents.training.batches import Renderer, history_batch, neutral_batch, question_batch
-from deltamem_agents.training.chatter import chatter
-from deltamem_agents.training.collection import PARTS, Collection
-from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.gate_fit import HIDDEN, LINEAR, fit_gates
 from deltamem_agents.training.gates import gate_loss
-from deltamem_agents.training.left_alone import LeftAlone
+from deltamem_agents.training.material import Material
 from deltamem_agents.training.objective import (
     Outcome,
     answer_questions,
@@ -37,13 +34,10 @@ from deltamem_agents.training.objective import (
     output_directions,
     write_history,
 )
-from deltamem_agents.training.pairs import Pairs, joined_pairs
 from deltamem_agents.training.probe import Probe
-from deltamem_agents.training.recipe import GateFit, Recipe, Rehearsal, Stage, WarmStart
+from deltamem_agents.training.recipe import GateFit, Recipe, Rehearsal, Stage
 from deltamem_agents.training.replay import replay
 from deltamem_agents.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.training.splits import split_values
-from deltamem_agents.training.spoken_values import WORDS_A_STATEMENT, SpokenValues, collect_spoken
 from deltamem_agents.training.strung import (
     ERASED,
     KEEP_LOGIT,
@@ -53,7 +47,6 @@ from deltamem_agents.training.strung import (
     string_together,
 )
 from deltamem_agents.training.warmstart import warm_start
-from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
 
 __all__ = ["LOG_FILE", "Report", "Trainer", "initialise"]
@@ -71,15 +64,6 @@ PROBED_AT_ONCE = 64
 USUAL_SIZE = 0.05
 """Root mean square of most weights. Larger ones, which say what is read, learn at a rate as many times higher: Adam's
 steps have the size of the rate, and would hardly move them."""
-
-STATEMENTS = 240
-"""So many statements of a fact are kept with the frozen model's own replies to them."""
-
-SPOKEN_SHAPE = EpisodeShape(distractors=(0, 0), about=("user", "person"))
-"""In statements of these words are told without anything else."""
-
-ASIDE_LENGTHS = (1, 1, 2, 4, 8, 16, 24)
-"""So many exchanges that tell nothing are in one conversation, each number as often; 24 are a good thousand tokens."""
 
 NEUTRAL_EXCHANGES = 8
 """So many exchanges a step that looks at what is to be left alone."""
@@ -130,16 +114,12 @@ class Trainer:
         Raises ConfigError when the folder holds a run of another recipe, or a damaged one, and where `start` is of
         another geometry.
         """
-        self._loaded, self._model, self._renderer, self._recipe, self._say = loaded, loaded.model, renderer, recipe, say
+        self._model, self._renderer, self._recipe, self._say = loaded.model, renderer, recipe, say
         self._device = next(loaded.model.parameters()).device
-        self._words = open_words(loaded.tokenizer) + made_up_words(loaded.tokenizer, recipe.made_up_words)
-        self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._folder = RunFolder(folder, recipe)
-        self._left_alone = LeftAlone(loaded, self._folder, self._told, say, own=recipe.own_prompts, seed=recipe.seed)
-        self._collection = Collection(self._draw_part, self._collect)
-        self._paired: tuple[int, Pairs] | None = None
         self.step, self.seconds = 0, 0.0
         self.adapter = self._new_adapter(start)
+        self._material = Material(loaded, renderer, recipe, self._folder, self.adapter, say)
         self._started = start is not None
         self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
         self._names = dict(self.adapter.named_parameters())
@@ -226,100 +206,28 @@ class Trainer:
 
     def _warm_start(self, plan: Rehearsal) -> None:
         begun, seed = time.monotonic(), self._recipe.seed
-        episodes, found = self._collected()
-        pairs = self._pairs(found)
+        episodes, found = self._material.collected(self.step)
+        pairs = self._material.pairs(self.step)
         warm_start(self._model, self.adapter, self._renderer, episodes, found, pairs, plan, seed=seed, say=self._say)
         self.seconds = time.monotonic() - begun
 
     def _fit_gates(self, plan: GateFit) -> None:
         begun = time.monotonic() - self.seconds
-        _, found = self._collected()
+        _, found = self._material.collected(self.step)
         rng = random.Random(f"{self._recipe.seed} gates")
-        fit_gates(self.adapter, found, self._pairs(found), plan, rng, self._say)
+        fit_gates(self.adapter, found, self._material.pairs(self.step), plan, rng, self._say)
         self.seconds = time.monotonic() - begun
-
-    def _collected(self) -> tuple[list[Episode], Activations]:
-        """The episode of each telling there is at this step, and the activations: the same after an interruption."""
-        return self._collection.parts_from(self._first_part)
-
-    def _pairs(self, found: Activations) -> Pairs:
-        """What addresses are learned from: everything `found`, and what was collected for nothing else."""
-        if self._paired is None or self._paired[0] != self._first_part:
-            pairs = joined_pairs([Pairs.of(found), *self._more_pairs])
-            self._paired = self._first_part, replace(pairs, spoken=self._spoken)
-        return self._paired[1]
-
-    @property
-    def _first_part(self) -> int:
-        return self._recipe.renewals_before(self.step)
-
-    @cached_property
-    def _more_pairs(self) -> list[Pairs]:
-        parts = math.ceil(self._warm.addressed * PARTS / self._warm.episodes)
-        return [Pairs.of(self._collect(self._draw_part(-number))) for number in range(1, parts + 1)]
-
-    @cached_property
-    def _spoken(self) -> SpokenValues:
-        rng = random.Random(f"{self._recipe.seed} spoken")
-        words = [*split_values(self._words, "train")]
-        words = rng.sample(words, min(len(words), self._warm.spoken))
-        generator = self._generator(SPOKEN_SHAPE, 1)
-        statements = [generator.draw(rng) for _ in range(len(words) // WORDS_A_STATEMENT + 1)]
-        return collect_spoken(self._model, self.adapter, self._renderer, statements, words)
-
-    @property
-    def _warm(self) -> WarmStart:
-        settings = self._recipe.warm_start
-        assert settings is not None
-        return settings
 
     @cached_property
     def _directions(self) -> Tensor:
         return output_directions(self._model)
-
-    def _draw_part(self, number: int) -> list[Episode]:
-        rng, settings = random.Random(f"{self._recipe.seed} warm {number}"), self._warm
-        generators = [self._generator(shape, facts) for shape in settings.shapes for facts in settings.facts]
-        episodes = [rng.choice(generators).draw(rng) for _ in range(max(1, settings.episodes // PARTS))]
-        return sorted(episodes, key=lambda episode: _size(episode.messages))
-
-    def _collect(self, episodes: Sequence[Episode]) -> Activations:
-        return collect_activations(
-            self._model, self.adapter, self._renderer, episodes, self._collected_asides, self._say
-        )
-
-    @cached_property
-    def _collected_asides(self) -> Exchanges:
-        """Neutral prompts with the model's replies, small talk, and the model's replies alone to what it is told.
-
-        The first two in conversations: what opens a write gate depends on how much was said before.
-        """
-        rng = random.Random(f"{self._recipe.seed} asides")
-        neutral = [one.messages for one in self._left_alone.neutral]
-        said = [*neutral, *(_small_talk(rng) for _ in neutral)]
-        asides = sorted(_conversations(said, rng), key=_size)
-        replied = sorted((one.messages for one in self._left_alone.statements), key=_size)
-        return collect_asides(self._model, self.adapter, self._renderer, asides, replied)
-
-    def _told(self) -> list[str]:
-        """What users tell, always the same."""
-        rng = random.Random(f"{self._recipe.seed} statements")
-        shapes = [replace(shape, tellers=("user",), changed=0.0) for shape in self._recipe.stages[-1].shapes]
-        generators = [self._generator(replace(shape, distractors=(0, 0)), 1) for shape in shapes]
-        return [rng.choice(generators).draw(rng).messages[0].content for _ in range(STATEMENTS)]
-
-    def _generator(self, shape: EpisodeShape, facts: int) -> EpisodeGenerator:
-        shape = replace(shape, facts=facts)
-        if shape not in self._generators:
-            self._generators[shape] = EpisodeGenerator(self._words, shape)
-        return self._generators[shape]
 
     def _train_step(self, begun: float) -> Report:
         stage, into = self._recipe.stage_at(self.step)
         # From the seed and the step alone, so that an interrupted run goes on as an uninterrupted one.
         rng = random.Random(f"{self._recipe.seed} {self.step}")
         facts = rng.choice(stage.facts)
-        generator = self._generator(rng.choice(stage.shapes), facts)
+        generator = self._material.generator(rng.choice(stage.shapes), facts)
         if stage.replayed:
             episodes, state, outcome = self._replayed(rng, stage, facts)
         else:
@@ -335,7 +243,7 @@ class Trainer:
             kinds = range(0, NEUTRAL_EXCHANGES, 2 if stage.untold_weight else 1)
             rows = [kind % len(episodes) for kind in kinds]
             exchanges = [
-                self._left_alone.draw(rng, generator, episodes[row], kind)
+                self._material.left_alone.draw(rng, generator, episodes[row], kind)
                 for kind, row in zip(kinds, rows, strict=True)
             ]
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
@@ -346,7 +254,7 @@ class Trainer:
 
     def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
         """Episodes strung together from those collected, the states they leave behind, and how these answer."""
-        episodes, found = self._collected()
+        episodes, found = self._material.collected(self.step)
         # Longer conversations have more that tells nothing in them.
         share = -(-facts // FACTS_BESIDE_ASIDES)
         conversations = [
@@ -356,7 +264,7 @@ class Trainer:
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
         probe: Callable[[Tensor], tuple[Tensor, float]] | None = None
         if stage.probe_weight and self._probe is not None:
-            pairs = self._pairs(found)
+            pairs = self._material.pairs(self.step)
             asked = draw_asked(pairs, PROBED_AT_ONCE, rng)
             probe = partial(
                 self._probe.loss, self.adapter, found, conversations, pairs, asked, rng, rows=self._directions
@@ -367,7 +275,7 @@ class Trainer:
             self._model, self.adapter, found, lead, conversations, probe, writes=writes, untold=untold
         )
         if stage.gate_weight:
-            gates = gate_loss(WriteWeights.of(self.adapter), self._pairs(found), found.asides, rng)
+            gates = gate_loss(WriteWeights.of(self.adapter), self._material.pairs(self.step), found.asides, rng)
             outcome = replace(outcome, gates=outcome.gates + gates)
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
 
@@ -386,7 +294,7 @@ class Trainer:
         return tuple(
             message
             for _ in range(rng.randint(*stage.asides))
-            for message in rng.choice(self._left_alone.neutral).messages
+            for message in rng.choice(self._material.left_alone.neutral).messages
         )
 
     def _descend(self, loss: Tensor, rate: float, *, gates_kept: bool) -> None:
@@ -413,7 +321,7 @@ class Trainer:
         shape = replace(self._recipe.stages[-1].shapes[0], split="validation", changed=0.0)
         for facts in sorted({facts for stage in self._recipe.stages for facts in stage.facts}):
             rng = random.Random("progress")
-            generator = self._generator(shape, facts)
+            generator = self._material.generator(shape, facts)
             found: list[Outcome] = []
             while sum(len(outcome.all_right) for outcome in found) < EVALUATED_QUESTIONS:
                 episodes = [generator.draw(rng) for _ in range(max(1, 16 // facts))]
@@ -460,26 +368,6 @@ def _joined(episodes: Sequence[Episode]) -> Episode:
         tuple(question for episode in episodes for question in episode.questions),
         tuple(subject for episode in episodes for subject in episode.subjects),
     )
-
-
-def _size(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages)
-
-
-def _conversations(exchanges: Sequence[Sequence[Message]], rng: random.Random) -> list[list[Message]]:
-    """All of them in any order, in conversations of ASIDE_LENGTHS."""
-    left = rng.sample(exchanges, len(exchanges))
-    found = []
-    while left:
-        length = rng.choice(ASIDE_LENGTHS)
-        found.append([message for exchange in left[:length] for message in exchange])
-        left = left[length:]
-    return found
-
-
-def _small_talk(rng: random.Random) -> tuple[Message, ...]:
-    user, reply = chatter(rng)
-    return Message("user", user), Message("assistant", reply)
 
 
 def _check_geometry(start: AdapterConfig, wanted: AdapterConfig) -> None:
