@@ -1,0 +1,43 @@
+"""The figures in the model cards are those of the reports, and the reports those of the adapters that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import deltamem_agents
+from deltamem_agents import DeltaMemEngine, InMemoryStore
+from deltamem_agents.evaluation.estimates import Estimate
+from deltamem_agents.evaluation.report import read_report
+
+REPORTS = sorted((Path(__file__).parents[1] / "docs" / "reports").glob("*.json"))
+CARD = Path(deltamem_agents.__file__).parent / "adapters" / "smollm2-135m-instruct" / "README.md"
+SHOWN = {"untold": "another's value", "locomo": "token F1"}
+"""What a suite's rows of the card show, where that is not the whole answer."""
+
+
+def shown(estimate: Estimate) -> str:
+    value, low, high = (f"{100 * share:.1f}" for share in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low}–{high})"
+
+
+@pytest.mark.model
+def test_reports_are_of_the_adapter_that_ships() -> None:
+    engine = DeltaMemEngine.from_pretrained("smollm2-135m-instruct", store=InMemoryStore())
+    assert REPORTS
+    for path in REPORTS:
+        assert read_report(path).subject.fingerprint == engine.fingerprint.adapter, path.name
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_the_card_says_what_the_report_says(path: Path) -> None:
+    rows = [line for line in CARD.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    for figure in read_report(path).figures:
+        for arm in ("memory", "off") if figure.suite == "locomo" else ("memory",):
+            if arm in figure.arms:
+                name, said = figure.name.split(" · ")[0], shown(figure.arms[arm][SHOWN.get(figure.suite, "whole")])
+                assert any(row.startswith(f"| {name} |") and said in row.replace("**", "") for row in rows), (
+                    name,
+                    said,
+                )
