@@ -19,20 +19,15 @@ from deltamem_agents.training import material as module
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.material import Material
 from deltamem_agents.training.neutral import own_replies
-from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
 from deltamem_agents.training.recipe import Recipe
 from deltamem_agents.training.run_folder import RunFolder
 from deltamem_agents.types import Message
-from tiny_training import RECIPE, renderer, silent, word_model
+from tiny_training import RECIPE, few_texts, renderer, silent, word_model
 
 
 @pytest.fixture(autouse=True)
 def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(left_alone, "REPLY_TOKENS", 6)
-    monkeypatch.setattr(left_alone, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
-    monkeypatch.setattr(left_alone, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
-    monkeypatch.setattr(left_alone, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
-    monkeypatch.setattr(module, "STATEMENTS", 3)
+    few_texts(monkeypatch)
 
 
 def material(folder: Path, recipe: Recipe = RECIPE) -> Material:

@@ -22,11 +22,10 @@ from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.delta_rule import floored_gate
-from deltamem_agents.training import left_alone, material, warmstart
+from deltamem_agents.training import left_alone, warmstart
 from deltamem_agents.training import trainer as training
 from deltamem_agents.training.episodes import Episode
 from deltamem_agents.training.neutral import own_replies
-from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
 from deltamem_agents.training.recipe import GateFit, Recipe, Stage
 from deltamem_agents.training.run_folder import (
     LOG_FILE,
@@ -38,17 +37,13 @@ from deltamem_agents.training.run_folder import (
 from deltamem_agents.training.splits import split_of
 from deltamem_agents.training.trainer import Trainer, initialise
 from deltamem_agents.types import Message
-from tiny_training import FULL, GATED, RECIPE, renderer, silent, word_model
+from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """A run asks few questions and makes few neutral texts."""
     patch.setattr(training, "EVALUATED_QUESTIONS", 3)
-    patch.setattr(left_alone, "REPLY_TOKENS", 6)
-    patch.setattr(left_alone, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
-    patch.setattr(left_alone, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
-    patch.setattr(left_alone, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
-    patch.setattr(material, "STATEMENTS", 3)
+    few_texts(patch)
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,11 @@ from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.training import left_alone, material
 from deltamem_agents.training.activations import Activations, collect_activations, collect_asides
 from deltamem_agents.training.chatter import chatter
 from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
 from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.training.values import WORD_VALUES
 from deltamem_agents.training.words import open_words
@@ -165,3 +167,12 @@ def said_aside(count: int) -> list[tuple[Message, ...]]:
 
 def silent(_: str) -> None:
     """Takes what a run has to say to people."""
+
+
+def few_texts(patch: pytest.MonkeyPatch) -> None:
+    """Little is left alone, and few statements are replied to."""
+    patch.setattr(left_alone, "REPLY_TOKENS", 6)
+    patch.setattr(left_alone, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
+    patch.setattr(left_alone, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
+    patch.setattr(left_alone, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
+    patch.setattr(material, "STATEMENTS", 3)
