@@ -18,7 +18,9 @@ from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.memory.gate_tuning import tuned_gates
 from tiny_engine import random_adapter, tiny_llama
 
-CONFIG = AdapterConfig(rank=4, read_gate=True, gate_hidden=3, gate_floor=0.25, state_update_mode="no_lambda")
+CONFIG = AdapterConfig(
+    rank=4, read_gate=True, erase_gate=True, gate_hidden=3, gate_floor=0.25, state_update_mode="no_lambda"
+)
 SHIFTS = st.floats(-3, 3)
 
 
@@ -58,16 +60,16 @@ def test_sharper_gates_shut_what_was_shut_and_open_what_was_open() -> None:
     assert bool((after >= before).all()) and bool((after > before).any())
 
 
-@given(read=SHIFTS)
-def test_nothing_but_the_gates_changes_and_nothing_at_all_without_a_wish(read: float) -> None:
+@given(read=SHIFTS, erase=SHIFTS)
+def test_nothing_but_the_gates_changes_and_nothing_at_all_without_a_wish(read: float, erase: float) -> None:
     given = adapter()
-    before, after = given.state_dict(), tuned(given, sharper=1.5, write=0.5, read=read)
+    before, after = given.state_dict(), tuned(given, sharper=1.5, write=0.5, erase=erase, read=read)
     assert before.keys() == after.keys()
-    moved = {"beta_proj", "beta_hidden_proj", "beta_bias", "read_bias"}
-    assert all(torch.equal(after[name], before[name]) for name in before if name.rsplit(".", 1)[-1] not in moved)
-    assert all(
-        torch.equal(after[name], before[name] + read) for name in before if name.rsplit(".", 1)[-1] == "read_bias"
-    )
+    shifts = {"read_bias": read, "erase_bias": erase}
+    for name in before:
+        kind = name.rsplit(".", 1)[-1]
+        if kind not in {"beta_proj", "beta_hidden_proj", "beta_bias"}:
+            assert torch.equal(after[name], before[name] + shifts.get(kind, 0.0)), name
     untouched = tuned(given)
     assert all(torch.allclose(untouched[name], before[name], atol=1e-6) for name in before)
 
@@ -83,7 +85,8 @@ def test_weights_keep_their_dtype() -> None:
         ({"sharper": 0.0}, "sharper is 0.0"),
         ({"sharper": float("nan")}, "sharper is nan"),
         ({"write": float("inf")}, "write is inf"),
-        ({"read": float("nan")}, "read nan"),
+        ({"erase": float("-inf")}, "erase is -inf"),
+        ({"read": float("nan")}, "read is nan"),
     ],
 )
 def test_what_no_gate_can_be_set_to_is_refused(changes: dict[str, float], found: str) -> None:
@@ -91,8 +94,9 @@ def test_what_no_gate_can_be_set_to_is_refused(changes: dict[str, float], found:
         tuned(adapter(), **changes)
 
 
-def test_read_gates_that_are_not_there_cannot_be_shifted() -> None:
-    without = adapter(replace(CONFIG, read_gate=False))
-    with pytest.raises(ConfigError, match="no read gates"):
-        tuned(without, read=-1.0)
+@pytest.mark.parametrize("kind", ["erase", "read"])
+def test_gates_that_are_not_there_cannot_be_shifted(kind: str) -> None:
+    without = adapter(replace(CONFIG, read_gate=False, erase_gate=False))
+    with pytest.raises(ConfigError, match=f"no {kind} gates"):
+        tuned(without, **{kind: -1.0})
     assert tuned(without, sharper=2.0).keys() == without.state_dict().keys()

@@ -50,14 +50,15 @@ def gates(
         float, typer.Option("--sharper", metavar="FACTOR", help="Open write gates open further, others shut.")
     ] = 1.0,
     write: Annotated[float, typer.Option("--write", metavar="SHIFT", help="Added to write gates' logits.")] = 0.0,
+    erase: Annotated[float, typer.Option("--erase", metavar="SHIFT", help="Added to erase gates' logits.")] = 0.0,
     read: Annotated[float, typer.Option("--read", metavar="SHIFT", help="Added to read gates' logits.")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Set a trained adapter's gates anew: how readily it writes and speaks. Nothing is trained.
 
-    Sharper write gates replace what changes and hold a few facts better, many facts worse; lower read gates keep
-    quiet more often, where there is something to say as well. `deltamem eval recall` measures what comes of it.
-    Memories of SRC are foreign to DST.
+    Sharper write gates replace what changes and hold a few facts better, many facts worse; higher erase gates leave
+    less of an old value; lower read gates keep quiet more often, where there is something to say as well. `deltamem
+    eval recall` measures what comes of it. Memories of SRC are foreign to DST.
 
     JSON: as for `show`, of what was written.
 
@@ -70,8 +71,8 @@ def gates(
     _check_free(target)
     folder = adapter_folder(source, "")
     config = read_config(folder)
-    weights = tuned_gates(config, read_weights(folder, config), sharper=sharper, write=write, read=read)
-    write_adapter(target, config, weights)
+    weights = read_weights(folder, config)
+    write_adapter(target, config, tuned_gates(config, weights, sharper=sharper, write=write, erase=erase, read=read))
     _print(target, as_json)
 
 
