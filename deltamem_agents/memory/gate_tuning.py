@@ -2,7 +2,7 @@
 
 What training settles on is a compromise between what it was shown. Write gates that stand half open on what is told
 leave half of an old value behind when a fact changes; sharper ones replace it (training log, trial 65), and so do erase
-gates, which training lowers bit by bit (trials 74 to 76).
+gates, which training lowers bit by bit (trials 74 to 79).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ PREFIX_WEIGHT = 0.1
 FIRST_WEIGHT = 0.5
 """Weight of the reply's first token, which decides whether it will be an answer."""
 
-END_WEIGHT = 0.5
+END_WEIGHT = 1.5
 """Weight of the token behind the answer, which decides whether its last word ends there."""
 
 LIKE_LENGTH = 0.7
