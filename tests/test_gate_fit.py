@@ -36,11 +36,13 @@ def _rates_for_few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_fit, "HIDDEN_RATE", 0.05)
 
 
-def fitted(config: AdapterConfig, plan: GateFit = PLAN, pairs: Pairs | None = None) -> Adapter:
+def fitted(
+    config: AdapterConfig, plan: GateFit = PLAN, pairs: Pairs | None = None, introduced: SpokenValues | None = None
+) -> Adapter:
     torch.manual_seed(0)
     adapter = fresh(config).requires_grad_(True)
     initialise(adapter)
-    fit_gates(adapter, FOUND, pairs or Pairs.of(FOUND), plan, random.Random(0), lambda _: None)
+    fit_gates(adapter, FOUND, pairs or Pairs.of(FOUND), plan, introduced, random.Random(0), lambda _: None)
     return adapter
 
 
@@ -66,11 +68,12 @@ def test_gates_without_hidden_units_are_fitted_too() -> None:
 
 def test_the_other_tokens_of_tellings_keep_the_gates_they_had() -> None:
     """They are plain ones like those of asides here; without a weight on these nothing shuts them."""
-    adapter = fitted(HIDDEN_GATES, replace(PLAN, shut=0.0, dropout=0.0))
+    free = replace(PLAN, shut=0.0, dropout=0.0)
     start = fitted(HIDDEN_GATES, replace(PLAN, steps=1))
     contents = torch.cat(OTHER.tellings.contents)
     plain = OTHER.tellings.at(contents[~OTHER.tellings.told[contents]])
-    assert opened(adapter, plain) == pytest.approx(opened(start, plain), abs=0.05)
+    assert opened(fitted(HIDDEN_GATES, free), plain) == pytest.approx(opened(start, plain), abs=0.05)
+    assert opened(fitted(HIDDEN_GATES, replace(free, beside=0)), plain) > opened(start, plain) + 0.1
 
 
 def test_nothing_but_the_write_gates_changes() -> None:
@@ -85,16 +88,24 @@ def test_the_same_draw_gives_the_same_gates() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_spoken_words_open_gates_too() -> None:
+def test_spoken_words_and_introductions_open_gates_too() -> None:
     """Told tokens of a kind that no telling has."""
     x = WORLD.activations(40, seed=6).replies
-    spoken = SpokenValues(x, torch.zeros(x.shape[1], dtype=torch.long))
-    with_them, without = (fitted(HIDDEN_GATES, pairs=replace(Pairs.of(FOUND), spoken=one)) for one in (spoken, None))
-    assert opened(with_them, x) > 0.5 > opened(without, x)
+    more = SpokenValues(x, torch.zeros(x.shape[1], dtype=torch.long))
+    assert opened(fitted(HIDDEN_GATES), x) < 0.5
+    assert opened(fitted(HIDDEN_GATES, pairs=replace(Pairs.of(FOUND), spoken=more)), x) > 0.5
+    assert opened(fitted(HIDDEN_GATES, introduced=more), x) > 0.5
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"steps": 0}, "steps"), ({"opened": 1.0}, "opened"), ({"dropout": -0.1}, "dropout")]
+    ("settings", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"opened": 1.0}, "opened"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"beside": -1}, "beside"),
+        ({"introduced": 1}, "introduced"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):

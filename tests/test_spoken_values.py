@@ -12,7 +12,7 @@ from deltamem_agents.training import spoken_values
 from deltamem_agents.training.activations import Exchanges
 from deltamem_agents.training.episodes import Episode, EpisodeShape
 from deltamem_agents.training.objective import output_directions
-from deltamem_agents.training.spoken_values import SpokenValues, collect_spoken, spoken_loss
+from deltamem_agents.training.spoken_values import SpokenValues, collect_behind, collect_spoken, spoken_loss
 from tiny_training import CONFIGS, activations_of, episodes_of, renderer, word_engine
 
 TOLD_BY_USER = [
@@ -44,6 +44,19 @@ def test_every_word_is_spoken_and_statements_take_turns(monkeypatch: pytest.Monk
     each = spoken.told.unflatten(1, (4, -1))
     assert torch.equal(each[:, 0], each[:, 2]) and torch.equal(each[:, 1], each[:, 3])
     assert not torch.equal(each[:, 0], each[:, 1])
+
+
+def test_words_are_spoken_behind_the_statement_they_come_with() -> None:
+    engine = word_engine(CONFIGS["shipped recipe"])
+
+    def behind(*statements: tuple[str, list[str]]) -> SpokenValues:
+        return collect_behind(engine.model, engine.adapter, renderer(), statements)
+
+    both = behind(("My name is", ["Ada", "Tom"]), ("I'm a", ["nurse"]))
+    first, second = behind(("My name is", ["Ada", "Tom"])), behind(("I'm a", ["nurse"]))
+    assert torch.equal(both.told, torch.cat([first.told, second.told], dim=1))
+    assert torch.equal(both.target, torch.cat([first.target, second.target]))
+    assert not torch.equal(behind(("I'm a", ["Ada"])).told, behind(("My name is", ["Ada"])).told)
 
 
 def test_without_statements_or_words_nothing_is_spoken_and_it_costs_nothing() -> None:

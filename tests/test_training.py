@@ -140,7 +140,7 @@ def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whol
     recipe = replace(
         RECIPE,
         adapter=replace(RECIPE.adapter, gate_hidden=3),
-        warm_start=replace(RECIPE.warm_start, gate_fit=GateFit(steps=3)),
+        warm_start=replace(RECIPE.warm_start, gate_fit=GateFit(steps=3, introduced=True)),
         stages=(replace(RECIPE.stages[0], steps=1, rate=0.0, rate_end=0.0),),
     )
     said: list[str] = []

@@ -1,7 +1,8 @@
 """Write gates alone, fitted on single tokens before anything is trained through the model.
 
 What a token's activations are does not depend on the memory where replies alone read (`read_scope`), so a write gate
-can be fitted like any other classifier. Told tokens, of tellings and of spoken words, are to open it; the other tokens
+can be fitted like any other classifier. Told tokens, of tellings, of spoken words and of how users introduce
+themselves, are to open it; the other tokens
 of tellings keep the gate they had, which what is there already was trained with; small talk, other prompts and
 questions are to shut it. A token of these costs as much in 20,000 of them as a missed fact, so they weigh more.
 """
@@ -21,10 +22,11 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.training.activations import Activations
 from deltamem_agents.training.pairs import Pairs
 from deltamem_agents.training.recipe import GateFit
+from deltamem_agents.training.spoken_values import SpokenValues
 from deltamem_agents.training.strung import WriteWeights, logit
 
-TOLD, BESIDE, SHUT = 1536, 768, 1536
-"""So many tokens a step: told ones, others of tellings, and those that tell nothing."""
+TOLD, SHUT = 1536, 1536
+"""So many tokens a step: told ones, and those that tell nothing."""
 
 LINEAR, HIDDEN = ("beta_proj", "beta_bias"), ("gate_hidden_proj", "gate_hidden_bias", "beta_hidden_proj")
 """The weights of write gates."""
@@ -47,10 +49,11 @@ def fit_gates(
     found: Activations,
     pairs: Pairs,
     plan: GateFit,
+    introduced: SpokenValues | None,
     rng: random.Random,
     say: Callable[[str], None],
 ) -> None:
-    """Fit the adapter's write gates in place; nothing else of it changes."""
+    """Fit the adapter's write gates in place; nothing else of it changes. `introduced`: told tokens of no telling."""
     before = WriteWeights.of(copy.deepcopy(adapter))
     edge = logit(max(adapter.config.gate_floor, LEAST_FLOOR)) - MARGIN
     optimiser = torch.optim.Adam(
@@ -60,7 +63,7 @@ def fit_gates(
         ]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, plan.steps))
-    sampled = _Tokens(found, pairs, rng)
+    sampled = _Tokens(found, pairs, introduced, plan.beside, rng)
     for step in range(plan.steps):
         told, beside, shut = (x.to(before.gate.device) for x in sampled.draw())
         writing = WriteWeights.of(adapter)
@@ -83,17 +86,20 @@ def fit_gates(
 class _Tokens:
     """Attention inputs of all kinds, a sample of each at a time."""
 
-    def __init__(self, found: Activations, pairs: Pairs, rng: random.Random) -> None:
+    def __init__(
+        self, found: Activations, pairs: Pairs, introduced: SpokenValues | None, beside: int, rng: random.Random
+    ) -> None:
+        self._wanted = beside
         self._generator = torch.Generator().manual_seed(rng.getrandbits(32))
         contents = _places(found.tellings.contents)
         self._tellings, self._beside = found.tellings, contents[~found.tellings.told[contents]]
-        self._told = [pairs.told, *([pairs.spoken.told] if pairs.spoken is not None else [])]
+        self._told = [pairs.told, *(kind.told for kind in (pairs.spoken, introduced) if kind is not None)]
         self._shut = [(kind, _places(kind.contents)) for kind in (found.asides, found.questions)]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """(layers, n, hidden) of told tokens, of others beside them, and of what tells nothing."""
         told = [kind[:, self._some(kind.shape[1], TOLD // len(self._told))] for kind in self._told]
-        beside = self._tellings.at(self._beside[self._some(len(self._beside), BESIDE)])
+        beside = self._tellings.at(self._beside[self._some(len(self._beside), self._wanted)])
         whole = sum(len(places) for _, places in self._shut)
         shut = [
             kind.at(places[self._some(len(places), round(SHUT * len(places) / max(1, whole)))])

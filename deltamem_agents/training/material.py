@@ -23,7 +23,9 @@ from deltamem_agents.training.pairs import Pairs, joined_pairs
 from deltamem_agents.training.recipe import Recipe, WarmStart
 from deltamem_agents.training.run_folder import RunFolder
 from deltamem_agents.training.splits import split_values
-from deltamem_agents.training.spoken_values import WORDS_A_STATEMENT, SpokenValues, collect_spoken
+from deltamem_agents.training.spoken_values import WORDS_A_STATEMENT, SpokenValues, collect_behind, collect_spoken
+from deltamem_agents.training.values import values_of
+from deltamem_agents.training.word_facts import INTRODUCTIONS
 from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
 
@@ -92,6 +94,16 @@ class Material:
         generator = self.generator(SPOKEN_SHAPE, 1)
         statements = [generator.draw(rng) for _ in range(len(words) // WORDS_A_STATEMENT + 1)]
         return collect_spoken(self._model, self._adapter, self._renderer, statements, words)
+
+    def introduced(self) -> SpokenValues:
+        """Training's names and jobs behind all of INTRODUCTIONS."""
+        statements = [
+            (said, values_of(kind, "train")[start : start + WORDS_A_STATEMENT])
+            for kind, leads in INTRODUCTIONS.items()
+            for said in leads
+            for start in range(0, len(values_of(kind, "train")), WORDS_A_STATEMENT)
+        ]
+        return collect_behind(self._model, self._adapter, self._renderer, statements)
 
     @property
     def _warm(self) -> WarmStart:

@@ -46,16 +46,21 @@ class GateFit:
     """Write gates fitted alone, on single tokens, in `steps` steps (see `training/gate_fit.py`).
 
     `opened`: the least that told tokens are to open a gate. `shut`: what a token that tells nothing counts beside
-    another. `dropout`: share of the activations that each step leaves out.
+    another. `dropout`: share of the activations that each step leaves out. `beside`: so many other tokens of tellings
+    a step keep the gate they had. `introduced`: users' own names and jobs are among what is to open a gate.
     """
 
     steps: int = 500
     opened: float = 0.85
     shut: float = 6.0
     dropout: float = 0.1
+    beside: int = 768
+    introduced: bool = False
 
     def __post_init__(self) -> None:
         _check(self, ("steps",), *_AT_LEAST_ONE)
+        _check(self, ("beside",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("introduced",), "true or false", lambda value: isinstance(value, bool))
         _check(self, ("opened", "dropout"), "from 0 up to but not 1", lambda value: 0 <= value < 1)
         _check(self, ("shut",), "0 or more", lambda value: value >= 0)
 

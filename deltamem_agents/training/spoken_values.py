@@ -7,7 +7,7 @@ tokens, and those cost next to nothing behind a statement that is computed once:
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,6 @@ class SpokenValues:
     target: Tensor
 
 
-@torch.no_grad()
 def collect_spoken(
     model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode], words: Sequence[str]
 ) -> SpokenValues:
@@ -45,12 +44,23 @@ def collect_spoken(
     The model carries the adapter.
     """
     before = [said for episode in episodes if (said := _before_the_value(episode))]
+    starts = range(0, len(words) if before else 0, WORDS_A_STATEMENT)
+    statements = [
+        (before[number % len(before)], words[start : start + WORDS_A_STATEMENT]) for number, start in enumerate(starts)
+    ]
+    return collect_behind(model, adapter, renderer, statements)
+
+
+@torch.no_grad()
+def collect_behind(
+    model: nn.Module, adapter: Adapter, renderer: Renderer, statements: Iterable[tuple[str, Sequence[str]]]
+) -> SpokenValues:
+    """Words, each behind the statement it comes with. The model carries the adapter."""
     told: list[Tensor] = []
     target: list[Tensor] = []
-    for number, start in enumerate(range(0, len(words) if before else 0, WORDS_A_STATEMENT)):
-        said = before[number % len(before)]
+    for said, words in statements:
         lead = _said(renderer, said)
-        spoken = [_said(renderer, f"{said} {word}") for word in words[start : start + WORDS_A_STATEMENT]]
+        spoken = [_said(renderer, f"{said} {word}") for word in words]
         # Hardly ever do the tokens before a word depend on it.
         tokens = [whole[len(lead) :] for whole in spoken if torch.equal(whole[: len(lead)], lead)]
         padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)

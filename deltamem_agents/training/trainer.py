@@ -215,7 +215,8 @@ class Trainer:
         begun = time.monotonic() - self.seconds
         _, found = self._material.collected(self.step)
         rng = random.Random(f"{self._recipe.seed} gates")
-        fit_gates(self.adapter, found, self._material.pairs(self.step), plan, rng, self._say)
+        introduced = self._material.introduced() if plan.introduced else None
+        fit_gates(self.adapter, found, self._material.pairs(self.step), plan, introduced, rng, self._say)
         self.seconds = time.monotonic() - begun
 
     @cached_property

@@ -8,6 +8,29 @@ from __future__ import annotations
 
 from deltamem_agents.training.attributes import Attribute, jobs_of, names_of, plain
 
+INTRODUCTIONS: dict[str, tuple[str, ...]] = {
+    "person": (
+        "My name is",
+        "I'm",
+        "Call me",
+        "Hello, I am",
+        "You can call me",
+        "Hi! My name's",
+        "People call me",
+        "Hi, I'm",
+    ),
+    "job": (
+        "I work as a",
+        "I'm a",
+        "For a living, I am a",
+        "I earn my money as a",
+        "I am a",
+        "My job:",
+        "I work as an",
+    ),
+}
+"""How users introduce themselves, up to a value of the list so named."""
+
 WORD_ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         "name",
