@@ -50,6 +50,14 @@ def test_a_quick_run_has_one_seed(tiny: Tiny) -> None:
     assert report["seeds"] == [1]
 
 
+def test_only_the_distances_asked_for_are_gone(tiny: Tiny) -> None:
+    options = [*tiny.options, "--tokens", "1000", "--tokens", "0", "--questions", "4"]
+    assert names(run_json("eval", "recall", "distance", *options)) == [
+        ("distance", "at once"),
+        ("distance", "1,000 tokens"),
+    ]
+
+
 def test_several_suites_are_shown_under_their_names(tiny: Tiny) -> None:
     shown = run("eval", "recall", "held-out", "updates", *tiny.options, "--quick", "--questions", "4")
     assert shown.exit_code == 0, shown.output
@@ -112,12 +120,18 @@ def test_episodes_come_from_a_file(tiny: Tiny, tmp_path: Path) -> None:
     assert (figure["conversations"], figure["questions"], set(figure["arms"])) == (2, 2, ARMS)
     file.write_text(f"{row}\n[]\n", encoding="utf-8")
     assert "line 2" in refusal("eval", "recall", *tiny.options, "--episodes", file).replace("deltamem:", "")
-    assert run("eval", "recall", "--episodes", file, "--facts", "1").exit_code == 2
+    for named in (["--facts", "1"], ["--tokens", "0"], ["updates"]):
+        assert run("eval", "recall", *named, "--episodes", file).exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nonesuch"], "is unknown; use one of capacity"), (["updates", "--facts", "2"], "only the suite capacity")],
+    [
+        (["nonesuch"], "is unknown; use one of capacity"),
+        (["updates", "--facts", "2"], "only the suite capacity"),
+        (["updates", "--tokens", "1000"], "only the suite distance"),
+        (["distance", "--tokens", "1500"], "are not all multiples of 1000"),
+    ],
 )
 def test_wrong_usage_is_said_before_anything_is_loaded(arguments: list[str], message: str) -> None:
     result = run("eval", "recall", *arguments, "--model", "nonesuch")

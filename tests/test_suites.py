@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamem_agents.cli.recall import SUITE_NAMES
+from deltamem_agents.cli.recall import SESSION_TOKENS, SUITE_NAMES
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.evaluation import distance, harmless, natural, untold
 from deltamem_agents.evaluation.controls import Arm
@@ -79,6 +79,7 @@ def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(
 
 def test_the_command_line_knows_every_suite() -> None:
     assert set(SUITE_NAMES) == set(SUITES)
+    assert SESSION_TOKENS == distance.SESSION_TOKENS
     assert FULL.questions >= 300 and len(FULL.seeds) == 3
     assert QUICK.questions < 100 and max(QUICK.distances) < max(FULL.distances)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SUITE_NAMES = ("capacity", "held-out", "updates", "sides", "distance", "untold", "harmless", "natural")
+SESSION_TOKENS = 1000
 """Here so that --help and wrong usage do not load the suites; a test compares."""
 
 
@@ -31,6 +32,10 @@ def recall(
     facts: Annotated[
         list[int] | None,
         typer.Option("--facts", metavar="N", min=1, help="Only these numbers of facts, of capacity; may be repeated."),
+    ] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option("--tokens", metavar="N", min=0, help="Only these distances, of distance; may be repeated."),
     ] = None,
     questions: Annotated[
         int | None,
@@ -80,8 +85,8 @@ def recall(
 
         reports = [read_report(path) for path in saved]
     else:
-        wanted = _wanted(suites or [], facts, episodes)
-        reports = [_measure(wanted, facts, episodes, _size(questions, quick), save, (model, adapter, device))]
+        wanted = _wanted(suites or [], facts, tokens, episodes)
+        reports = [_measure(wanted, facts, episodes, _size(questions, tokens, quick), save, (model, adapter, device))]
     if as_json:
         emit([report.to_json() for report in reports] if len(reports) > 1 else reports[0].to_json())
     else:
@@ -94,21 +99,30 @@ def recall(
             stdout().print(f"picture: {plot}")
 
 
-def _wanted(suites: Sequence[str], facts: Sequence[int] | None, episodes: Path | None) -> list[str]:
+def _wanted(
+    suites: Sequence[str], facts: Sequence[int] | None, tokens: Sequence[int] | None, episodes: Path | None
+) -> list[str]:
     unknown = [name for name in suites if name not in (*SUITE_NAMES, ALL)]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is unknown; use one of {', '.join(SUITE_NAMES)}, {ALL}")
-    if episodes is not None and (suites or facts):
-        raise typer.BadParameter("FILE brings its own facts; name no SUITE and no --facts", param_hint="--episodes")
+    if episodes is not None and (suites or facts or tokens):
+        message = "FILE brings its own facts; name no SUITE, no --facts and no --tokens"
+        raise typer.BadParameter(message, param_hint="--episodes")
     if facts and suites and "capacity" not in suites:
         raise typer.BadParameter("only the suite capacity has numbers of facts", param_hint="--facts")
+    if tokens and not {"distance", ALL} & set(suites):
+        raise typer.BadParameter("only the suite distance has distances; name it", param_hint="--tokens")
+    if tokens and any(distance % SESSION_TOKENS for distance in tokens):
+        raise typer.BadParameter(f"{tokens} are not all multiples of {SESSION_TOKENS}", param_hint="--tokens")
     return list(SUITE_NAMES) if ALL in suites else list(dict.fromkeys(suites)) or ["capacity"]
 
 
-def _size(questions: int | None, quick: bool) -> Size:
+def _size(questions: int | None, tokens: Sequence[int] | None, quick: bool) -> Size:
     from deltamem_agents.evaluation.draws import FULL, QUICK
 
     size = QUICK if quick else FULL
+    if tokens:
+        size = replace(size, distances=tuple(sorted(set(tokens))))
     return size if questions is None else replace(size, questions=questions)
 
 
