@@ -2,9 +2,9 @@
 
 What a token's activations are does not depend on the memory where replies alone read (`read_scope`), so a write gate
 can be fitted like any other classifier. Told tokens, of tellings, of spoken words and of how users introduce
-themselves, are to open it; the other tokens
-of tellings keep the gate they had, which what is there already was trained with; small talk, other prompts and
-questions are to shut it. A token of these costs as much in 20,000 of them as a missed fact, so they weigh more.
+themselves, are to open it; the other tokens of tellings keep the gate they had, which what is there already was trained
+with; small talk, other prompts and questions are to shut it. A token of these costs as much in 20,000 of them as a
+missed fact, so they weigh more.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Tokens:
     def __init__(
         self, found: Activations, pairs: Pairs, introduced: SpokenValues | None, beside: int, rng: random.Random
     ) -> None:
-        self._wanted = beside
+        self._beside_a_step = beside
         self._generator = torch.Generator().manual_seed(rng.getrandbits(32))
         contents = _places(found.tellings.contents)
         self._tellings, self._beside = found.tellings, contents[~found.tellings.told[contents]]
@@ -99,7 +99,7 @@ class _Tokens:
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """(layers, n, hidden) of told tokens, of others beside them, and of what tells nothing."""
         told = [kind[:, self._some(kind.shape[1], TOLD // len(self._told))] for kind in self._told]
-        beside = self._tellings.at(self._beside[self._some(len(self._beside), self._wanted)])
+        beside = self._tellings.at(self._beside[self._some(len(self._beside), self._beside_a_step)])
         whole = sum(len(places) for _, places in self._shut)
         shut = [
             kind.at(places[self._some(len(places), round(SHUT * len(places) / max(1, whole)))])
