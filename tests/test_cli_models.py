@@ -139,12 +139,12 @@ class TestAdapter:
         load_adapter(target, tiny_llama())
         assert "already" in refusal("adapter", "convert", source, target)
 
-    def test_gates_are_set_anew(self, tiny: Tiny, tmp_path: Path) -> None:
-        target = tmp_path / "tuned"
-        assert run_json("adapter", "gates", tiny.adapter, target, "--sharper", "2")["config"]["rank"] == 4
+    def test_gates_and_loudness_are_set_anew(self, tiny: Tiny, tmp_path: Path) -> None:
+        target, wishes = tmp_path / "tuned", ("--sharper", "2", "--louder", "1.5")
+        assert run_json("adapter", "gates", tiny.adapter, target, *wishes)["config"]["rank"] == 4
         before, after = (read_weights(folder, read_config(folder)) for folder in (tiny.adapter, target))
         changed = {name.rsplit(".", 1)[-1] for name in before if not before[name].equal(after[name])}
-        assert changed == {"beta_proj", "beta_bias"}
+        assert changed == {"beta_proj", "beta_bias", "delta_o_proj"}
         load_adapter(target, tiny_llama())
         assert "already" in refusal("adapter", "gates", tiny.adapter, target)
         assert "no read gates" in refusal("adapter", "gates", tiny.adapter, tmp_path / "other", "--read", "-1")

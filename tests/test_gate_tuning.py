@@ -1,4 +1,4 @@
-"""Laws of gates set anew: write gates move about the floor, nothing else moves."""
+"""Laws of gates and loudness set anew: write gates move about the floor, what is said grows, nothing else moves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltamem_agents.memory.gate_tuning import tuned_gates
 from tiny_engine import random_adapter, tiny_llama
 
 CONFIG = AdapterConfig(
-    rank=4, read_gate=True, erase_gate=True, gate_hidden=3, gate_floor=0.25, state_update_mode="no_lambda"
+    rank=4, read_gate=True, erase_gate=True, gate_hidden=3, gate_floor=0.25, state_update_mode="no_lambda", readout=True
 )
 SHIFTS = st.floats(-3, 3)
 
@@ -60,16 +60,20 @@ def test_sharper_gates_shut_what_was_shut_and_open_what_was_open() -> None:
     assert bool((after >= before).all()) and bool((after > before).any())
 
 
-@given(read=SHIFTS, erase=SHIFTS)
-def test_nothing_but_the_gates_changes_and_nothing_at_all_without_a_wish(read: float, erase: float) -> None:
+@given(read=SHIFTS, erase=SHIFTS, louder=st.floats(0.1, 8))
+def test_nothing_but_what_is_wished_changes_and_nothing_at_all_without_a_wish(
+    read: float, erase: float, louder: float
+) -> None:
     given = adapter()
-    before, after = given.state_dict(), tuned(given, sharper=1.5, write=0.5, erase=erase, read=read)
+    before, after = given.state_dict(), tuned(given, sharper=1.5, write=0.5, erase=erase, read=read, louder=louder)
     assert before.keys() == after.keys()
     shifts = {"read_bias": read, "erase_bias": erase}
+    factors = {"delta_o_proj": louder, "readout_proj": louder}
+    assert shifts.keys() | factors.keys() <= {name.rsplit(".", 1)[-1] for name in before}
     for name in before:
         kind = name.rsplit(".", 1)[-1]
         if kind not in {"beta_proj", "beta_hidden_proj", "beta_bias"}:
-            assert torch.equal(after[name], before[name] + shifts.get(kind, 0.0)), name
+            assert torch.equal(after[name], before[name] * factors.get(kind, 1.0) + shifts.get(kind, 0.0)), name
     untouched = tuned(given)
     assert all(torch.allclose(untouched[name], before[name], atol=1e-6) for name in before)
 
@@ -87,6 +91,8 @@ def test_weights_keep_their_dtype() -> None:
         ({"write": float("inf")}, "write is inf"),
         ({"erase": float("-inf")}, "erase is -inf"),
         ({"read": float("nan")}, "read is nan"),
+        ({"louder": 0.0}, "louder is 0.0"),
+        ({"louder": float("inf")}, "louder is inf"),
     ],
 )
 def test_what_no_gate_can_be_set_to_is_refused(changes: dict[str, float], found: str) -> None:
@@ -100,3 +106,9 @@ def test_gates_that_are_not_there_cannot_be_shifted(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"no {kind} gates"):
         tuned(without, **{kind: -1.0})
     assert tuned(without, sharper=2.0).keys() == without.state_dict().keys()
+
+
+def test_an_adapter_that_says_nothing_itself_cannot_be_made_louder() -> None:
+    mute = adapter(replace(CONFIG, readout=False, delta_heads=("q",)))
+    with pytest.raises(ConfigError, match="neither corrects o nor has a readout"):
+        tuned(mute, louder=2.0)

@@ -52,13 +52,17 @@ def gates(
     write: Annotated[float, typer.Option("--write", metavar="SHIFT", help="Added to write gates' logits.")] = 0.0,
     erase: Annotated[float, typer.Option("--erase", metavar="SHIFT", help="Added to erase gates' logits.")] = 0.0,
     read: Annotated[float, typer.Option("--read", metavar="SHIFT", help="Added to read gates' logits.")] = 0.0,
+    louder: Annotated[
+        float, typer.Option("--louder", metavar="FACTOR", help="Times the correction on o and the readout.")
+    ] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Set a trained adapter's gates anew: how readily it writes and speaks. Nothing is trained.
+    """Set a trained adapter's gates and loudness anew: how readily it writes, how it speaks. Nothing is trained.
 
     Sharper write gates replace what changes and hold a few facts better, many facts worse; higher erase gates leave
-    less of an old value; lower read gates keep quiet more often, where there is something to say as well. `deltamem
-    eval recall` measures what comes of it. Memories of SRC are foreign to DST.
+    less of an old value; lower read gates keep quiet more often, where there is something to say as well; louder,
+    replies begin from memory more often. `deltamem eval recall` measures what comes of it. Memories of SRC are foreign
+    to DST.
 
     JSON: as for `show`, of what was written.
 
@@ -72,7 +76,8 @@ def gates(
     folder = adapter_folder(source, "")
     config = read_config(folder)
     weights = read_weights(folder, config)
-    write_adapter(target, config, tuned_gates(config, weights, sharper=sharper, write=write, erase=erase, read=read))
+    tuned = tuned_gates(config, weights, sharper=sharper, write=write, erase=erase, read=read, louder=louder)
+    write_adapter(target, config, tuned)
     _print(target, as_json)
 
 

@@ -1,8 +1,9 @@
-"""Gates of a trained adapter set anew: how readily it writes, and how readily it speaks. Nothing is trained.
+"""Gates and loudness of a trained adapter set anew: how readily it writes, and how it speaks. Nothing is trained.
 
 What training settles on is a compromise between what it was shown. Write gates that stand half open on what is told
 leave half of an old value behind when a fact changes; sharper ones replace it (training log, trial 65), and so do erase
-gates, which training lowers bit by bit (trials 74 to 79).
+gates, which training lowers bit by bit (trials 74 to 79). Read gates that open less, with what is read said louder,
+leave other prompts alone and still begin replies from memory (trial 81).
 """
 
 from __future__ import annotations
@@ -25,16 +26,21 @@ def tuned_gates(
     write: float = 0.0,
     erase: float = 0.0,
     read: float = 0.0,
+    louder: float = 1.0,
 ) -> dict[str, Tensor]:
-    """An adapter's weights, by name and of their own dtypes, with its gates set anew.
+    """An adapter's weights, by name and of their own dtypes, with its gates and loudness set anew.
 
     `sharper`: factor on how far a write gate's logit is from that of the gate floor (from 0 without a floor), so that
     what is open opens further and what is shut shuts. `write`, `erase`, `read`: added to the logits of such gates.
-    Raises ConfigError when `sharper` is not a number above 0 or a shift is not finite, and for a shift of erase or read
-    gates that an adapter does not have.
+    `louder`: factor on the correction on o and on the readout; those on q, k and v stay.
+    Raises ConfigError when a factor is not a number above 0 or a shift is not finite, for a shift of erase or read
+    gates that an adapter does not have, and for a loudness where it neither corrects o nor has a readout.
     """
-    if not (math.isfinite(sharper) and sharper > 0):
-        raise ConfigError(f"sharper is {sharper!r}, expected a finite number above 0; 1 leaves write gates as they are")
+    for name, factor in (("sharper", sharper), ("louder", louder)):
+        if not (math.isfinite(factor) and factor > 0):
+            raise ConfigError(f"{name} is {factor!r}, expected a finite number above 0; 1 changes nothing")
+    if louder != 1 and not (config.readout or "o" in config.delta_heads):
+        raise ConfigError(f"louder is {louder!r}, and the adapter neither corrects o nor has a readout; leave it at 1")
     for name, shift, there in (
         ("write", write, True),
         ("erase", erase, config.erase_gate),
@@ -51,6 +57,8 @@ def tuned_gates(
         "beta_bias": lambda value: pivot + (value - pivot) * sharper + write,
         "erase_bias": lambda value: value + erase,
         "read_bias": lambda value: value + read,
+        "delta_o_proj": lambda value: value * louder,
+        "readout_proj": lambda value: value * louder,
     }
     tuned = dict(weights)
     for name, value in weights.items():
