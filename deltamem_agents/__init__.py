@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         WindowError,
     )
     from deltamem_agents.memory.state import MemoryState
-    from deltamem_agents.planning import WritePolicy
     from deltamem_agents.snapshots import FileStore, InMemoryStore, Snapshot, SQLiteStore, Store
+    from deltamem_agents.turns.planning import WritePolicy
     from deltamem_agents.types import (
         CallChunk,
         Message,
@@ -54,7 +54,7 @@ _HOMES = {
     "AdapterConfig": "config",
     "DeltaMemEngine": "engine",
     "MemoryState": "memory.state",
-    "WritePolicy": "planning",
+    "WritePolicy": "turns.planning",
     **dict.fromkeys(("FileStore", "InMemoryStore", "Snapshot", "SQLiteStore", "Store"), "snapshots"),
     **dict.fromkeys(
         ("CallChunk", "Message", "Sampling", "Score", "Tool", "ToolCall", "Turn", "TurnChunk", "TurnFacts", "Usage"),

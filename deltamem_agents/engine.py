@@ -14,23 +14,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from deltamem_agents.batched import absorb_batch, greedy_batch, score_batch
 from deltamem_agents.chat.grammar import Grammar, Vocabulary, grammars_available, reply_grammar
 from deltamem_agents.chat.history import Alignment, digest
 from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.tool_calls import OPEN
-from deltamem_agents.decode import Decoding, Measures, Pass, Reply, as_text, definition
 from deltamem_agents.errors import ConfigError, StaleHead
+from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
+from deltamem_agents.inference.decode import Decoding, Measures, Pass, Reply, as_text, definition
+from deltamem_agents.inference.prompts import Prompts, Window
 from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.off_loop import off_loop
-from deltamem_agents.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_turn
-from deltamem_agents.prompts import Prompts, Window
-from deltamem_agents.queues import Queues
 from deltamem_agents.snapshots import Fingerprint, Store, open_store
+from deltamem_agents.turns.off_loop import off_loop
+from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_absorption, plan_turn
+from deltamem_agents.turns.queues import Queues
 from deltamem_agents.types import (
     MEMORY_MODES,
     CallChunk,
@@ -222,6 +222,39 @@ class DeltaMemEngine:
         self._absorb(run, as_messages(messages), None)
         assert run.state is not None
         return run.state.settled()
+
+    def absorb_into(self, agent: str, messages: Sequence[MessageLike], *, thread: str | None = None) -> str | None:
+        """Write what the agent's thread has not absorbed of `messages`, without asking for a reply. One commit.
+
+        For clients whose messages leave their window. Returns the id of the new snapshot, None where nothing
+        was new. Raises MessageError, ForeignSnapshot, InvalidAgentId, StoreError or DamagedSnapshot, and then
+        nothing was changed.
+        """
+        spoken = as_messages(messages)
+        for _ in range(COMMIT_ATTEMPTS):
+            plan = plan_absorption(
+                self.store,
+                agent,
+                thread,
+                spoken,
+                empty=self.new_state(),
+                fingerprint=self.fingerprint,
+                policy=self.policy,
+            )
+            new = [spoken[position] for position in plan.new]
+            if not new:
+                return None
+            name = DEFAULT_THREAD if thread is None else thread
+            state, tokens = self.absorb(plan.state, new), self.count_tokens(new)
+            try:
+                snapshot = plan.commit(state, self.fingerprint, name, None, tokens, "absorb")
+                return self.store.save(agent, snapshot, expected=plan.head)
+            except StaleHead:
+                continue
+        raise StaleHead(
+            f"agent {agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
+            "nothing was absorbed; try again"
+        )
 
     def absorb_batch(
         self,

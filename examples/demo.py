@@ -79,7 +79,7 @@ def process(step: str, store: Path) -> list[dict[str, str | int]]:
 
 
 def picture(store: Path, path: Path) -> None:
-    from deltamem_agents.pictures import state_picture
+    from deltamem_agents.lab.pictures import state_picture
 
     with SQLiteStore(store) as memories:
         state_picture(memories.load(AGENT).snapshot.state, path, "What the agent remembers, layer by layer")

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.absorbing import absorb_into
 from deltamem_agents.chat.history import extend, known_ahead
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ForeignSnapshot, InvalidAgentId, MessageError
@@ -27,7 +26,7 @@ def engine() -> DeltaMemEngine:
 
 
 def test_what_is_absorbed_is_in_the_state_and_in_the_log(engine: DeltaMemEngine) -> None:
-    at = absorb_into(engine, "ada", [U1, A1])
+    at = engine.absorb_into("ada", [U1, A1])
     entry = engine.store.load("ada")
     assert at == entry.id and entry.snapshot.origin == "absorb"
     assert entry.snapshot.absorbed.count == entry.snapshot.counters.messages == 2
@@ -36,19 +35,19 @@ def test_what_is_absorbed_is_in_the_state_and_in_the_log(engine: DeltaMemEngine)
 
 
 def test_a_turn_reads_what_was_absorbed_before(engine: DeltaMemEngine) -> None:
-    absorb_into(engine, "ada", [U1, A1])
+    engine.absorb_into("ada", [U1, A1])
     facts = engine.run_turn("ada", [U3], sampling=SHORT, memory="readonly").facts
     assert facts.state_norm == pytest.approx(engine.store.load("ada").snapshot.state.norm())
     assert facts.tokens_written == 0
 
 
 def test_nothing_is_absorbed_twice(engine: DeltaMemEngine) -> None:
-    absorb_into(engine, "ada", [U1, A1])
-    assert absorb_into(engine, "ada", [U1, A1]) is None
-    absorb_into(engine, "ada", [U1, A1, U2, A2])
+    engine.absorb_into("ada", [U1, A1])
+    assert engine.absorb_into("ada", [U1, A1]) is None
+    engine.absorb_into("ada", [U1, A1, U2, A2])
     assert engine.store.load("ada").snapshot.absorbed.count == 4
-    assert absorb_into(engine, "ada", [U1, A1, U2]) is None
-    assert absorb_into(engine, "ada", []) is None and absorb_into(engine, "nobody", []) is None
+    assert engine.absorb_into("ada", [U1, A1, U2]) is None
+    assert engine.absorb_into("ada", []) is None and engine.absorb_into("nobody", []) is None
     assert engine.store.agents() == ["ada"]
 
 
@@ -56,13 +55,13 @@ def test_what_a_turn_wrote_is_known_when_it_leaves_the_window(engine: DeltaMemEn
     first = engine.run_turn("ada", [U1], sampling=SHORT, thread="t").message
     engine.run_turn("ada", [U1, first, U2], sampling=SHORT, thread="t")
     before = engine.store.head("ada")
-    assert absorb_into(engine, "ada", [U1, first], thread="t") is None and engine.store.head("ada") == before
-    assert absorb_into(engine, "ada", [U1, first], thread="another") is not None
+    assert engine.absorb_into("ada", [U1, first], thread="t") is None and engine.store.head("ada") == before
+    assert engine.absorb_into("ada", [U1, first], thread="another") is not None
 
 
 def test_other_threads_stay(engine: DeltaMemEngine) -> None:
     engine.run_turn("ada", [U1], sampling=SHORT, thread="t")
-    absorb_into(engine, "ada", [U2, A2], thread="flushed")
+    engine.absorb_into("ada", [U2, A2], thread="flushed")
     head = engine.store.load("ada")
     assert head.threads().keys() == {"t", "flushed"}
     newest = head.newest("t")
@@ -72,20 +71,20 @@ def test_other_threads_stay(engine: DeltaMemEngine) -> None:
 def test_writers_at_the_same_time_lose_nothing(engine: DeltaMemEngine) -> None:
     pairs = [[Message("user", f"Fact {n}."), Message("assistant", f"Noted {n}.")] for n in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda pair: absorb_into(engine, "ada", pair), pairs))
+        list(pool.map(lambda pair: engine.absorb_into("ada", pair), pairs))
     assert engine.store.load("ada").snapshot.absorbed.count == 12
     assert len(list(engine.store.log("ada"))) == 6
 
 
 def test_a_refused_absorption_changes_nothing(engine: DeltaMemEngine) -> None:
-    absorb_into(engine, "ada", [U1, A1])
+    engine.absorb_into("ada", [U1, A1])
     before = engine.store.head("ada")
     with pytest.raises(MessageError):
-        absorb_into(engine, "ada", [U2, {"role": "robot", "content": "x"}])
+        engine.absorb_into("ada", [U2, {"role": "robot", "content": "x"}])
     with pytest.raises(InvalidAgentId):
-        absorb_into(engine, "", [U2])
+        engine.absorb_into("", [U2])
     with pytest.raises(ForeignSnapshot):
-        absorb_into(tiny_engine(engine.store, seed=1), "ada", [U2])
+        tiny_engine(engine.store, seed=1).absorb_into("ada", [U2])
     assert engine.store.head("ada") == before
 
 

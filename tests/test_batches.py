@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.training.batches import LIKE_LENGTH, HistoryBatch, history_batch, question_batch, told_places
+from deltamem_agents.lab.training.batches import LIKE_LENGTH, HistoryBatch, history_batch, question_batch, told_places
 from deltamem_agents.types import Message
 from tiny_engine import CHATML
 from tiny_training import asides_of, each_template, episodes_of, histories_of, renderer, word_tokenizer

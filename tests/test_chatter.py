@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from deltamem_agents.training.chatter import chatter
-from deltamem_agents.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS
-from deltamem_agents.training.prompts_unrelated import UNRELATED_FIRST_PERSON, UNRELATED_PROMPTS
+from deltamem_agents.lab.training.chatter import chatter
+from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS
+from deltamem_agents.lab.training.prompts_unrelated import UNRELATED_FIRST_PERSON, UNRELATED_PROMPTS
 
 TRAINED = (*NEUTRAL_PROMPTS, *NEUTRAL_FIRST_PERSON)
 KEPT = (*UNRELATED_PROMPTS, *UNRELATED_FIRST_PERSON)

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_runs import refusal, run, run_json
-from deltamem_agents import __version__, doctor
+from deltamem_agents import __version__
+from deltamem_agents.cli import checks
 from deltamem_agents.cli.options import DEFAULT_MODEL
 from deltamem_agents.cli.screen import bar, printable
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.loading import EMBEDDED_MODEL
 from deltamem_agents.snapshots import FileStore, SQLiteStore
-from deltamem_agents.testing import grow
+from deltamem_agents.testing.conformance import grow
 
 COMMANDS = (
     "",
@@ -310,15 +311,15 @@ class TestDoctor:
 
         right = delta_rule._chunked
         monkeypatch.setattr(delta_rule, "_chunked", lambda *given: tuple(2 * result for result in right(*given)))
-        (found,) = (finding for finding in doctor.examine() if finding.name == "scan")
+        (found,) = (finding for finding in checks.examine() if finding.name == "scan")
         assert found.status == "broken"
 
     def test_a_broken_installation_is_reported_to_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fails(name: str) -> doctor.Finding:
+        def fails(name: str) -> checks.Finding:
             raise DeltaMemError("no good\nat all")
 
-        monkeypatch.setattr(doctor, "_CHECKS", tuple((name, fails) for name, _ in doctor._CHECKS))
+        monkeypatch.setattr(checks, "_CHECKS", tuple((name, fails) for name, _ in checks._CHECKS))
         result = run("doctor")
         assert result.exit_code == 1
-        assert result.stdout.count("✗") == len(doctor._CHECKS)
+        assert result.stdout.count("✗") == len(checks._CHECKS)
         assert "DeltaMemError: no good" in result.stdout

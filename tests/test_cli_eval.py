@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cli_runs import refusal, run, run_json
-from deltamem_agents.evaluation import suites
-from deltamem_agents.evaluation.report import read_report
+from deltamem_agents.lab.evaluation import suites
+from deltamem_agents.lab.evaluation.report import read_report
 from tiny_folders import Tiny
 
 ARMS = {"memory", "off", "zero_state", "wrong_conversation", "random_state"}

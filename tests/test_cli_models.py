@@ -15,8 +15,8 @@ from cli_runs import refusal, run, run_json
 from deltamem_agents.cli.screen import printable
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.training import material, trainer
 from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights
-from deltamem_agents.training import material, trainer
 from deltamem_agents.types import Message
 from tiny_engine import random_adapter, tiny_llama
 from tiny_folders import Tiny

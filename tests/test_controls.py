@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluation.controls import Arm, arm_states, strangers
+from deltamem_agents.lab.evaluation.controls import Arm, arm_states, strangers
 from deltamem_agents.memory.state import MemoryState
 
 answer_sets = st.lists(st.frozensets(st.sampled_from("abcd"), min_size=1, max_size=3), min_size=2, max_size=8)

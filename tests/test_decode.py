@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.decode import PREFILL_CHUNK, Decoding, Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.inference.decode import PREFILL_CHUNK, Decoding, Pass, Prompt
 from deltamem_agents.types import Message, Sampling
 from tiny_engine import byte_tokenizer, tiny_engine
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deltamem_agents.chat.dialects import (
+from deltamem_agents.bridges.dialects import (
     ANY_OBJECT,
     as_response_schema,
     as_tool,

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.loading import load_model
-from deltamem_agents.training import phrasings, sources
-from deltamem_agents.training.batches import history_batch, question_batch, told_places
-from deltamem_agents.training.episodes import (
+from deltamem_agents.lab.training import phrasings, sources
+from deltamem_agents.lab.training.batches import history_batch, question_batch, told_places
+from deltamem_agents.lab.training.episodes import (
     Episode,
     EpisodeGenerator,
     EpisodeShape,
@@ -26,11 +25,12 @@ from deltamem_agents.training.episodes import (
     ValueKind,
     held_out,
 )
-from deltamem_agents.training.facts import ATTRIBUTES, EVERYDAY, HELD_OUT_ATTRIBUTES, same_subject
-from deltamem_agents.training.people import HELD_OUT_TRAITS, RELATIONS, TRAITS
-from deltamem_agents.training.replies import ACKNOWLEDGEMENTS, CHATTY, CHATTY_ECHOES, ECHOES
-from deltamem_agents.training.splits import Split, split_of
-from deltamem_agents.training.values import WORD_VALUES, kind_of, values_of
+from deltamem_agents.lab.training.facts import ATTRIBUTES, EVERYDAY, HELD_OUT_ATTRIBUTES, same_subject
+from deltamem_agents.lab.training.people import HELD_OUT_TRAITS, RELATIONS, TRAITS
+from deltamem_agents.lab.training.replies import ACKNOWLEDGEMENTS, CHATTY, CHATTY_ECHOES, ECHOES
+from deltamem_agents.lab.training.splits import Split, split_of
+from deltamem_agents.lab.training.values import WORD_VALUES, kind_of, values_of
+from deltamem_agents.loading import load_model
 from deltamem_agents.types import Message
 from tiny_tokenizers import GEMMA, TOOLED
 from tiny_training import CHATML, renderer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.evaluation.estimates import Drawn, bootstrap_interval
+from deltamem_agents.lab.evaluation.estimates import Drawn, bootstrap_interval
 
 outcomes = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=60)
 

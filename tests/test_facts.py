@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.training import phrasings, sources
-from deltamem_agents.training.attributes import Attribute, Person
-from deltamem_agents.training.facts import ATTRIBUTES, HELD_OUT_ATTRIBUTES, SAME_SUBJECT, same_subject
-from deltamem_agents.training.people import (
+from deltamem_agents.lab.training import phrasings, sources
+from deltamem_agents.lab.training.attributes import Attribute, Person
+from deltamem_agents.lab.training.facts import ATTRIBUTES, HELD_OUT_ATTRIBUTES, SAME_SUBJECT, same_subject
+from deltamem_agents.lab.training.people import (
     HELD_OUT_RELATIONS,
     HELD_OUT_TRAITS,
     PEOPLE_QUESTIONS,
@@ -21,9 +21,9 @@ from deltamem_agents.training.people import (
     RELATIONS,
     TRAITS,
 )
-from deltamem_agents.training.phrasings import fill
-from deltamem_agents.training.splits import held_out, split_of, split_values
-from deltamem_agents.training.values import COMPOSED_VALUES, WORD_VALUES, composed_values, kind_of, values_of
+from deltamem_agents.lab.training.phrasings import fill
+from deltamem_agents.lab.training.splits import held_out, split_of, split_values
+from deltamem_agents.lab.training.values import COMPOSED_VALUES, WORD_VALUES, composed_values, kind_of, values_of
 
 SPLITS = ("train", "validation", "evaluation")
 USERS = (*ATTRIBUTES, *HELD_OUT_ATTRIBUTES)

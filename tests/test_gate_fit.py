@@ -11,14 +11,14 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.training import gate_fit
+from deltamem_agents.lab.training.gate_fit import fit_gates
+from deltamem_agents.lab.training.pairs import Pairs
+from deltamem_agents.lab.training.recipe import GateFit
+from deltamem_agents.lab.training.spoken_values import SpokenValues
+from deltamem_agents.lab.training.strung import WriteWeights
+from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.training import gate_fit
-from deltamem_agents.training.gate_fit import fit_gates
-from deltamem_agents.training.pairs import Pairs
-from deltamem_agents.training.recipe import GateFit
-from deltamem_agents.training.spoken_values import SpokenValues
-from deltamem_agents.training.strung import WriteWeights
-from deltamem_agents.training.trainer import initialise
 from test_rehearsal import fresh
 from tiny_activations import WORLD
 from tiny_training import GATED

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.lab.training.gates import gate_loss
+from deltamem_agents.lab.training.pairs import Pairs
+from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.training.gates import gate_loss
-from deltamem_agents.training.pairs import Pairs
-from deltamem_agents.training.strung import WriteWeights
 from test_rehearsal import fresh
 from tiny_activations import KIND, TOLD, WORLD
 from tiny_training import GATED

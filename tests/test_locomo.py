@@ -12,8 +12,8 @@ import pytest
 
 from cli_runs import refusal, run_json
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluation.locomo import CATEGORIES, ROWS, locomo_score, read_locomo
-from deltamem_agents.evaluation.long_tasks import LongQuestion
+from deltamem_agents.lab.evaluation.locomo import CATEGORIES, ROWS, locomo_score, read_locomo
+from deltamem_agents.lab.evaluation.long_tasks import LongQuestion
 from tiny_folders import Tiny
 
 

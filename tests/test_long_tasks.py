@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluation import long_tasks
-from deltamem_agents.evaluation.context import History, Line, Shown
-from deltamem_agents.evaluation.controls import Arm
-from deltamem_agents.evaluation.long_tasks import LongQuestion, LongTask, Rows, evaluate_tasks, sampled
-from deltamem_agents.evaluation.recall import unwatched
-from deltamem_agents.evaluation.report import Figure
+from deltamem_agents.lab.evaluation import long_tasks
+from deltamem_agents.lab.evaluation.context import History, Line, Shown
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.long_tasks import LongQuestion, LongTask, Rows, evaluate_tasks, sampled
+from deltamem_agents.lab.evaluation.recall import unwatched
+from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.types import Message
 from tiny_engine import tiny_engine
 

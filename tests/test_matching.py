@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.evaluation.matching import Match, contains, match, words
+from deltamem_agents.lab.evaluation.matching import Match, contains, match, words
 
 BOTH, FIRST, NEITHER = Match(True, True), Match(True, False), Match(False, False)
 

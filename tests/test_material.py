@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from deltamem_agents.lab.training import left_alone
+from deltamem_agents.lab.training import material as module
+from deltamem_agents.lab.training.episodes import Episode
+from deltamem_agents.lab.training.material import Material
+from deltamem_agents.lab.training.neutral import own_replies
+from deltamem_agents.lab.training.recipe import Recipe
+from deltamem_agents.lab.training.run_folder import RunFolder
 from deltamem_agents.memory.attach import Adapter, attach
-from deltamem_agents.training import left_alone
-from deltamem_agents.training import material as module
-from deltamem_agents.training.episodes import Episode
-from deltamem_agents.training.material import Material
-from deltamem_agents.training.neutral import own_replies
-from deltamem_agents.training.recipe import Recipe
-from deltamem_agents.training.run_folder import RunFolder
 from deltamem_agents.types import Message
 from tiny_training import RECIPE, few_texts, renderer, silent, word_model
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltamem_agents.training import neutral
-from deltamem_agents.training.neutral import own_prompts, own_replies
-from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
+from deltamem_agents.lab.training import neutral
+from deltamem_agents.lab.training.neutral import own_prompts, own_replies
+from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_PROMPTS
 from deltamem_agents.types import Message
 from tiny_training import GATED, silent, word_engine, word_model
 

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.decode import Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.memory.attach import CALL_KEYWORD, attach
-from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.batches import (
+from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.lab.training.batches import (
     END_WEIGHT,
     FIRST_WEIGHT,
     PREFIX_WEIGHT,
@@ -28,9 +25,9 @@ from deltamem_agents.training.batches import (
     neutral_batch,
     question_batch,
 )
-from deltamem_agents.training.chatter import chatter
-from deltamem_agents.training.episodes import Episode, Question
-from deltamem_agents.training.objective import (
+from deltamem_agents.lab.training.chatter import chatter
+from deltamem_agents.lab.training.episodes import Episode, Question
+from deltamem_agents.lab.training.objective import (
     answer_questions,
     disturbance,
     judge,
@@ -40,6 +37,9 @@ from deltamem_agents.training.objective import (
     run_after_lead,
     write_history,
 )
+from deltamem_agents.memory.attach import CALL_KEYWORD, attach
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message
 from tiny_models import FAMILIES, random_adapter, random_ids, random_state, tiny_model
 from tiny_training import (

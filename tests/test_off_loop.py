@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deltamem_agents.off_loop import off_loop
+from deltamem_agents.turns.off_loop import off_loop
 
 
 class Counting:

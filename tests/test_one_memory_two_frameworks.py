@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import pytest
 import torch
 
-from deltamem_agents.decode import Pass, Prompt
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.scripted import ScriptedEngine, oblige
+from deltamem_agents.inference.decode import Pass, Prompt
 from deltamem_agents.snapshots import SQLiteStore
+from deltamem_agents.testing import ScriptedEngine, oblige
 from deltamem_agents.types import MemoryMode
 from tiny_engine import tiny_engine
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.training.direct_path import ReadWeights, opening_loss
-from deltamem_agents.training.strung import WriteWeights, never_told, string_together, write_strung
+from deltamem_agents.lab.training.direct_path import ReadWeights, opening_loss
+from deltamem_agents.lab.training.strung import WriteWeights, never_told, string_together, write_strung
 from test_rehearsal import fresh
 from tiny_activations import WORLD
 from tiny_training import GATED

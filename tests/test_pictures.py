@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.pictures import state_picture, training_picture
+from deltamem_agents.lab.pictures.state import _Layout, _scale
+from deltamem_agents.lab.pictures.training import _smooth
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.pictures import state_picture, training_picture
-from deltamem_agents.pictures.state import _Layout, _scale
-from deltamem_agents.pictures.training import _smooth
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

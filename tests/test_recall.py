@@ -11,10 +11,10 @@ import torch
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluation import recall
-from deltamem_agents.evaluation.controls import Arm
-from deltamem_agents.evaluation.recall import FIRST, WHOLE, Asked, Case, Title, evaluate_recall
-from deltamem_agents.evaluation.report import Figure
+from deltamem_agents.lab.evaluation import recall
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.recall import FIRST, WHOLE, Asked, Case, Title, evaluate_recall
+from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, MessageLike
 from tiny_engine import tiny_engine

@@ -13,8 +13,8 @@ import pytest
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.training.episodes import EpisodeGenerator, EpisodeShape
-from deltamem_agents.training.recipe import RECIPES, Recipe, Rehearsal, Stage, WarmStart
+from deltamem_agents.lab.training.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.training.recipe import RECIPES, Recipe, Rehearsal, Stage, WarmStart
 from tiny_training import LEARNED_WORDS, RECIPE
 
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.lab.training import rehearsal
+from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.episodes import EpisodeShape
+from deltamem_agents.lab.training.pairs import Pairs
+from deltamem_agents.lab.training.recipe import Rehearsal
+from deltamem_agents.lab.training.rehearsal import rehearse
+from deltamem_agents.lab.training.strung import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_strung
+from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import MemoryCall, scan_tokens
-from deltamem_agents.training import rehearsal
-from deltamem_agents.training.activations import Activations
-from deltamem_agents.training.episodes import EpisodeShape
-from deltamem_agents.training.pairs import Pairs
-from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.rehearsal import rehearse
-from deltamem_agents.training.strung import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_strung
-from deltamem_agents.training.trainer import initialise
 from tiny_activations import HIDDEN, LAYERS, WORLD
 from tiny_engine import tiny_llama
 from tiny_training import CONFIGS, GATED, activations_of, episodes_of, silent, word_engine

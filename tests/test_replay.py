@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deltamem_agents.lab.training.batches import history_batch, question_batch
+from deltamem_agents.lab.training.episodes import EpisodeShape
+from deltamem_agents.lab.training.objective import answer_questions, judge, run_after_lead, write_history
+from deltamem_agents.lab.training.replay import replay
+from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.training.batches import history_batch, question_batch
-from deltamem_agents.training.episodes import EpisodeShape
-from deltamem_agents.training.objective import answer_questions, judge, run_after_lead, write_history
-from deltamem_agents.training.replay import replay
-from deltamem_agents.training.strung import Conversation, WriteWeights, string_together, write_strung
 from test_rehearsal import in_float32
 from tiny_training import CONFIGS, activations_of, each_template, episodes_of, renderer, word_engine
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from call_texts import CALLS, PROSE
 from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import format_tool_calls
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 from deltamem_agents.types import CallChunk, Message, Sampling, Tool, ToolCall, Turn, TurnChunk
 
 ADD, CLOCK = Tool("add", parameters={"type": "object", "properties": {"x": {"type": "integer"}}}), Tool("clock")

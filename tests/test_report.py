@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from deltamem_agents.errors import ConfigError, NewerFormat
-from deltamem_agents.evaluation.controls import Arm
-from deltamem_agents.evaluation.estimates import Estimate
-from deltamem_agents.evaluation.report import Figure, Report, Subject, read_report
-from deltamem_agents.pictures.recall import recall_picture
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.estimates import Estimate
+from deltamem_agents.lab.evaluation.report import Figure, Report, Subject, read_report
+from deltamem_agents.lab.pictures.recall import recall_picture
 from tiny_engine import tiny_engine
 
 CAPACITY = {1.0: 0.96, 2.0: 0.9, 4.0: 0.8, 8.0: 0.6, 16.0: 0.3, 32.0: 0.1}

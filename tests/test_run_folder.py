@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from children import killed_at
-from deltamem_agents.memory.adapter_file import load_adapter
-from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.training.run_folder import (
+from deltamem_agents.lab.training.run_folder import (
     Checkpoint,
     RunFolder,
 )
+from deltamem_agents.memory.adapter_file import load_adapter
+from deltamem_agents.memory.attach import Adapter
 from tiny_training import RECIPE, word_model
 
 SAVE_CALLS = ("fsync", "replace", "rename")

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.scripted import Asked, ScriptedEngine
 from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.testing import Asked, ScriptedEngine
 from deltamem_agents.types import Message, Sampling, Tool, ToolCall
 
 HELLO = [{"role": "user", "content": "Hello, I am Ada."}]

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deltamem_agents import InMemoryStore, shared_engines
-from deltamem_agents.binding import EPHEMERAL, bound, use_agent
+from deltamem_agents.bridges import EPHEMERAL, EngineSpec, Serving, bound, named_engines, shared_engine, use_agent
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.scripted import ScriptedEngine
-from deltamem_agents.shared_engines import EngineSpec, Serving, named_engines, shared_engine
+from deltamem_agents.testing import ScriptedEngine
 
 
 @pytest.fixture

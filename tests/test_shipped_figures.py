@@ -8,8 +8,8 @@ import pytest
 
 import deltamem_agents
 from deltamem_agents import DeltaMemEngine, InMemoryStore
-from deltamem_agents.evaluation.estimates import Estimate
-from deltamem_agents.evaluation.report import read_report
+from deltamem_agents.lab.evaluation.estimates import Estimate
+from deltamem_agents.lab.evaluation.report import read_report
 
 REPORTS = sorted((Path(__file__).parents[1] / "docs" / "reports").glob("*.json"))
 CARD = Path(deltamem_agents.__file__).parent / "adapters" / "smollm2-135m-instruct" / "README.md"

@@ -26,7 +26,7 @@ import pytest
 from children import fork_child, in_child, killed_at
 from deltamem_agents.errors import StoreError
 from deltamem_agents.snapshots import FileStore, SQLiteStore, Store, encode
-from deltamem_agents.testing import commit_by_retry, example_snapshot, grow
+from deltamem_agents.testing.conformance import commit_by_retry, example_snapshot, grow
 
 resource = pytest.importorskip("resource", reason="needs a Unix")
 

@@ -35,7 +35,7 @@ from deltamem_agents.snapshots import (
     encode,
     snapshot_id,
 )
-from deltamem_agents.testing import example_snapshot, grow
+from deltamem_agents.testing.conformance import example_snapshot, grow
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda folder: InMemoryStore(),

@@ -13,7 +13,7 @@ import pytest
 
 from deltamem_agents.errors import AgentNotFound, DamagedSnapshot, NewerFormat, StaleHead, StoreError
 from deltamem_agents.snapshots import FileStore, InMemoryStore, SQLiteStore, Store
-from deltamem_agents.testing import StoreConformance, example_snapshot, grow
+from deltamem_agents.testing.conformance import StoreConformance, example_snapshot, grow
 
 
 class TestInMemoryStore(StoreConformance):

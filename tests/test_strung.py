@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.training.strung import (
+from deltamem_agents.lab.training.strung import (
     ALIKE_SHARE,
     STATEMENT_SHARE,
     Conversation,

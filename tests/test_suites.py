@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from deltamem_agents.cli.recall import SESSION_TOKENS, SUITE_NAMES
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.evaluation import distance, harmless, natural, untold
-from deltamem_agents.evaluation.controls import Arm
-from deltamem_agents.evaluation.draws import FULL, HELD_OUT_VALUES, QUICK, Size, drawn_cases, generated_episodes
-from deltamem_agents.evaluation.matching import contains
-from deltamem_agents.evaluation.neutral_text import NEUTRAL_REPLIES
-from deltamem_agents.evaluation.recall import FIRST, WHOLE, unwatched
-from deltamem_agents.evaluation.report import Figure
-from deltamem_agents.evaluation.suites import COUNTS, SUITES, capacity, run_suite
+from deltamem_agents.lab.evaluation import distance, harmless, natural, untold
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.draws import FULL, HELD_OUT_VALUES, QUICK, Size, drawn_cases, generated_episodes
+from deltamem_agents.lab.evaluation.matching import contains
+from deltamem_agents.lab.evaluation.neutral_text import NEUTRAL_REPLIES
+from deltamem_agents.lab.evaluation.recall import FIRST, WHOLE, unwatched
+from deltamem_agents.lab.evaluation.report import Figure
+from deltamem_agents.lab.evaluation.suites import COUNTS, SUITES, capacity, run_suite
+from deltamem_agents.lab.training.episodes import held_out
+from deltamem_agents.lab.training.words import open_words
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.training.episodes import held_out
-from deltamem_agents.training.words import open_words
 from deltamem_agents.types import Message
 from tiny_training import word_engine
 

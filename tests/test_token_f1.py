@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.evaluation.token_f1 import listed_f1, normalised, porter_stem, token_f1
+from deltamem_agents.lab.evaluation.token_f1 import listed_f1, normalised, porter_stem, token_f1
 
 texts = st.text("abdost ,.!AN", max_size=16)
 

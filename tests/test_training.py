@@ -18,24 +18,24 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError, TrainingDiverged
-from deltamem_agents.loading import model_fingerprint
-from deltamem_agents.memory.adapter_file import load_adapter
-from deltamem_agents.memory.attach import Adapter, attach
-from deltamem_agents.memory.delta_rule import floored_gate
-from deltamem_agents.training import left_alone, warmstart
-from deltamem_agents.training import trainer as training
-from deltamem_agents.training.episodes import Episode
-from deltamem_agents.training.neutral import own_replies
-from deltamem_agents.training.recipe import GateFit, Recipe, Stage
-from deltamem_agents.training.run_folder import (
+from deltamem_agents.lab.training import left_alone, warmstart
+from deltamem_agents.lab.training import trainer as training
+from deltamem_agents.lab.training.episodes import Episode
+from deltamem_agents.lab.training.neutral import own_replies
+from deltamem_agents.lab.training.recipe import GateFit, Recipe, Stage
+from deltamem_agents.lab.training.run_folder import (
     LOG_FILE,
     NEUTRAL_FILE,
     OPTIMISER_FILE,
     RECIPE_FILE,
     RunFolder,
 )
-from deltamem_agents.training.splits import split_of
-from deltamem_agents.training.trainer import Trainer, initialise
+from deltamem_agents.lab.training.splits import split_of
+from deltamem_agents.lab.training.trainer import Trainer, initialise
+from deltamem_agents.loading import model_fingerprint
+from deltamem_agents.memory.adapter_file import load_adapter
+from deltamem_agents.memory.attach import Adapter, attach
+from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.types import Message
 from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 

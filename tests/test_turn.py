@@ -22,8 +22,8 @@ from deltamem_agents.errors import (
     WindowError,
 )
 from deltamem_agents.loading import weights_hash
-from deltamem_agents.planning import WritePolicy
 from deltamem_agents.snapshots import InMemoryStore, Snapshot, SQLiteStore
+from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.types import Message, Sampling, Turn
 from tiny_engine import random_adapter, tiny_engine, tiny_llama
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.training import warmstart
+from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.episodes import Episode, EpisodeShape
+from deltamem_agents.lab.training.pairs import Pairs
+from deltamem_agents.lab.training.recipe import Rehearsal
+from deltamem_agents.lab.training.warmstart import GAINS, set_gain, warm_start
+from deltamem_agents.lab.training.words import made_up_words, open_words
 from deltamem_agents.loading import model_fingerprint
-from deltamem_agents.training import warmstart
-from deltamem_agents.training.activations import Activations
-from deltamem_agents.training.episodes import Episode, EpisodeShape
-from deltamem_agents.training.pairs import Pairs
-from deltamem_agents.training.recipe import Rehearsal
-from deltamem_agents.training.warmstart import GAINS, set_gain, warm_start
-from deltamem_agents.training.words import made_up_words, open_words
 from deltamem_agents.types import Message
 from tiny_training import (
     CONFIGS,

@@ -37,7 +37,7 @@ CORE = Distribution(
     """
 import deltamem_agents
 from deltamem_agents.loading import adapter_folder
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 turn = ScriptedEngine("ok").run_turn("ada", [{"role": "user", "content": "hi"}])
 assert turn.snapshot and list(adapter_folder(None, "smollm2-135m-instruct").glob("*.safetensors"))
 print(deltamem_agents.__file__, turn.text)
@@ -48,7 +48,7 @@ LANGCHAIN = Distribution(
     "langchain_deltamem",
     """
 import langchain_deltamem
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 model = langchain_deltamem.ChatDeltaMem(engine=ScriptedEngine("ok"))
 assert langchain_deltamem.DeltaMemMiddleware()
 print(langchain_deltamem.__file__, model.invoke("hi", agent_id="ada").content)
@@ -59,7 +59,7 @@ LLAMAINDEX = Distribution(
     "llama_index",
     """
 import llama_index.llms.deltamem as package
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 print(package.__file__, package.DeltaMemLLM(engine=ScriptedEngine("ok")).complete("hi").text)
 """,
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltamem_agents.training.activations import Activations, Exchanges
+from deltamem_agents.lab.training.activations import Activations, Exchanges
 
 LAYERS, HIDDEN = 2, 32
 SUBJECTS, VALUES = 10, 24

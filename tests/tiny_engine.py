@@ -12,8 +12,8 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.planning import WritePolicy
 from deltamem_agents.snapshots import InMemoryStore, Store
+from deltamem_agents.turns.planning import WritePolicy
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

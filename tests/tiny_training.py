@@ -14,17 +14,17 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.training import left_alone, material
+from deltamem_agents.lab.training.activations import Activations, collect_activations, collect_asides
+from deltamem_agents.lab.training.chatter import chatter
+from deltamem_agents.lab.training.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_PROMPTS
+from deltamem_agents.lab.training.recipe import Recipe, Rehearsal, Stage, WarmStart
+from deltamem_agents.lab.training.values import WORD_VALUES
+from deltamem_agents.lab.training.words import open_words
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
-from deltamem_agents.training import left_alone, material
-from deltamem_agents.training.activations import Activations, collect_activations, collect_asides
-from deltamem_agents.training.chatter import chatter
-from deltamem_agents.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.training.prompts_neutral import NEUTRAL_PROMPTS
-from deltamem_agents.training.recipe import Recipe, Rehearsal, Stage, WarmStart
-from deltamem_agents.training.values import WORD_VALUES
-from deltamem_agents.training.words import open_words
 from deltamem_agents.types import Message
 from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
 from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM

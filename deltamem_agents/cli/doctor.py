@@ -19,7 +19,7 @@ def doctor(as_json: Json = False) -> None:
 
     JSON: {"ok", "checks": [{"name", "status": "ok"|"broken"|"absent", "detail", "remedy"}]}.
     """
-    from deltamem_agents.doctor import examine
+    from deltamem_agents.cli.checks import examine
 
     findings, console = [], stdout()
     for finding in examine():

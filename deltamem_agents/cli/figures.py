@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from deltamem_agents.cli.screen import nbytes, stdout, table
 
 if TYPE_CHECKING:
-    from deltamem_agents.evaluation.estimates import Estimate
-    from deltamem_agents.evaluation.report import Figure, Report, Subject
+    from deltamem_agents.lab.evaluation.estimates import Estimate
+    from deltamem_agents.lab.evaluation.report import Figure, Report, Subject
 
 _LEADING = "memory"
 """The arm whose interval is shown; the others stand beside it."""

@@ -14,9 +14,9 @@ from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json,
 from deltamem_agents.cli.screen import emit
 
 if TYPE_CHECKING:
-    from deltamem_agents.evaluation.agent_bench import BenchRow, Split
-    from deltamem_agents.evaluation.draws import Size
-    from deltamem_agents.evaluation.long_tasks import LongTask, Rows, Scored
+    from deltamem_agents.lab.evaluation.agent_bench import BenchRow, Split
+    from deltamem_agents.lab.evaluation.draws import Size
+    from deltamem_agents.lab.evaluation.long_tasks import LongTask, Rows, Scored
 
 PromptTokens = Annotated[
     int, typer.Option("--prompt-tokens", metavar="N", min=64, help="Contents of a prompt, the same for every arm.")
@@ -64,9 +64,9 @@ def locomo(
 
     Example: deltamem eval locomo --data locomo10.json --questions 200 --prompt-tokens 512
     """
-    from deltamem_agents.evaluation.locomo import ROWS, locomo_score, read_locomo
-    from deltamem_agents.evaluation.long_tasks import sampled
-    from deltamem_agents.evaluation.token_f1 import porter_stem
+    from deltamem_agents.lab.evaluation.locomo import ROWS, locomo_score, read_locomo
+    from deltamem_agents.lab.evaluation.long_tasks import sampled
+    from deltamem_agents.lab.evaluation.token_f1 import porter_stem
 
     porter_stem()
     tasks = sampled(read_locomo(data), questions)
@@ -95,9 +95,9 @@ def conflict(
     Examples: deltamem eval conflict --quick ·
     deltamem eval conflict --data ai-hyz/MemoryAgentBench --source sh_6k
     """
-    from deltamem_agents.evaluation.agent_bench import conflict_score, conflict_task
-    from deltamem_agents.evaluation.bench_tasks import FACT_COUNTS, conflict_rows
-    from deltamem_agents.evaluation.long_tasks import Rows
+    from deltamem_agents.lab.evaluation.agent_bench import conflict_score, conflict_task
+    from deltamem_agents.lab.evaluation.bench_tasks import FACT_COUNTS, conflict_rows
+    from deltamem_agents.lab.evaluation.long_tasks import Rows
 
     def generated(size: Size) -> Iterator[tuple[str, BenchRow]]:
         for count in FACT_COUNTS:
@@ -128,9 +128,9 @@ def label_learning(
     Examples: deltamem eval label-learning --quick ·
     deltamem eval label-learning --data ai-hyz/MemoryAgentBench --source trec_coarse --questions 100
     """
-    from deltamem_agents.evaluation.agent_bench import label_score, label_task
-    from deltamem_agents.evaluation.bench_tasks import LABEL_COUNTS, label_rows
-    from deltamem_agents.evaluation.long_tasks import Rows
+    from deltamem_agents.lab.evaluation.agent_bench import label_score, label_task
+    from deltamem_agents.lab.evaluation.bench_tasks import LABEL_COUNTS, label_rows
+    from deltamem_agents.lab.evaluation.long_tasks import Rows
 
     def generated(size: Size) -> Iterator[tuple[str, BenchRow]]:
         for count in LABEL_COUNTS:
@@ -151,9 +151,9 @@ def _tasks(
     generated: Callable[[Size], Iterator[tuple[str, BenchRow]]],
 ) -> tuple[list[LongTask], dict[str, int | str]]:
     """The tasks, and what has to be said to get them again."""
-    from deltamem_agents.evaluation.agent_bench import read_rows
-    from deltamem_agents.evaluation.draws import FULL, QUICK
-    from deltamem_agents.evaluation.long_tasks import sampled
+    from deltamem_agents.lab.evaluation.agent_bench import read_rows
+    from deltamem_agents.lab.evaluation.draws import FULL, QUICK
+    from deltamem_agents.lab.evaluation.long_tasks import sampled
 
     if data is None:
         if source:
@@ -183,8 +183,8 @@ def _evaluate(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    from deltamem_agents.evaluation.long_tasks import evaluate_tasks
-    from deltamem_agents.evaluation.report import Report, Subject
+    from deltamem_agents.lab.evaluation.long_tasks import evaluate_tasks
+    from deltamem_agents.lab.evaluation.report import Report, Subject
 
     model, adapter, device = opened
     engine = open_engine(model, adapter, "memory:", device)

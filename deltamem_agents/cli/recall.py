@@ -15,8 +15,8 @@ from deltamem_agents.cli.screen import emit, plural, stdout
 
 if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
-    from deltamem_agents.evaluation.draws import Size
-    from deltamem_agents.evaluation.report import Figure, Report
+    from deltamem_agents.lab.evaluation.draws import Size
+    from deltamem_agents.lab.evaluation.report import Figure, Report
 
 ALL = "all"
 SUITE_NAMES = ("capacity", "held-out", "updates", "sides", "distance", "untold", "harmless", "natural")
@@ -81,7 +81,7 @@ def recall(
     deltamem eval recall --from a.json --from b.json --plot both.png
     """
     if saved:
-        from deltamem_agents.evaluation.report import read_report
+        from deltamem_agents.lab.evaluation.report import read_report
 
         reports = [read_report(path) for path in saved]
     else:
@@ -92,7 +92,7 @@ def recall(
     else:
         _show(reports)
     if plot is not None:
-        from deltamem_agents.pictures.recall import recall_picture
+        from deltamem_agents.lab.pictures.recall import recall_picture
 
         recall_picture(reports, plot)
         if not as_json:
@@ -118,7 +118,7 @@ def _wanted(
 
 
 def _size(questions: int | None, tokens: Sequence[int] | None, quick: bool) -> Size:
-    from deltamem_agents.evaluation.draws import FULL, QUICK
+    from deltamem_agents.lab.evaluation.draws import FULL, QUICK
 
     size = QUICK if quick else FULL
     if tokens:
@@ -135,7 +135,7 @@ def _measure(
     opened: tuple[str, str | None, str],
 ) -> Report:
     """The report, saved after every figure so that a long run that is interrupted leaves what it has."""
-    from deltamem_agents.evaluation.report import Report, Subject
+    from deltamem_agents.lab.evaluation.report import Report, Subject
 
     model, adapter, device = opened
     engine = open_engine(model, adapter, "memory:", device)
@@ -158,7 +158,7 @@ def _measure(
 def _figures(
     engine: DeltaMemEngine, wanted: Sequence[str], facts: Sequence[int] | None, size: Size
 ) -> Iterator[Figure]:
-    from deltamem_agents.evaluation.suites import SUITES, capacity, run_suite
+    from deltamem_agents.lab.evaluation.suites import SUITES, capacity, run_suite
 
     for name in wanted:
         suite = capacity(tuple(facts)) if facts and name == "capacity" else SUITES[name].run
@@ -166,8 +166,8 @@ def _figures(
 
 
 def _own(engine: DeltaMemEngine, path: Path) -> Iterator[Figure]:
-    from deltamem_agents.evaluation.episodes_file import read_episodes
-    from deltamem_agents.evaluation.recall import Case, Title, evaluate_recall
+    from deltamem_agents.lab.evaluation.episodes_file import read_episodes
+    from deltamem_agents.lab.evaluation.recall import Case, Title, evaluate_recall
 
     cases = [Case.of(episode) for episode in read_episodes(path)]
     title = Title("episodes", f"{path.name}, {plural(len(cases), 'conversation')}")
@@ -175,7 +175,7 @@ def _own(engine: DeltaMemEngine, path: Path) -> Iterator[Figure]:
 
 
 def _show(reports: Sequence[Report]) -> None:
-    from deltamem_agents.evaluation.suites import SUITES
+    from deltamem_agents.lab.evaluation.suites import SUITES
 
     for report in reports:
         print_subject(report.subject)

@@ -55,10 +55,10 @@ def _train(name: str, out: Path, start: Path | None, device: str, threads: int |
     import torch
 
     from deltamem_agents.chat.template import ChatTemplate
+    from deltamem_agents.lab.training.recipe import Recipe
+    from deltamem_agents.lab.training.trainer import Trainer
     from deltamem_agents.loading import load_model
     from deltamem_agents.memory.adapter_file import load_adapter
-    from deltamem_agents.training.recipe import Recipe
-    from deltamem_agents.training.trainer import Trainer
 
     recipe = Recipe.load(name)
     if threads is not None:
@@ -83,8 +83,8 @@ def _train(name: str, out: Path, start: Path | None, device: str, threads: int |
 
 
 def _draw(out: Path) -> Path:
-    from deltamem_agents.pictures import training_picture
-    from deltamem_agents.training.trainer import LOG_FILE
+    from deltamem_agents.lab.pictures import training_picture
+    from deltamem_agents.lab.training.trainer import LOG_FILE
 
     log = out / LOG_FILE
     if not log.is_file():
@@ -95,7 +95,7 @@ def _draw(out: Path) -> Path:
 
 
 def _list_recipes() -> None:
-    from deltamem_agents.training.recipe import RECIPES, Recipe
+    from deltamem_agents.lab.training.recipe import RECIPES, Recipe
 
     shown = table("recipe", "model", "steps", "facts", right=("steps",))
     for path in sorted(RECIPES.glob("*.json")):

@@ -175,7 +175,7 @@ def show(
         names = _tag_names(opened, agent)
     state = entry.snapshot.state
     if picture is not None:
-        from deltamem_agents.pictures import state_picture
+        from deltamem_agents.lab.pictures import state_picture
 
         name = printable(agent)
         title = name if len(name) <= TITLE_LENGTH else f"{name[:TITLE_LENGTH]}…"

@@ -16,11 +16,10 @@ from langchain_core.utils import from_env
 from pydantic import Field, SkipValidation, model_validator
 
 from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store
-from deltamem_agents.binding import EPHEMERAL
-from deltamem_agents.chat.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
+from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
+from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
 from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
-from deltamem_agents.shared_engines import DEFAULT_MODEL, EngineSpec, Serving
 from deltamem_agents.types import MemoryMode, TurnOptions
 from langchain_deltamem.errors import InvalidOption, as_model_errors
 from langchain_deltamem.identity import resolve

@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
-from deltamem_agents.binding import EPHEMERAL, bound, use_agent
+from deltamem_agents.bridges import EPHEMERAL, bound, use_agent
 from deltamem_agents.types import MemoryMode
 
 __all__ = ["AGENT_KEY", "Identity", "resolve", "thread_name", "threads_of", "use_agent"]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from deltamem_agents import ConfigError
-from deltamem_agents.chat.dialects import CALL_KEYWORDS, refuse_unknown
+from deltamem_agents.bridges.dialects import CALL_KEYWORDS, refuse_unknown
 
 # LangChain's standard parameters of a chat model that talks to a server; here no request leaves the process.
 UNUSED_FIELDS = ("timeout", "max_retries", "api_key")

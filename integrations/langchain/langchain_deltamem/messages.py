@@ -17,7 +17,7 @@ from langchain_core.messages import (
 )
 
 from deltamem_agents import Message, MessageError, ToolCall
-from deltamem_agents.chat.dialects import ROLE_NAMES, tool_result
+from deltamem_agents.bridges.dialects import ROLE_NAMES, tool_result
 
 _CALL_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "function_call")
 # What other providers' models thought, or asked their own servers, is not part of what was said.

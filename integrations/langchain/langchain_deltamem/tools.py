@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from deltamem_agents import Tool
-from deltamem_agents.chat.dialects import as_tool
+from deltamem_agents.bridges.dialects import as_tool
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:

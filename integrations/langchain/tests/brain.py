@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deltamem_agents import Message
-from deltamem_agents.scripted import Asked, oblige
+from deltamem_agents.testing import Asked, oblige
 
 
 def brain(asked: Asked) -> Message | str:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from brain import brain
 
-from deltamem_agents.scripted import ScriptedEngine
-from deltamem_agents.shared_engines import named_engines
+from deltamem_agents.bridges import named_engines
+from deltamem_agents.testing import ScriptedEngine
 
 NAMES = ("scripted", "scripted-b", "scripted-env")
 

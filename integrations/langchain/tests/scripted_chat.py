@@ -9,8 +9,8 @@ from brain import brain
 from langchain_core.messages import AIMessageChunk
 from langchain_core.tools import tool
 
-from deltamem_agents.scripted import ScriptedEngine
 from deltamem_agents.snapshots import Store
+from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
 

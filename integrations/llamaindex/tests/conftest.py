@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from deltamem_agents import DeltaMemEngine
-from deltamem_agents.scripted import ScriptedEngine, oblige
-from deltamem_agents.shared_engines import DEFAULT_MODEL, named_engines
+from deltamem_agents.bridges import DEFAULT_MODEL, named_engines
+from deltamem_agents.testing import ScriptedEngine, oblige
 
 
 @pytest.fixture(autouse=True)

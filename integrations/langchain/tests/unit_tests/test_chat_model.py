@@ -15,7 +15,7 @@ from langchain_core.runnables import ConfigurableField
 from scripted_chat import add, scripted, store, turns
 
 from deltamem_agents import ConfigError, InMemoryStore, Message, Sampling, SQLiteStore
-from deltamem_agents.scripted import Asked, ScriptedEngine
+from deltamem_agents.testing import Asked, ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
 SAMPLED = {

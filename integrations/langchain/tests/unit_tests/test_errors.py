@@ -20,7 +20,7 @@ from deltamem_agents import (
     StoreError,
     WindowError,
 )
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 from langchain_deltamem.errors import _KINDS
 

@@ -15,7 +15,7 @@ from brain import brain
 from real_engine import real_engine
 
 from deltamem_agents import InMemoryStore
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
 EXAMPLES = Path(__file__).parents[4] / "examples"

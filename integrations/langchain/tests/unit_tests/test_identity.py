@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from scripted_chat import scripted, store, turns
 
 from deltamem_agents import ConfigError, InMemoryStore, StoreError
-from deltamem_agents.scripted import Asked
+from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem, use_agent
 from langchain_deltamem.identity import Identity, resolve, thread_name, threads_of
 

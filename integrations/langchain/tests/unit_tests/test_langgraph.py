@@ -29,8 +29,8 @@ from langgraph.types import Command
 
 from deltamem_agents import SQLiteStore
 from deltamem_agents.chat.history import digest
-from deltamem_agents.scripted import ScriptedEngine
 from deltamem_agents.snapshots import Snapshot, decode
+from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
 from langchain_deltamem.messages import to_messages
 from langchain_deltamem.middleware import STATE_KEY
@@ -104,7 +104,7 @@ from brain import brain
 from langchain.agents import create_agent
 from langgraph.checkpoint.sqlite import SqliteSaver
 from deltamem_agents import SQLiteStore
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
 
 checkpoints, memories, text = sys.argv[1:]

@@ -15,7 +15,7 @@ from scripted_chat import add, clock, scripted, store, whole
 
 from deltamem_agents import Message, ToolCall
 from deltamem_agents.chat.tool_calls import format_tool_calls
-from deltamem_agents.scripted import Asked
+from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem
 
 BIG = Message("assistant", "Let me add.", (ToolCall("add", {"x": 12345}), ToolCall("clock", {})))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from scripted_chat import add, clock, scripted, whole
 
 from deltamem_agents import ConfigError, Message, ToolCall
-from deltamem_agents.scripted import Asked
+from deltamem_agents.testing import Asked
 
 BOTH = Message("assistant", "", (ToolCall("add", {"x": 1}), ToolCall("clock", {})))
 

@@ -20,7 +20,7 @@ from llama_index.core.workflow import Context
 from pydantic import BaseModel
 
 from deltamem_agents import Message, Snapshot, ToolCall
-from deltamem_agents.scripted import Asked, ScriptedEngine, oblige
+from deltamem_agents.testing import Asked, ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemFunctionAgent, DeltaMemLLM, DeltaMemReActAgent
 from llama_index.llms.deltamem.agents import MEMORIES_KEY, unpacked
 

@@ -14,7 +14,7 @@ from llama_index.core.memory import Memory
 
 from deltamem_agents import Snapshot
 from deltamem_agents.chat.history import digest
-from deltamem_agents.scripted import Asked, ScriptedEngine
+from deltamem_agents.testing import Asked, ScriptedEngine
 from deltamem_agents.types import Message
 from llama_index.llms.deltamem import DeltaMemLLM
 

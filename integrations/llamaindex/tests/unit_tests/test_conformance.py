@@ -12,7 +12,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.tools import BaseTool
 
-from deltamem_agents.scripted import ScriptedEngine, oblige
+from deltamem_agents.testing import ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemLLM
 from llama_index.llms.deltamem.conformance import City, LLMConformance
 

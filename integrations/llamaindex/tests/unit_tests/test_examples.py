@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deltamem_agents import DeltaMemEngine, InMemoryStore
-from deltamem_agents.scripted import Asked, ScriptedEngine
+from deltamem_agents.testing import Asked, ScriptedEngine
 from llama_index.llms.deltamem import DeltaMemLLM
 
 EXAMPLES = Path(__file__).parents[4] / "examples"

@@ -10,7 +10,7 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
 from deltamem_agents import InMemoryStore, InvalidAgentId, SQLiteStore
-from deltamem_agents.scripted import ScriptedEngine, oblige
+from deltamem_agents.testing import ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemLLM, use_agent
 from llama_index.llms.deltamem.conformance import WAYS, heard
 

@@ -10,7 +10,7 @@ from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import InsertMethod, Memory, StaticMemoryBlock
 
 from deltamem_agents import MessageError, Snapshot, SQLiteStore
-from deltamem_agents.scripted import ScriptedEngine
+from deltamem_agents.testing import ScriptedEngine
 from llama_index.llms.deltamem import DeltaMemLLM, DeltaMemoryBlock
 
 

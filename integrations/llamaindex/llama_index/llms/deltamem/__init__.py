@@ -5,7 +5,7 @@
 LlamaIndex's short-term memory.
 """
 
-from deltamem_agents.binding import use_agent
+from deltamem_agents.bridges import use_agent
 from llama_index.llms.deltamem.agents import DeltaMemFunctionAgent, DeltaMemReActAgent
 from llama_index.llms.deltamem.llm import DeltaMemLLM
 from llama_index.llms.deltamem.memory_block import DeltaMemoryBlock

@@ -23,7 +23,7 @@ from llama_index.core.workflow import Context
 from pydantic import Field
 
 from deltamem_agents import InMemoryStore
-from deltamem_agents.binding import bound, use_agent
+from deltamem_agents.bridges import bound, use_agent
 from deltamem_agents.snapshots import decode, encode
 
 MEMORIES_KEY = "deltamem_memories"

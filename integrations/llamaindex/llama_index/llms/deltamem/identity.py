@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deltamem_agents.binding import bound
+from deltamem_agents.bridges import bound
 from deltamem_agents.types import MemoryMode
 
 

@@ -29,10 +29,9 @@ from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
 from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling, Store
-from deltamem_agents.binding import EPHEMERAL
-from deltamem_agents.chat.dialects import CALL_KEYWORDS, SAMPLING_NAMES, refuse_unknown, turn_options
+from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
+from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, refuse_unknown, turn_options
 from deltamem_agents.engine import WINDOW_TOKENS
-from deltamem_agents.shared_engines import DEFAULT_MODEL, EngineSpec, Serving
 from deltamem_agents.types import MemoryMode, TurnOptions
 from llama_index.llms.deltamem.identity import Identity, resolve
 from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema

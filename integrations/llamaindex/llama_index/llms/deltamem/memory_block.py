@@ -10,7 +10,6 @@ from llama_index.core.memory import BaseMemoryBlock
 from pydantic import Field, SkipValidation, model_validator
 
 from deltamem_agents import ConfigError
-from deltamem_agents.absorbing import absorb_into
 from llama_index.llms.deltamem.llm import DeltaMemLLM
 from llama_index.llms.deltamem.messages import to_messages
 
@@ -44,4 +43,4 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
     def _absorb(self, messages: list[ChatMessage]) -> None:
         assert self.llm.agent_id is not None
         engine = self.llm.open_engine(self.llm.agent_id)
-        absorb_into(engine, self.llm.agent_id, to_messages(messages), thread=self.llm.thread)
+        engine.absorb_into(self.llm.agent_id, to_messages(messages), thread=self.llm.thread)

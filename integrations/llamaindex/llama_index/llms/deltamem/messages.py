@@ -19,7 +19,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from deltamem_agents import Message, MessageError, Tool
-from deltamem_agents.chat.dialects import ROLE_NAMES, as_tool, tool_result
+from deltamem_agents.bridges.dialects import ROLE_NAMES, as_tool, tool_result
 from deltamem_agents.types import as_tool_call
 
 # What was thought, where a cache may begin, and where a statement came from is not part of what was said.

@@ -1,0 +1,34 @@
+"""What every framework integration shares: whose memory a call uses, engines by name, and how each
+framework names roles, tools and options.
+
+`use_agent` says whose memory a block of code uses; `named_engines` puts engines behind model names in tests.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltamem_agents.bridges.binding import EPHEMERAL, Binding, bound, use_agent
+    from deltamem_agents.bridges.shared_engines import EngineSpec, Serving, named_engines, shared_engine
+
+_HOMES = {
+    **dict.fromkeys(("EPHEMERAL", "Binding", "bound", "use_agent"), "binding"),
+    **dict.fromkeys(("EngineSpec", "Serving", "named_engines", "shared_engine"), "shared_engines"),
+}
+
+__all__ = [
+    "EPHEMERAL",
+    "Binding",
+    "EngineSpec",
+    "Serving",
+    "bound",
+    "named_engines",
+    "shared_engine",
+    "use_agent",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

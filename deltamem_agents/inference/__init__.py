@@ -1,0 +1,1 @@
+"""Running the model: prompts, decoding, batches."""

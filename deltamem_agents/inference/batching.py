@@ -1,0 +1,215 @@
+"""Many sequences through the model at once: what they leave in their memories, and what is said to them.
+
+Each row has its own memory and nothing passes between rows; what one row gives is what it would give alone, up to
+the rounding of larger matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltamem_agents.inference.decode import PREFILL_CHUNK, Prompt, last_place
+from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.memory.attach import CALL_KEYWORD
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.types import Message, Score
+
+BATCH_TOKENS = 2048
+"""Tokens of one batch, padding included, unless a single row is longer.
+
+Where the activations of more no longer fit a CPU's cache, every token takes longer.
+"""
+
+
+def absorb_batch(
+    model: nn.Module,
+    prompts: Prompts,
+    states: Sequence[MemoryState],
+    conversations: Sequence[Sequence[Message]],
+    advance: Callable[[int], None],
+) -> list[MemoryState]:
+    """Each state after its conversation, segment by segment as one sequence alone would be absorbed.
+
+    `states` are on the model's device and settled. `advance(tokens)` is called as they are written.
+    """
+    found = list(states)
+    waiting = [prompts.segments(messages, None) for messages in conversations]
+    rows = list(range(len(waiting)))
+    while rows:
+        due = [(row, segment) for row in rows if (segment := next(waiting[row], None)) is not None]
+        rows = [row for row, _ in due]
+        for part in _fitting(due):
+            state = MemoryState.cat([found[row] for row, _ in part])
+            state = write_batch(model, state, [segment for _, segment in part])
+            for place, (row, segment) in enumerate(part):
+                found[row] = state[place]
+                advance(len(segment))
+    return found
+
+
+@torch.no_grad()
+def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt]) -> MemoryState:
+    """The state, a row a prompt, after each prompt was read and written."""
+    rows = _Rows(prompts, model, left=False)
+    cache = rows.cache_of_lead()
+    for start in range(0, rows.width, PREFILL_CHUNK):
+        part = slice(start, start + PREFILL_CHUNK)
+        call = MemoryCall(
+            state, rows.reads[:, part], rows.writes[:, part], rows.message_ids[:, part], rows.replies[:, part]
+        )
+        # Padding stands behind the tokens, where a causal model's tokens do not see it.
+        cache = model(
+            input_ids=rows.ids[:, part],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last_place(rows.ids.device),
+            **{CALL_KEYWORD: call},
+        ).past_key_values
+        state = call.new_state()
+    return state.settled()
+
+
+@torch.no_grad()
+def greedy_batch(
+    model: nn.Module,
+    state: MemoryState | None,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    end_ids: frozenset[int],
+) -> list[list[int]]:
+    """Greedy replies, each reading its own row of `state`; nothing is written."""
+    rows = _Rows(prompts, model, left=True)
+    tokens, reads, speaks, attended = rows.ids, rows.reads, rows.replies, rows.attended
+    cache = rows.cache_of_lead()
+    replies: list[list[int]] = [[] for _ in prompts]
+    running = [True] * len(prompts)
+    for _ in range(max_tokens):
+        positions = (attended.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        memory = {} if state is None else {CALL_KEYWORD: MemoryCall(state, reads, replies=speaks)}
+        out = model(
+            input_ids=tokens,
+            attention_mask=attended,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last_place(rows.ids.device),
+            **memory,
+        )
+        cache, chosen = out.past_key_values, out.logits[:, -1].argmax(-1)
+        for index, token in enumerate(chosen.tolist()):
+            running[index] = running[index] and token not in end_ids
+            if running[index]:
+                replies[index].append(token)
+        if not any(running):
+            break
+        tokens = chosen[:, None]
+        reads = speaks = torch.ones_like(tokens, dtype=torch.bool)
+        attended = torch.cat([attended, torch.ones_like(tokens)], dim=1)
+    return replies
+
+
+@torch.no_grad()
+def score_batch(
+    model: nn.Module, state: MemoryState | None, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> list[Score]:
+    """How likely each answer's tokens are after its prompt, reading its own row of `state`; nothing is written."""
+    shown = [_followed(prompt, answer[:-1]) for prompt, answer in zip(prompts, answers, strict=True)]
+    rows = _Rows(shown, model, left=True)
+    longest = max(map(len, answers))
+    logits = model(
+        input_ids=rows.ids,
+        attention_mask=rows.attended,
+        position_ids=(rows.attended.cumsum(-1) - 1).clamp_min(0)[:, -rows.width :],
+        past_key_values=rows.cache_of_lead(),
+        use_cache=True,
+        logits_to_keep=torch.arange(-longest, 0, device=rows.ids.device),
+        **({} if state is None else {CALL_KEYWORD: MemoryCall(state, rows.reads, replies=rows.replies)}),
+    ).logits
+    scores = []
+    for row, answer in enumerate(answers):
+        targets = torch.tensor(answer, device=logits.device)
+        predicted = logits[row, -len(answer) :].float()
+        logprobs = predicted.log_softmax(-1).gather(1, targets[:, None])
+        greedy = bool((predicted.argmax(-1) == targets).all())
+        scores.append(Score(float(logprobs.double().sum()), len(answer), greedy))
+    return scores
+
+
+def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
+    """The prompt with tokens behind it that read and are not written."""
+    count = len(tokens)
+    return Prompt(
+        (*prompt.ids, *tokens),
+        prompt.reads + (True,) * count,
+        prompt.writes + (False,) * count,
+        prompt.message_ids + (-1,) * count,
+        prompt.replies + (True,) * count,
+    )
+
+
+class _Rows:
+    """Prompts as padded tensors (rows, width), without the lead that all of them share.
+
+    `attended` (rows, lead + width) is 1 for what is no padding.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], model: nn.Module, *, left: bool) -> None:
+        self._model, self._count = model, len(prompts)
+        self._device = next(model.parameters()).device
+        lead = _shared_lead(prompts)
+        self._lead = prompts[0].ids[:lead]
+        self.width = max(map(len, prompts)) - lead
+
+        def padded(values: Callable[[Prompt], Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
+            rows = []
+            for prompt in prompts:
+                own, padding = list(values(prompt))[lead:], [fill] * (self.width + lead - len(prompt))
+                rows.append(padding + own if left else own + padding)
+            return torch.tensor(rows, dtype=dtype, device=self._device)
+
+        self.ids = padded(lambda prompt: prompt.ids, 0, torch.long)
+        self.reads = padded(lambda prompt: prompt.reads, False, torch.bool)
+        self.writes = padded(lambda prompt: prompt.writes, False, torch.bool)
+        self.replies = padded(lambda prompt: prompt.replies, False, torch.bool)
+        self.message_ids = padded(lambda prompt: prompt.message_ids, -1, torch.long)
+        own = padded(lambda prompt: (1,) * len(prompt), 0, torch.long)
+        self.attended = torch.cat([own.new_ones(len(prompts), lead), own], dim=1)
+
+    def cache_of_lead(self) -> Any:
+        """The lead's keys and values for every row, computed once; None where there is no lead."""
+        if not self._lead:
+            return None
+        ids = torch.tensor([self._lead], device=self._device)
+        cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=last_place(self._device)).past_key_values
+        cache.batch_repeat_interleave(self._count)
+        return cache
+
+
+def _shared_lead(prompts: Sequence[Prompt]) -> int:
+    """How many tokens all prompts begin with that neither read nor write: no memory changes what they compute.
+
+    Every prompt keeps at least one token behind them.
+    """
+    shortest = min(map(len, prompts)) - 1
+    columns = zip(*(prompt.ids[:shortest] for prompt in prompts), strict=True)
+    untouched = zip(*(map(any, zip(p.reads, p.writes, strict=True)) for p in prompts), strict=False)
+    places = (len(set(ids)) == 1 and not any(touched) for ids, touched in zip(columns, untouched, strict=False))
+    return next((place for place, shared in enumerate(places) if not shared), shortest)
+
+
+def _fitting(due: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:
+    """The rows in batches of like lengths, so that little of a batch is padding."""
+    part: list[tuple[int, Prompt]] = []
+    for row, segment in sorted(due, key=lambda one: len(one[1]), reverse=True):
+        if part and (len(part) + 1) * len(part[0][1]) > BATCH_TOKENS:
+            yield part
+            part = []
+        part.append((row, segment))
+    if part:
+        yield part

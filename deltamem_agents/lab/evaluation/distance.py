@@ -1,0 +1,74 @@
+"""Recall after unrelated conversation: told, then talked about other things, then asked.
+
+The states are carried along one stream of small talk and asked at several places of it, so that the longest
+distance costs no more than itself. Every conversation has small talk of its own, and it is read and written
+from its own state as in use: what a filler token writes depends on what the state makes of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_episodes
+from deltamem_agents.lab.evaluation.recall import (
+    Steps,
+    Title,
+    Watch,
+    absorbed,
+    asked_count,
+    figure_of,
+    readings,
+    replies_by_arm,
+)
+from deltamem_agents.lab.evaluation.report import Figure
+from deltamem_agents.lab.training.chatter import chatter
+from deltamem_agents.types import Message
+
+FACTS = 4
+"""Told in a conversation: as many questions share the cost of its small talk."""
+
+SESSION_TOKENS = 1000
+"""Of contents. Small talk is absorbed in conversations of this length, as an agent has them."""
+
+
+def distance(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
+    """Recall of FACTS facts after each of the size's distances."""
+    drawn = list(drawn_episodes(words, replace(HELD_OUT_VALUES, facts=FACTS, distractors=(0, 0)), size))
+    cases = [one.case() for one in drawn]
+    talks = [_SmallTalk(engine, one.rng) for one in drawn]
+    told = sum(engine.count_tokens(case.messages) for case in cases)
+    states = [engine.new_state() for _ in cases]
+    heard = -1
+    for tokens in size.distances:
+        name = f"{tokens:,} tokens" if tokens else "at once"
+        with watch(f"distance: {name}") as advance:
+            sessions = tokens // SESSION_TOKENS - max(heard, 0)
+            steps = Steps(advance, len(cases) * (sessions + (heard < 0)) + len(Arm) * asked_count(cases))
+            if heard < 0:
+                states = absorbed(engine, [case.messages for case in cases], steps.done)
+            for _ in range(sessions):
+                states = absorbed(engine, [talk.session() for talk in talks], steps.done, states)
+            replies = replies_by_arm(engine, cases, readings(cases, states, tuple(Arm)), steps.done)
+        heard = tokens // SESSION_TOKENS
+        absorbed_tokens = (told + sum(talk.tokens for talk in talks)) / len(cases)
+        yield figure_of(Title("distance", name, tokens), cases, replies, absorbed_tokens)
+
+
+class _SmallTalk:
+    """Conversations about nothing in particular, one after another. `tokens`: of their contents so far."""
+
+    def __init__(self, engine: DeltaMemEngine, rng: random.Random) -> None:
+        self._tokenizer, self._rng, self.tokens = engine.tokenizer, rng, 0
+
+    def session(self) -> list[Message]:
+        messages: list[Message] = []
+        end = self.tokens + SESSION_TOKENS
+        while self.tokens < end:
+            user, reply = chatter(self._rng, evaluation=True)
+            messages += [Message("user", user), Message("assistant", reply)]
+            self.tokens += sum(len(self._tokenizer.encode(text, add_special_tokens=False)) for text in (user, reply))
+        return messages

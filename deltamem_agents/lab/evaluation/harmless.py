@@ -1,0 +1,150 @@
+"""What a full memory does to prompts that have nothing to do with it: it should do nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, generated_episodes
+from deltamem_agents.lab.evaluation.estimates import Estimate
+from deltamem_agents.lab.evaluation.neutral_text import NEUTRAL_REPLIES
+from deltamem_agents.lab.evaluation.recall import (
+    Asked,
+    Case,
+    Steps,
+    Title,
+    Watch,
+    absorbed,
+    asked_count,
+    drawn_from,
+    figure_of,
+    mean_tokens,
+    readings,
+    replies_by_arm,
+)
+from deltamem_agents.lab.evaluation.report import Figure
+from deltamem_agents.lab.evaluation.untold import with_same
+from deltamem_agents.lab.training.prompts_unrelated import UNRELATED_FIRST_PERSON, UNRELATED_PROMPTS
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.types import Message, Score
+
+SUITE = "harmless"
+FACTS = 16
+"""Told in a conversation whose state counts as full."""
+
+CONVERSATIONS = 12
+"""Of one seed; the prompts are dealt out among them."""
+
+REPLY_TOKENS = 32
+SCORED_AT_ONCE = 16
+MARGIN = "nats lost on the frozen reply"
+"""Measure: by how much less likely, per token, the frozen model's own reply becomes."""
+
+PERPLEXITY = "perplexity against frozen"
+"""Measure: the ratio of the perplexities of the neutral replies."""
+
+TOLD = "a told value"
+
+Scored = Mapping[Arm, Sequence[MemoryState] | None]
+
+
+def harmless(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
+    """Replies to unrelated prompts, and the likelihood of neutral texts, with states of FACTS facts."""
+    yield _replies(engine, words, size, watch)
+    yield _texts(engine, words, size, watch)
+
+
+def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
+    name = f"unrelated prompts, first {REPLY_TOKENS} tokens of the reply"
+    cases = _dealt(words, size, [(prompt, "") for prompt in (*UNRELATED_PROMPTS, *UNRELATED_FIRST_PERSON)])
+    prompts = [asked.conversation for case in cases for asked in case.questions]
+    with watch(f"{SUITE}: {name}") as advance:
+        steps = Steps(advance, len(cases) + 2 * len(Arm) * asked_count(cases))
+        states = absorbed(engine, [case.messages for case in cases], steps.done)
+        read = readings(cases, states, tuple(Arm))
+        said = replies_by_arm(engine, cases, read, steps.done, tokens=REPLY_TOKENS)
+        # A model may end its turn at once; there is nothing to score then, and nothing is lost.
+        frozen = [reply if reply.strip() else None for reply in said[Arm.OFF]]
+        lost = _lost(engine, read, prompts, frozen, steps.done)
+    figure = figure_of(Title(SUITE, name, wrong=TOLD), cases, said, mean_tokens(engine, cases))
+    drawn = drawn_from(cases)
+    arms = with_same(figure.arms, drawn, said)
+    for arm, (nats, counts) in lost.items():
+        arms[arm][MARGIN] = drawn.estimate(nats, counts, unit="nats")
+    return replace(figure, arms=arms)
+
+
+def _texts(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
+    name = "neutral replies, written by people"
+    cases = _dealt(words, size, NEUTRAL_REPLIES)
+    prompts = [[Message("user", asked.text)] for case in cases for asked in case.questions]
+    with watch(f"{SUITE}: {name}") as advance:
+        steps = Steps(advance, len(cases) + len(Arm) * asked_count(cases))
+        states = absorbed(engine, [case.messages for case in cases], steps.done)
+        read = readings(cases, states, tuple(Arm))
+        lost = _lost(engine, read, prompts, [asked.answer for case in cases for asked in case.questions], steps.done)
+    drawn = drawn_from(cases)
+    arms: dict[str, dict[str, Estimate]] = {
+        arm: {PERPLEXITY: drawn.estimate(nats, counts, unit="ratio", shown_as=math.exp)}
+        for arm, (nats, counts) in lost.items()
+    }
+    return Figure(SUITE, name, len(prompts), len(cases), mean_tokens(engine, cases), arms)
+
+
+def _dealt(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -> list[Case]:
+    """Prompts with their replies, in another order for each seed, dealt out among its conversations."""
+    shape = replace(HELD_OUT_VALUES, facts=FACTS)
+    cases = []
+    for seed in size.seeds:
+        order = random.Random(f"{SUITE} {seed}").sample(pairs, len(pairs))
+        chosen = [order[number % len(order)] for number in range(size.of_seed)]
+        count = min(CONVERSATIONS, len(chosen))
+        for number, episode in enumerate(generated_episodes(words, shape, count, seed)):
+            told = tuple(question.answer for question in episode.questions)
+            asked = tuple(Asked(prompt, reply, wrong=told) for prompt, reply in chosen[number::count])
+            cases.append(Case(episode.messages, asked, seed))
+    return cases
+
+
+def _lost(
+    engine: DeltaMemEngine,
+    read: Scored,
+    prompts: Sequence[Sequence[Message]],
+    texts: Sequence[str | None],
+    tick: Callable[[int], None],
+) -> dict[str, tuple[list[float], list[float]]]:
+    """By arm, for each prompt: the nats by which its text is less likely than without memory, and its tokens.
+
+    A text that is None counts for no tokens.
+    """
+    scores = {arm: _scores(engine, states, prompts, texts, tick) for arm, states in read.items()}
+    return {
+        arm.value: (
+            [before.logprob - after.logprob for before, after in zip(scores[Arm.OFF], of_arm, strict=True)],
+            [float(score.tokens) for score in of_arm],
+        )
+        for arm, of_arm in scores.items()
+    }
+
+
+def _scores(
+    engine: DeltaMemEngine,
+    states: Sequence[MemoryState] | None,
+    prompts: Sequence[Sequence[Message]],
+    texts: Sequence[str | None],
+    tick: Callable[[int], None],
+) -> list[Score]:
+    found = [Score(0.0, 0, True)] * len(prompts)
+    kept = [place for place, text in enumerate(texts) if text is not None]
+    for start in range(0, len(kept), SCORED_AT_ONCE):
+        part = kept[start : start + SCORED_AT_ONCE]
+        given = None if states is None else [states[place] for place in part]
+        answers = [text for place in part if (text := texts[place]) is not None]
+        for place, score in zip(part, engine.score_batch(given, [prompts[at] for at in part], answers), strict=True):
+            found[place] = score
+        tick(len(part))
+    return found

@@ -1,0 +1,126 @@
+"""What an evaluation found, as values and as a JSON file that pictures are drawn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltamem_agents import __version__
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.lab.evaluation.estimates import Estimate
+
+REPORT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of an evaluation: what was measured with each memory, the controls beside the memory itself.
+
+    `suite` and `name` say what was told and asked. `place`: where it stands on the axis of its suite, such as the
+    number of facts; None where there is no axis. `history_tokens`: mean of what was absorbed, contents only.
+    `arms`: by arm and measure.
+    """
+
+    suite: str
+    name: str
+    questions: int
+    conversations: int
+    history_tokens: float
+    arms: Mapping[str, Mapping[str, Estimate]]
+    place: float | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured. `geometry`: (layers, heads, r) of a state. `fingerprint`: of the adapter's weights."""
+
+    model: str
+    adapter: str
+    fingerprint: str
+    geometry: tuple[int, int, int]
+    state_bytes: int
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, engine: DeltaMemEngine, adapter: str) -> Subject:
+        """`adapter`: how the adapter is called where figures are shown."""
+        state, weights = engine.new_state(), next(engine.model.parameters())
+        return cls(
+            model=engine.model_name,
+            adapter=adapter,
+            fingerprint=engine.fingerprint.adapter,
+            geometry=state.geometry,
+            state_bytes=state.nbytes,
+            dtype=str(weights.dtype).removeprefix("torch."),
+            device=weights.device.type,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one adapter, and what makes them come out again: `seeds`, and `settings` by name."""
+
+    subject: Subject
+    figures: tuple[Figure, ...]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, int | str] = field(default_factory=dict)
+    version: str = __version__
+    format: int = REPORT_FORMAT
+
+    def of_suite(self, suite: str) -> tuple[Figure, ...]:
+        return tuple(figure for figure in self.figures if figure.suite == suite)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON. Raises OSError."""
+        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_report(path: Path) -> Report:
+    """A report that was saved. Raises ConfigError naming what does not fit, NewerFormat for one of a later version."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _misfit(path, str(error)) from None
+    version = data.get("format") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > REPORT_FORMAT:
+        raise NewerFormat(
+            f"{path} is a report of format {version}, this version reads up to {REPORT_FORMAT}; upgrade the package"
+        )
+    if version != REPORT_FORMAT:
+        raise _misfit(path, f"its format is {version!r}")
+    try:
+        subject = data["subject"]
+        return Report(
+            Subject(**{**subject, "geometry": tuple(subject["geometry"])}),
+            tuple(_figure(row) for row in data["figures"]),
+            tuple(data["seeds"]),
+            data["settings"],
+            data["version"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _misfit(path, f"{type(error).__name__}: {error}") from None
+
+
+def _figure(row: Mapping[str, Any]) -> Figure:
+    arms = {
+        arm: {
+            name: Estimate(**{**estimate, "by_seed": tuple(estimate["by_seed"])}) for name, estimate in measures.items()
+        }
+        for arm, measures in row["arms"].items()
+    }
+    return Figure(**{**row, "arms": arms})
+
+
+def _misfit(path: Path, found: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is no report of an evaluation ({found}); expected what `deltamem eval recall --save FILE` wrote, "
+        "run it again for one"
+    )

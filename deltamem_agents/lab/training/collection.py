@@ -1,0 +1,49 @@
+"""Episodes and what the frozen model computes at them, kept in parts of which the oldest makes room for new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deltamem_agents.lab.training.activations import Activations, joined
+from deltamem_agents.lab.training.episodes import Episode
+
+PARTS = 4
+
+
+@dataclass(frozen=True)
+class _Part:
+    number: int
+    episodes: Sequence[Episode]
+    found: Activations
+
+
+class Collection:
+    """PARTS consecutive parts out of an endless row of them, moving on along it.
+
+    `draw`: the episodes of the part of some number, always the same. `collect`: their activations.
+    """
+
+    def __init__(
+        self, draw: Callable[[int], Sequence[Episode]], collect: Callable[[Sequence[Episode]], Activations]
+    ) -> None:
+        self._draw, self._collect = draw, collect
+        self._parts: list[_Part] = []
+        self._whole: tuple[list[Episode], Activations] | None = None
+
+    def parts_from(self, first: int) -> tuple[list[Episode], Activations]:
+        """The episode of each telling in the parts from number `first` on, and all their activations as one."""
+        if self._whole is None or self._parts[0].number != first:
+            self._whole = None  # Activations fill gigabytes: the old ones go before new ones come.
+            self._renew(range(first, first + PARTS))
+            episodes = [
+                episode for part in self._parts for episode in part.episodes for _ in range(len(episode.questions))
+            ]
+            self._whole = episodes, joined([part.found for part in self._parts])
+        return self._whole
+
+    def _renew(self, wanted: range) -> None:
+        self._parts = [part for part in self._parts if part.number in wanted]
+        for number in wanted[len(self._parts) :]:
+            episodes = self._draw(number)
+            self._parts.append(_Part(number, episodes, self._collect(episodes)))

@@ -1,0 +1,73 @@
+"""What a memory is to leave alone: its predictions there are to be those of the frozen model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from deltamem_agents.lab.training.batches import Exchange
+from deltamem_agents.lab.training.episodes import Episode, EpisodeGenerator
+from deltamem_agents.lab.training.neutral import own_prompts, own_replies
+from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS, NEUTRAL_SHORT
+from deltamem_agents.lab.training.run_folder import NEUTRAL_FILE, STATEMENTS_FILE, RunFolder
+from deltamem_agents.loading import LoadedModel
+from deltamem_agents.types import Message
+
+PROMPT_TOKENS, REPLY_TOKENS = 48, 48
+"""Lengths at most of a prompt that the model thinks of and of a kept reply."""
+
+NEAR = 0.5
+"""Share of the questions about something never told that ask what was told, of another person."""
+
+
+class LeftAlone:
+    """Neutral prompts and statements with the frozen model's own replies, and questions about what was never told.
+
+    The replies are made once a run and kept in its `folder`. `told`: the statements, asked for once. `own`: so many
+    of the prompts are the frozen model's own too, drawn by `seed`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        folder: RunFolder,
+        told: Callable[[], Sequence[str]],
+        say: Callable[[str], None],
+        *,
+        own: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self._loaded, self._folder, self._told, self._say = loaded, folder, told, say
+        self._own, self._seed = own, seed
+
+    @cached_property
+    def neutral(self) -> list[Exchange]:
+        return self._own_replies(NEUTRAL_FILE, self._neutral_prompts)
+
+    @cached_property
+    def statements(self) -> list[Exchange]:
+        return self._own_replies(STATEMENTS_FILE, self._told)
+
+    def draw(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
+        """In turn a neutral prompt and something told just then, and after each a question about what never was."""
+        if kind % 4 == 0:
+            return rng.choice(self.neutral)
+        if kind % 4 == 2:
+            return rng.choice(self.statements)
+        untold = generator.never_told(rng, episode, near=rng.random() < NEAR)
+        return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
+
+    def _neutral_prompts(self) -> Sequence[str]:
+        written = (*NEUTRAL_PROMPTS, *NEUTRAL_SHORT, *NEUTRAL_FIRST_PERSON)
+        if not self._own:
+            return written
+        own = own_prompts(self._loaded, self._own, max_tokens=PROMPT_TOKENS, seed=self._seed, say=self._say)
+        return (*written, *own)
+
+    def _own_replies(self, name: str, prompts: Callable[[], Sequence[str]]) -> list[Exchange]:
+        kept = self._folder.own_replies(name)
+        if kept is None:
+            kept = own_replies(self._loaded, prompts(), max_tokens=REPLY_TOKENS, say=self._say)
+            self._folder.keep_own_replies(name, kept)
+        return [Exchange(pair, cut=True) for pair in kept]

@@ -1,0 +1,199 @@
+"""The loss: histories written with gradients through the writes, questions answered from the state alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltamem_agents.lab.training.batches import (
+    END_WEIGHT,
+    FIRST_WEIGHT,
+    PREFIX_WEIGHT,
+    HistoryBatch,
+    NeutralBatch,
+    QuestionBatch,
+)
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
+from deltamem_agents.memory.attention import MemoryCall, scan_tokens
+from deltamem_agents.memory.state import MemoryState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a batch of questions was answered.
+
+    `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
+    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `begun`: mean
+    cross-entropy of the replies' first tokens, a scalar with gradient. `noise`: how far write gates stood open on small
+    talk, `gates` how badly write gates tell told values from the rest and read gates what was told from what was not,
+    `probed` how badly a probe got the answers, `untold` by how many nats the replies to what was never told were
+    disturbed, scalars with gradient, 0 where not known; `direct` the share that the probe got right.
+    """
+
+    loss: Tensor
+    answer_nats: float
+    first_right: Tensor
+    all_right: Tensor
+    begun: Tensor
+    noise: Tensor
+    gates: Tensor
+    probed: Tensor
+    untold: Tensor
+    direct: float | None = None
+
+
+def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
+    """The state after each history, and by how much write gates stood open on small talk (a scalar with gradient).
+
+    The forward pass runs without gradient, reading and writing as in use; the writes are then computed
+    again from each layer's input, with gradient to the memory projections and through the whole scan, but
+    not through the frozen model.
+    """
+    groups = history.of_like_length()
+    written = [_write_rows(model, adapter, rows) for _, rows in groups]
+    order = torch.cat([index for index, _ in groups]).argsort()
+    noises = [noise for _, noise in written if noise is not None]
+    noise = torch.stack(noises).mean() if noises else order.new_zeros((), dtype=torch.float32)
+    return MemoryState(torch.cat([state for state, _ in written])[order]), noise
+
+
+def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[Tensor, Tensor | None]:
+    zero = adapter.zero_state(len(history.tokens))
+    call = MemoryCall(zero, history.valid, history.writable, replies=history.replies, inputs={})
+    with torch.no_grad():
+        run_after_lead(model, history.lead, history.tokens, history.valid, call)
+    assert call.inputs is not None
+    again = MemoryCall(zero)
+    parts, noises = [], []
+    for slot in range(len(adapter.indices)):
+        memory = adapter.layer(slot)
+        x = call.inputs[slot].float()
+        keys, _ = memory.keys(x, history.valid, None)
+        projected = memory.project(again, slot, x, keys)
+        by_token = projected.beta.transpose(1, 2).flatten(2)
+        noises.append(openness(by_token[history.aside], adapter.config.gate_floor))
+        parts.append(scan_tokens(adapter.config, zero.matrices[:, slot], projected, history.writable)[1])
+    return torch.stack(parts, dim=1), torch.stack(noises).mean() if bool(history.aside.any()) else None
+
+
+def openness(logits: Tensor, floor: float) -> Tensor:
+    """How far gates (…, tokens, gates) stand open on average, a token's counted from half their floor on, a margin."""
+    return (torch.sigmoid(logits).mean(-1) - floor / 2).clamp_min(0).mean()
+
+
+def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBatch, *, writes: bool) -> Tensor:
+    """Logits (targets, vocabulary) float32, from the state of each question's own history.
+
+    `writes`: also write the contents of the question and the reply as they are read, as a turn does.
+    """
+    call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid, replies=questions.replies)
+    call.write_mask = questions.writable if writes else None
+    hidden = run_after_lead(model, questions.lead, questions.tokens, questions.valid, call)
+    return logits_at(model, hidden, questions.places)
+
+
+def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
+    """KL divergence, in nats, from the frozen model's predictions to those with the memory.
+
+    Of the places where a reply begins, which decide what it will say, and of all others alike. The contents of the
+    exchange are written as they are read, as a turn does.
+    """
+    with torch.no_grad():
+        hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
+        frozen = logits_at(model, hidden, neutral.places).log_softmax(-1)
+    states = MemoryState(state.matrices[neutral.row])
+    call = MemoryCall(states, neutral.valid, neutral.writable, replies=neutral.replies)
+    hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, call)
+    return divergence(logits_at(model, hidden, neutral.places).log_softmax(-1), frozen, neutral.places)
+
+
+def divergence(steered: Tensor, frozen: Tensor, places: Tensor) -> Tensor:
+    """KL in nats from `frozen` to `steered` log-probabilities (places, vocabulary) of replies.
+
+    The mean over the `places` (row, position) where a reply begins and the mean over all others count the same.
+    """
+    nats = F.kl_div(steered, frozen, log_target=True, reduction="none").sum(-1)
+    begins = first_places(places)
+    return (nats[begins].mean() + nats[~begins].mean()) / 2
+
+
+def first_places(places: Tensor) -> Tensor:
+    """Bool (places,): the first of each row's in a list of (row, position) sorted by row."""
+    rows = places[:, 0]
+    return torch.cat([rows.new_ones(1, dtype=torch.bool), rows[1:] != rows[:-1]])
+
+
+def logits_at(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
+    """Logits (places, vocabulary) float32 at (row, position) pairs of `hidden` (batch, T, hidden)."""
+    rows, positions = places.unbind(-1)
+    logits: Tensor = output_layer(model)(hidden[rows, positions]).float()
+    cap: float | None = getattr(cast(Any, model.config).get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The frozen model's map from hidden states to the vocabulary."""
+    return cast(Callable[[], nn.Linear], model.get_output_embeddings)()
+
+
+def output_directions(model: nn.Module) -> Tensor:
+    """(vocabulary, hidden) float32: which way a last hidden state has to move for each token to become likelier."""
+    rows = output_layer(model).weight.detach().float()
+    norm = getattr(model.base_model, "norm", None)
+    if norm is None or norm.weight.shape != rows.shape[1:]:
+        return rows
+    # A constant row comes out of an RMS norm as its scale, of which some families store the difference from 1.
+    constant = rows.new_full((1, rows.shape[1]), 2.0**20)
+    scale: Tensor = norm(constant).detach().float()
+    return rows * scale
+
+
+def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None) -> Tensor:
+    """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which is computed once for the batch."""
+    return run_and_keep(model, lead, tokens, valid, call)[0]
+
+
+def run_and_keep(
+    model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None
+) -> tuple[Tensor, Any]:
+    """`run_after_lead`, and the cache of keys and values, those of the lead in front."""
+    decoder, batch = cast(nn.Module, model.base_model), len(tokens)
+    with torch.no_grad():
+        before = decoder(input_ids=lead[None], use_cache=True).past_key_values
+    before.batch_repeat_interleave(batch)
+    seen = torch.cat([valid.new_ones(batch, len(lead)), valid], dim=1)
+    memory = {} if call is None else {CALL_KEYWORD: call}
+    out = decoder(input_ids=tokens, attention_mask=seen.long(), past_key_values=before, use_cache=True, **memory)
+    return out.last_hidden_state, out.past_key_values
+
+
+def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
+    """Cross-entropy of the reply: the tokens of its answer weighted 1, the one behind them END_WEIGHT, its first one
+    FIRST_WEIGHT and all others PREFIX_WEIGHT."""
+    nats = F.cross_entropy(logits, questions.targets, reduction="none")
+    weight = torch.where(questions.is_answer.roll(1), END_WEIGHT, PREFIX_WEIGHT)
+    first = first_places(questions.places)
+    weight = torch.where(first, FIRST_WEIGHT, weight)
+    weight = torch.where(questions.is_answer, 1.0, weight)
+    loss = (nats * weight).sum() / weight.sum()
+    right = logits.argmax(-1) == questions.targets
+    count = len(questions.tokens)
+    wrong = torch.zeros(count, device=logits.device).index_add(
+        0, questions.places[:, 0], (questions.is_answer & ~right).float()
+    )
+    return Outcome(
+        loss=loss,
+        answer_nats=float(nats.detach()[questions.is_answer].mean()),
+        first_right=right[questions.is_first],
+        all_right=wrong == 0,
+        begun=nats[first].mean(),
+        noise=noise,
+        gates=noise.new_zeros(()),
+        probed=noise.new_zeros(()),
+        untold=noise.new_zeros(()),
+    )

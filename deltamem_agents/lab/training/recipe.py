@@ -1,0 +1,326 @@
+"""A training run as a value: what is trained, on what, in which order. Recipes are JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
+
+from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.training.episodes import About, EpisodeShape, Teller, ValueKind
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    _Part = TypeVar("_Part", bound=DataclassInstance)
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How long and on what: `steps` of about `questions` answers, each step with one number out of `facts`.
+
+    `asides`: most exchanges that tell nothing in one conversation. `addressing`: steps that come before, on told
+    values alone (see `training/addressing.py`).
+    """
+
+    steps: int = 600
+    facts: tuple[int, ...] = (1, 2, 4, 8)
+    questions: int = 64
+    asides: int = 6
+    addressing: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
+        _check(self, ("asides", "addressing"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
+
+
+@dataclass(frozen=True)
+class GateFit:
+    """Write gates fitted alone, on single tokens, in `steps` steps (see `training/gate_fit.py`).
+
+    `opened`: the least that told tokens are to open a gate. `shut`: what a token that tells nothing counts beside
+    another. `dropout`: share of the activations that each step leaves out. `beside`: so many other tokens of tellings
+    a step keep the gate they had. `introduced`: users' own names and jobs are among what is to open a gate.
+    """
+
+    steps: int = 500
+    opened: float = 0.85
+    shut: float = 6.0
+    dropout: float = 0.1
+    beside: int = 768
+    introduced: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, ("steps",), *_AT_LEAST_ONE)
+        _check(self, ("beside",), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("introduced",), "true or false", lambda value: isinstance(value, bool))
+        _check(self, ("opened", "dropout"), "from 0 up to but not 1", lambda value: 0 <= value < 1)
+        _check(self, ("shut",), "0 or more", lambda value: value >= 0)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
+
+    `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
+    episodes is replaced by new ones (0: never), unless a stage has a number of its own. `addressed`: so many episodes
+    more, of which only told tokens and where they are asked for are kept, to learn addresses from (see
+    `training/addressing.py`). `spoken`: so many words are also told without anything else, for what is stored of a
+    value (see `training/spoken_values.py`). `rehearsal`: how the projections are fitted on the episodes; null leaves
+    these as they are drawn, and the activations to stages that are replayed. `gate_fit`: how write gates are fitted
+    after that; null leaves them.
+    """
+
+    shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
+    episodes: int = 4000
+    facts: tuple[int, ...] = (1,)
+    renewed_every: int = 0
+    addressed: int = 0
+    spoken: int = 0
+    rehearsal: Rehearsal | None = field(default_factory=Rehearsal)
+    gate_fit: GateFit | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, ("episodes",), *_AT_LEAST_ONE)
+        _check(self, ("renewed_every", "addressed", "spoken"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
+        _check_shapes(self)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training. Each step draws one number of `facts` and as many episodes as give `questions`.
+
+    `shapes`: what episodes look like, one of them a step, their own number of facts left out of account.
+    `asides`: fewest and most exchanges of neutral text that follow what is told. `rate`: learning rate after `warmup`
+    steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which
+    question and reply are written while they are read, as in use. `neutral_every`: in every how many-th step other
+    prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`. `begin_weight`: weight of
+    how a reply to a question begins, beside what the answer's loss has of it: whether the model speaks from memory at
+    all. `noise_weight`: of write gates that stand open on neutral text; `gate_weight`: of write gates that do not tell
+    told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and of
+    matching questions with what was told (see `training/probe.py`), `untold_weight`: of answering questions about what
+    was never told as the frozen model does, both known to replayed stages alone. `replayed`: histories are strung
+    together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text for every
+    eight facts, and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
+    steps a quarter of these episodes is replaced by new ones (0: as the warm start says).
+    `gates_kept`: write gates stay as they are, such as a gate fit has left them.
+    """
+
+    steps: int
+    facts: tuple[int, ...] = (1,)
+    questions: int = 12
+    shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 1)),)
+    asides: tuple[int, int] = (0, 0)
+    rate: float = 1e-3
+    rate_end: float = 1e-4
+    warmup: int = 20
+    question_writes: float = 0.0
+    neutral_every: int = 0
+    neutral_weight: float = 1.0
+    begin_weight: float = 0.0
+    noise_weight: float = 0.0
+    gate_weight: float = 0.0
+    probe_weight: float = 0.0
+    untold_weight: float = 0.0
+    replayed: bool = False
+    renewed_every: int = 0
+    gates_kept: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, ("steps", "questions"), *_AT_LEAST_ONE)
+        _check(self, ("warmup", "neutral_every", "renewed_every"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("rate", "rate_end", *_WEIGHTS), "0 or more", lambda value: value >= 0)
+        _check(self, ("question_writes",), *_FROM_0_TO_1)
+        _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
+        _check(self, ("asides",), *_FEWEST_AND_MOST)
+        _check(self, ("replayed", "gates_kept"), "true or false", lambda value: isinstance(value, bool))
+        _check_shapes(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's outcome beside the machine it runs on.
+
+    `made_up_words`: so many words of several tokens may be told beside every word that is one token. `own_prompts`: so
+    many of the prompts that tell nothing are the frozen model's own (see `training/neutral.py`).
+    `erased`: what erase gates take of what a key finds when training begins. `evaluate_every`, `save_every`: after how
+    many steps held-out values are asked for, and the run is saved.
+    """
+
+    model: str
+    adapter: AdapterConfig
+    stages: tuple[Stage, ...]
+    warm_start: WarmStart | None = field(default_factory=WarmStart)
+    seed: int = 0
+    made_up_words: int = 0
+    own_prompts: int = 0
+    erased: float = 0.7
+    evaluate_every: int = 200
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        _check(self, ("model",), "a name", lambda value: isinstance(value, str))
+        _check(self, ("evaluate_every", "save_every"), *_AT_LEAST_ONE)
+        _check(self, ("erased",), "above 0 and below 1", lambda value: 0 < value < 1)
+        _check(self, ("seed", "made_up_words", "own_prompts"), "a whole number", lambda value: _is_whole(value, 0))
+        _check(self, ("stages",), "at least one stage", bool)
+        if any(stage.replayed for stage in self.stages) and self.warm_start is None:
+            raise ConfigError(
+                "a stage is replayed, and warm_start is null; expected the episodes to replay, give them there"
+            )
+        if self.adapter.memory_write_granularity != "token":
+            raise ConfigError(
+                f"recipe: adapter.memory_write_granularity is {self.adapter.memory_write_granularity!r}; "
+                "only 'token' can be trained"
+            )
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def renewals_before(self, step: int) -> int:
+        """How often a quarter of the warm start's episodes has been replaced when step `step` begins."""
+        every = 0 if self.warm_start is None else self.warm_start.renewed_every
+        begun, renewals = 0, 0
+        for stage in self.stages:
+            into = min(step - begun, stage.steps)
+            if stage.renewed_every:
+                renewals += into // stage.renewed_every
+            elif every:
+                renewals += (begun + into) // every - begun // every
+            begun += into
+        return renewals
+
+    def stage_at(self, step: int) -> tuple[Stage, int]:
+        """The stage that step `step` of the run belongs to, and how many of its steps come before."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise ConfigError(f"the recipe has {self.steps} steps, expected one of them, counted from 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping that `from_json` turns back into an equal recipe."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """Raises ConfigError naming a key that is missing or not known, or whose value does not fit."""
+        given = dict(_mapping(data, "recipe"))
+        if "adapter" in given:
+            adapter = _mapping(given["adapter"], "recipe, adapter")
+            # With its format named, the adapter's config refuses keys it does not know.
+            given["adapter"] = AdapterConfig.from_json({"format": ADAPTER_FORMAT, **adapter})
+        if "stages" in given:
+            stages = given["stages"]
+            if not isinstance(stages, list | tuple):
+                raise ConfigError(f"recipe: stages is {stages!r}, expected a list")
+            given["stages"] = tuple(_build(Stage, stage, f"recipe, stage {n}") for n, stage in enumerate(stages, 1))
+        if given.get("warm_start") is not None:
+            given["warm_start"] = _build(WarmStart, given["warm_start"], "recipe, warm_start")
+        return _build(cls, given, "recipe")
+
+    @classmethod
+    def load(cls, name: str | Path) -> Recipe:
+        """A recipe by path, or by the name of one that ships."""
+        path = Path(name)
+        if not path.is_file():
+            path = RECIPES / f"{name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.json")))
+            raise ConfigError(f"no recipe {str(name)!r}; give a JSON file or one of: {known}")
+        try:
+            data = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{path} is not valid JSON ({error}); compare it with the recipes that ship") from None
+        return cls.from_json(data)
+
+
+def _mapping(data: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is {data!r}, expected an object of settings by name")
+    return data
+
+
+def _build(kind: type[_Part], data: object, where: str) -> _Part:
+    """A dataclass from JSON, its lists as tuples."""
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
+    if isinstance(settings.get("shapes"), tuple):
+        settings["shapes"] = tuple(_build(EpisodeShape, shape, f"{where}, shapes") for shape in settings["shapes"])
+    for name, part in (("rehearsal", Rehearsal), ("gate_fit", GateFit)):
+        if settings.get(name) is not None:
+            settings[name] = _build(part, settings[name], f"{where}, {name}")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    needed = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
+    missing = sorted(needed - set(settings))
+    if missing:
+        raise ConfigError(f"{where}: {', '.join(missing)} is missing; compare it with the recipes that ship")
+    try:
+        return kind(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _check(part: object, names: Sequence[str], expected: str, fits: Callable[[Any], object]) -> None:
+    """Refuses values that do not fit, be it for their kind or their size."""
+    for name in names:
+        value = getattr(part, name)
+        try:
+            fine = fits(value)
+        except TypeError:
+            fine = False
+        if not fine:
+            raise ConfigError(f"{name} is {value!r}, expected {expected}")
+
+
+def _check_shapes(part: Stage | WarmStart) -> None:
+    """Refuses shapes that cannot be drawn from, and any that hold what is kept from training."""
+    _check(part, ("shapes",), "a list of at least one shape", lambda value: value and _are(EpisodeShape, value))
+    for shape in part.shapes:
+        _check(shape, ("distractors",), *_FEWEST_AND_MOST)
+        _check(shape, _CHANCES, *_FROM_0_TO_1)
+        _check(shape, ("changes_around",), "a whole number", lambda value: _is_whole(value, 0))
+        for name, known in (("values", ValueKind), ("tellers", Teller), ("about", About)):
+            _check(shape, (name,), *_some_of(get_args(known)))
+        _check(shape, ("split",), "'train', the one to train on", lambda value: value == "train")
+        held_out = ("held_out_attributes", "held_out_phrasings")
+        _check(shape, held_out, "false, since they are kept for evaluation", lambda value: value is False)
+
+
+def _some_of(known: Sequence[str]) -> _Expected:
+    return f"a list of {', '.join(known)}", lambda value: value and set(value) <= set(known)
+
+
+def _are(kind: type, values: Iterable[object]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_whole(values: Iterable[object], least: int) -> bool:
+    return all(_is_whole(value, least) for value in values)
+
+
+_Expected: TypeAlias = tuple[str, Callable[[Any], object]]
+
+_AT_LEAST_ONE: _Expected = ("a whole number above 0", lambda value: _is_whole(value, 1))
+_FROM_0_TO_1: _Expected = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_FEWEST_AND_MOST: _Expected = (
+    "[fewest, most]",
+    lambda value: _are_whole(value, 0) and len(value) == 2 and value[0] <= value[1],
+)
+_WEIGHTS = tuple(f"{of}_weight" for of in ("neutral", "begin", "noise", "gate", "probe", "untold"))
+_CHANCES = ("word_share", "changed", "asked_before", "same_attribute", "paired", "other_prefixes", "everyday")

@@ -1,0 +1,151 @@
+"""Training on conversations strung together from cached activations: only the replies are run.
+
+Where a memory reads in replies alone, nothing that others say depends on it. Their keys, values and attention
+inputs are those of the frozen model, computed once, and what remains of a step is the memory's own projections,
+the update rule, and the few tokens of each reply through the frozen layers. A step costs a seventh of one
+that runs its histories. What it leaves out: replies in histories read too, and later exchanges see earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.batches import QuestionBatch
+from deltamem_agents.lab.training.direct_path import ReadWeights, opening_loss
+from deltamem_agents.lab.training.objective import Outcome, divergence, judge, logits_at, openness
+from deltamem_agents.lab.training.strung import Conversation, WriteWeights, write_strung
+from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.state import MemoryState
+
+
+def replay(
+    model: nn.Module,
+    adapter: Adapter,
+    found: Activations,
+    lead: Tensor,
+    conversations: Sequence[Conversation],
+    probe: Callable[[Tensor], tuple[Tensor, float]] | None = None,
+    *,
+    writes: bool = False,
+    untold: Sequence[tuple[int, int]] = (),
+) -> tuple[MemoryState, Outcome]:
+    """The states that the conversations leave behind, and how all that they tell is answered from these.
+
+    `lead` (tokens,): what every prompt begins with. `probe`: what else is to be learned from the states (layers,
+    conversations, heads, r, r), and the share it got right. `writes`: each question is written before its
+    reply is begun, and the reply as it is read, as a turn does. `untold`: pairs of a conversation and a telling it
+    does not have, whose question is to be answered as by the frozen model. The model has to carry the adapter.
+    """
+    weights = WriteWeights.of(adapter)
+    written = write_strung(adapter.config, weights, found, conversations)
+    quiet = written.gates[:, written.aside]
+    noise = openness(quiet, adapter.config.gate_floor) if bool(written.aside.any()) else quiet.new_zeros(())
+    state = MemoryState(written.state.transpose(0, 1).to(lead.device))
+
+    def read_by(asked: Sequence[tuple[int, int]]) -> MemoryState:
+        read = written.state[:, [row for row, _ in asked]]
+        if writes:
+            alone = [Conversation((), (("questions", telling),)) for _, telling in asked]
+            read = write_strung(adapter.config, weights, found, alone, read).state
+        return MemoryState(read.transpose(0, 1).to(lead.device))
+
+    asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
+    questions, kept = _questions(lead, found, asked)
+    outcome = judge(_answer(model, read_by(asked), questions, kept, writes=writes), questions, noise)
+    probed, direct = (noise.new_zeros(()), None) if probe is None else probe(written.state)
+    outcome = replace(outcome, probed=probed, direct=direct)
+    if untold:
+        opening = opening_loss(adapter.config, ReadWeights.of(adapter), written.state, found, asked, untold)
+        outcome = replace(outcome, gates=opening)
+        questions, kept = _questions(lead, found, untold)
+        outcome = replace(outcome, untold=_disturbed(model, read_by(untold), questions, kept, writes=writes))
+    return state, outcome
+
+
+def _disturbed(
+    model: nn.Module, states: MemoryState, questions: QuestionBatch, kept: Sequence[Tensor], *, writes: bool
+) -> Tensor:
+    """Nats by which the beginnings of replies, up to where their answers begin, are not the frozen model's."""
+    begins = questions.places[questions.is_first]
+    before = questions.places[:, 1] <= begins[questions.places[:, 0], 1]
+    with torch.no_grad():
+        frozen = _answer(model, None, questions, kept, writes=False)[before].log_softmax(-1)
+    steered = _answer(model, states, questions, kept, writes=writes)[before].log_softmax(-1)
+    return divergence(steered, frozen, questions.places[before])
+
+
+def _questions(
+    lead: Tensor, found: Activations, asked: Sequence[tuple[int, int]]
+) -> tuple[QuestionBatch, list[Tensor]]:
+    """What is still to be run of pairs of a conversation and a telling: the replies, every token of which is learned.
+
+    Also the keys and values of each question.
+    """
+    prompts = [found.prompts[telling] for _, telling in asked]
+    tokens = pad_sequence([prompt.tokens for prompt in prompts], batch_first=True)
+    lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
+    valid = torch.arange(tokens.shape[1]) < lengths[:, None]
+    contents = valid.clone()
+    contents[:, 0] = False  # The last of what comes before the reply.
+    batch = QuestionBatch(
+        lead,
+        tokens,
+        valid,
+        valid,
+        contents,
+        torch.tensor([row for row, _ in asked]),
+        valid.nonzero(),
+        torch.cat([prompt.targets for prompt in prompts]),
+        torch.cat([prompt.is_answer for prompt in prompts]),
+        torch.cat([prompt.is_first for prompt in prompts]),
+    )
+    return batch.to(lead.device), [prompt.kept for prompt in prompts]
+
+
+def _answer(
+    model: nn.Module, states: MemoryState | None, questions: QuestionBatch, kept: Sequence[Tensor], *, writes: bool
+) -> Tensor:
+    """Logits (targets, vocabulary) float32 of the replies behind questions whose keys and values are `kept`.
+
+    `states`: one for each question; None for the frozen model.
+    """
+    decoder, lead, device = cast(nn.Module, model.base_model), questions.lead, questions.lead.device
+    with torch.no_grad():
+        cache: Any = decoder(input_ids=lead[None], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(kept))
+    longest = max(one.shape[-2] for one in kept)
+    # Padding stands in front, so that the replies follow their questions in all rows alike.
+    padded = torch.stack([torch.nn.functional.pad(one, (0, 0, longest - one.shape[-2], 0)) for one in kept], dim=2)
+    for layer, (keys, values) in enumerate(padded.to(device, next(model.parameters()).dtype)):
+        cache.update(keys, values, layer)
+    asked = torch.tensor([one.shape[-2] for one in kept], device=device)
+    count = questions.tokens.shape[1]
+    seen = torch.cat(
+        [
+            questions.valid.new_ones(len(kept), len(lead)),
+            torch.arange(longest, device=device) >= longest - asked[:, None],
+            questions.valid,
+        ],
+        dim=1,
+    )
+    memory = {}
+    if states is not None:
+        written = questions.writable if writes else None
+        memory = {CALL_KEYWORD: MemoryCall(states, questions.valid, written, replies=questions.replies)}
+    hidden: Tensor = decoder(
+        input_ids=questions.tokens,
+        attention_mask=seen.long(),
+        position_ids=len(lead) + asked[:, None] + torch.arange(count, device=device),
+        past_key_values=cache,
+        use_cache=True,
+        **memory,
+    ).last_hidden_state
+    return logits_at(model, hidden, questions.places)

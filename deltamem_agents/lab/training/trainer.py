@@ -1,0 +1,438 @@
+"""The training loop: resumable, logged line by line, on CPU or GPU."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import ConfigError, TrainingDiverged
+from deltamem_agents.lab.training.addressing import draw_asked
+from deltamem_agents.lab.training.batches import Renderer, history_batch, neutral_batch, question_batch
+from deltamem_agents.lab.training.episodes import Episode
+from deltamem_agents.lab.training.gate_fit import HIDDEN, LINEAR, fit_gates
+from deltamem_agents.lab.training.gates import gate_loss
+from deltamem_agents.lab.training.material import Material
+from deltamem_agents.lab.training.objective import (
+    Outcome,
+    answer_questions,
+    disturbance,
+    judge,
+    output_directions,
+    write_history,
+)
+from deltamem_agents.lab.training.probe import Probe
+from deltamem_agents.lab.training.recipe import GateFit, Recipe, Rehearsal, Stage
+from deltamem_agents.lab.training.replay import replay
+from deltamem_agents.lab.training.run_folder import LOG_FILE, Checkpoint, RunFolder
+from deltamem_agents.lab.training.strung import (
+    ERASED,
+    KEEP_LOGIT,
+    WriteWeights,
+    logit,
+    never_told,
+    string_together,
+)
+from deltamem_agents.lab.training.warmstart import warm_start
+from deltamem_agents.loading import LoadedModel
+from deltamem_agents.memory.attach import Adapter, attach
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.types import Message
+
+__all__ = ["LOG_FILE", "Report", "Trainer", "initialise"]
+
+EVALUATED_QUESTIONS = 48
+
+PROBE = "probe."
+
+FACTS_BESIDE_ASIDES = 8
+"""A replayed stage's exchanges of neutral text stand beside each so many facts that a conversation tells."""
+
+PROBED_AT_ONCE = 64
+"""Of so many facts at once a probe also matches questions with what is told."""
+
+USUAL_SIZE = 0.05
+"""Root mean square of most weights. Larger ones, which say what is read, learn at a rate as many times higher: Adam's
+steps have the size of the rate, and would hardly move them."""
+
+NEUTRAL_EXCHANGES = 8
+"""So many exchanges a step that looks at what is to be left alone."""
+
+ROWS_WITH_ASIDES = 4
+"""So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One step's line in the log.
+
+    `untold`, `neutral`: nats by which replies to what was never told, and other prompts, were disturbed; `direct`:
+    share of the answers' tokens that a probe got right; null, and `untold` 0, where it was not measured.
+    """
+
+    step: int
+    seconds: float
+    facts: int
+    loss: float
+    answer_nats: float
+    first: float
+    whole: float
+    noise: float
+    untold: float = 0.0
+    neutral: float | None = None
+    direct: float | None = None
+
+
+class Trainer:
+    """One run in one folder. Starting it again continues where it was saved last.
+
+    `step`: how many steps are done; `seconds`: how long they took; `adapter`: what is trained. `say` gets a
+    line for people now and then.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        renderer: Renderer,
+        recipe: Recipe,
+        folder: Path,
+        say: Callable[[str], None],
+        start: Adapter | None = None,
+    ) -> None:
+        """`start`: an adapter of the recipe's geometry to begin from, in place of what a rehearsal fits.
+
+        Raises ConfigError when the folder holds a run of another recipe, or a damaged one, and where `start` is of
+        another geometry.
+        """
+        self._model, self._renderer, self._recipe, self._say = loaded.model, renderer, recipe, say
+        self._device = next(loaded.model.parameters()).device
+        self._folder = RunFolder(folder, recipe)
+        self.step, self.seconds = 0, 0.0
+        self.adapter = self._new_adapter(start)
+        self._material = Material(loaded, renderer, recipe, self._folder, self.adapter, say)
+        self._started = start is not None
+        self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
+        self._names = dict(self.adapter.named_parameters())
+        if self._probe is not None:
+            # Named apart: it goes on with the run, and is left behind when the adapter is saved.
+            self._names |= {PROBE + name: value for name, value in self._probe.named_parameters()}
+        kinds: dict[str, list[Tensor]] = {}
+        for name, value in self._names.items():
+            kinds.setdefault(name.rsplit(".", 1)[-1], []).append(value)
+        groups = [{"params": values} for values in kinds.values()]
+        self._optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+        saved = self._folder.checkpoint()
+        self._begun = saved is not None
+        if saved is not None:
+            self._restore(saved)
+
+    def run(self) -> None:
+        """Train to the recipe's end, saving on the way. The model carries the adapter meanwhile.
+
+        Raises TrainingDiverged when a loss is not finite, ConfigError when the folder is in use.
+        """
+        with self._folder.claimed():
+            attachment = attach(self._model, self.adapter)
+            try:
+                self._folder.cut_log(self.step if self._begun else -1)
+                with _quickest_attention(self._model):
+                    self._train()
+            finally:
+                attachment.detach()
+
+    def save(self) -> None:
+        """Make this the point to go on from."""
+        moments = {
+            (kind, name): value
+            for name, parameter in self._names.items()
+            for kind, value in self._optimiser.state.get(parameter, {}).items()
+        }
+        weights = {name: parameter.detach() for name, parameter in self._names.items()}
+        self._folder.save(Checkpoint(self.step, self.seconds, weights, moments), self.adapter)
+        self._begun = True
+
+    def _train(self) -> None:
+        settings = self._recipe.warm_start
+        rehearsal, gate_fit = (None, None) if settings is None else (settings.rehearsal, settings.gate_fit)
+        if not self._begun and (self._started or rehearsal is not None or gate_fit is not None):
+            if rehearsal is not None and not self._started:
+                self._warm_start(rehearsal)
+            if gate_fit is not None:
+                self._fit_gates(gate_fit)
+            if self._probe is not None:
+                self._probe.begin(self.adapter)
+            self._evaluate()
+            self.save()
+        begun = time.monotonic() - self.seconds
+        while self.step < self._recipe.steps:
+            self._log(asdict(self._train_step(begun)))
+            self.step += 1
+            self.seconds = time.monotonic() - begun
+            last = self.step == self._recipe.steps
+            # Evaluated before it is saved: what the log lacks after an interruption is then always done again.
+            if last or self.step % self._recipe.evaluate_every == 0:
+                self._evaluate()
+            if last or self.step % self._recipe.save_every == 0:
+                self.save()
+
+    def _new_adapter(self, start: Adapter | None) -> Adapter:
+        torch.manual_seed(self._recipe.seed)
+        adapter = Adapter.for_model(self._recipe.adapter, self._model)
+        initialise(adapter, self._recipe.erased)
+        if start is not None:
+            _check_geometry(start.config, adapter.config)
+            # Strict in all but hidden units of gates, which may be new.
+            adapter.load_state_dict(adapter.state_dict() | start.state_dict())
+        return adapter.to(self._device)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self.step, self.seconds = saved.step, saved.seconds
+        with torch.no_grad():
+            for name, parameter in self._names.items():
+                parameter.copy_(saved.weights[name])
+        for (kind, name), value in saved.moments.items():
+            # The optimiser counts its steps on the CPU wherever it runs.
+            self._optimiser.state[self._names[name]][kind] = value if kind == "step" else value.to(self._device)
+
+    def _warm_start(self, plan: Rehearsal) -> None:
+        begun, seed = time.monotonic(), self._recipe.seed
+        episodes, found = self._material.collected(self.step)
+        pairs = self._material.pairs(self.step)
+        warm_start(self._model, self.adapter, self._renderer, episodes, found, pairs, plan, seed=seed, say=self._say)
+        self.seconds = time.monotonic() - begun
+
+    def _fit_gates(self, plan: GateFit) -> None:
+        begun = time.monotonic() - self.seconds
+        _, found = self._material.collected(self.step)
+        rng = random.Random(f"{self._recipe.seed} gates")
+        introduced = self._material.introduced() if plan.introduced else None
+        fit_gates(self.adapter, found, self._material.pairs(self.step), plan, introduced, rng, self._say)
+        self.seconds = time.monotonic() - begun
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return output_directions(self._model)
+
+    def _train_step(self, begun: float) -> Report:
+        stage, into = self._recipe.stage_at(self.step)
+        # From the seed and the step alone, so that an interrupted run goes on as an uninterrupted one.
+        rng = random.Random(f"{self._recipe.seed} {self.step}")
+        facts = rng.choice(stage.facts)
+        generator = self._material.generator(rng.choice(stage.shapes), facts)
+        if stage.replayed:
+            episodes, state, outcome = self._replayed(rng, stage, facts)
+        else:
+            episodes = [generator.draw(rng) for _ in range(max(1, stage.questions // facts))]
+            asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
+            state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
+        loss = outcome.loss + stage.noise_weight * outcome.noise + stage.gate_weight * outcome.gates
+        loss = loss + stage.begin_weight * outcome.begun + stage.probe_weight * outcome.probed
+        loss = loss + stage.untold_weight * outcome.untold
+        neutral = None
+        if stage.neutral_every and self.step % stage.neutral_every == 0:
+            # Every other kind asks what was never told, which a stage may leave to replay.
+            kinds = range(0, NEUTRAL_EXCHANGES, 2 if stage.untold_weight else 1)
+            rows = [kind % len(episodes) for kind in kinds]
+            exchanges = [
+                self._material.left_alone.draw(rng, generator, episodes[row], kind)
+                for kind, row in zip(kinds, rows, strict=True)
+            ]
+            batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
+            neutral = disturbance(self._model, state, batch)
+            loss = loss + stage.neutral_weight * neutral
+        self._descend(loss, _rate(stage, into), gates_kept=stage.gates_kept)
+        return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
+
+    def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
+        """Episodes strung together from those collected, the states they leave behind, and how these answer."""
+        episodes, found = self._material.collected(self.step)
+        # Longer conversations have more that tells nothing in them.
+        share = -(-facts // FACTS_BESIDE_ASIDES)
+        conversations = [
+            string_together(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
+            for _ in range(max(1, stage.questions // facts))
+        ]
+        lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
+        probe: Callable[[Tensor], tuple[Tensor, float]] | None = None
+        if stage.probe_weight and self._probe is not None:
+            pairs = self._material.pairs(self.step)
+            asked = draw_asked(pairs, PROBED_AT_ONCE, rng)
+            probe = partial(
+                self._probe.loss, self.adapter, found, conversations, pairs, asked, rng, rows=self._directions
+            )
+        writes = rng.random() < stage.question_writes
+        untold = never_told(found, conversations, stage.questions // 3, rng) if stage.untold_weight else []
+        state, outcome = replay(
+            self._model, self.adapter, found, lead, conversations, probe, writes=writes, untold=untold
+        )
+        if stage.gate_weight:
+            gates = gate_loss(WriteWeights.of(self.adapter), self._material.pairs(self.step), found.asides, rng)
+            outcome = replace(outcome, gates=outcome.gates + gates)
+        return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
+
+    def _answered(
+        self, episodes: Sequence[Episode], asides: Sequence[Sequence[Message]] | None = None, *, writes: bool
+    ) -> tuple[MemoryState, Outcome]:
+        """The states the episodes and what follows them leave behind, and how questions are answered from these."""
+        messages = [episode.messages for episode in episodes]
+        state, noise = write_history(
+            self._model, self.adapter, history_batch(self._renderer, messages, asides).to(self._device)
+        )
+        questions = question_batch(self._renderer, episodes).to(self._device)
+        return state, judge(answer_questions(self._model, state, questions, writes=writes), questions, noise)
+
+    def _asides(self, rng: random.Random, stage: Stage) -> tuple[Message, ...]:
+        return tuple(
+            message
+            for _ in range(rng.randint(*stage.asides))
+            for message in rng.choice(self._material.left_alone.neutral).messages
+        )
+
+    def _descend(self, loss: Tensor, rate: float, *, gates_kept: bool) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate * max(1.0, _size_of(group["params"]) / USUAL_SIZE)
+        self._optimiser.zero_grad()
+        loss.backward()
+        if gates_kept:
+            for name, value in self._names.items():
+                if name.rsplit(".", 1)[-1] in (*LINEAR, *HIDDEN):
+                    value.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self._names.values(), 1.0)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingDiverged(
+                f"step {self.step}: the loss is {float(loss.detach())}, its gradient's norm {float(norm)}, expected "
+                "finite numbers; nothing of it was saved. Lower the recipe's rates"
+            )
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Recall of the validation split's values, by number of facts: a progress figure without controls."""
+        recall: dict[str, float] = {}
+        shape = replace(self._recipe.stages[-1].shapes[0], split="validation", changed=0.0)
+        for facts in sorted({facts for stage in self._recipe.stages for facts in stage.facts}):
+            rng = random.Random("progress")
+            generator = self._material.generator(shape, facts)
+            found: list[Outcome] = []
+            while sum(len(outcome.all_right) for outcome in found) < EVALUATED_QUESTIONS:
+                episodes = [generator.draw(rng) for _ in range(max(1, 16 // facts))]
+                found.append(self._answered(episodes, writes=False)[1])
+            recall[f"{facts} facts, whole answer"] = _share([outcome.all_right for outcome in found])
+            recall[f"{facts} facts, first token"] = _share([outcome.first_right for outcome in found])
+        self._log({"step": self.step, "seconds": self.seconds, "held_out_values": recall})
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        self._folder.log(line)
+        if "held_out_values" in line:
+            figures = ", ".join(f"{name} {value:.2f}" for name, value in line["held_out_values"].items())
+            self._say(f"step {line['step']}: held-out values: {figures}")
+        elif line["step"] % 20 == 0:
+            self._say(
+                f"step {line['step']} of {self._recipe.steps}, {line['seconds']:.0f} s: {line['facts']} facts, "
+                f"loss {line['loss']:.2f}, answer {line['answer_nats']:.2f} nats, whole {line['whole']:.2f}, "
+                f"noise {line['noise']:.4f}"
+            )
+
+
+@contextmanager
+def _quickest_attention(model: Any) -> Iterator[None]:
+    """On a CPU the fused attention's backward pass makes a step a quarter longer than plain products do."""
+    kept = model.config._attn_implementation
+    if next(model.parameters()).device.type == "cpu":
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kept)
+
+
+def _size_of(weights: Sequence[Tensor]) -> float:
+    """Root mean square over all of them."""
+    power = sum(float(value.detach().square().sum()) for value in weights)
+    return math.sqrt(power / sum(value.numel() for value in weights))
+
+
+def _joined(episodes: Sequence[Episode]) -> Episode:
+    """One episode that tells what all of them tell."""
+    return Episode(
+        tuple(message for episode in episodes for message in episode.messages),
+        tuple(question for episode in episodes for question in episode.questions),
+        tuple(subject for episode in episodes for subject in episode.subjects),
+    )
+
+
+def _check_geometry(start: AdapterConfig, wanted: AdapterConfig) -> None:
+    """Refuses to begin from an adapter whose weights have other places. More of write gates may be wanted anew."""
+    start = replace(
+        start,
+        gate_hidden=start.gate_hidden or wanted.gate_hidden,
+        gate_votes=start.gate_votes or wanted.gate_votes,
+    )
+    found, expected = (replace(config, base_model=None).to_json() for config in (start, wanted))
+    differing = [name for name in expected if found[name] != expected[name]]
+    if differing:
+        raise ConfigError(
+            f"the adapter to begin from has {', '.join(f'{name}={found[name]!r}' for name in differing)}, the recipe "
+            f"expects {', '.join(f'{name}={expected[name]!r}' for name in differing)}; change the recipe's adapter"
+        )
+
+
+def initialise(adapter: Adapter, erased: float = ERASED) -> None:
+    """The published start for what no warm start sets: kaiming-uniform memory projections, small corrections.
+
+    `erased`: what erase gates take of what a key finds, above 0 and below 1.
+    """
+    for name, value in adapter.named_parameters():
+        kind = name.rsplit(".", 1)[-1]
+        if kind.startswith("memory_") or kind in ("beta_proj", "gate_hidden_proj", "read_proj", "lambda_proj"):
+            torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5))
+        elif kind in ("beta_bias", "read_bias"):
+            torch.nn.init.constant_(value, _logit_of(0.18 if kind == "beta_bias" else 0.82, adapter.config.gate_floor))
+        elif kind == "lambda_bias":
+            torch.nn.init.constant_(value, KEEP_LOGIT)
+        elif kind == "erase_bias":
+            torch.nn.init.constant_(value, logit(erased))
+        elif kind.startswith("delta_") and kind.endswith("_proj"):
+            torch.nn.init.normal_(value, std=0.01)
+
+
+def _logit_of(gate: float, floor: float) -> float:
+    """What a gate with this floor is `gate` at."""
+    return logit(floor + (1 - floor) * gate)
+
+
+def _rate(stage: Stage, into: int) -> float:
+    if into < stage.warmup:
+        return stage.rate * (into + 1) / stage.warmup
+    done = (into - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.rate_end + (stage.rate - stage.rate_end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _share(right: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(right)).float().mean())
+
+
+def _report(step: int, seconds: float, facts: int, outcome: Outcome, neutral: Tensor | None) -> Report:
+    return Report(
+        step=step,
+        seconds=round(seconds, 1),
+        facts=facts,
+        loss=round(float(outcome.loss.detach()), 4),
+        answer_nats=round(outcome.answer_nats, 4),
+        first=round(_share([outcome.first_right]), 3),
+        whole=round(_share([outcome.all_right]), 3),
+        noise=round(float(outcome.noise.detach()), 5),
+        untold=round(float(outcome.untold.detach()), 4),
+        neutral=None if neutral is None else round(float(neutral.detach()), 4),
+        direct=None if outcome.direct is None else round(outcome.direct, 3),
+    )

@@ -1,9 +1,0 @@
-"""Pictures of a state and of a training run; `pictures.recall` draws what was measured. Needs matplotlib, imported
-on first use.
-"""
-
-from deltamem_agents.pictures.canvas import import_matplotlib
-from deltamem_agents.pictures.state import SHOWN_SHARE, state_picture
-from deltamem_agents.pictures.training import training_picture
-
-__all__ = ["SHOWN_SHARE", "import_matplotlib", "state_picture", "training_picture"]

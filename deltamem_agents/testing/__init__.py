@@ -1,0 +1,34 @@
+"""For tests of code that builds on this package.
+
+`ScriptedEngine` is an engine whose replies are given; `oblige` makes replies that call whatever has to be called.
+`StoreConformance` is the suite that every store passes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltamem_agents.testing.conformance import AWKWARD_IDS, INVALID_IDS, StoreConformance, example_snapshot
+    from deltamem_agents.testing.scripted import Asked, Scripted, ScriptedEngine, oblige
+
+_HOMES = {
+    **dict.fromkeys(("AWKWARD_IDS", "INVALID_IDS", "StoreConformance", "example_snapshot"), "conformance"),
+    **dict.fromkeys(("Asked", "Scripted", "ScriptedEngine", "oblige"), "scripted"),
+}
+
+__all__ = [
+    "AWKWARD_IDS",
+    "INVALID_IDS",
+    "Asked",
+    "Scripted",
+    "ScriptedEngine",
+    "StoreConformance",
+    "example_snapshot",
+    "oblige",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

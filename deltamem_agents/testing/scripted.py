@@ -1,0 +1,191 @@
+"""An engine whose replies are given: for tests of whatever is built on one, offline and in milliseconds.
+
+Everything but the choice of words is real. A tiny random model reads and writes a memory in a store, so
+alignment, commits, streaming, usage and the facts of a turn behave as with a trained model.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from deltamem_agents.chat.grammar import grammars_available
+from deltamem_agents.chat.tool_calls import format_tool_calls
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.engine import DeltaMemEngine, Outcome, TurnRequest
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.inference.decode import Reply, as_text, stop_place
+from deltamem_agents.loading import LoadedModel
+from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.snapshots import Store, open_store
+from deltamem_agents.turns.planning import WritePolicy
+from deltamem_agents.types import Message, Tool, ToolCall, ToolChoice
+
+WINDOW_TOKENS = 16_384
+_CONTEXT = 32_768
+_MARKS = ("<|im_start|>", "<|im_end|>")
+_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a scripted reply answers."""
+
+    agent: str | None
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    tool_choice: ToolChoice
+
+
+Scripted: TypeAlias = "str | Message"
+Script: TypeAlias = "Scripted | Sequence[Scripted] | Callable[[Asked], Scripted]"
+
+
+class ScriptedEngine(DeltaMemEngine):
+    """Says what the script says; one byte is one token.
+
+    `script`: one reply for every turn, replies for one turn each, or a function. A Message may bring tool
+    calls. A reply outside the grammar of a forced tool call or a response schema is replaced by a short
+    one within. Stop strings and `max_tokens` hold as ever.
+    """
+
+    def __init__(
+        self,
+        script: Script = "ok",
+        store: Store | str | None = "memory:",
+        *,
+        window_tokens: int = WINDOW_TOKENS,
+        policy: WritePolicy = WritePolicy(),
+        name: str = "scripted",
+    ) -> None:
+        model = _tiny_model()
+        loaded = replace(LoadedModel.of(model, _byte_tokenizer(), name), name=name)
+        super().__init__(loaded, _random_adapter(model), open_store(store), window_tokens=window_tokens, policy=policy)
+        self._answer = _answers(script)
+
+    def _attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
+        return (yield from super()._attempt(request, number, forced or self._scripted(request)))
+
+    def _scripted(self, request: TurnRequest) -> Reply:
+        reply = self._answer(Asked(request.agent, request.messages, request.tools, request.tool_choice))
+        text = reply if isinstance(reply, str) else _spelled(reply)
+        ids = self._ids(text[: stop_place(text, request.sampling.stop, request.unstopped)])
+        if request.grammar is not None and grammars_available():
+            matcher = self._vocabulary().matcher(request.grammar)
+            if not matcher.accepts(ids):
+                ids = tuple(matcher.way_out() or ())
+        room = request.sampling.max_tokens
+        kept = ids[:room]
+        return Reply(kept, as_text(self.tokenizer, kept), "stop" if len(kept) == len(ids) else "length", None)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return tuple(cast("list[int]", encoded["input_ids"]))
+
+
+def oblige(asked: Asked) -> Scripted:
+    """A script for tests of tool loops: calls a tool that fits, repeats what a tool returned, else echoes.
+
+    The tool is the one that has to be called, or one whose name the last message holds, or the first; its
+    required arguments are made up from that message.
+    """
+    last = asked.messages[-1]
+    if last.role == "tool":
+        return f"It is {last.content}."
+    if not asked.tools or asked.tool_choice == "none":
+        return f"You said: {last.content}"
+    named = [tool for tool in asked.tools if tool.name == asked.tool_choice]
+    mentioned = [tool for tool in asked.tools if tool.name in last.content]
+    tool = (named or mentioned or list(asked.tools))[0]
+    properties = tool.parameters.get("properties", {})
+    required = tool.parameters.get("required", ())
+    return Message(
+        "assistant", "", (ToolCall(tool.name, {name: _argument(properties[name], last.content) for name in required}),)
+    )
+
+
+def _argument(schema: Mapping[str, Any], text: str) -> object:
+    """A value that fits the schema, from what the text says where it says something."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "string")
+    if kind in ("integer", "number"):
+        number = re.search(r"\d+", text)
+        return int(number.group()) if number else 0
+    if kind == "boolean":
+        return True
+    name = re.search(r"[^\x00-\x7f]+|(?<=[a-z,] )[A-Z]\w+", text)
+    return name.group() if name else text
+
+
+def _answers(script: Script) -> Callable[[Asked], Scripted]:
+    if isinstance(script, (str, Message)):
+        return lambda _: script
+    if callable(script):
+        return script
+    replies, lock = iter(script), threading.Lock()
+
+    def following(_: Asked) -> Scripted:
+        with lock:
+            return _next(replies)
+
+    return following
+
+
+def _next(replies: Iterator[Scripted]) -> Scripted:
+    for reply in replies:
+        return reply
+    raise ConfigError("the script is over, and another turn was asked for; give one reply for each turn")
+
+
+def _spelled(message: Message) -> str:
+    calls = format_tool_calls(message.tool_calls)
+    return "\n".join(filter(None, [message.content, calls]))
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(mark, special=True) for mark in _MARKS])
+    end = _MARKS[1]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end, chat_template=_TEMPLATE)
+
+
+def _tiny_model() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=256 + len(_MARKS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=_CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=257,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+def _random_adapter(model: LlamaForCausalLM) -> Adapter:
+    """Weights large enough for different conversations to leave different memories."""
+    adapter = Adapter.for_model(AdapterConfig(rank=4), model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in adapter.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
+    return adapter.requires_grad_(False)
