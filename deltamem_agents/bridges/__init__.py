@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltamem_agents.bridges.binding import EPHEMERAL, Binding, bound, use_agent
-    from deltamem_agents.bridges.shared_engines import EngineSpec, Serving, named_engines, shared_engine
+    from deltamem_agents.bridges.shared_engines import DEFAULT_MODEL, EngineSpec, Serving, named_engines, shared_engine
 
 _HOMES = {
     **dict.fromkeys(("EPHEMERAL", "Binding", "bound", "use_agent"), "binding"),
-    **dict.fromkeys(("EngineSpec", "Serving", "named_engines", "shared_engine"), "shared_engines"),
+    **dict.fromkeys(("DEFAULT_MODEL", "EngineSpec", "Serving", "named_engines", "shared_engine"), "shared_engines"),
 }
 
 __all__ = [
+    "DEFAULT_MODEL",
     "EPHEMERAL",
     "Binding",
     "EngineSpec",
