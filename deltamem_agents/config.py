@@ -115,6 +115,14 @@ class AdapterConfig:
     def learns_lambda(self) -> bool:
         return not self.couple_lambda and self.state_update_mode != "no_lambda"
 
+    @property
+    def keeps_writes(self) -> bool:
+        """Whether the state is what its few writes make of it: most tokens leave it alone, bit for bit.
+
+        So it is with gates that shut, one write a token, and no gate by which the state fades in between.
+        """
+        return self.gate_floor > 0 and self.memory_write_granularity == "token" and not self.learns_lambda
+
     def half_life(self, beta: float | None) -> float | None:
         """Tokens after which half of a state is gone, were every token written with gate `beta`.
 

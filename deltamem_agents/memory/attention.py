@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltamem_agents.config import AdapterConfig, Head
 from deltamem_agents.errors import StateError
-from deltamem_agents.memory.delta_rule import delta_scan, floored_gate, update_gates
+from deltamem_agents.memory.delta_rule import Gates, delta_scan, floored_gate, update_gates
 from deltamem_agents.memory.state import MemoryState
 
 HEADS: tuple[Head, ...] = ("q", "k", "v", "o")
@@ -41,6 +41,10 @@ class MemoryCall:
     that write once per message.
     `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which
     training computes the writes again with gradients.
+    `queries`, when given, collects each layer slot's queries (batch, heads, tokens, r).
+    `written`, when given, collects what each layer slot writes: see `TokenWrites`.
+    `applies`: whether the writes change the state. False leaves the state as it is, so that all tokens read the
+    same one; the writes are then only collected.
     """
 
     state: MemoryState
@@ -50,6 +54,9 @@ class MemoryCall:
     replies: Tensor | None = None
     collect: bool = False
     inputs: dict[int, Tensor] | None = None
+    queries: dict[int, Tensor] | None = None
+    written: dict[int, TokenWrites] | None = None
+    applies: bool = True
     matrices: dict[int, Tensor] = field(default_factory=dict)
     carries: dict[int, Tensor] = field(default_factory=dict)
     readouts: dict[int, Tensor] = field(default_factory=dict)
@@ -81,6 +88,20 @@ class Projections:
     beta: Tensor
     lam: Tensor | None
     erase: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenWrites:
+    """What a stretch of tokens writes in one layer.
+
+    `keys`, `values`: (batch, heads, tokens, r). `write`, `erase`: (batch, heads, tokens, r or 1), 0 for a token that
+    writes nothing.
+    """
+
+    keys: Tensor
+    values: Tensor
+    write: Tensor
+    erase: Tensor
 
 
 class LayerMemory(nn.Module):
@@ -245,11 +266,19 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
         call.carries[slot] = carry
     state = call.state.matrices[:, slot]
     projected = memory.project(call, slot, x, keys)
+    if call.queries is not None:
+        call.queries[slot] = projected.q
     if call.write_mask is None:
         reads, new = _read(state, projected.q), state
     elif memory.config.memory_write_granularity == "token":
         writable = call.write_mask if call.token_mask is None else call.write_mask & call.token_mask
-        reads, new = scan_tokens(memory.config, state, projected, writable)
+        gates = token_gates(memory.config, projected, writable)
+        if call.written is not None:
+            call.written[slot] = TokenWrites(projected.k, projected.v, gates.write, gates.erase)
+        if call.applies:
+            reads, new = _scan(state, projected, gates)
+        else:
+            reads, new = _read(state, projected.q), state
         if call.collect:
             beta = floored_gate(projected.beta.detach(), memory.config.gate_floor)
             call.betas.append(beta.mean(dim=(1, 3))[writable])
@@ -287,16 +316,26 @@ def _read(state: Tensor, q: Tensor) -> Tensor:
 
 def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: Tensor) -> tuple[Tensor, Tensor]:
     """Token by token over (B, H) independent states."""
+    return _scan(state, p, token_gates(config, p, writable))
+
+
+def token_gates(config: AdapterConfig, p: Projections, writable: Tensor) -> Gates:
+    """The gates (B, H, T, r or 1) of a stretch of tokens; `writable` (B, T) bool."""
     batch, heads, tokens, _ = p.q.shape
-    gates = update_gates(
-        p.beta.flatten(0, 1),
-        None if p.lam is None else p.lam.flatten(0, 1),
-        None if p.erase is None else p.erase.flatten(0, 1),
+    return update_gates(
+        p.beta,
+        p.lam,
+        p.erase,
         mode=config.state_update_mode,
-        writable=writable[:, None].expand(batch, heads, tokens).flatten(0, 1),
+        writable=writable[:, None].expand(batch, heads, tokens),
         floor=config.gate_floor,
     )
-    reads, new = delta_scan(state.flatten(0, 1), p.q.flatten(0, 1), p.k.flatten(0, 1), p.v.flatten(0, 1), gates)
+
+
+def _scan(state: Tensor, p: Projections, gates: Gates) -> tuple[Tensor, Tensor]:
+    batch, heads, _, _ = p.q.shape
+    flat = Gates(gates.write.flatten(0, 1), gates.erase.flatten(0, 1), gates.log_keep.flatten(0, 1))
+    reads, new = delta_scan(state.flatten(0, 1), p.q.flatten(0, 1), p.k.flatten(0, 1), p.v.flatten(0, 1), flat)
     return reads.unflatten(0, (batch, heads)), new.unflatten(0, (batch, heads))
 
 

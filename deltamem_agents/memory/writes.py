@@ -1,0 +1,134 @@
+"""Writes as values: what single tokens left in the memory, and the state that any of them make.
+
+A token whose write gates are shut leaves nothing, so for an adapter with a gate floor the list is short. The
+state is derived from it: scanning all writes in order gives the state that the model's pass gave, and scanning some
+of them gives the state as if only these had been told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import StateError
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.delta_rule import Gates, delta_scan
+from deltamem_agents.memory.state import MemoryState
+
+
+@dataclass(frozen=True, eq=False)
+class Writes:
+    """The writes of N tokens, oldest first.
+
+    `keys`, `values`: (N, layers, heads, r). `write`, `erase`: (N, layers, heads, r), or (…, 1) for one gate a
+    state. All of one floating type: float32 as a pass gives them, float16 as they are kept.
+    """
+
+    keys: Tensor
+    values: Tensor
+    write: Tensor
+    erase: Tensor
+
+    def __post_init__(self) -> None:
+        if self.keys.ndim != 4 or self.values.shape != self.keys.shape:
+            raise StateError(
+                f"writes have keys of shape {tuple(self.keys.shape)} and values of {tuple(self.values.shape)}, "
+                "expected both (tokens, layers, heads, r)"
+            )
+        for name, gate in (("write", self.write), ("erase", self.erase)):
+            if gate.shape[:-1] != self.keys.shape[:-1] or gate.shape[-1] not in (1, self.keys.shape[-1]):
+                raise StateError(
+                    f"writes have {name} gates of shape {tuple(gate.shape)}, expected that of the keys, "
+                    f"{tuple(self.keys.shape)}, or 1 in the last place"
+                )
+
+    def __len__(self) -> int:
+        return self.keys.shape[0]
+
+    @property
+    def geometry(self) -> tuple[int, int, int]:
+        """(layers, heads, r)."""
+        _, layers, heads, rank = self.keys.shape
+        return layers, heads, rank
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self._parts())
+
+    @property
+    def strengths(self) -> Tensor:
+        """(N,) float32: each token's mean write gate over layers and heads, from 0 to 1."""
+        return self.write.float().mean(dim=(1, 2, 3))
+
+    @classmethod
+    def none(cls, layers: int, heads: int, rank: int, gates: int = 1) -> Writes:
+        """No writes."""
+        empty, shut = torch.zeros(0, layers, heads, rank), torch.zeros(0, layers, heads, gates)
+        return cls(empty, empty, shut, shut)
+
+    @staticmethod
+    def cat(parts: Sequence[Writes]) -> Writes:
+        """The writes of all parts, one after another. Raises StateError for no parts, or parts of other sizes."""
+        if len({(part.geometry, part.write.shape[-1]) for part in parts}) != 1:
+            found = ", ".join(str(part.geometry) for part in parts) or "no writes"
+            raise StateError(f"cannot join writes of geometries {found}; expected equal (layers, heads, r)")
+        keys, values, write, erase = (torch.cat(each) for each in zip(*(p._parts() for p in parts), strict=True))
+        return Writes(keys, values, write, erase)
+
+    def select(self, tokens: Tensor | slice) -> Writes:
+        """Those of some tokens, by index or mask."""
+        return Writes(*(part[tokens] for part in self._parts()))
+
+    def half(self) -> Writes:
+        """In float16, as they are kept."""
+        return Writes(*(part.half() for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.keys, self.values, self.write, self.erase
+
+
+def collected(call: MemoryCall) -> list[tuple[Tensor, Writes]]:
+    """What a forward pass wrote, a row a sequence: the places of the tokens that wrote, (N,) int, and their writes.
+
+    `call` was made with `written={}`; every memory layer took part.
+    """
+    assert call.written is not None
+    layers = [call.written[slot] for slot in sorted(call.written)]
+    if len(layers) != call.state.geometry[0]:
+        raise StateError(
+            f"{len(layers)} of {call.state.geometry[0]} memory layers took part in the forward pass; "
+            "is the adapter attached to this model?"
+        )
+    # (batch, layers, heads, tokens, gates)
+    gates = torch.stack([layer.write for layer in layers], dim=1)
+    opened = (gates > 0).any(dim=4).any(dim=2).any(dim=1)
+    rows = []
+    for row, tokens in enumerate(opened):
+        places = tokens.nonzero()[:, 0]
+        parts = (
+            torch.stack([getattr(layer, name)[row][:, places] for layer in layers]).permute(2, 0, 1, 3)
+            for name in ("keys", "values", "write", "erase")
+        )
+        rows.append((places, Writes(*(part.detach().float().contiguous() for part in parts))))
+    return rows
+
+
+def scan_writes(config: AdapterConfig, writes: Writes, start: MemoryState | None = None) -> MemoryState:
+    """The state after these writes in their order, batch 1, float32; from `start`, or from nothing.
+
+    Raises StateError for an adapter whose state fades between writes, for which a state is more than its writes.
+    """
+    if not config.keeps_writes:
+        raise StateError("this adapter's state is more than its writes: it fades, or its gates never shut")
+    layers, heads, rank = writes.geometry
+    state = MemoryState.zeros(1, layers, heads, rank, writes.keys.device) if start is None else start
+    parts = (writes.keys, writes.values, writes.write, writes.erase)
+    keys, values, write, erase = (part.float().permute(1, 2, 0, 3).flatten(0, 1) for part in parts)
+    fades = config.state_update_mode != "no_lambda"
+    keep = torch.log1p(-write.clamp_max(1 - 1e-7)) if fades else torch.zeros_like(write)
+    _, new = delta_scan(state.matrices[0].flatten(0, 1), keys, keys, values, Gates(write, erase, keep))
+    return MemoryState(new.unflatten(0, (layers, heads))[None])

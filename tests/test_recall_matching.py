@@ -1,0 +1,85 @@
+"""Laws of matching: the statement whose key is asked for comes first, and below the floor nothing is read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from deltamem_agents.errors import ConfigError, StateError
+from deltamem_agents.memory.recall import KeyIndex, Matcher
+from deltamem_agents.memory.writes import Writes
+
+LAYERS, RANK = 3, 16
+
+
+def statement(seed: int, tokens: int = 3, strength: float = 0.8) -> Writes:
+    generator = torch.Generator().manual_seed(seed)
+    keys = F.normalize(torch.randn(tokens, LAYERS, 1, RANK, generator=generator), dim=-1)
+    gates = torch.full((tokens, LAYERS, 1, 1), strength)
+    return Writes(keys, torch.randn(keys.shape, generator=generator), gates, gates)
+
+
+def index(matcher: Matcher, *statements: Writes) -> KeyIndex:
+    found = KeyIndex(matcher)
+    found.add(statements)
+    return found
+
+
+def test_the_statement_whose_key_is_asked_for_comes_first() -> None:
+    statements = [statement(seed) for seed in range(50)]
+    matcher = Matcher.uniform(LAYERS, 1)
+    for number in (0, 17, 49):
+        scores = index(matcher, *statements).scores(statements[number].keys[1])
+        assert matcher.chosen(scores) == [number]
+        assert scores[number] == pytest.approx(1, abs=1e-5) and scores.abs().max() <= 1 + 1e-5
+
+
+def test_added_one_by_one_scores_as_added_at_once() -> None:
+    statements = [statement(seed, tokens=1 + seed % 4) for seed in range(9)]
+    matcher = Matcher.uniform(LAYERS, 1)
+    queries = statement(77).keys[0]
+    found = KeyIndex(matcher)
+    for each in statements:
+        found.add([each])
+        found.scores(queries)
+    assert torch.equal(found.scores(queries), index(matcher, *statements).scores(queries))
+
+
+def test_a_token_that_was_hardly_written_is_not_matched() -> None:
+    weak = statement(1, strength=0.01)
+    assert index(Matcher.uniform(LAYERS, 1), weak).scores(weak.keys[0]).tolist() == [-1]
+
+
+def test_kept_in_half_precision_the_order_stays() -> None:
+    statements = [statement(seed) for seed in range(40)]
+    matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys[0]
+    full, half = index(matcher, *statements), index(matcher, *(each.half() for each in statements))
+    torch.testing.assert_close(full.scores(queries), half.scores(queries), atol=1e-3, rtol=0)
+
+
+@given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
+def test_what_is_chosen_is_above_the_floor_near_the_best_and_bounded(
+    scores: list[float], floor: float, margin: float, most: int
+) -> None:
+    matcher = Matcher(torch.ones(1, 1), floor, margin, most)
+    chosen = matcher.chosen(torch.tensor(scores))
+    assert len(chosen) <= most and len(set(chosen)) == len(chosen)
+    assert bool(chosen) == any(score >= floor for score in torch.tensor(scores).tolist())
+    for place in chosen:
+        assert scores[place] >= floor and scores[place] >= max(scores) - margin - 1e-6
+    assert chosen == sorted(chosen, key=lambda place: -scores[place])
+
+
+def test_no_statement_is_found_in_no_statements() -> None:
+    matcher = Matcher.uniform(LAYERS, 1)
+    assert matcher.chosen(KeyIndex(matcher).scores(torch.zeros(LAYERS, 1, RANK))) == []
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(StateError, match="the matcher expects"):
+        index(Matcher.uniform(LAYERS + 1, 1), statement(0))
+    with pytest.raises(ConfigError, match="expected at least 1"):
+        Matcher(torch.ones(1, 1), most=0)
