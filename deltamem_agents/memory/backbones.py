@@ -6,10 +6,9 @@ A family is a row of `LAYOUTS`. Nothing else in the package knows a model's insi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -125,13 +124,9 @@ def empty_cache() -> KeyValueCache:
 
 def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
     """The arguments that make `model` read its keys and values from `kept`, and add to them in place."""
-    return {_cache_keyword(type(_decoder_of(model))): kept, "use_cache": True}
-
-
-@cache
-def _cache_keyword(decoder: Hashable) -> str:
-    """Releases of transformers differ: `past_key_values` up to 5.20, then `cache`, with a warning for the old name."""
-    return "cache" if "cache" in inspect.signature(cast(type[nn.Module], decoder).forward).parameters else "past_key_values"
+    # Releases of transformers differ, and the later ones warn of the earlier name.
+    named = inspect.signature(type(_decoder_of(model)).forward).parameters
+    return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:
