@@ -1,0 +1,62 @@
+"""What messages would write, and what a question asks for, found without any memory taking part.
+
+Nothing is read, so the writes of a statement do not depend on what was told before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.inference.decode import PREFILL_CHUNK, Prompt, last_place
+from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.memory.attach import CALL_KEYWORD
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import empty_cache, with_cache
+from deltamem_agents.memory.writes import Writes, collected
+
+
+def writes_of(speaker: MemoryModel, prompt: Prompt) -> dict[int, Writes]:
+    """By message of the prompt, what its tokens write; messages that write nothing are left out."""
+    found: dict[int, list[Writes]] = {}
+    for start, call in _passes(speaker, prompt):
+        ((places, writes),) = collected(call)
+        owners = torch.tensor(prompt.message_ids)[places + start]
+        for owner in owners.unique().tolist():
+            found.setdefault(owner, []).append(writes.select(owners == owner))
+    return {owner: Writes.cat(parts) for owner, parts in sorted(found.items())}
+
+
+def queries_of(speaker: MemoryModel, prompt: Prompt) -> Tensor:
+    """(layers, heads, r) float32: the queries of the prompt's last token, where a reply begins."""
+    for _, call in _passes(speaker, prompt):
+        last = call
+    assert last.queries is not None
+    return torch.stack([last.queries[slot][0, :, -1] for slot in sorted(last.queries)])
+
+
+@torch.no_grad()
+def _passes(speaker: MemoryModel, prompt: Prompt) -> list[tuple[int, MemoryCall]]:
+    """The calls of the chunks of a prompt, each with the place of its first token."""
+    device, cache, state = speaker.model.device, empty_cache(), speaker.adapter.zero_state()
+    calls = []
+    for start in range(0, len(prompt), PREFILL_CHUNK):
+        part = slice(start, start + PREFILL_CHUNK)
+        call = MemoryCall(
+            state,
+            write_mask=torch.tensor([prompt.writes[part]], device=device),
+            message_ids=torch.tensor([prompt.message_ids[part]], device=device),
+            queries={},
+            written={},
+            applies=False,
+        )
+        speaker.model(
+            input_ids=torch.tensor([prompt.ids[part]], device=device),
+            logits_to_keep=last_place(device),
+            **with_cache(speaker.model, cache),
+            **{CALL_KEYWORD: call},
+        )
+        # The shifted half of the next key goes on; the empty state stays.
+        state = call.new_state()
+        calls.append((start, call))
+    return calls

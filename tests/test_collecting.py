@@ -1,0 +1,66 @@
+"""Laws of collecting: the same writes whatever was told before, cut into chunks or not, and the state they make."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.inference import collecting
+from deltamem_agents.inference.collecting import queries_of, writes_of
+from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.memory.writes import Writes, scan_writes
+from deltamem_agents.types import as_messages
+from tiny_engine import tiny_engine
+
+CONFIG = AdapterConfig(
+    rank=4, key_shift=True, gate_floor=0.6, state_update_mode="no_lambda", rankwise_gates=False, read_scope="replies"
+)
+TOLD = as_messages(
+    [
+        {"role": "user", "content": "My boat is called Tuppen and lies in Florø."},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "The impeller is 09-824P."},
+    ]
+)
+
+
+def told(engine: DeltaMemEngine) -> Prompt:
+    (prompt,) = engine._prompts.segments(TOLD, None)
+    return prompt
+
+
+def test_the_writes_of_all_messages_make_the_state_that_absorbing_makes() -> None:
+    engine = tiny_engine(config=CONFIG)
+    found = writes_of(engine._speaker, told(engine))
+    assert set(found) <= {0, 1, 2} and 0 in found
+    users = replace(engine._prompts, roles=("user",))
+    (prompt,) = users.segments(TOLD[:1], None)
+    state = engine.absorb(engine.new_state(), TOLD[:1])
+    again = scan_writes(CONFIG, writes_of(engine._speaker, prompt)[0])
+    torch.testing.assert_close(again.matrices, state.matrices, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16])
+def test_cut_into_chunks_the_writes_and_queries_are_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(config=CONFIG)
+    prompt = told(engine)
+    whole, asked = writes_of(engine._speaker, prompt), queries_of(engine._speaker, prompt)
+    monkeypatch.setattr(collecting, "PREFILL_CHUNK", chunk)
+    parts = writes_of(engine._speaker, prompt)
+    assert parts.keys() == whole.keys()
+    for owner, writes in whole.items():
+        for name in ("keys", "values", "write", "erase"):
+            torch.testing.assert_close(getattr(parts[owner], name), getattr(writes, name), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(queries_of(engine._speaker, prompt), asked, atol=1e-5, rtol=1e-4)
+
+
+def test_a_statement_asked_for_with_its_own_words_is_found() -> None:
+    engine = tiny_engine(config=CONFIG)
+    found = writes_of(engine._speaker, told(engine))
+    assert all(isinstance(writes, Writes) and len(writes) for writes in found.values())
+    layers, heads, _ = found[0].geometry
+    assert queries_of(engine._speaker, told(engine)).shape == (layers, heads, CONFIG.rank)
