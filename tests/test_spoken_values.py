@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape
 from deltamem_agents.lab.training import spoken_values
 from deltamem_agents.lab.training.activations import Exchanges
-from deltamem_agents.lab.training.episodes import Episode, EpisodeShape
+from deltamem_agents.lab.training.direct_path import spoken_loss
 from deltamem_agents.lab.training.objective import output_directions
-from deltamem_agents.lab.training.spoken_values import SpokenValues, collect_behind, collect_spoken, spoken_loss
+from deltamem_agents.lab.training.told_tokens import SpokenValues, collect_behind, collect_spoken
 from tiny_training import CONFIGS, activations_of, episodes_of, renderer, word_engine
 
 TOLD_BY_USER = [
