@@ -109,9 +109,13 @@ class SQLiteStore(Store):
 
     def _blob(self, agent: str, snapshot: str) -> bytes | None:
         with self._reading() as db:
-            if not _holds(db, _key(db, agent), snapshot):
-                return None
-            row = db.execute("SELECT data FROM snapshots WHERE id = ?", [snapshot]).fetchone()
+            row = db.execute(
+                """
+                SELECT snapshots.data FROM agents JOIN moves ON moves.agent = agents.key
+                JOIN snapshots ON snapshots.id = moves.snapshot WHERE agents.name = ? AND moves.snapshot = ? LIMIT 1
+                """,
+                [agent.encode(), snapshot],
+            ).fetchone()
             return None if row is None else row[0]
 
     def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:

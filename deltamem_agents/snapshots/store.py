@@ -340,8 +340,8 @@ class Store(ABC):
             except AgentNotFound:
                 continue
             found.add(snapshot)
-            new = [each for each in (past.parent, *past.threads.values()) if each is not None and each not in seen]
-            seen.update(new)
+            new = {each for each in (past.parent, *past.threads.values()) if each is not None} - seen
+            seen |= new
             ahead.extend(new)
         return found
 
