@@ -262,6 +262,10 @@ class ChatDeltaMem(BaseChatModel):
         engine = self._engine(given.get("model"), given["agent_id"])
         return engine, given["agent_id"] or None, to_messages(messages), options
 
+    def open_engine(self, agent_id: str) -> DeltaMemEngine:
+        """The engine on which a call of this agent runs, over the store where the agent lives."""
+        return self._engine(None, agent_id)
+
     def _engine(self, model: str | None, agent: str) -> DeltaMemEngine:
         spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)
         return self.serving.engine(spec, self.engine, self.store, agent)
