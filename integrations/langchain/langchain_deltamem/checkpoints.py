@@ -22,7 +22,8 @@ def lineage(config: RunnableConfig, *, outermost: bool = False) -> Iterator[Any]
     works inside an event loop. May leave out the newest, as LangGraph saves while the next step runs.
     """
     configurable, metadata = config.get("configurable") or {}, config.get("metadata") or {}
-    saver, ids = configurable.get(_CHECKPOINTER), configurable.get(_IDS) or {}
+    saver: Any = configurable.get(_CHECKPOINTER)
+    ids = configurable.get(_IDS) or {}
     if not ids or not hasattr(saver, "get_tuple"):
         return
     namespace = next(iter(ids)) if outermost else next(reversed(ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Final, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
@@ -15,18 +15,19 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
-from deltamem_agents.chat.history import digest, extend
+from deltamem_agents.chat.history import digest
 from deltamem_agents.snapshots import Counters, Receipt, decode, encode, open_store
 from deltamem_agents.types import ThreadLog
 from langchain_deltamem.chat_models import ChatDeltaMem
 from langchain_deltamem.checkpoints import lineage
+from langchain_deltamem.errors import as_model_errors
 from langchain_deltamem.identity import thread_name, threads_of, use_agent
 from langchain_deltamem.messages import to_messages
 from langchain_deltamem.revisions import Revision, Seen, after, digests, merged, revise, summaries
 
-STATE_KEY = "deltamem_state"
-SEEN_KEY = "deltamem_messages"
-BEGAN_KEY = "deltamem_began"
+STATE_KEY: Final = "deltamem_state"
+SEEN_KEY: Final = "deltamem_messages"
+BEGAN_KEY: Final = "deltamem_began"
 _AGENT = "checkpoint"
 _THREAD = "conversation"
 _STORED = "checkpoint:"
@@ -94,7 +95,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        start = self._start(request)
+        with as_model_errors():
+            start = self._start(request)
         with use_agent(_AGENT, thread=_THREAD, store=start.carried):
             response = handler(request)
         return self._packed(response, start, request)
@@ -102,7 +104,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        start = await run_in_executor(None, self._start, request)
+        with as_model_errors():
+            start = await run_in_executor(None, self._start, request)
         with use_agent(_AGENT, thread=_THREAD, store=start.carried):
             response = await handler(request)
         return await run_in_executor(None, self._packed, response, start, request)
@@ -123,25 +126,24 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
 
     def _start(self, request: ModelRequest[Any]) -> _Start:
         """The memory on which a model call starts: the checkpoint's, without what was edited or deleted since."""
-        state = request.state
+        state = cast("DeltaMemState", request.state)
         shown, seen = digests(state["messages"]), Seen.of(state.get(SEEN_KEY))
         held = state.get(STATE_KEY)
         snapshot = None if held is None else self._snapshot(held)
-        if snapshot is None or seen is None:
-            return _started(_Start(shown, seen), snapshot)
+        carried = _holding(snapshot)
+        start = _Start(shown, seen, carried=carried, head=carried.head(_AGENT))
+        model = _deltamem(request.model)
+        if snapshot is None or seen is None or model is None or model.memory == "off":
+            return start
+        with use_agent(_AGENT, thread=_THREAD, store=carried):
+            engine = model.open_engine(_AGENT)
         began = state.get(BEGAN_KEY) or []
         messages, inserted = merged(began, state["messages"])
         revision = revise(seen, digests(messages), {*summaries(state["messages"]), *inserted}, began=bool(began))
-        start = _Start(shown, seen, revision, frozenset({*revision.summaries, *inserted}))
-        started = _started(start, _past_summaries(snapshot, start, state["messages"]))
-        if not revision.undone(seen) and not revision.inserted(seen):
-            return started
-        with use_agent(_AGENT, thread=_THREAD, store=started.carried):
-            engine = _writing_engine(request.model)
-        if engine is None:
-            return started
-        start, heard = self._revised(engine, snapshot, start, messages)
-        return _started(start, _past_summaries(heard, start, state["messages"]))
+        start = replace(start, revision=revision, left_out=frozenset({*revision.summaries, *inserted}))
+        if model.memory == "readwrite" and (revision.undone(seen) or revision.inserted(seen)):
+            start, snapshot = self._revised(engine, snapshot, start, messages)
+        return _aligned(engine, snapshot, start, state["messages"])
 
     def _revised(
         self, engine: DeltaMemEngine, current: Snapshot, start: _Start, messages: Sequence[BaseMessage]
@@ -212,17 +214,18 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         return self._store
 
 
-def _started(start: _Start, snapshot: Snapshot | None) -> _Start:
+def _holding(snapshot: Snapshot | None) -> InMemoryStore:
     carried = InMemoryStore()
-    head = None if snapshot is None else carried.save(_AGENT, snapshot, expected=None)
-    return replace(start, carried=carried, head=head)
+    if snapshot is not None:
+        carried.save(_AGENT, snapshot, expected=None)
+    return carried
 
 
-def _writing_engine(model: Any) -> DeltaMemEngine | None:
-    """The engine behind a chat model that writes its memory; None for any other model."""
+def _deltamem(model: Any) -> ChatDeltaMem | None:
+    """The chat model on δ-mem behind a model and its bindings."""
     while hasattr(model, "bound"):
         model = model.bound
-    return model.open_engine(_AGENT) if isinstance(model, ChatDeltaMem) and model.memory == "readwrite" else None
+    return model if isinstance(model, ChatDeltaMem) else None
 
 
 def _told(engine: DeltaMemEngine, base: Snapshot | None, messages: Sequence[Message]) -> Snapshot | None:
@@ -238,24 +241,28 @@ def _told(engine: DeltaMemEngine, base: Snapshot | None, messages: Sequence[Mess
         state=state.detach().to("cpu"),
         fingerprint=engine.fingerprint,
         thread=_THREAD,
-        absorbed=extend(ThreadLog() if base is None else base.absorbed, [digest(message) for message in written]),
         counters=Counters(before.turns, before.messages + len(written), before.tokens + engine.count_tokens(written)),
         origin="absorb",
     )
 
 
-def _past_summaries(snapshot: Snapshot | None, start: _Start, messages: Sequence[BaseMessage]) -> Snapshot | None:
-    """The memory with summaries in its log which no message that it knows follows: they would read as new ones."""
-    known = () if start.seen is None else start.seen.known
-    ahead: list[BaseMessage] = []
-    for message in messages:
-        if message.id in known:
-            ahead = []
-        elif message.id in start.left_out:
-            ahead.append(message)
-    if snapshot is None or not ahead:
-        return snapshot
-    return replace(snapshot, absorbed=extend(snapshot.absorbed, [digest(each) for each in to_messages(ahead)]))
+def _aligned(
+    engine: DeltaMemEngine, snapshot: Snapshot | None, start: _Start, messages: Sequence[BaseMessage]
+) -> _Start:
+    """Start on this memory, with the graph's messages in its log as they are now, up to where the new ones begin.
+
+    What is new is known by the ids. The engine, which has texts alone to go by, then finds the same, also where
+    other middleware changed or cut the messages that it is shown.
+    """
+    known = {*start.left_out, *(() if start.seen is None else start.seen.known)}
+    ends = [place for place, message in enumerate(messages) if message.id in known]
+    standing = to_messages(messages[: 1 + max(ends, default=-1)])
+    texts = [digest(each) for each in standing if each.role in engine.policy.roles]
+    if snapshot is not None:
+        log = ThreadLog(len(texts), tuple(texts[-ThreadLog.TAIL_MESSAGES :]))
+        snapshot = replace(snapshot, thread=_THREAD, absorbed=log)
+    carried = _holding(snapshot)
+    return replace(start, carried=carried, head=carried.head(_AGENT))
 
 
 def _count(snapshot: Snapshot | None) -> int:
