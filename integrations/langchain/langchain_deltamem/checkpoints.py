@@ -5,6 +5,7 @@ The names are LangGraph's; nothing of it is imported, as a chat model works with
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,8 +19,8 @@ _IDS = "checkpoint_map"
 def lineage(config: RunnableConfig, *, outermost: bool = False) -> Iterator[Any]:
     """The checkpoints from which the running step grew, as `CheckpointTuple`s, newest first.
 
-    Those of the innermost graph, or of the `outermost`. None where there is no checkpointer, or where it only
-    works inside an event loop. May leave out the newest, as LangGraph saves while the next step runs.
+    Those of the innermost graph, or of the `outermost`. None where there is no checkpointer, or where it cannot be
+    asked from here. May leave out the newest, as LangGraph saves while the next step runs.
     """
     configurable, metadata = config.get("configurable") or {}, config.get("metadata") or {}
     saver: Any = configurable.get(_CHECKPOINTER)
@@ -30,7 +31,8 @@ def lineage(config: RunnableConfig, *, outermost: bool = False) -> Iterator[Any]
     here = {"thread_id": configurable.get("thread_id"), "checkpoint_ns": namespace}
     # Not saved yet: where a run that travels in time began, or the newest saved, which then is this run's past.
     places = [ids[namespace], *([metadata["checkpoint_id"]] if "checkpoint_id" in metadata else []), None]
-    with suppress(NotImplementedError):
+    # What a checkpointer raises that only works inside an event loop, where it is asked outside or on the loop itself.
+    with suppress(NotImplementedError, InvalidStateError):
         found = None
         for place in places:
             found = found or saver.get_tuple({"configurable": {**here, **({"checkpoint_id": place} if place else {})}})

@@ -25,7 +25,7 @@ from langchain_deltamem.checkpoints import lineage
 __all__ = ["AGENT_KEY", "Identity", "resolve", "thread_name", "threads_of", "use_agent"]
 
 AGENT_KEY = "deltamem_agent_id"
-CHECKPOINTS_SEARCHED = 64
+CHECKPOINTS_SEARCHED = 32
 """How far a run whose messages do not say whose they are looks back for the agent of its checkpoints."""
 
 _INTERNAL_MARKS = ("lc_source", "lc_internal_call")
