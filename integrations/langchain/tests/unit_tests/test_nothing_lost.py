@@ -17,7 +17,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from langgraph.checkpoint.memory import InMemorySaver
 from scripted_chat import scripted, store, turns
 
-from deltamem_agents import AgentForgotten
+from deltamem_agents.errors import AgentForgotten
 from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem
 
@@ -155,7 +155,7 @@ def test_a_chain_around_the_model_changes_nothing_of_this(model: ChatDeltaMem) -
     assert written(model, "thread:ada") == 6
 
 
-def test_a_thread_that_was_forgotten_during_a_stream_stays_forgotten(model: ChatDeltaMem) -> None:
+def test_an_agent_that_was_forgotten_during_a_stream_stays_forgotten(model: ChatDeltaMem) -> None:
     model.invoke("I live in Oslo.", ADA)
     stream = model.stream("Where do I live?", ADA)
     next(stream)
@@ -165,7 +165,7 @@ def test_a_thread_that_was_forgotten_during_a_stream_stays_forgotten(model: Chat
     assert store(model).agents() == []
 
 
-def test_a_thread_that_was_forgotten_during_an_async_stream_stays_forgotten(model: ChatDeltaMem) -> None:
+def test_an_agent_that_was_forgotten_during_an_async_stream_stays_forgotten(model: ChatDeltaMem) -> None:
     async def talk() -> None:
         stream = model.astream("Where do I live?", ADA)
         await anext(stream)

@@ -11,7 +11,8 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import ChatMemoryBuffer
 
-from deltamem_agents import AgentForgotten, Snapshot
+from deltamem_agents import Snapshot
+from deltamem_agents.errors import AgentForgotten
 from deltamem_agents.testing import Asked, ScriptedEngine
 from llama_index.llms.deltamem import DeltaMemLLM
 
