@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
     from deltamem_agents.errors import (
         AdapterError,
+        AgentForgotten,
         AgentNotFound,
         AlreadyExists,
         ConfigError,
@@ -63,6 +64,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "AdapterError",
+            "AgentForgotten",
             "AgentNotFound",
             "AlreadyExists",
             "ConfigError",
@@ -90,6 +92,7 @@ _HOMES = {
 __all__ = [
     "AdapterConfig",
     "AdapterError",
+    "AgentForgotten",
     "AgentNotFound",
     "AlreadyExists",
     "CallChunk",

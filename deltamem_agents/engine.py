@@ -135,8 +135,8 @@ class DeltaMemEngine:
         """One reply of `agent` to `messages`, text and tool calls as they are decided; the committed Turn last.
 
         `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
-        the conversation when an agent has several; with a name, `messages` is taken as that conversation's
-        history (so that cutting it short goes back), without one as possibly only what is new.
+        the conversation. Only in a named one may the memory go back, where `messages` show that the conversation was
+        edited or cut short (see `docs/memory-semantics.md`); `facts.undone_messages` says how much went.
         `agent` None: a memory that ends with the turn. `memory`: "readonly" reads and leaves the agent as
         it was, "off" is the base model.
 
@@ -147,7 +147,7 @@ class DeltaMemEngine:
         stop string ends text only, never a call that is held.
 
         Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
-        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
+        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, AgentForgotten, ForeignSnapshot,
         InvalidAgentId, StoreError or DamagedSnapshot.
         """
         if memory not in MEMORY_MODES:
@@ -195,8 +195,8 @@ class DeltaMemEngine:
         """Write what the agent's thread has not absorbed of `messages`, without asking for a reply. One commit.
 
         For clients whose messages leave their window. Returns the id of the new snapshot, None where nothing
-        was new. Raises MessageError, ForeignSnapshot, InvalidAgentId, StoreError or DamagedSnapshot, and then
-        nothing was changed.
+        was new. Raises MessageError, AgentForgotten, ForeignSnapshot, InvalidAgentId, StoreError or
+        DamagedSnapshot, and then nothing was changed.
         """
         return self._turns().absorb_into(agent, thread, as_messages(messages))
 

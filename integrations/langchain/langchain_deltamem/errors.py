@@ -18,6 +18,7 @@ from langchain_core.exceptions import (
 
 from deltamem_agents import (
     AdapterError,
+    AgentForgotten,
     ConfigError,
     DamagedSnapshot,
     DeltaMemError,
@@ -53,6 +54,10 @@ class InvalidSchema(ModelInvalidRequestError, GrammarError):
 
 class InvalidAgent(ModelInvalidRequestError, InvalidAgentId):
     """An agent id is too long, or not text that a store can keep."""
+
+
+class Forgotten(ModelInvalidRequestError, AgentForgotten):
+    """The agent was forgotten while it was answering; trying again would begin its memory anew."""
 
 
 class Diverged(ModelInvalidRequestError, HistoryDiverged):
@@ -99,6 +104,7 @@ _KINDS: Mapping[type, type[ModelError]] = {
         InvalidMessage,
         InvalidSchema,
         InvalidAgent,
+        Forgotten,
         Diverged,
         ForeignMemory,
         DamagedMemory,
