@@ -132,7 +132,7 @@ def _metadata(snapshot: Snapshot) -> str:
         "format": FORMAT,
         "fingerprint": [made_by.model, made_by.tokenizer, made_by.adapter],
         "thread": snapshot.thread,
-        "absorbed": {"count": absorbed.count, "tail": list(absorbed.tail)},
+        "absorbed": {"count": absorbed.count, "tail": list(absorbed.tail), "opening": list(absorbed.opening)},
         "threads": list(snapshot.threads.items()),
         "parent": snapshot.parent,
         "counters": [counters.turns, counters.messages, counters.tokens],
@@ -168,9 +168,13 @@ def _snapshot(fields: object, state: MemoryState) -> Snapshot:
         _damaged(f"its fingerprint has {len(made_by)} parts", "model, tokenizer, adapter")
     return Snapshot(
         state=state,
-        fingerprint=Fingerprint(*made_by, format=fields["format"]),
+        fingerprint=Fingerprint(*made_by),
         thread=_is(fields["thread"], str, "thread"),
-        absorbed=ThreadLog(_counts([absorbed.get("count")], 1)[0], _texts(absorbed.get("tail"), "absorbed")),
+        absorbed=ThreadLog(
+            _counts([absorbed.get("count")], 1)[0],
+            _texts(absorbed.get("tail"), "absorbed"),
+            () if fields["format"] == 1 else _texts(absorbed.get("opening"), "absorbed"),
+        ),
         threads={name: newest for name, newest in threads},
         parent=None if parent is None else _is(parent, str, "parent"),
         counters=Counters(*_counts(fields["counters"], 3)),

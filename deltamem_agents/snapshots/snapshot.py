@@ -13,8 +13,8 @@ from deltamem_agents.errors import ConfigError, ForeignSnapshot, StateError
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import ThreadLog
 
-FORMAT = 1
-"""Version of the snapshot's file format. A reader refuses any later one."""
+FORMAT = 2
+"""Version of the snapshot's file format: 2 keeps `absorbed.opening`. A reader refuses any later one."""
 
 NAME_LENGTH = 512
 """Most characters of an agent id, a thread's name or a tag."""
@@ -36,7 +36,8 @@ def utc_now() -> str:
 class Fingerprint:
     """What made a state: without the same model, tokenizer and adapter its numbers mean nothing.
 
-    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format.
+    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format; one that is
+    read in an older format is of the newest.
     """
 
     model: str
@@ -104,6 +105,7 @@ class Snapshot:
             ("note", len(self.note), NOTE_LENGTH, "characters"),
             ("threads", len(self.threads), THREADS, "entries"),
             ("absorbed.tail", len(self.absorbed.tail), ThreadLog.TAIL_MESSAGES, "entries"),
+            ("absorbed.opening", len(self.absorbed.opening), ThreadLog.OPENING_MESSAGES, "entries"),
         )
         for name, found, most, unit in limits:
             if found > most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -92,6 +93,11 @@ class SQLiteStore(Store):
         with self._reading() as db:
             return _head_of(db, _key(db, agent))
 
+    def _incarnation(self, agent: str) -> str | None:
+        with self._reading() as db:
+            key = _key(db, agent)
+            return None if key is None else str(key)
+
     def _journal(self, agent: str) -> list[Move]:
         with self._reading() as db:
             rows = db.execute("SELECT verb, snapshot, at FROM moves WHERE agent = ? ORDER BY seq", [_key(db, agent)])
@@ -143,7 +149,7 @@ class SQLiteStore(Store):
                 elif not _holds(db, shared, snapshot):
                     raise no_snapshot(source or agent, snapshot)
             replaced = [] if key is None else _clear(db, key)
-            key = _add_agent(db, agent) if key is None else key
+            key = _add_agent(db, agent)
             _record(db, key, moves)
             rows = [(key, name.encode(), snapshot) for name, snapshot in tags.items()]
             db.executemany("INSERT INTO tags (agent, name, snapshot) VALUES (?, ?, ?)", rows)
@@ -177,9 +183,7 @@ class SQLiteStore(Store):
             if key is None:
                 raise no_agent(agent)
             db.execute("INSERT INTO erasures (at) VALUES (datetime())")
-            held = _clear(db, key)
-            db.execute("DELETE FROM agents WHERE key = ?", [key])
-            removed = _release(db, held)
+            removed = _release(db, _clear(db, key))
         try:
             self._scrub()
         except StoreError as error:
@@ -234,8 +238,9 @@ def _key(db: sqlite3.Connection, agent: str) -> int | None:
 
 
 def _add_agent(db: sqlite3.Connection, agent: str) -> int:
-    key = db.execute("INSERT INTO agents (name) VALUES (?)", [agent.encode()]).lastrowid
-    assert key is not None
+    """A new agent's key. Chance makes it: SQLite's own would be given again once the agent is forgotten."""
+    key = secrets.randbits(62)
+    db.execute("INSERT INTO agents (key, name) VALUES (?, ?)", [key, agent.encode()])
     return key
 
 
@@ -268,10 +273,11 @@ def _record(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
 
 
 def _clear(db: sqlite3.Connection, key: int) -> list[str]:
-    """Takes all moves and tags from an agent; returns the ids it held."""
+    """Removes an agent with its moves and tags; returns the ids it held."""
     held = [each for (each,) in db.execute("SELECT DISTINCT snapshot FROM moves WHERE agent = ? ORDER BY 1", [key])]
     db.execute("DELETE FROM moves WHERE agent = ?", [key])
     db.execute("DELETE FROM tags WHERE agent = ?", [key])
+    db.execute("DELETE FROM agents WHERE key = ?", [key])
     return held
 
 
