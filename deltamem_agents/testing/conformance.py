@@ -6,6 +6,7 @@ Nothing here needs pytest, and nothing heavy is imported before a test runs.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -326,6 +327,39 @@ class StoreConformance:
             assert [entry.id for entry in store.log("a")] == again
             assert store.tags("a") == {}
             assert sorted(store.forget("b").removed) == sorted(ids[:2])
+
+    def test_an_incarnation_ends_with_forgetting_and_with_nothing_else(self, tmp_path: Path) -> None:
+        with self.make_store(tmp_path) as store:
+            assert store.incarnation("a") is None
+            ids = grow(store, "a", 3)
+            first = store.incarnation("a")
+            assert first is not None
+            # A store may tell incarnations by the millisecond in which they began.
+            time.sleep(0.002)
+            store.rewind("a", ids[0])
+            grow(store, "a", 4, seed=10)
+            for seed in (20, 30):
+                store.prune("a", keep_last=1)
+                grow(store, "a", 2, seed=seed)
+            store.tag("a", "t")
+            assert store.fork("a", "b") == store.head("a") == store.head("b")
+            assert store.incarnation("a") == first != store.incarnation("b")
+            file = io.BytesIO()
+            store.export("a", file)
+            store.import_(file, replace=True)
+            replaced = store.incarnation("a")
+            time.sleep(0.002)
+            store.forget("a")
+            assert store.incarnation("a") is None
+            grow(store, "a", 1)
+            again = store.incarnation("a")
+            time.sleep(0.002)
+            store.forget("a")
+            store.fork("b", "a")
+            assert len({first, replaced, again, store.incarnation("a"), None}) == 5
+        if self.durable:
+            with self.make_store(tmp_path) as reopened:
+                assert reopened.incarnation("b") not in (None, reopened.incarnation("a"))
 
     def test_export_and_import_keep_everything(self, tmp_path: Path) -> None:
         with self.make_store(tmp_path / "one") as store:

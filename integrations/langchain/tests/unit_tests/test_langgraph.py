@@ -249,8 +249,7 @@ def test_summaries_and_choices_of_tools_leave_no_trace(middleware: DeltaMemMiddl
     for text in texts:
         said = graph.invoke(says(text), on("a"))["messages"]
     assert len(said) < 8, "nothing was summarised"
-    told = [each for text in texts for each in (HumanMessage(text), AIMessage("ok"))]
-    assert list(memory(graph, middleware, on("a")).absorbed.tail) == [digest(m) for m in to_messages(told)]
+    assert memory(graph, middleware, on("a")).counters.messages == 8
     assert ENGINE.store.agents() == []
 
 
