@@ -28,6 +28,7 @@ from deltamem_agents.snapshots import (
     encode,
     snapshot_id,
 )
+from deltamem_agents.snapshots.codec import decode_links
 from deltamem_agents.snapshots.snapshot import NAME_LENGTH, NOTE_LENGTH, THREADS
 from deltamem_agents.testing import example_snapshot
 from deltamem_agents.types import ThreadLog
@@ -72,6 +73,13 @@ def test_encoding_and_decoding_is_the_identity(snapshot: Snapshot) -> None:
     # Order matters: it says which thread was idle for longest.
     assert list(back.threads.items()) == list(snapshot.threads.items())
     assert encode(back) == data
+
+
+@given(snapshots())
+def test_the_links_alone_are_those_of_the_whole(snapshot: Snapshot) -> None:
+    links = decode_links(encode(snapshot))
+    assert (links.thread, links.threads, links.parent) == (snapshot.thread, snapshot.threads, snapshot.parent)
+    assert list(links.threads) == list(snapshot.threads)
 
 
 def test_the_id_is_the_sha256_of_the_bytes() -> None:

@@ -172,7 +172,7 @@ class FileStore(Store):
             return None if ref is None else ref.head
 
     def _incarnation(self, agent: str) -> str | None:
-        with self._naming_faults():
+        with self._reading():
             ref = self._ref(agent)
             return None if ref is None else ref.incarnation
 

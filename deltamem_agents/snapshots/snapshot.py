@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ FORMAT = 2
 
 NAME_LENGTH = 512
 """Most characters of an agent id, a thread's name or a tag."""
+
+_ID = re.compile("[0-9a-f]{64}")
 
 NOTE_LENGTH = 4096
 VERB_LENGTH = 32
@@ -120,7 +123,7 @@ class Snapshot:
 
 def is_snapshot_id(text: str) -> bool:
     """Whether `text` has the form of a snapshot's address: 64 lower-case hex digits."""
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return _ID.fullmatch(text) is not None
 
 
 def _check_state(state: MemoryState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -25,11 +26,16 @@ from deltamem_agents.snapshots.store import Store
 SCHEMA = 1
 _APPLICATION = 0x444D454D  # "DMEM", in the field where a SQLite file names its owner
 
+# A row's first 4061 bytes or fewer lie in the tree's own pages, among those of others, and are copied about as the
+# tree grows; what follows has pages of its own, which are zeroed once it is deleted (SQLite's file format 2.3 and
+# PRAGMA secure_delete). Zeros come first, so that forgetting an agent need not rewrite what others remember.
+_SNAPSHOTS = "(pad BLOB NOT NULL DEFAULT (zeroblob(4096)), id TEXT PRIMARY KEY, data BLOB NOT NULL)"
 # Names are UTF-8 in BLOBs: compared byte by byte, and free to hold NUL.
 _TABLES = f"""
+PRAGMA page_size = 4096;
 BEGIN;
 CREATE TABLE agents (key INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE);
-CREATE TABLE snapshots (id TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE snapshots {_SNAPSHOTS};
 CREATE TABLE moves (
     seq INTEGER PRIMARY KEY, agent INTEGER NOT NULL, snapshot TEXT NOT NULL, verb TEXT NOT NULL, at TEXT NOT NULL
 );
@@ -103,9 +109,13 @@ class SQLiteStore(Store):
 
     def _blob(self, agent: str, snapshot: str) -> bytes | None:
         with self._reading() as db:
-            if not _holds(db, _key(db, agent), snapshot):
-                return None
-            row = db.execute("SELECT data FROM snapshots WHERE id = ?", [snapshot]).fetchone()
+            row = db.execute(
+                """
+                SELECT snapshots.data FROM agents JOIN moves ON moves.agent = agents.key
+                JOIN snapshots ON snapshots.id = moves.snapshot WHERE agents.name = ? AND moves.snapshot = ? LIMIT 1
+                """,
+                [agent.encode(), snapshot],
+            ).fetchone()
             return None if row is None else row[0]
 
     def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
@@ -204,11 +214,20 @@ class SQLiteStore(Store):
     def _scrub(self) -> None:
         """Wipes what was erased from the file and its log.
 
-        secure_delete zeroes what is deleted, but copies that the B-trees moved earlier go only with a rewrite.
+        secure_delete zeroes what is deleted, but of small rows SQLite's trees may hold copies that they moved
+        earlier: these trees are filled anew. Costs what was erased and all journals, not what others remember.
         """
         with self._reading() as db:
             last = db.execute("SELECT max(seq) FROM erasures").fetchone()[0]
-        self._file.rewrite()
+            columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('snapshots')")}
+        if "pad" not in columns:
+            with self._writing() as db:
+                # A file of version 0.1.
+                db.execute(f"CREATE TABLE padded {_SNAPSHOTS}")
+                db.execute("INSERT INTO padded (id, data) SELECT id, data FROM snapshots")
+                db.execute("DROP TABLE snapshots")
+                db.execute("ALTER TABLE padded RENAME TO snapshots")
+        self._file.wipe(refill=("agents", "moves", "tags"), reindex=("snapshots",))
         with self._writing() as db:
             db.execute("DELETE FROM erasures WHERE seq <= ?", [last])
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self, TypeAlias
 
 from deltamem_agents.errors import AgentNotFound, ConfigError, DamagedSnapshot, StaleHead
 from deltamem_agents.snapshots.archive import Archive, write_archive
-from deltamem_agents.snapshots.codec import decode, encode, snapshot_id
+from deltamem_agents.snapshots.codec import decode, decode_links, encode, snapshot_id
 from deltamem_agents.snapshots.durable import named_faults, replacing
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff, state_diff
 from deltamem_agents.snapshots.refusals import check_agent, check_tag, no_agent, no_snapshot
@@ -162,8 +162,8 @@ class Store(ABC):
         held, making = dict.fromkeys(move.snapshot for move in reversed(journal)), _making(journal)
         kept = {*islice(held, keep_last), *self._tags(agent).values(), *self._branch_points(agent)}
         for each in kept & held.keys():
-            snapshot = self._fetch(agent, each).snapshot
-            kept.update(newest for thread, newest in snapshot.threads.items() if thread != snapshot.thread)
+            links = decode_links(self._bytes(agent, each))
+            kept.update(newest for thread, newest in links.threads.items() if thread != links.thread)
         gone = held.keys() - kept
         if making.snapshot in gone:
             self._carry_over(agent, making)
@@ -336,12 +336,12 @@ class Store(ABC):
         while ahead:
             snapshot = ahead.pop()
             try:
-                past = self._fetch(agent, snapshot).snapshot
+                past = decode_links(self._bytes(agent, snapshot))
             except AgentNotFound:
                 continue
             found.add(snapshot)
-            new = [each for each in (past.parent, *past.threads.values()) if each is not None and each not in seen]
-            seen.update(new)
+            new = {each for each in (past.parent, *past.threads.values()) if each is not None} - seen
+            seen |= new
             ahead.extend(new)
         return found
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import TYPE_CHECKING
 
 from deltamem_agents.errors import (
@@ -426,6 +426,32 @@ class StoreConformance:
             assert store.load("a").id == ids[2]
             store._blob = read  # type: ignore[method-assign]
             assert [entry.id for entry in store.log("a")] == ids[::-1]
+
+    def test_reading_while_others_write_finds_whole_snapshots(self, tmp_path: Path) -> None:
+        with self.make_store(tmp_path) as store:
+            grow(store, "a", 1)
+            done = Event()
+
+            def write() -> None:
+                try:
+                    for turn in range(10):
+                        commit_by_retry(store, "a", thread="", note=str(turn))
+                        store.fork("a", "b")
+                        store.prune("a", keep_last=3)
+                        store.forget("b")
+                finally:
+                    done.set()
+
+            writer = Thread(target=write)
+            writer.start()
+            turns = [1]
+            while not done.is_set():
+                turns.append(store.load("a").snapshot.counters.turns)
+                assert 1 <= len(list(store.log("a"))) <= len(store.moves("a")) + 11
+                assert set(store.agents()) <= {"a", "b"}
+            writer.join()
+            assert turns == sorted(turns)
+            assert store.load("a").snapshot.counters.turns == 11
 
     def test_sixteen_threads_on_one_agent_lose_no_write(self, tmp_path: Path) -> None:
         writers, turns = 16, 4

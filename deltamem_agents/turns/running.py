@@ -14,7 +14,7 @@ from deltamem_agents.errors import AgentForgotten, StaleHead
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
-from deltamem_agents.snapshots import Fingerprint, Store
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
 from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
 from deltamem_agents.types import (
@@ -79,10 +79,14 @@ class TurnRunner:
     """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents."""
 
     speaker: MemoryModel
-    store: Store
+    lazy_store: LazyStore
     policy: WritePolicy
     fingerprint: Fingerprint
     queues: Queues
+
+    @property
+    def store(self) -> Store:
+        return self.lazy_store.open()
 
     def stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
         """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.batches import (
     HistoryBatch,
     QuestionBatch,
@@ -18,7 +19,6 @@ from deltamem_agents.lab.training.batches import (
     question_batch,
     told_places,
 )
-from deltamem_agents.lab.training.episodes import Episode
 from deltamem_agents.lab.training.objective import run_and_keep
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import MemoryCall
@@ -269,8 +269,8 @@ def _asked(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Seq
     questions = question_batch(renderer, episodes)
     if not torch.equal(told, questions.targets[questions.is_answer]):
         raise ConfigError(
-            "the tokenizer encodes a told value otherwise than the same value in a reply, which a warm start "
-            'compares token by token; train this model with "warm_start": null'
+            "the tokenizer encodes a told value otherwise than the same value in a reply, and training compares them "
+            "token by token; choose a model whose tokenizer puts the space before a word into the word's first token"
         )
     inputs, cache = _run(model, adapter, questions.lead, questions.tokens, questions.valid)
     inputs = inputs.bfloat16()

@@ -17,7 +17,7 @@ from langgraph.types import Command
 from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
 from deltamem_agents.chat.history import digest
 from deltamem_agents.errors import AgentForgotten
-from deltamem_agents.snapshots import Counters, Receipt, decode, encode, open_store
+from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store
 from deltamem_agents.types import ThreadLog
 from langchain_deltamem.chat_models import ChatDeltaMem
 from langchain_deltamem.checkpoints import lineage
@@ -80,7 +80,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
 
     state_schema = DeltaMemState
 
-    def __init__(self, store: Store | str | None = None) -> None:
+    def __init__(self, store: StoreLike = None) -> None:
         super().__init__()
         self.tools = []
         self._store = None if store is None else open_store(store)
