@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from deltamem_agents.chat.history import Alignment
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Fingerprint, InMemoryStore
+from deltamem_agents.snapshots import Fingerprint, InMemoryStore, LazyStore
 from deltamem_agents.turns.planning import OnDivergence, Plan, Planner, WritePolicy
 from deltamem_agents.types import Message
 
@@ -68,7 +68,7 @@ class Agent:
 
     def turn(self, thread: str | None, messages: Sequence[Said]) -> Said:
         """Plan as the engine does, write what is new and the reply, commit."""
-        planner = Planner(self.store, EMPTY, MADE_BY, WritePolicy(on_divergence=self.on_divergence))
+        planner = Planner(LazyStore(self.store), EMPTY, MADE_BY, WritePolicy(on_divergence=self.on_divergence))
         self.plan = plan = planner.turn("ada", thread, [each.message for each in messages])
         reply = self.say(f"reply {len(self.said)}", "assistant")
         snapshot = plan.commit(plan.state, MADE_BY, thread or "", reply.message, 1, "turn")

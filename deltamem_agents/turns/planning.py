@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from deltamem_agents.chat.history import Alignment, align, digest, extend, known_ahead
 from deltamem_agents.errors import ConfigError, HistoryDiverged
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Counters, Entry, Fingerprint, Snapshot, Store
+from deltamem_agents.snapshots import Counters, Entry, Fingerprint, LazyStore, Snapshot, Store
 from deltamem_agents.turns.thread_past import REBUILD, Return, ThreadPast
 from deltamem_agents.types import Message, Role, ThreadLog
 
@@ -94,10 +94,14 @@ class Plan:
 class Planner:
     """Plans the turns of one engine. `empty`: the memory that an agent starts with."""
 
-    store: Store
+    lazy_store: LazyStore
     empty: MemoryState
     fingerprint: Fingerprint
     policy: WritePolicy
+
+    @property
+    def store(self) -> Store:
+        return self.lazy_store.open()
 
     def turn(self, agent: str, thread: str | None, messages: Sequence[Message]) -> Plan:
         """Align `messages` with what the agent's thread absorbed.

@@ -169,7 +169,7 @@ class TurnRunner:
 
     @property
     def _planner(self) -> Planner:
-        return Planner(self.store, self.speaker.adapter.zero_state(), self.fingerprint, self.policy)
+        return Planner(self.lazy_store, self.speaker.adapter.zero_state(), self.fingerprint, self.policy)
 
     def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""

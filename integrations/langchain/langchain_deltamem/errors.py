@@ -18,7 +18,6 @@ from langchain_core.exceptions import (
 
 from deltamem_agents import (
     AdapterError,
-    AgentForgotten,
     ConfigError,
     DamagedSnapshot,
     DeltaMemError,
@@ -34,6 +33,7 @@ from deltamem_agents import (
     UnsupportedModelError,
     WindowError,
 )
+from deltamem_agents.errors import AgentForgotten
 
 
 class ContextOverflow(ContextOverflowError, WindowError):
@@ -57,7 +57,7 @@ class InvalidAgent(ModelInvalidRequestError, InvalidAgentId):
 
 
 class Forgotten(ModelInvalidRequestError, AgentForgotten):
-    """The agent was forgotten while it was answering; trying again would begin its memory anew."""
+    """The agent was forgotten while the turn was running, and stays so."""
 
 
 class Diverged(ModelInvalidRequestError, HistoryDiverged):
