@@ -68,7 +68,7 @@ def log_of(words: str) -> ThreadLog:
         ("u1 a1 u2 a2 u3 a3", "u2 a2' u3", WINDOWED, ""),
         ("u1 c1 t1 a1", "u1 c1 t1 a1' u2", EXTENDS, "u2"),
         # An input that the app reworded
-        ("u1 a1", "u1' a1 u2", EXTENDS, "u2"),
+        ("u1 a1 u2 ok u3 ok", "u3' ok u4", WINDOWED, "u3' ok u4"),
         ("u1 a1 u2 a2", "u2' a2 u3", WINDOWED, "u3"),
         # A fixed prefix
         ("p1 q u1 a1", "p1 q u2", None, "u2"),
@@ -125,7 +125,8 @@ def test_a_departure_goes_back_only_in_a_named_thread(absorbed, incoming, new, s
     [
         ("u1 a1 u2 a2", "u1' a1 u2 a2 u3", "u1' u3", 0),
         ("u1 a1 u2 a2 u3 a3", "u1 a1 u2' a2 u3 a3 u4", "u2' u4", 2),
-        ("u1 a1 u2 a2 u3 a3", "u1' a1 u2' a2 u3 a3' u4", "u1' u2' u4", 0),
+        ("u1 a1 u2 a2 u3 a3", "u1' a1 u2' a2 u3 a3 u4", "u1' u2' u4", 0),
+        ("u1 a1 u2 a2 u3 a3", "u1 a1 u2' a2 u3' a3 u4", "u2' u4", 2),
     ],
 )
 def test_an_edit_in_place_goes_back_only_in_a_named_thread(absorbed, incoming, new, stands):
@@ -144,6 +145,12 @@ def test_what_was_reworded_once_is_compared_in_the_clients_words_from_then_on(na
     log = extend(found.log, said("u3 a3"))
     assert log == log_of("u1 a1' u2 a2' u3 a3")
     assert align(log, said("u1 a1' u2x"), named=True).stands == 2
+
+
+def test_a_reworded_first_input_is_told_by_its_place_in_a_named_thread():
+    log, incoming = log_of("u1 ok"), said("u1' ok u2")
+    assert (align(log, incoming, named=True).outcome, align(log, incoming, named=True).new) == (EXTENDS, (2,))
+    assert align(log, incoming, named=False).new == (0, 1, 2), "it may be another conversation or a prefix"
 
 
 def test_a_reply_that_is_asked_for_again_takes_the_place_of_the_one_before_in_the_log():

@@ -7,6 +7,7 @@ import deltamem_agents
 PROMISED = [
     "AdapterConfig",
     "AdapterError",
+    "AgentForgotten",
     "AgentNotFound",
     "AlreadyExists",
     "CallChunk",

@@ -7,9 +7,10 @@ the anchors. A reply is soft evidence, as apps reword replies before they store 
 An *exchange* is a reply together with the message right before it. An exchange of the client's is known if
 
 1. the log holds it word for word; a reply that the client's messages begin with is known by itself;
-2. or the log holds the message with another reply, and the exchange follows a known one, stands at the front, or
-   is the newest of the log: it is that exchange, and the app reworded the reply;
-3. or its reply is the newest of the log: the app reworded the message.
+2. or the log holds the message with another reply, and the exchange stands at the front or follows a known one:
+   it is that exchange, and the app reworded the reply;
+3. or it is the newest of the log, told by a reply that stands nowhere else in it, or, in a named thread, by its
+   place: the app reworded the message.
 
 What stands up to the last known exchange is not new: it was absorbed, or it is a summary or a past told
 otherwise. What follows is new, but for two cases. Exactly the input of the newest turn, where its reply is not
@@ -143,7 +144,7 @@ def align(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
     """
     if log.count == 0:
         return Aligned(Alignment.FRESH, tuple(range(len(incoming))), log)
-    known, at_end = _known(_Exchanges.of(log), incoming)
+    known, at_end = _known(_Exchanges.of(log), incoming, newest_at=log.count - 1 if named else None)
     stands = _standing(log, incoming)
     if stands == log.count or (at_end and known == log.count and _same_roles(log, incoming)):
         return _in_place(log, incoming, named=named)
@@ -207,20 +208,21 @@ def as_shown(log: ThreadLog, incoming: Sequence[str]) -> ThreadLog:
 class _Exchanges:
     """The exchanges of a log. `whole`: message and reply; `answered`: the messages; `newest`: the last exchange.
 
-    `messages`: all that the log holds.
+    `messages`: all that the log holds. `telling`: whether the newest reply alone tells the newest exchange.
     """
 
     whole: frozenset[tuple[str, str]]
     answered: frozenset[str]
     messages: frozenset[str]
     newest: tuple[str | None, str] | None
+    telling: bool
 
     @classmethod
     def of(cls, log: ThreadLog) -> _Exchanges:
         pairs = [
             (before, reply) for row in (log.opening, log.tail) for before, reply in pairwise(row) if _is_reply(reply)
         ]
-        newest = None
+        newest, replies = None, [each for each in (*log.opening, *log.tail) if _is_reply(each)]
         if log.tail and _is_reply(log.tail[-1]):
             newest = (next((each for each in reversed(log.tail) if not _is_reply(each)), None), log.tail[-1])
         return cls(
@@ -228,6 +230,7 @@ class _Exchanges:
             frozenset(before for before, _ in pairs if not _is_reply(before)),
             frozenset((*log.opening, *log.tail)),
             newest,
+            newest is not None and len({*replies}) > 1 and replies.count(newest[1]) == 1,
         )
 
     def hold(self, before: str | None, reply: str, *, follows: bool) -> bool:
@@ -235,6 +238,10 @@ class _Exchanges:
         if before is None:
             return reply in self.messages
         return (before, reply) in self.whole or (follows and before in self.answered)
+
+    @property
+    def newest_reply(self) -> str | None:
+        return None if self.newest is None else self.newest[1]
 
     def hold_whole(self, messages: Sequence[str]) -> bool:
         """Whether one of the messages' exchanges is known word for word."""
@@ -249,10 +256,13 @@ class _Exchanges:
         return before == self.newest[0] or reply == self.newest[1]
 
 
-def _known(exchanges: _Exchanges, incoming: Sequence[str], *, unbroken: bool = False) -> tuple[int, bool]:
+def _known(
+    exchanges: _Exchanges, incoming: Sequence[str], *, newest_at: int | None = None, unbroken: bool = False
+) -> tuple[int, bool]:
     """How many leading messages stand up to the last known exchange, and whether that is the log's newest.
 
-    `unbroken`: stop at the first exchange that is not known, or message that the log does not hold.
+    `newest_at`: where a client that shows its whole history has the newest reply. `unbroken`: stop at the first
+    exchange that is not known, or message that the log does not hold.
     """
     known, at_end, follows = 0, False, True
     for place, reply in enumerate(incoming):
@@ -262,9 +272,11 @@ def _known(exchanges: _Exchanges, incoming: Sequence[str], *, unbroken: bool = F
         if unbroken and not exchanges.messages.issuperset(incoming[known:place]):
             break
         newest = exchanges.end_with(before, reply)
-        if exchanges.hold(before, reply, follows=follows) or (newest and not unbroken):
+        told = place == newest_at or (exchanges.telling and reply == exchanges.newest_reply)
+        if exchanges.hold(before, reply, follows=follows) or (newest and told and not unbroken):
             known, at_end, follows = place + 1, newest, True
-        elif place:
+        elif before is not None and not _is_reply(before):
+            # A reply without a message before it was cut off from it by a window.
             follows = False
             if unbroken:
                 break

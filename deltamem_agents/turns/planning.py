@@ -122,7 +122,7 @@ class Planner:
         found = align(log, incoming, named=thread is not None)
         if found.outcome is Alignment.DIVERGED:
             back = past.back_to(found, incoming)
-            if back is not None and self._may_go_back(past, back):
+            if back is not None and back.possible and self._may_go_back(past, back):
                 state = self.empty if back.base is None else back.base.snapshot.state
                 new = positions[back.log.count :]
                 return replace(

@@ -21,12 +21,14 @@ COPIES_CHECKED = 32
 class Return:
     """Where a turn goes back to. `base`: None for the empty memory. `log`: what the thread has absorbed there.
 
-    `undone`: how many messages the memory gives up.
+    `undone`: how many messages the memory gives up. `possible`: False where the client shows a real departure, and
+    yet all older snapshots hold something else that it changed.
     """
 
     base: Entry | None
     log: ThreadLog
     undone: int
+    possible: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,18 @@ class ThreadPast:
         None where there is none. After a departure it has to hold some of the thread: only then has the client shown
         a reply with which a turn ended, and not just a prefix of its own. A thread that was rebuilt is no such doubt.
         """
-        entry = self._load(self.head, self.head.newest(self.thread))
+        entry, stood = self._load(self.head, self.head.newest(self.thread)), False
         for _ in range(ThreadLog.TAIL_MESSAGES):
             if entry is None:
                 return self._rebuilt(found, self.head)
             log, older = entry.snapshot.absorbed, entry.snapshot.threads.get(self.thread)
-            if 0 < log.count <= found.stands and stands_in(log, incoming):
-                return self._return(entry, as_shown(log, incoming), found)
+            if 0 < log.count <= found.stands:
+                if stands_in(log, incoming):
+                    return self._return(entry, as_shown(log, incoming), found)
+                stood = True
             if older is None:
-                return self._before(entry, found, incoming)
+                back = self._before(entry, found, incoming)
+                return Return(None, ThreadLog(), 0, possible=False) if back is None and stood else back
             entry = self._load(entry, older)
         return None
 
