@@ -128,7 +128,8 @@ class Pass:
             writes = row(prompt.writes, torch.bool) if any(prompt.writes[part]) else None
             ids = row(prompt.message_ids, torch.long) if writes is not None else None
             replies = row(prompt.replies, torch.bool)
-            call = MemoryCall(self.state, reads, writes, ids, replies, collect=self.collect)
+            more = part.stop < len(prompt)
+            call = MemoryCall(self.state, reads, writes, ids, replies, unfinished=more, collect=self.collect)
         memory = {} if call is None else {CALL_KEYWORD: call}
         out = self.model(
             input_ids=row(prompt.ids, torch.long),
