@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 
-from deltamem_agents.errors import AgentNotFound, AlreadyExists, ConfigError, InvalidAgentId, StaleHead, StoreError
+from deltamem_agents.errors import (
+    AgentNotFound,
+    AlreadyExists,
+    ConfigError,
+    InvalidAgentId,
+    SnapshotNotFoundError,
+    StaleHead,
+    StoreError,
+)
 from deltamem_agents.snapshots.snapshot import NAME_LENGTH, is_snapshot_id
 
 
@@ -49,8 +57,8 @@ def no_agent(agent: str) -> AgentNotFound:
     return AgentNotFound(f"no agent {agent!r} in the store; `agents` lists those it has")
 
 
-def no_snapshot(agent: str, at: str) -> AgentNotFound:
-    return AgentNotFound(
+def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(
         f"agent {agent!r} has no snapshot {at!r}, expected an id, its first 6 or more digits, or a tag; "
         "`moves` and `tags` list them"
     )
