@@ -60,6 +60,7 @@ class DeltaMemEngine:
         *,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
+        progress: bool = False,
     ) -> None:
         context = loaded.context_tokens
         if window_tokens is not None and not 1 <= window_tokens <= context:
@@ -74,8 +75,8 @@ class DeltaMemEngine:
         self.fingerprint = Fingerprint(
             loaded.model_fingerprint, loaded.tokenizer_fingerprint, adapter_fingerprint(adapter)
         )
-        self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts)
+        self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
+        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress)
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
 
@@ -97,7 +98,8 @@ class DeltaMemEngine:
         `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub
         id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is the SQLite file in
-        the user's data folder. `dtype`: of the base model; the memory is always float32.
+        the user's data folder. `dtype`: of the base model; the memory is always float32. `progress`: show long
+        work on stderr, loading and later absorbing alike.
 
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
         """
@@ -105,7 +107,7 @@ class DeltaMemEngine:
         # A path says nothing about which model lies there; the adapter's own sizes are checked in any case.
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = load_adapter(adapter_folder(adapter, loaded.name), loaded.model, base_model=base_model)
-        return cls(loaded, fitted, open_store(store), window_tokens=window_tokens, policy=policy)
+        return cls(loaded, fitted, open_store(store), window_tokens=window_tokens, policy=policy, progress=progress)
 
     def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """One reply of `agent` to `messages`; returns once the memory is committed.
@@ -179,24 +181,39 @@ class DeltaMemEngine:
         """An empty memory, batch 1."""
         return self.adapter.zero_state()
 
-    def absorb(self, state: MemoryState, messages: Sequence[MessageLike]) -> MemoryState:
+    def absorb(
+        self,
+        state: MemoryState,
+        messages: Sequence[MessageLike],
+        *,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> MemoryState:
         """The memory after reading and writing `messages`. Pure: no agent or store is involved.
 
         Works in bounded memory: the messages are processed in segments of at most `window_tokens`.
+        `advance(tokens)` is called as tokens have been read.
         """
         run = self._speaker.begin(state)
-        self._speaker.absorb(run, as_messages(messages), None)
+        for tokens in self._speaker.absorbing(run, as_messages(messages), None):
+            advance(tokens)
         assert run.state is not None
         return run.state.settled()
 
-    def absorb_into(self, agent: str, messages: Sequence[MessageLike], *, thread: str | None = None) -> str | None:
+    def absorb_into(
+        self,
+        agent: str,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> str | None:
         """Write what the agent's thread has not absorbed of `messages`, without asking for a reply. One commit.
 
         For clients whose messages leave their window. Returns the id of the new snapshot, None where nothing
         was new. Raises MessageError, ForeignSnapshot, InvalidAgentId, StoreError or DamagedSnapshot, and then
-        nothing was changed.
+        nothing was changed. `advance(tokens)` is called as tokens have been read.
         """
-        return self._turns().absorb_into(agent, thread, as_messages(messages))
+        return self._turns().absorb_into(agent, thread, as_messages(messages), advance)
 
     def absorb_batch(
         self,

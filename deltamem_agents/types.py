@@ -176,7 +176,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers."""
+    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers.
+
+    `tokens_read`: tokens of the prompt, the reply and what was absorbed that read the memory. `messages_written`: those
+    of which tokens were written, the reply included. `tokens_unwritten`: of these messages, beyond
+    `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
+    head and tail.
+    """
 
     agent: str
     thread: str | None
@@ -193,6 +199,8 @@ class TurnFacts:
     prefill_seconds: float
     decode_seconds: float
     attempts: int = 1
+    tokens_unshown: int = 0
+    tokens_unwritten: int = 0
 
 
 @dataclass(frozen=True)

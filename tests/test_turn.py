@@ -309,7 +309,8 @@ def test_messages_beyond_the_window_are_absorbed_first() -> None:
     assert turn.facts.tokens_written == sum(len(m.content) for m in (*history, U3)) + turn.usage.completion_tokens
 
 
-def test_a_first_call_longer_than_the_models_context_works(engine: DeltaMemEngine) -> None:
+def test_a_first_call_longer_than_the_models_context_works() -> None:
+    engine = tiny_engine(policy=WritePolicy(message_tokens=10_000))
     long = Message("user", "word " * 1200)
     turn = engine.run_turn("ada", [long, Message("assistant", "ok"), U3], sampling=SHORT)
     assert turn.facts.tokens_written >= len("word " * 1200) - 5

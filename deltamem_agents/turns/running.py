@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from deltamem_agents.chat.grammar import Grammar
@@ -67,7 +68,7 @@ class Outcome:
     reply: Reply
     message: Message
     cut_call: CallChunk | None
-    overflow_tokens: int
+    absorbed_tokens: int
     attempts: int
 
 
@@ -106,7 +107,11 @@ class TurnRunner:
         run = speaker.begin(None if plan is None else plan.state, collect=True)
         new = plan.new if plan is not None and writes else ()
         window = speaker.prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
-        overflow = speaker.absorb(run, request.messages[: window.start], window.overflow) if window.overflow else 0
+        absorbed = 0
+        if window.absorbed:
+            for tokens in speaker.absorbing(run, request.messages, window.absorbed):
+                absorbed += tokens
+                yield ""
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
@@ -131,10 +136,14 @@ class TurnRunner:
             names = [tool.name for tool in request.tools]
             message, cut = reply_message(reply.text, names, request.salt, held=request.grammar is not None)
         if writes_reply and speaker.per_message:
-            speaker.absorb(run, (message,), None)
-        return Outcome(plan, window, run, reply, message, cut, overflow, number)
+            deque(speaker.absorbing(run, (message,), None), maxlen=0)
+        elif writes_reply and reply.ids:
+            run.measures.messages += 1
+        return Outcome(plan, window, run, reply, message, cut, absorbed, number)
 
-    def absorb_into(self, agent: str, thread: str | None, messages: Sequence[Message]) -> str | None:
+    def absorb_into(
+        self, agent: str, thread: str | None, messages: Sequence[Message], advance: Callable[[int], None]
+    ) -> str | None:
         """What `DeltaMemEngine.absorb_into` does."""
         empty = self.speaker.adapter.zero_state()
         for _ in range(COMMIT_ATTEMPTS):
@@ -145,9 +154,10 @@ class TurnRunner:
             if not new:
                 return None
             run = self.speaker.begin(plan.state)
-            self.speaker.absorb(run, new, None)
+            for read in self.speaker.absorbing(run, new, None):
+                advance(read)
             assert run.state is not None
-            tokens = self.speaker.prompts.content_tokens(new)
+            tokens = run.measures.written
             name = DEFAULT_THREAD if thread is None else thread
             snapshot = plan.commit(run.state, self.fingerprint, name, None, tokens, "absorb")
             try:
@@ -216,20 +226,19 @@ class TurnRunner:
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
         calls = outcome.message.tool_calls
-        writes = request.memory == "readwrite" and outcome.plan is not None
         return Turn(
             text=outcome.message.content,
             tool_calls=calls,
-            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.overflow_tokens),
+            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.absorbed_tokens),
             snapshot=snapshot,
             facts=TurnFacts(
                 agent=request.agent or "",
                 thread=request.thread,
                 memory=request.memory,
                 alignment="off" if outcome.plan is None else outcome.plan.outcome.value,
-                tokens_read=0 if state is None else sum(outcome.window.prompt.reads) + len(reply.ids),
+                tokens_read=measures.read,
                 tokens_written=measures.written,
-                messages_written=len(outcome.plan.new) + 1 if writes and outcome.plan is not None else 0,
+                messages_written=measures.messages,
                 state_bytes=0 if state is None else state.nbytes,
                 state_norm=0.0 if state is None else state.norm(),
                 mean_beta=measures.mean_beta,
@@ -238,6 +247,8 @@ class TurnRunner:
                 prefill_seconds=measures.prefill_seconds,
                 decode_seconds=measures.decode_seconds,
                 attempts=outcome.attempts,
+                tokens_unshown=outcome.window.unshown,
+                tokens_unwritten=measures.unwritten,
             ),
             finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
             cut_call=outcome.cut_call,
