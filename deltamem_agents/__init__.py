@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WindowError,
     )
+    from deltamem_agents.memory.attach import Adapter
     from deltamem_agents.memory.state import MemoryState
     from deltamem_agents.snapshots import FileStore, InMemoryStore, Snapshot, SQLiteStore, Store
     from deltamem_agents.turns.planning import WritePolicy
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Adapter": "memory.attach",
     "AdapterConfig": "config",
     "DeltaMemEngine": "engine",
     "MemoryState": "memory.state",
@@ -114,6 +116,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adapter",
     "AdapterConfig",
     "AdapterError",
     "AgentNotFound",

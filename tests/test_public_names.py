@@ -5,6 +5,7 @@ import importlib
 import deltamem_agents
 
 PROMISED = [
+    "Adapter",
     "AdapterConfig",
     "AdapterError",
     "AgentNotFoundError",

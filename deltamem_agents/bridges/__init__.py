@@ -9,11 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltamem_agents.bridges.binding import EPHEMERAL, Binding, bound, use_agent
-    from deltamem_agents.bridges.shared_engines import DEFAULT_MODEL, EngineSpec, Serving, named_engines, shared_engine
+    from deltamem_agents.bridges.shared_engines import (
+        DEFAULT_MODEL,
+        EngineSpec,
+        Serving,
+        named_engines,
+        read_store,
+        require_names,
+        shared_engine,
+        written_store,
+    )
 
 _HOMES = {
     **dict.fromkeys(("EPHEMERAL", "Binding", "bound", "use_agent"), "binding"),
-    **dict.fromkeys(("DEFAULT_MODEL", "EngineSpec", "Serving", "named_engines", "shared_engine"), "shared_engines"),
+    **dict.fromkeys(
+        (
+            "DEFAULT_MODEL",
+            "EngineSpec",
+            "Serving",
+            "named_engines",
+            "read_store",
+            "require_names",
+            "shared_engine",
+            "written_store",
+        ),
+        "shared_engines",
+    ),
 }
 
 __all__ = [
@@ -24,8 +45,11 @@ __all__ = [
     "Serving",
     "bound",
     "named_engines",
+    "read_store",
+    "require_names",
     "shared_engine",
     "use_agent",
+    "written_store",
 ]
 
 

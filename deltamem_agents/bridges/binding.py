@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from deltamem_agents.snapshots import Store
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode
 
 EPHEMERAL = ""
@@ -21,7 +21,7 @@ class Binding:
     agent_id: str
     thread: str | None = None
     memory: MemoryMode | None = None
-    store: Store | None = None
+    store: StoreLike = None
 
 
 _bound: ContextVar[Binding | None] = ContextVar("deltamem_agent", default=None)
@@ -34,7 +34,7 @@ def bound() -> Binding | None:
 
 @contextmanager
 def use_agent(
-    agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None, store: Store | None = None
+    agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None, store: StoreLike = None
 ) -> Iterator[None]:
     """Every chat model on δ-mem called inside uses this agent's memory, unless its call names another.
 

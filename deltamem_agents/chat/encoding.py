@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol, Self
 
 from deltamem_agents.errors import MessageError
+from deltamem_agents.processes import Mutex
 
 # The second merges with nothing: a rune, which tokenizers spell in bytes.
 _ANCHORS = ("\n", "ᚠ")
 
 # A fast tokenizer keeps "split special tokens" as a switch on itself, set by each call: two threads
 # encoding at once could read a user's text with the template's setting.
-_switch = threading.Lock()
+_switch = Mutex()
 
 
 class AddedTokenLike(Protocol):

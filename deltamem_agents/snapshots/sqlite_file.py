@@ -252,8 +252,8 @@ def _require_owner(path: Path, application: int) -> None:
             owner = None
     if owner is None or not path.stat().st_size:
         raise StoreError(
-            f"{str(path)!r} has {path.stat().st_size} bytes and is no database, expected a SQLite file: it is something "
-            "else or was cut short. It was left alone; choose another path, or restore it from a backup"
+            f"{str(path)!r} has {path.stat().st_size} bytes and is no database, expected a SQLite file: it is "
+            "something else or was cut short. It was left alone; choose another path, or restore it from a backup"
         )
     if owner != application:
         raise StoreError(

@@ -10,11 +10,11 @@ from deltamem_agents.chat.grammar import Grammar
 from deltamem_agents.chat.history import Alignment, digest
 from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
-from deltamem_agents.errors import StaleHead
+from deltamem_agents.errors import StaleHead, StateError
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
-from deltamem_agents.snapshots import Fingerprint, Store
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
 from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_absorption, plan_turn
 from deltamem_agents.turns.queues import Queues
 from deltamem_agents.types import (
@@ -74,27 +74,47 @@ class Outcome:
 
 @dataclass(frozen=True)
 class TurnRunner:
-    """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents."""
+    """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
+
+    `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
+    """
 
     speaker: MemoryModel
-    store: Store
+    lazy_store: LazyStore
     policy: WritePolicy
     fingerprint: Fingerprint
     queues: Queues
+    require_usable: Callable[[], None]
+
+    @property
+    def store(self) -> Store:
+        return self.lazy_store.open()
 
     def stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
         """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""
+        self.require_usable()
         attempt = self.attempt(request, 1)
         shown = ReplyStream(bool(request.tools), request.grammar is not None, request.salt)
         try:
             while True:
-                yield from shown.push(next(attempt))
+                yield from shown.push(self._step(attempt))
         except StopIteration as done:
             outcome: Outcome = done.value
         finally:
             attempt.close()
         yield from shown.finish(outcome.message.content, outcome.message.tool_calls, outcome.cut_call)
         yield TurnChunk(turn=self._commit(request, outcome))
+
+    def _step(self, attempt: Generator[str, None, Outcome]) -> str:
+        """The attempt's next piece of text. Raises EngineClosedError where the engine was closed meanwhile."""
+        try:
+            return next(attempt)
+        except StateError:
+            # A model whose memory was taken off in the midst of a pass: say that, not what came of it.
+            self.require_usable()
+            raise
+        finally:
+            self.require_usable()
 
     def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
         """Everything of a turn but the commit. `forced`: the reply to take instead of drawing one."""
@@ -156,6 +176,7 @@ class TurnRunner:
             run = self.speaker.begin(plan.state)
             for read in self.speaker.absorbing(run, new, None):
                 advance(read)
+                self.require_usable()
             assert run.state is not None
             tokens = run.measures.written
             name = DEFAULT_THREAD if thread is None else thread

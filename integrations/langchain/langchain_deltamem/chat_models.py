@@ -13,13 +13,22 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
-from pydantic import Field, SkipValidation, model_validator
+from pydantic import Field, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store
-from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
+from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling
+from deltamem_agents.bridges import (
+    DEFAULT_MODEL,
+    EPHEMERAL,
+    EngineSpec,
+    Serving,
+    read_store,
+    require_names,
+    written_store,
+)
 from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
 from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
 from langchain_deltamem.errors import InvalidOptionError, as_model_errors
 from langchain_deltamem.identity import resolve
@@ -53,7 +62,7 @@ class ChatDeltaMem(BaseChatModel):
     model: str = Field(default_factory=from_env("DELTAMEM_MODEL", default=DEFAULT_MODEL))
     engine: SkipValidation[DeltaMemEngine] | None = Field(default=None, exclude=True, repr=False)
     adapter: str | None = None
-    store: SkipValidation[Store | str | None] = Field(default_factory=from_env("DELTAMEM_STORE", default=None))
+    store: SkipValidation[StoreLike] = Field(default_factory=from_env("DELTAMEM_STORE", default=None))
     device: str = "cpu"
     window_tokens: int | None = None
     agent_id: str | None = None
@@ -82,6 +91,7 @@ class ChatDeltaMem(BaseChatModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self._sampling()
+        self.store = read_store(self.store, self.engine)
         if self.cache and self.memory != "off":
             raise ConfigError(CACHED)
         if self.engine is not None:
@@ -96,12 +106,12 @@ class ChatDeltaMem(BaseChatModel):
         self.model = engine.model_name
 
     def __getstate__(self) -> dict[Any, Any]:
-        if self.engine is not None or not isinstance(self.store, str | None):
-            raise ConfigError(
-                "a ChatDeltaMem with an open engine or Store cannot be pickled; "
-                "give model= and a store URL, and each process opens its own"
-            )
+        require_names("ChatDeltaMem", self.store, self.engine)
         return super().__getstate__()
+
+    @field_serializer("store")
+    def _written_store(self, store: StoreLike) -> str | None:
+        return written_store(store, self.engine)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()
@@ -125,8 +135,7 @@ class ChatDeltaMem(BaseChatModel):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        # An open engine or store cannot be written down; whoever loads the model gives them again.
-        return {} if self.store is None or isinstance(self.store, str) else {"store": None}
+        return {"store": written_store(self.store, self.engine)}
 
     def _resolve_model_profile(self) -> ModelProfile:
         engine = self.engine

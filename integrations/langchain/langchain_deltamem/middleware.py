@@ -11,7 +11,7 @@ from langchain_core.runnables import ensure_config, run_in_executor
 from langgraph.types import Command
 
 from deltamem_agents import InMemoryStore, Snapshot, StaleHead, Store
-from deltamem_agents.snapshots import Receipt, decode, encode, open_store
+from deltamem_agents.snapshots import Receipt, StoreLike, decode, encode, open_store
 from langchain_deltamem.identity import thread_name, threads_of, use_agent
 
 STATE_KEY = "deltamem_state"
@@ -39,7 +39,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
 
     state_schema = DeltaMemState
 
-    def __init__(self, store: Store | str | None = None) -> None:
+    def __init__(self, store: StoreLike = None) -> None:
         super().__init__()
         self.tools = []
         self._store = None if store is None else open_store(store)
