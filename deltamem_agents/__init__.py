@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from deltamem_agents.engine import DeltaMemEngine
     from deltamem_agents.errors import (
         AdapterError,
+        AgentForgottenError,
         AgentNotFound,
         AgentNotFoundError,
         AlreadyExists,
@@ -78,6 +79,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "AdapterError",
+            "AgentForgottenError",
             "AgentNotFound",
             "AgentNotFoundError",
             "AlreadyExists",
@@ -119,6 +121,7 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterError",
+    "AgentForgottenError",
     "AgentNotFound",
     "AgentNotFoundError",
     "AlreadyExists",

@@ -55,6 +55,10 @@ class TagNotFoundError(AgentNotFoundError):
     """The agent has no such tag."""
 
 
+class AgentForgottenError(AgentNotFoundError):
+    """The agent was forgotten, or replaced by an import, while a turn was running; nothing of the turn was kept."""
+
+
 class AlreadyExistsError(DeltaMemError, ValueError):
     """An agent or tag of that name is in the store; it was not overwritten."""
 
@@ -103,7 +107,8 @@ class ForkedProcessError(DeltaMemError, RuntimeError):
     """The engine was opened before this process was forked, and cannot compute here."""
 
 
-# The names of version 0.1, which are here to stay: code that catches them goes on working.
+# Earlier names, which are here to stay: code that catches them goes on working.
+AgentForgotten = AgentForgottenError
 AgentNotFound = AgentNotFoundError
 AlreadyExists = AlreadyExistsError
 DamagedSnapshot = DamagedSnapshotError

@@ -181,7 +181,8 @@ class TurnFacts:
     `tokens_read`: tokens of the prompt, the reply and what was absorbed that read the memory. `messages_written`: those
     of which tokens were written, the reply included. `tokens_unwritten`: of these messages, beyond
     `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
-    head and tail.
+    head and tail. `undone_messages`: how many messages the memory no longer holds, because the client showed that its
+    history was edited or cut short.
     """
 
     agent: str
@@ -201,6 +202,7 @@ class TurnFacts:
     attempts: int = 1
     tokens_unshown: int = 0
     tokens_unwritten: int = 0
+    undone_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,14 +272,13 @@ class ThreadLog:
     """Which messages of one thread an agent has absorbed, in constant space.
 
     `count`: messages absorbed in all. `tail`: digests of the newest of them, oldest first, at most
-    TAIL_MESSAGES. The log is complete when `count == len(tail)`.
+    TAIL_MESSAGES. `opening`: digests that clients showed first although the tail no longer reaches them, such as
+    a fixed prefix; at most OPENING_MESSAGES.
     """
 
     count: int = 0
     tail: tuple[str, ...] = ()
+    opening: tuple[str, ...] = ()
 
     TAIL_MESSAGES: ClassVar[int] = 256
-
-    @property
-    def complete(self) -> bool:
-        return self.count == len(self.tail)
+    OPENING_MESSAGES: ClassVar[int] = 128

@@ -8,6 +8,7 @@ PROMISED = [
     "Adapter",
     "AdapterConfig",
     "AdapterError",
+    "AgentForgottenError",
     "AgentNotFoundError",
     "AlreadyExistsError",
     "CallChunk",

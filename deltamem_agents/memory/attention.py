@@ -40,8 +40,8 @@ class MemoryCall:
     `message_ids` (batch, tokens) int: which message a token belongs to, −1 for none; needed by adapters
     that write once per message. `unfinished`: the tokens of the same prompt go on in the next call, which takes
     `new_state()` as it is; for such adapters a prompt cut into calls is then what it is whole.
-    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which
-    training computes the writes again with gradients.
+    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which training
+    computes writes and reads again.
     """
 
     state: MemoryState

@@ -31,7 +31,7 @@ from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
 from langchain_deltamem.errors import InvalidOptionError, as_model_errors
-from langchain_deltamem.identity import resolve
+from langchain_deltamem.identity import of_checkpoint, of_run, resolve
 from langchain_deltamem.keywords import check_fields, check_keywords
 from langchain_deltamem.messages import to_messages
 from langchain_deltamem.replies import PROVIDER, to_chunk, to_result
@@ -210,8 +210,8 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with as_model_errors():
-            engine, agent, spoken, options = self._turn(messages, stop, kwargs)
-            return to_result(engine.run_turn(agent, spoken, **options), engine.model_name)
+            engine, agent, spoken, options, by_run = self._turn(messages, stop, kwargs)
+            return to_result(engine.run_turn(agent, spoken, **options), engine.model_name, named_by_run=by_run)
 
     async def _agenerate(
         self,
@@ -221,8 +221,8 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with as_model_errors():
-            engine, agent, spoken, options = await run_in_executor(None, self._turn, messages, stop, kwargs)
-            return to_result(await engine.arun_turn(agent, spoken, **options), engine.model_name)
+            engine, agent, spoken, options, by_run = await run_in_executor(None, self._turn, messages, stop, kwargs)
+            return to_result(await engine.arun_turn(agent, spoken, **options), engine.model_name, named_by_run=by_run)
 
     def _stream(
         self,
@@ -232,9 +232,9 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         with as_model_errors():
-            engine, agent, spoken, options = self._turn(messages, stop, kwargs)
+            engine, agent, spoken, options, by_run = self._turn(messages, stop, kwargs)
             for piece in engine.stream_turn(agent, spoken, **options):
-                chunk = to_chunk(piece, engine.model_name)
+                chunk = to_chunk(piece, engine.model_name, named_by_run=by_run)
                 if chunk is None:
                     continue
                 if run_manager:
@@ -249,9 +249,9 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         with as_model_errors():
-            engine, agent, spoken, options = await run_in_executor(None, self._turn, messages, stop, kwargs)
+            engine, agent, spoken, options, by_run = await run_in_executor(None, self._turn, messages, stop, kwargs)
             async for piece in engine.astream_turn(agent, spoken, **options):
-                chunk = to_chunk(piece, engine.model_name)
+                chunk = to_chunk(piece, engine.model_name, named_by_run=by_run)
                 if chunk is None:
                     continue
                 if run_manager:
@@ -260,16 +260,25 @@ class ChatDeltaMem(BaseChatModel):
 
     def _turn(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]
-    ) -> tuple[DeltaMemEngine, str | None, list[Message], TurnOptions]:
-        """The engine, the agent, the messages and the options of one turn."""
+    ) -> tuple[DeltaMemEngine, str | None, list[Message], TurnOptions, bool]:
+        """The engine, the agent, the messages and the options of one turn; whether the graph's run names the agent."""
         check_keywords(given)
         if given.get("agent_id") is None:
             # generate() and its kin take no config; what encloses the call still counts.
             given = self._identified(None, given)
+        config = ensure_config()
+        off = (given.get("memory") or self.memory) == "off"
+        kept = None if off else of_checkpoint(given["agent_id"], config, messages)
+        by_run = kept is not None or given["agent_id"] == of_run(config)
+        given = given if kept is None else {**given, "agent_id": kept}
         tools = to_tools(given.get("tools") or ())
         options = turn_options({**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory)
         engine = self._engine(given.get("model"), given["agent_id"])
-        return engine, given["agent_id"] or None, to_messages(messages), options
+        return engine, given["agent_id"] or None, to_messages(messages), options, by_run
+
+    def open_engine(self, agent_id: str) -> DeltaMemEngine:
+        """The engine on which a call of this agent runs, over the store where the agent lives."""
+        return self._engine(None, agent_id)
 
     def _engine(self, model: str | None, agent: str) -> DeltaMemEngine:
         spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)

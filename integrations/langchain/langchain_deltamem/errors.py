@@ -33,6 +33,7 @@ from deltamem_agents import (
     UnsupportedModelError,
     WindowError,
 )
+from deltamem_agents.errors import AgentForgottenError
 
 
 class WindowOverflowError(ContextOverflowError, WindowError):
@@ -53,6 +54,10 @@ class InvalidSchemaError(ModelInvalidRequestError, GrammarError):
 
 class InvalidAgentError(ModelInvalidRequestError, InvalidAgentIdError):
     """An agent id is too long, or not text that a store can keep."""
+
+
+class ForgottenError(ModelInvalidRequestError, AgentForgottenError):
+    """The agent was forgotten while the turn was running, and stays so."""
 
 
 class DivergedError(ModelInvalidRequestError, HistoryDivergedError):
@@ -99,6 +104,7 @@ _KINDS: Mapping[type, type[ModelError]] = {
         InvalidMessageError,
         InvalidSchemaError,
         InvalidAgentError,
+        ForgottenError,
         DivergedError,
         ForeignMemoryError,
         DamagedMemoryError,

@@ -15,7 +15,7 @@ from langchain_core.messages import HumanMessage, trim_messages
 from langchain_core.runnables import ConfigurableField
 from scripted_chat import add, scripted, store, turns
 
-from deltamem_agents import ConfigError, InMemoryStore, Message, Sampling, SQLiteStore
+from deltamem_agents import ConfigError, InMemoryStore, Message, Sampling, SQLiteStore, StoreError
 from deltamem_agents.testing import Asked, ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
@@ -157,6 +157,16 @@ def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
             ChatDeltaMem(**written)
         again = ChatDeltaMem(**{**written, given: getattr(model, given)})
         assert again._engine(None, "ada").store is model._engine(None, "ada").store
+
+
+def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "file" / "below"))
+    model = ChatDeltaMem(model="scripted")
+    assert model.invoke("hi").content == model.invoke("hi", agent_id="ada", memory="off").content == "You said: hi"
+    assert model.get_num_tokens("hi") == 2
+    with pytest.raises(StoreError, match=r"below.* store=, .*DELTAMEM_HOME"):
+        model.invoke("hi", agent_id="ada")
 
 
 def test_a_path_is_a_store_and_is_written_down_as_text(tmp_path: Path) -> None:

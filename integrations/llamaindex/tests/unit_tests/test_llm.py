@@ -290,6 +290,16 @@ def test_copies_share_the_engine_and_pickles_keep_the_named_store(tmp_path: Path
         assert each.open_engine("ada").store is store
 
 
+def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "file" / "below"))
+    llm = DeltaMemLLM(model="scripted")
+    assert llm.chat([says("hi")]).message.content == llm.complete("hi").text == "You said: hi"
+    assert llm.chat([says("hi")], agent_id="ada", memory="off").message.content == "You said: hi"
+    with pytest.raises(StoreError, match=r"below.* store=, .*DELTAMEM_HOME"):
+        llm.chat([says("hi")], agent_id="ada")
+
+
 @pytest.mark.parametrize("given", ["engine", "store"])
 def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
     store = InMemoryStore()
