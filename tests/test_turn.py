@@ -7,6 +7,7 @@ import io
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -362,17 +363,17 @@ def test_forgetting_wins_over_absorbing_in_flight(
     stored: DeltaMemEngine, meanwhile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored.absorb_into("ada", [U1])
-    absorb, left = MemoryModel.absorb, []
+    absorbing, left = MemoryModel.absorbing, []
 
-    def slow(speaker: MemoryModel, *given: Any) -> int:
+    def slow(speaker: MemoryModel, *given: Any) -> Iterator[int]:
         if not left:
             left.append(None)
             time.sleep(0.002)
             meanwhile(stored)
             left[:] = [stored.store.head("ada")]
-        return absorb(speaker, *given)
+        return absorbing(speaker, *given)
 
-    monkeypatch.setattr(MemoryModel, "absorb", slow)
+    monkeypatch.setattr(MemoryModel, "absorbing", slow)
     with pytest.raises(AgentForgotten):
         stored.absorb_into("ada", [U3])
     assert [stored.store.head("ada")] == left
