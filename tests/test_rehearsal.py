@@ -37,6 +37,10 @@ def fresh(config: AdapterConfig) -> Adapter:
     return adapter.requires_grad_(False)
 
 
+# One worker runs them all: they share one rehearsal.
+pytestmark = pytest.mark.xdist_group("rehearsal")
+
+
 @dataclass(frozen=True)
 class Rehearsed:
     adapter: Adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +24,25 @@ from deltamem_agents.lab.evaluation.recall import FIRST, WHOLE, unwatched
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.suites import COUNTS, SUITES, capacity, run_suite
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.types import Message
+from deltamem_agents.types import Message, Sampling
 from tiny_training import word_engine
 
+# One worker runs them all: they share the figures of one run.
+pytestmark = pytest.mark.xdist_group("suites")
+
 ARMS = {arm.value for arm in Arm}
-SIZE = Size(6, (1, 2), (0, 1000))
+SIZE = Size(4, (1, 2), (0, 1000))
 WORDS = open_words(word_engine().tokenizer)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_replies() -> Iterator[None]:
+    """A random model seldom ends a reply by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(untold, "FREE_REPLY_TOKENS", 6)
+        patch.setattr(natural, "FREE_REPLY_TOKENS", 6)
+        patch.setattr(natural, "_SAMPLING", Sampling(max_tokens=6))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +81,7 @@ def test_every_figure_has_enough_questions_and_every_control(name: str, figures:
                 assert found.low <= found.value <= found.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["capacity", "updates", "untold", "harmless", "natural"])
 def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(
     name: str, figures: dict[str, list[Figure]]

@@ -39,6 +39,9 @@ from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.types import Message
 from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 
+# One worker runs them all: they share one whole run.
+pytestmark = pytest.mark.xdist_group("training")
+
 UNREHEARSED = replace(RECIPE, warm_start=replace(RECIPE.warm_start, rehearsal=None))
 """Begins with projections as they are drawn."""
 
@@ -189,7 +192,9 @@ def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(run, "_train_step", interrupted)
 
 
-@pytest.mark.parametrize("stops", [(0,), (1,), (2, 3), (4, 5, 5)])
+@pytest.mark.parametrize(
+    "stops", [(2, 3), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((0,), (1,), (4, 5, 5)))]
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     stops: tuple[int, ...], whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,13 +221,14 @@ def test_weights_learn_at_a_rate_that_grows_with_their_size(tmp_path: Path) -> N
             run.adapter.layer(slot).get_parameter("delta_q_proj").fill_(training.USUAL_SIZE / 8)
     before = {name: value.detach().clone() for name, value in run.adapter.named_parameters()}
     run.run()
-    moved = {name: float((value - before[name]).abs().max()) for name, value in run.adapter.named_parameters()}
+    moved = {name: float((value.detach() - before[name]).abs().max()) for name, value in run.adapter.named_parameters()}
     for slot in run.adapter.indices:
         rate = moved[f"layers.{slot}.delta_q_proj"]
         assert rate == pytest.approx(recipe.stages[0].rate, rel=0.05)
         assert moved[f"layers.{slot}.delta_o_proj"] == pytest.approx(8 * rate, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_during_its_warm_start_begins_again(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

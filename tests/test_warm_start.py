@@ -67,6 +67,7 @@ def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: Adapte
     assert all(parameter.grad is None and parameter.requires_grad for parameter in engine.adapter.parameters())
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_decided_by_its_seed_and_says_how_loud_it_speaks() -> None:
     found = []
     for seed in (0, 0, 1):
@@ -138,6 +139,7 @@ def test_an_adapter_that_does_not_correct_o_keeps_its_loudness() -> None:
     assert all(torch.equal(value, before[name]) for name, value in weights_of(engine).items())
 
 
+@pytest.mark.slow
 def test_a_warm_start_lets_a_model_say_what_it_was_told() -> None:
     """In miniature: of a few words, the told one becomes likelier than before, by what is in the state."""
     engine = word_engine(replace(GATED, rank=8))

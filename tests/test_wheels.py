@@ -19,7 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.slow
+# One worker runs them all: they share the wheels.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheels")]
 
 
 @dataclass(frozen=True)

@@ -150,9 +150,7 @@ def matching_loss(
     """
     device, count = writing.key.device, len(asked.told)
     told = pairs.told[:, asked.told].to(device)
-    keys = product(told, writing.key)
-    if writing.before is not None:
-        keys = keys + product(pairs.before[:, asked.told].to(device), writing.before)
+    keys = writing.keys(told, pairs.before[:, asked.told].to(device))
     tellings, others = pairs.telling[asked.told], pairs.telling[asked.never_told]
     firsts = _firsts(tellings)
     places = [

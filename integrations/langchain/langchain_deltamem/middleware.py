@@ -16,6 +16,7 @@ from langgraph.types import Command
 
 from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
 from deltamem_agents.chat.history import digest
+from deltamem_agents.errors import AgentForgotten
 from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store
 from deltamem_agents.types import ThreadLog
 from langchain_deltamem.chat_models import ChatDeltaMem
@@ -53,6 +54,7 @@ class _Start:
 
     `head`: the memory's id there. `shown`: the graph's messages, id to digest. `seen`: what the checkpoint's memory
     had of them. `left_out`: summaries that are not written. `undone`: messages that the memory had and no longer has.
+    `incarnation`: what tells the thread in the middleware's store from one that was forgotten.
     """
 
     shown: Mapping[str, str]
@@ -60,6 +62,7 @@ class _Start:
     revision: Revision = field(default_factory=Revision)
     left_out: frozenset[str] = frozenset()
     undone: int = 0
+    incarnation: str | None = None
     carried: InMemoryStore = field(default_factory=InMemoryStore)
     head: str | None = None
 
@@ -99,7 +102,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             start = self._start(request)
         with use_agent(_AGENT, thread=_THREAD, store=start.carried):
             response = handler(request)
-        return self._packed(response, start, request)
+        with as_model_errors():
+            return self._packed(response, start, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -108,7 +112,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             start = await run_in_executor(None, self._start, request)
         with use_agent(_AGENT, thread=_THREAD, store=start.carried):
             response = await handler(request)
-        return await run_in_executor(None, self._packed, response, start, request)
+        with as_model_errors():
+            return await run_in_executor(None, self._packed, response, start, request)
 
     def forget(self, thread_id: str) -> list[Receipt]:
         """Erase what `store` holds of a LangGraph thread and its sub-agents; call it with `delete_thread`.
@@ -131,7 +136,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         held = state.get(STATE_KEY)
         snapshot = None if held is None else self._snapshot(held)
         carried = _holding(snapshot)
-        start = _Start(shown, seen, carried=carried, head=carried.head(_AGENT))
+        incarnation = None if self._store is None else self._store.incarnation(_kept_as())
+        start = _Start(shown, seen, incarnation=incarnation, carried=carried, head=carried.head(_AGENT))
         model = _deltamem(request.model)
         if snapshot is None or seen is None or model is None or model.memory == "off":
             return start
@@ -198,7 +204,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             facts = message.response_metadata.get("deltamem")
             if start.undone and isinstance(facts, dict):
                 facts["undone_messages"] = facts.get("undone_messages", 0) + start.undone
-        held = encode(snapshot) if self._store is None else _keep(self._store, snapshot)
+        held = encode(snapshot) if self._store is None else _keep(self._store, snapshot, start.incarnation)
         seen = after(start.seen, start.revision, start.shown, digests(said), start.left_out)
         update: dict[str, Any] = {STATE_KEY: held, SEEN_KEY: seen.as_json()}
         if request.state.get(BEGAN_KEY):
@@ -287,11 +293,20 @@ def _kept_as() -> str:
     return _STORED + (thread_name(ensure_config()) or "no thread")
 
 
-def _keep(store: Store, snapshot: Snapshot) -> str:
-    """Add a snapshot under its content's address. Any number of branches of a thread share one agent."""
+def _keep(store: Store, snapshot: Snapshot, incarnation: str | None) -> str:
+    """Add a snapshot under its content's address. Any number of branches of a thread share one agent.
+
+    Raises AgentForgotten where the thread is no longer the one with which the turn began.
+    """
     agent = _kept_as()
     while True:
+        head = store.head(agent)
+        if incarnation not in (None, store.incarnation(agent)):
+            raise AgentForgotten(
+                f"thread {thread_name(ensure_config())!r} was forgotten while this turn was running. Nothing of the "
+                "turn was kept; delete the thread's checkpoints too, or start another thread"
+            )
         try:
-            return store.save(agent, snapshot, expected=store.head(agent))
+            return store.save(agent, snapshot, expected=head)
         except StaleHead:
             continue
