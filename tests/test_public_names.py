@@ -26,6 +26,7 @@ PROMISED = [
     "MessageError",
     "ModelFilesError",
     "NewerFormat",
+    "ReplyCutOff",
     "SQLiteStore",
     "Sampling",
     "Score",

@@ -14,6 +14,7 @@ from langchain_core.exceptions import (
     ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    OutputParserException,
 )
 
 from deltamem_agents import (
@@ -28,6 +29,7 @@ from deltamem_agents import (
     InvalidAgentId,
     MessageError,
     ModelFilesError,
+    ReplyCutOff,
     StaleHead,
     StoreError,
     UnsupportedModelError,
@@ -89,6 +91,10 @@ class StoreFailed(ModelAPIError, StoreError):
 
 class Contended(ModelAPIError, StaleHead):
     """Others kept writing this agent's memory; nothing was changed, and trying again may help."""
+
+
+class CutOff(OutputParserException, ReplyCutOff):
+    """`max_tokens` was too few for the object that a reply has to be."""
 
 
 _KINDS: Mapping[type, type[ModelError]] = {

@@ -19,7 +19,8 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 
-from deltamem_agents import ConfigError, DeltaMemError, Message, StoreError, ToolCall, WindowError, shared_engines
+from deltamem_agents import ConfigError, DeltaMemError, Message, StoreError, ToolCall, WindowError
+from deltamem_agents.bridges import shared_engines
 from deltamem_agents.testing import Asked, ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemLLM
 from llama_index.llms.deltamem.conformance import STREAMS, WAYS, heard

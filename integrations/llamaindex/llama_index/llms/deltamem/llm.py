@@ -18,14 +18,11 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
+from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.program.utils import get_program_for_llm
-from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
-from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
 from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling, Store
@@ -34,10 +31,9 @@ from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, refu
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.types import MemoryMode, TurnOptions
 from llama_index.llms.deltamem.identity import Identity, resolve
-from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema
+from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema, with_properties
 from llama_index.llms.deltamem.replies import GrowingReply, to_chat_response, to_completion, tool_selections
-
-_CALLS_FOR_OBJECTS = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
+from llama_index.llms.deltamem.structured import ObjectLLM
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class _Call:
     options: TurnOptions
 
 
-class DeltaMemLLM(FunctionCallingLLM):
+class DeltaMemLLM(ObjectLLM):
     """A local LLM that remembers each agent in a few kilobytes of its own state.
 
     `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id; opened at the first call and
@@ -277,32 +273,13 @@ class DeltaMemLLM(FunctionCallingLLM):
             raise ValueError(f"the reply calls no tool, expected at least one: {response.message.content!r}; {hint}")
         return selections
 
+    def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
+        return super().predict_and_call(with_properties(tools), *args, **kwargs)
+
+    async def apredict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
+        return await super().apredict_and_call(with_properties(tools), *args, **kwargs)
+
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
         """This LLM with its replies as objects. It reads the memory and does not write; agents use it for summaries."""
         memory: MemoryMode = "readonly" if self.memory == "readwrite" else self.memory
         return StructuredLLM(llm=self.model_copy(update={"memory": memory}), output_cls=output_cls, **kwargs)
-
-    def _structured_stream_call(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[Any, None, None]:
-        program = self._program(output_cls, prompt)
-        return program.stream_call(llm_kwargs=llm_kwargs, **prompt_args)
-
-    async def _structured_astream_call(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[Any, None]:
-        program = self._program(output_cls, prompt)
-        return await program.astream_call(llm_kwargs=llm_kwargs, **prompt_args)
-
-    def _program(self, output_cls: type[Any], prompt: PromptTemplate) -> BasePydanticProgram[Any]:
-        """LlamaIndex's program for objects. Its streams do not ask for the call that the object is made from."""
-        forced = {"tool_choice": "any"} if self.pydantic_program_mode in _CALLS_FOR_OBJECTS else {}
-        return get_program_for_llm(output_cls, prompt, self, self.pydantic_program_mode, **forced)
