@@ -9,73 +9,40 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from deltamem_agents.chat.grammar import Grammar, Vocabulary, grammars_available, reply_grammar
-from deltamem_agents.chat.history import Alignment, digest
-from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
+from deltamem_agents.chat.grammar import grammars_available, reply_grammar
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.chat.tool_calls import OPEN
-from deltamem_agents.errors import ConfigError, StaleHead
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
-from deltamem_agents.inference.decode import Decoding, Measures, Pass, Reply, as_text, definition
-from deltamem_agents.inference.prompts import Prompts, Window
+from deltamem_agents.inference.decode import as_text
+from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Fingerprint, Store, open_store
 from deltamem_agents.turns.off_loop import off_loop
-from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_absorption, plan_turn
+from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.queues import Queues
+from deltamem_agents.turns.running import TurnRequest, TurnRunner
 from deltamem_agents.types import (
     MEMORY_MODES,
-    CallChunk,
     MemoryMode,
-    Message,
     MessageLike,
     Sampling,
     Score,
-    ThreadLog,
     Tool,
     ToolChoice,
     Turn,
     TurnChunk,
-    TurnFacts,
     TurnOptions,
-    Usage,
     as_messages,
 )
 
 WINDOW_TOKENS = 4096
-COMMIT_ATTEMPTS = 100
-
-
-@dataclass(frozen=True)
-class TurnRequest:
-    """One turn as it was asked for."""
-
-    agent: str | None
-    messages: tuple[Message, ...]
-    thread: str | None
-    tools: tuple[Tool, ...]
-    sampling: Sampling
-    memory: MemoryMode
-    tool_choice: ToolChoice
-    grammar: Grammar | None
-
-    @property
-    def unstopped(self) -> str | None:
-        """What opens a call that is held to its end by a grammar: a stop string would only break it off."""
-        return OPEN if self.tools and self.grammar is not None else None
-
-    @property
-    def salt(self) -> str:
-        """What tells this turn's tool calls from equal ones of another turn; the same when it is run again."""
-        return "\n".join([self.agent or "", self.thread or "", *map(digest, self.messages)])
 
 
 class DeltaMemEngine:
@@ -108,11 +75,9 @@ class DeltaMemEngine:
             loaded.model_fingerprint, loaded.tokenizer_fingerprint, adapter_fingerprint(adapter)
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles)
-        self._per_message = adapter.config.memory_write_granularity == "message_mean"
+        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts)
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
-        # Slow to make, so it waits for the first grammar, and twins share it.
-        self._vocabulary = cache(self._read_vocabulary)
 
     @classmethod
     def from_pretrained(
@@ -190,7 +155,8 @@ class DeltaMemEngine:
             grammar = None
         offered = () if tool_choice == "none" else tuple(tools)
         spoken = as_messages(messages)
-        return self._stream(TurnRequest(agent, spoken, thread, offered, sampling, memory, tool_choice, grammar))
+        request = TurnRequest(agent, spoken, thread, offered, sampling, memory, tool_choice, grammar)
+        return self._turns().stream(request)
 
     async def arun_turn(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
@@ -218,8 +184,8 @@ class DeltaMemEngine:
 
         Works in bounded memory: the messages are processed in segments of at most `window_tokens`.
         """
-        run = self._pass(state)
-        self._absorb(run, as_messages(messages), None)
+        run = self._speaker.begin(state)
+        self._speaker.absorb(run, as_messages(messages), None)
         assert run.state is not None
         return run.state.settled()
 
@@ -230,31 +196,7 @@ class DeltaMemEngine:
         was new. Raises MessageError, ForeignSnapshot, InvalidAgentId, StoreError or DamagedSnapshot, and then
         nothing was changed.
         """
-        spoken = as_messages(messages)
-        for _ in range(COMMIT_ATTEMPTS):
-            plan = plan_absorption(
-                self.store,
-                agent,
-                thread,
-                spoken,
-                empty=self.new_state(),
-                fingerprint=self.fingerprint,
-                policy=self.policy,
-            )
-            new = [spoken[position] for position in plan.new]
-            if not new:
-                return None
-            name = DEFAULT_THREAD if thread is None else thread
-            state, tokens = self.absorb(plan.state, new), self.count_tokens(new)
-            try:
-                snapshot = plan.commit(state, self.fingerprint, name, None, tokens, "absorb")
-                return self.store.save(agent, snapshot, expected=plan.head)
-            except StaleHead:
-                continue
-        raise StaleHead(
-            f"agent {agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
-            "nothing was absorbed; try again"
-        )
+        return self._turns().absorb_into(agent, thread, as_messages(messages))
 
     def absorb_batch(
         self,
@@ -317,183 +259,8 @@ class DeltaMemEngine:
         self._attachment.detach()
         self.store.close()
 
-    def _read_vocabulary(self) -> Vocabulary:
-        width = self.model.get_output_embeddings().weight.shape[0]
-        return Vocabulary(definition(self.tokenizer), width, self._prompts.end_ids)
+    def _turns(self) -> TurnRunner:
+        return TurnRunner(self._speaker, self.store, self.policy, self.fingerprint, self._queues)
 
     def _joined(self, states: Sequence[MemoryState] | None) -> MemoryState | None:
         return None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
-
-    def _pass(self, state: MemoryState | None, measures: Measures | None = None, *, collect: bool = False) -> Pass:
-        placed = None if state is None else state.settled().to(self.model.device)
-        return Pass(self.model, placed, measures or Measures(), collect)
-
-    def _absorb(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> int:
-        """Write `messages` into the run's state, segment by segment; returns how many tokens that took.
-
-        `positions`: which of them are written, None for all that the policy allows.
-        """
-        tokens = 0
-        for prompt in self._prompts.segments(messages, positions):
-            part = Pass(run.model, None if run.state is None else run.state.settled(), run.measures, run.collect)
-            part.feed(prompt)
-            run.state = part.state
-            tokens += len(prompt)
-        return tokens
-
-    def _stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
-        """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""
-        attempt = self._attempt(request, 1)
-        shown = ReplyStream(bool(request.tools), request.grammar is not None, request.salt)
-        try:
-            while True:
-                yield from shown.push(next(attempt))
-        except StopIteration as done:
-            outcome: Outcome = done.value
-        finally:
-            attempt.close()
-        yield from shown.finish(outcome.message.content, outcome.message.tool_calls, outcome.cut_call)
-        yield TurnChunk(turn=self._commit(request, outcome))
-
-    def _attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
-        """Everything of a turn but the commit."""
-        constraint = None
-        if request.grammar is not None and forced is None:
-            constraint = self._vocabulary().matcher(request.grammar, max_tokens=request.sampling.max_tokens)
-        plan = self._plan(request)
-        writes = request.memory == "readwrite"
-        run = self._pass(None if plan is None else plan.state, collect=True)
-        new = plan.new if plan is not None and writes else ()
-        window = self._prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
-        overflow = self._absorb(run, request.messages[: window.start], window.overflow) if window.overflow else 0
-        if run.state is not None:
-            run.state = run.state.settled()
-        decoding = Decoding(
-            run,
-            window.prompt,
-            self.tokenizer,
-            replace(request.sampling, stop=(*request.sampling.stop, *self._prompts.stop_texts)),
-            writes_reply=writes and plan is not None and "assistant" in self.policy.roles and not self._per_message,
-            end_ids=self._prompts.end_ids,
-            constraint=constraint,
-            forced=None if forced is None else forced.ids,
-            unstopped=request.unstopped,
-        )
-        yield from decoding
-        reply = decoding.reply
-        assert reply is not None
-        if forced is not None:
-            reply = replace(reply, finish_reason=forced.finish_reason, text=forced.text)
-        message, cut = Message("assistant", reply.text), None
-        if request.tools:
-            names = [tool.name for tool in request.tools]
-            message, cut = reply_message(reply.text, names, request.salt, held=request.grammar is not None)
-        if self._per_message and writes and plan is not None and "assistant" in self.policy.roles:
-            self._absorb(run, (message,), None)
-        return Outcome(plan, window, run, reply, message, cut, overflow, number)
-
-    def _plan(self, request: TurnRequest) -> Plan | None:
-        """None when the memory is off."""
-        if request.memory == "off":
-            return None
-        if request.agent is None:
-            writable = tuple(i for i, m in enumerate(request.messages) if m.role in self.policy.roles)
-            return Plan(None, None, self.new_state(), ThreadLog(), Alignment.FRESH, writable)
-        return plan_turn(
-            self.store,
-            request.agent,
-            request.thread,
-            request.messages,
-            empty=self.new_state(),
-            fingerprint=self.fingerprint,
-            policy=self.policy,
-        )
-
-    def _commit(self, request: TurnRequest, outcome: Outcome) -> Turn:
-        """Save the turn. When another writer came first, do it again on the new head with the same reply.
-
-        The reply is kept because it may have been shown already.
-        """
-        if request.agent is None or request.memory != "readwrite":
-            return self._turn(request, outcome, None)
-        try:
-            return self._turn(request, outcome, self._save(request, outcome))
-        except StaleHead:
-            pass
-        # Those who lost line up, so that none of them is beaten by another one over and over.
-        with self._queues.of(request.agent):
-            for number in range(2, COMMIT_ATTEMPTS + 2):
-                outcome = _run_through(self._attempt(request, number, outcome.reply))
-                try:
-                    return self._turn(request, outcome, self._save(request, outcome))
-                except StaleHead:
-                    continue
-        raise StaleHead(
-            f"agent {request.agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
-            "nothing was changed by this turn; try again"
-        )
-
-    def _save(self, request: TurnRequest, outcome: Outcome) -> str:
-        assert outcome.plan is not None and outcome.run.state is not None and request.agent is not None
-        snapshot = outcome.plan.commit(
-            outcome.run.state,
-            self.fingerprint,
-            DEFAULT_THREAD if request.thread is None else request.thread,
-            outcome.message if "assistant" in self.policy.roles else None,
-            outcome.run.measures.written,
-            "turn",
-        )
-        return self.store.save(request.agent, snapshot, expected=outcome.plan.head)
-
-    def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
-        measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
-        calls = outcome.message.tool_calls
-        writes = request.memory == "readwrite" and outcome.plan is not None
-        return Turn(
-            text=outcome.message.content,
-            tool_calls=calls,
-            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.overflow_tokens),
-            snapshot=snapshot,
-            facts=TurnFacts(
-                agent=request.agent or "",
-                thread=request.thread,
-                memory=request.memory,
-                alignment="off" if outcome.plan is None else outcome.plan.outcome.value,
-                tokens_read=0 if state is None else sum(outcome.window.prompt.reads) + len(reply.ids),
-                tokens_written=measures.written,
-                messages_written=len(outcome.plan.new) + 1 if writes and outcome.plan is not None else 0,
-                state_bytes=0 if state is None else state.nbytes,
-                state_norm=0.0 if state is None else state.norm(),
-                mean_beta=measures.mean_beta,
-                half_life_tokens=self.adapter.config.half_life(measures.mean_beta),
-                correction_ratio=measures.correction_ratio,
-                prefill_seconds=measures.prefill_seconds,
-                decode_seconds=measures.decode_seconds,
-                attempts=outcome.attempts,
-            ),
-            finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
-            cut_call=outcome.cut_call,
-        )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A turn that is over but not committed."""
-
-    plan: Plan | None
-    window: Window
-    run: Pass
-    reply: Reply
-    message: Message
-    cut_call: CallChunk | None
-    overflow_tokens: int
-    attempts: int
-
-
-def _run_through(attempt: Generator[str, None, Outcome]) -> Outcome:
-    try:
-        while True:
-            next(attempt)
-    except StopIteration as done:
-        outcome: Outcome = done.value
-        return outcome

@@ -17,6 +17,7 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import StateError
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import with_cache
 from deltamem_agents.memory.state import MemoryState
 from tiny_models import (
     ATTENTIONS,
@@ -105,7 +106,7 @@ def test_zero_state_without_writes_is_the_base_bit_for_bit(attached: Subject) ->
     cache, plain = attached.cache(), attached.cache()
     for part in (ids[:, :7], ids[:, 7:]):
         logits, zero = attached.run(part, zero, writes=False, cache=cache)
-        assert torch.equal(logits, attached.base(part, past_key_values=plain, use_cache=True))
+        assert torch.equal(logits, attached.base(part, **with_cache(attached.model, plain)))
 
 
 def test_a_state_steers_the_model(attached: Subject) -> None:

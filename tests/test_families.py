@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from deltamem_agents.errors import UnsupportedModelError
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall
-from deltamem_agents.memory.backbones import LAYOUTS, find_sites
+from deltamem_agents.memory.backbones import LAYOUTS, find_sites, with_cache
 from tiny_models import (
     ATTENTIONS,
     FAMILIES,
@@ -52,7 +52,7 @@ def test_the_call_reaches_every_layer_with_and_without_a_cache(family: str, atte
     for part, kept in ((ids, None), (ids[:, :4], cache), (ids[:, 4:], cache), (ids[:, :1], cache)):
         call = MemoryCall(random_state(adapter), write_mask=torch.ones_like(part, dtype=torch.bool), inputs={})
         with torch.no_grad():
-            model(part, past_key_values=kept, use_cache=kept is not None, **{CALL_KEYWORD: call})
+            model(part, **({"use_cache": False} if kept is None else with_cache(model, kept)), **{CALL_KEYWORD: call})
         assert call.new_state().geometry == (LAYERS, 1, FULL.rank)
         assert call.inputs is not None
         assert {slot: tuple(x.shape) for slot, x in call.inputs.items()} == dict.fromkeys(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from deltamem_agents.memory.adapter_file import load_adapter
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import with_cache
 from deltamem_agents.memory.state import MemoryState
 
 TOLERANCE = 1e-5
@@ -59,7 +60,8 @@ class Case:
             write_mask=torch.ones_like(ids, dtype=torch.bool) if writes else None,
             message_ids=self.expected.get("write_message_ids") if writes else None,
         )
-        out = self.model(ids, attention_mask=mask, past_key_values=cache, **inputs, **{CALL_KEYWORD: call})
+        kept = {} if cache is None else with_cache(self.model, cache)
+        out = self.model(ids, attention_mask=mask, **inputs, **kept, **{CALL_KEYWORD: call})
         return out.logits, call.new_state()
 
     def check_state(self, arm: str, state: MemoryState) -> None:

@@ -7,8 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deltamem_agents import InMemoryStore, shared_engines
-from deltamem_agents.bridges import EPHEMERAL, EngineSpec, Serving, bound, named_engines, shared_engine, use_agent
+from deltamem_agents import InMemoryStore
+from deltamem_agents.bridges import (
+    EPHEMERAL,
+    EngineSpec,
+    Serving,
+    bound,
+    named_engines,
+    shared_engine,
+    shared_engines,
+    use_agent,
+)
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.testing import ScriptedEngine
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import with_cache
 from deltamem_agents.memory.state import MemoryState
 
 VOCAB = 64
@@ -235,7 +236,7 @@ class Subject:
             write_mask=torch.ones_like(ids, dtype=torch.bool) if writes else None,
             message_ids=message_ids,
         )
-        cached = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        cached = {} if cache is None else with_cache(self.model, cache)
         out = self.model(ids, **cached, **inputs, **{CALL_KEYWORD: call})
         return out.logits, call.new_state()
 

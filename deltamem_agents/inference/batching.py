@@ -7,7 +7,6 @@ the rounding of larger matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from deltamem_agents.inference.decode import PREFILL_CHUNK, Prompt, last_place
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, Score
 
@@ -63,13 +63,12 @@ def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt])
             state, rows.reads[:, part], rows.writes[:, part], rows.message_ids[:, part], rows.replies[:, part]
         )
         # Padding stands behind the tokens, where a causal model's tokens do not see it.
-        cache = model(
+        model(
             input_ids=rows.ids[:, part],
-            past_key_values=cache,
-            use_cache=True,
             logits_to_keep=last_place(rows.ids.device),
+            **with_cache(model, cache),
             **{CALL_KEYWORD: call},
-        ).past_key_values
+        )
         state = call.new_state()
     return state.settled()
 
@@ -96,12 +95,11 @@ def greedy_batch(
             input_ids=tokens,
             attention_mask=attended,
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
             logits_to_keep=last_place(rows.ids.device),
+            **with_cache(model, cache),
             **memory,
         )
-        cache, chosen = out.past_key_values, out.logits[:, -1].argmax(-1)
+        chosen = out.logits[:, -1].argmax(-1)
         for index, token in enumerate(chosen.tolist()):
             running[index] = running[index] and token not in end_ids
             if running[index]:
@@ -126,9 +124,8 @@ def score_batch(
         input_ids=rows.ids,
         attention_mask=rows.attended,
         position_ids=(rows.attended.cumsum(-1) - 1).clamp_min(0)[:, -rows.width :],
-        past_key_values=rows.cache_of_lead(),
-        use_cache=True,
         logits_to_keep=torch.arange(-longest, 0, device=rows.ids.device),
+        **with_cache(model, rows.cache_of_lead()),
         **({} if state is None else {CALL_KEYWORD: MemoryCall(state, rows.reads, replies=rows.replies)}),
     ).logits
     scores = []
@@ -181,13 +178,13 @@ class _Rows:
         own = padded(lambda prompt: (1,) * len(prompt), 0, torch.long)
         self.attended = torch.cat([own.new_ones(len(prompts), lead), own], dim=1)
 
-    def cache_of_lead(self) -> Any:
-        """The lead's keys and values for every row, computed once; None where there is no lead."""
-        if not self._lead:
-            return None
-        ids = torch.tensor([self._lead], device=self._device)
-        cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=last_place(self._device)).past_key_values
-        cache.batch_repeat_interleave(self._count)
+    def cache_of_lead(self) -> KeyValueCache:
+        """The lead's keys and values for every row, computed once."""
+        cache = empty_cache()
+        if self._lead:
+            ids = torch.tensor([self._lead], device=self._device)
+            self._model(input_ids=ids, logits_to_keep=last_place(self._device), **with_cache(self._model, cache))
+            cache.batch_repeat_interleave(self._count)
         return cache
 
 

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
@@ -32,6 +31,7 @@ from transformers import (
 
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Sampling
 
@@ -107,7 +107,7 @@ class Pass:
     state: MemoryState | None
     measures: Measures = field(default_factory=Measures)
     collect: bool = False
-    cache: DynamicCache = field(default_factory=DynamicCache)
+    cache: KeyValueCache = field(default_factory=empty_cache)
 
     @torch.no_grad()
     def feed(self, prompt: Prompt) -> Tensor:
@@ -132,9 +132,8 @@ class Pass:
         memory = {} if call is None else {CALL_KEYWORD: call}
         out = self.model(
             input_ids=row(prompt.ids, torch.long),
-            past_key_values=self.cache,
-            use_cache=True,
             logits_to_keep=last_place(device),
+            **with_cache(self.model, self.cache),
             **memory,
         )
         if call is not None:

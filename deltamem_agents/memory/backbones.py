@@ -5,13 +5,14 @@ A family is a row of `LAYOUTS`. Nothing else in the package knows a model's insi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 from deltamem_agents.config import Head
 from deltamem_agents.errors import UnsupportedModelError
@@ -34,6 +35,9 @@ class Layout:
     o: str = "o_proj"
     fused: Literal["split", "per_head"] | None = None
 
+
+KeyValueCache: TypeAlias = DynamicCache
+"""Keys and values of the tokens that a model has read."""
 
 _SEPARATE = Layout()
 LAYOUTS: Mapping[str, Layout] = {
@@ -111,6 +115,18 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
             f"{type(model).__name__} is of type {text_config.model_type!r} but lacks that family's usual modules "
             f"({error}); pass the causal language model as transformers loads it"
         ) from None
+
+
+def empty_cache() -> KeyValueCache:
+    """Keys and values of no token, for `with_cache`. Full attention in every layer: a model masks its own window."""
+    return KeyValueCache()
+
+
+def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
+    """The arguments that make `model` read its keys and values from `kept`, and add to them in place."""
+    # Releases of transformers differ, and the later ones warn of the earlier name.
+    named = inspect.signature(type(_decoder_of(model)).forward).parameters
+    return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from deltamem_agents.snapshots.codec import decode, encode, snapshot_id
 from deltamem_agents.snapshots.file_store import FileStore
 from deltamem_agents.snapshots.memory_store import InMemoryStore
-from deltamem_agents.snapshots.opening import default_store_path, open_store, store_path
+from deltamem_agents.snapshots.opening import LazyStore, StoreLike, default_store_path, open_store, store_path
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff
 from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot
 from deltamem_agents.snapshots.sqlite_store import SQLiteStore
@@ -16,6 +16,7 @@ __all__ = [
     "FileStore",
     "Fingerprint",
     "InMemoryStore",
+    "LazyStore",
     "Move",
     "Receipt",
     "Removed",
@@ -23,6 +24,7 @@ __all__ = [
     "Snapshot",
     "StateDiff",
     "Store",
+    "StoreLike",
     "decode",
     "default_store_path",
     "encode",

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace as altered
 from pathlib import Path
 from threading import Lock
@@ -45,78 +45,107 @@ from deltamem_agents.snapshots.file_layout import (
     write_journal,
     write_ref,
 )
+from deltamem_agents.snapshots.locations import as_path
 from deltamem_agents.snapshots.records import Move, Removed
 from deltamem_agents.snapshots.refusals import (
+    TIMEOUT,
+    Deadline,
     agent_exists,
+    check_timeout,
+    file_identity,
     no_agent,
     no_snapshot,
     require_free_tag,
     require_head,
+    require_in_place,
     require_own_process,
 )
 from deltamem_agents.snapshots.store import Store
 
-_LOCK_SECONDS = 30.0
+_OTHERS = "another program or thread that writes there"
 
 
 class FileStore(Store):
     """One folder, made when it is not there. A folder that cannot be written can still be read.
 
-    A commit waits up to 30 s for those of other processes. Open it anew in a forked process. On a file system
-    without hard links a fork copies its snapshots.
+    A change waits up to `timeout` seconds for other writers, says so in the log after one, and then raises
+    StoreError. Open it anew in a forked process. On a file system without hard links a fork copies its snapshots.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
+        self.path = as_path(path)
         self._folders = self.path / "agents"
+        self._marker = self.path / "store.json"
+        self._where = f"the store {str(self.path)!r}"
+        self._timeout = check_timeout(timeout)
         self._pid = os.getpid()
         self._mutex = Lock()
-        self._lock = FileLock(self.path / "lock", timeout=_LOCK_SECONDS, poll_interval=0.005)
-        with self._naming_faults():
-            marker = self.path / "store.json"
-            if not marker.exists():
-                self._lay_out(marker)
-            require_layout(marker)
+        self._lock = FileLock(self.path / "lock", poll_interval=0.005)
+        with named_faults(f"use {self._where}"):
+            self._opened = file_identity(self._marker)
+            if self._opened is None:
+                self._lay_out()
+                self._opened = file_identity(self._marker)
+            require_layout(self._marker)
             if any(is_leftover(folder) for folder in self._folders.iterdir()):
                 # A folder that cannot be written keeps its leftovers; they do no harm to reading.
                 with suppress(StoreError), self._writing():
                     for folder in filter(is_leftover, list(self._folders.iterdir())):
                         shutil.rmtree(folder)
 
-    def _lay_out(self, marker: Path) -> None:
+    def _lay_out(self) -> None:
+        if self.path.is_file():
+            raise StoreError(
+                f"{str(self.path)!r} is a file, expected a folder; a SQLite file is opened as sqlite:///PATH or by "
+                "its path alone"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
-        own = ("lock", "agents", marker.name)
+        own = ("lock", "agents", self._marker.name)
         others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(own)]
         if others:
             raise StoreError(
                 f"the folder {str(self.path)!r} holds {min(others)!r} and no store.json, expected a store or an empty "
                 "folder. It was left alone; choose another"
             )
-        with self._writing():
-            if not marker.exists():
+        with self._locked():
+            if not self._marker.exists():
                 self._folders.mkdir(exist_ok=True)
-                with replacing(marker) as file:
+                with replacing(self._marker) as file:
                     file.write(json.dumps({"deltamem_store": LAYOUT}).encode())
 
-    def _naming_faults(self) -> AbstractContextManager[None]:
-        return named_faults(f"use the store {str(self.path)!r}")
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with named_faults(f"use {self._where}"):
+            require_in_place(self._where, self._marker, self._opened)
+            yield
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Holds the store's write lock, against threads and processes."""
-        require_own_process(f"the store {str(self.path)!r}", self._pid)
-        with self._naming_faults(), self._mutex:
-            try:
-                self._lock.acquire()
-            except Timeout:
-                raise StoreError(
-                    f"the store {str(self.path)!r} was locked by another program for {_LOCK_SECONDS:.0f} s. "
-                    "The memory is as it was; see what holds its file 'lock', then try again"
-                ) from None
+        # Looked at before as well: the lock is a file, and would be made anew in the place of a folder that is gone.
+        with self._reading(), self._locked(), self._reading():
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        require_own_process(self._where, self._pid)
+        deadline = Deadline(self._where, self._timeout)
+        deadline.wait(lambda seconds: self._mutex.acquire(timeout=seconds), _OTHERS)
+        try:
+            deadline.wait(self._lock_file, _OTHERS)
             try:
                 yield
             finally:
                 self._lock.release()
+        finally:
+            self._mutex.release()
+
+    def _lock_file(self, seconds: float) -> bool:
+        try:
+            self._lock.acquire(timeout=seconds)
+        except Timeout:
+            return False
+        return True
 
     def _folder(self, agent: str) -> Path:
         return self._folders / hashlib.sha256(agent.encode()).hexdigest()
@@ -133,17 +162,17 @@ class FileStore(Store):
         return ref
 
     def _agents(self) -> list[str]:
-        with self._naming_faults():
+        with self._reading():
             folders = [folder for folder in self._folders.iterdir() if not is_leftover(folder)]
             return [ref.agent for ref in map(read_ref, folders) if ref is not None]
 
     def _head(self, agent: str) -> str | None:
-        with self._naming_faults():
+        with self._reading():
             ref = self._ref(agent)
             return None if ref is None else ref.head
 
     def _journal(self, agent: str) -> list[Move]:
-        with self._naming_faults():
+        with self._reading():
             while (ref := self._ref(agent)) is not None:
                 try:
                     return read_journal(self._folder(agent) / ref.journal, ref)
@@ -154,12 +183,12 @@ class FileStore(Store):
             return []
 
     def _tags(self, agent: str) -> dict[str, str]:
-        with self._naming_faults():
+        with self._reading():
             ref = self._ref(agent)
             return {} if ref is None else dict(ref.tags)
 
     def _blob(self, agent: str, snapshot: str) -> bytes | None:
-        with self._naming_faults():
+        with self._reading():
             try:
                 return snapshot_file(self._folder(agent), snapshot).read_bytes()
             except FileNotFoundError:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
 
 from deltamem_agents.errors import AgentNotFound, AlreadyExists, ConfigError, InvalidAgentId, StaleHead, StoreError
 from deltamem_agents.snapshots.snapshot import NAME_LENGTH, is_snapshot_id
+
+TIMEOUT = 30.0
+"""Seconds that a change waits for other writers, where the user does not say."""
+
+QUIET_SECONDS = 1.0
+"""How long a writer waits for another before it says so."""
+
+_log = logging.getLogger("deltamem_agents.store")
 
 
 def check_agent(agent: str) -> str:
@@ -60,6 +72,58 @@ def require_own_process(where: str, opened_by: int) -> None:
     """Raises StoreError in a process forked from the one that opened the store: its locks are the parent's."""
     if os.getpid() != opened_by:
         raise StoreError(f"{where} was opened before this process was forked, expected after; open it anew")
+
+
+def check_timeout(timeout: float) -> float:
+    """The timeout in seconds; raises ConfigError unless it is a number from 0 to a day."""
+    if not 0 <= timeout <= 86_400:
+        raise ConfigError(f"timeout is {timeout!r}, expected seconds from 0 to 86400")
+    return timeout
+
+
+class Deadline:
+    """How long a change may still wait for other writers, of `timeout` seconds in all."""
+
+    def __init__(self, where: str, timeout: float) -> None:
+        self._where, self._timeout = where, timeout
+        self._until = monotonic() + timeout
+
+    def wait(self, acquire: Callable[[float], bool], for_whom: str) -> None:
+        """Calls `acquire` with the seconds it may take. Logs a warning when that is more than a moment.
+
+        Raises StoreError once the time is up.
+        """
+        left = max(self._until - monotonic(), 0.0)
+        if acquire(min(left, QUIET_SECONDS)):
+            return
+        if left > QUIET_SECONDS:
+            _log.warning("%s waits for %s, at most %.0f s longer", self._where, for_whom, left - QUIET_SECONDS)
+            if acquire(max(self._until - monotonic(), 0.0)):
+                return
+        raise StoreError(
+            f"{self._where} was locked by {for_whom} for {self._timeout:g} s. The memory is as it was; "
+            "see what writes there and try again, or open the store with a longer timeout="
+        )
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Which file or folder is at `path` now, None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def require_in_place(where: str, path: Path, opened: tuple[int, int] | None) -> None:
+    """Raises StoreError unless `path` is still what it was when the store was opened."""
+    found = file_identity(path)
+    if found != opened:
+        fault = "is not there any more" if found is None else "is another one now"
+        raise StoreError(
+            f"{where} was moved, deleted or replaced since it was opened: its {path.name!r} {fault}. Nothing was "
+            "written. Bring it back, or open the store anew to go on with what is there now"
+        )
 
 
 def closed(where: str) -> StoreError:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from threading import Lock
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 
-from deltamem_agents.errors import DamagedSnapshot, NewerFormat, StoreError
-from deltamem_agents.snapshots.durable import named_faults, sync_folder
+from deltamem_agents.errors import StoreError
+from deltamem_agents.snapshots.locations import as_path
 from deltamem_agents.snapshots.records import Move, Removed
 from deltamem_agents.snapshots.refusals import (
+    TIMEOUT,
     agent_exists,
-    closed,
+    check_timeout,
     no_agent,
     no_snapshot,
     require_free_tag,
     require_head,
-    require_own_process,
 )
+from deltamem_agents.snapshots.sqlite_file import SQLiteFile
 from deltamem_agents.snapshots.store import Store
 
 SCHEMA = 1
 _APPLICATION = 0x444D454D  # "DMEM", in the field where a SQLite file names its owner
-_BUSY_SECONDS = 30.0
-_MAGIC = b"SQLite format 3\x00"
 
 # Names are UTF-8 in BLOBs: compared byte by byte, and free to hold NUL.
 _TABLES = f"""
@@ -51,78 +47,37 @@ PRAGMA journal_mode = WAL;
 class SQLiteStore(Store):
     """One file, made when it is not there. In a folder that cannot be written, it can still be read.
 
-    Write-ahead log, synchronous=FULL: a commit is on disk before `save` returns. A commit waits up to 30 s for
-    those of other processes. Open it anew in a forked process. SQLite's log needs a local disk: on a network
-    folder use FileStore.
+    Write-ahead log, synchronous=FULL: a commit is on disk before `save` returns. Reading waits for no writer. A
+    change waits up to `timeout` seconds for other writers, says so in the log after one, and then raises StoreError;
+    a turn waits when it is committed, after its text was streamed. Open it anew in a forked process. SQLite's log
+    needs a local disk: on a network folder use FileStore.
+
+    While it is open, its newest commits may be in PATH-wal alone: copy both files, or use `export`. A file that was
+    parted from its log is refused, unless the commits in that log are of the moment between two merges in which
+    somebody was reading, or came from another program.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
-        self._pid = os.getpid()
-        self._lock = Lock()
-        with named_faults(f"open the store {str(self.path)!r}"):
-            if not self.path.exists():
-                _create_file(self.path)
-            _require_own_file(self.path)
-        with self._naming_faults():
-            self._db: sqlite3.Connection | None = _connect(self.path)
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
+        self.path = as_path(path)
+        self._file = SQLiteFile(
+            self.path, tables=_TABLES, application=_APPLICATION, schema=SCHEMA, timeout=check_timeout(timeout)
+        )
         try:
-            self._make_ready()
+            if self._unfinished_erasure():
+                with suppress(StoreError):
+                    self._scrub()
         except BaseException:
             self.close()
             raise
 
-    def _make_ready(self) -> None:
-        with self._reading() as db:
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA secure_delete = ON")
-        if self._unfinished_erasure():
-            with suppress(StoreError):
-                self._scrub()
-
     def close(self) -> None:
-        with self._lock:
-            if self._db is not None and self._pid == os.getpid():
-                self._db.close()
-            self._db = None
+        self._file.close()
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        require_own_process(f"the store {str(self.path)!r}", self._pid)
-        with self._lock, self._naming_faults():
-            if self._db is None:
-                raise closed(f"the store {str(self.path)!r}")
-            yield self._db
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        return self._file.reading()
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the file's write lock: committed at the end, undone by any exception."""
-        with self._reading() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                # A full disk makes SQLite roll back by itself.
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _naming_faults(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise DamagedSnapshot(
-                    f"the store {str(self.path)!r} is damaged: {error}. Nothing was overwritten; "
-                    "restore the file from a backup, or import an export into a new store"
-                ) from error
-            raise StoreError(
-                f"cannot use the store {str(self.path)!r}: {error}. The memory is as it was; "
-                "check the free space, the permissions and other programs there, then try again"
-            ) from error
+    def _writing(self) -> AbstractContextManager[sqlite3.Connection]:
+        return self._file.writing()
 
     def _agents(self) -> list[str]:
         with self._reading() as db:
@@ -244,76 +199,15 @@ class SQLiteStore(Store):
             return db.execute("SELECT 1 FROM erasures LIMIT 1").fetchone() is not None
 
     def _scrub(self) -> None:
-        """Rewrites the file and empties the log, so that deleted bytes are in neither.
+        """Wipes what was erased from the file and its log.
 
         secure_delete zeroes what is deleted, but copies that the B-trees moved earlier go only with a rewrite.
         """
         with self._reading() as db:
             last = db.execute("SELECT max(seq) FROM erasures").fetchone()[0]
-            db.execute("VACUUM")
-            if db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise StoreError("another program is reading the file's log")
+        self._file.rewrite()
+        with self._writing() as db:
             db.execute("DELETE FROM erasures WHERE seq <= ?", [last])
-
-
-def _create_file(path: Path) -> None:
-    """A new store that appears under its name whole or not at all; so an empty file is never a store."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = path.with_name(f"{path.name}-wal")
-    # In this order: another process may be making the same store.
-    if log.exists() and not path.exists():
-        raise StoreError(
-            f"{str(path)!r} is missing but its log {log.name!r} is there, expected both or neither; "
-            "bring the file back, or move the log away to start anew"
-        )
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        db = sqlite3.connect(temporary, isolation_level=None)
-        try:
-            db.executescript(_TABLES)
-        finally:
-            db.close()
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:
-            # A file system without hard links.
-            os.replace(temporary, path)
-        sync_folder(path.parent)
-    except sqlite3.Error as error:
-        raise StoreError(f"cannot make the store {str(path)!r}: {error}; check the free space there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _require_own_file(path: Path) -> None:
-    """Refuses any file that is not a store of ours, by its first bytes and without opening it as a database."""
-    with open(path, "rb") as file:
-        start = file.read(100)
-    if len(start) < 100 or not start.startswith(_MAGIC):
-        raise StoreError(
-            f"{str(path)!r} starts with {start[:16]!r}, expected a SQLite file: it is something else or was cut short. "
-            "It was left alone; choose another path, or restore it from a backup"
-        )
-    schema, owner = (int.from_bytes(start[offset : offset + 4], "big") for offset in (60, 68))
-    if owner != _APPLICATION:
-        raise StoreError(
-            f"{str(path)!r} is another program's SQLite file (application {owner:#x}, expected {_APPLICATION:#x}). "
-            "It was left alone; choose another path"
-        )
-    if schema > SCHEMA:
-        raise NewerFormat(
-            f"the store {str(path)!r} has schema {schema}, this version of deltamem_agents reads up to {SCHEMA}; "
-            "upgrade the package to open it. It was left alone"
-        )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # A log cannot be opened where none can be made; without one the file does not change and needs none.
-    frozen = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
-    uri = f"{path.as_uri()}?{'immutable=1' if frozen else 'mode=rw'}"
-    return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
 def _key(db: sqlite3.Connection, agent: str) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -19,13 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from deltamem_agents.chat.grammar import grammars_available
 from deltamem_agents.chat.tool_calls import format_tool_calls
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.engine import DeltaMemEngine, Outcome, TurnRequest
+from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.decode import Reply, as_text, stop_place
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import Store, open_store
 from deltamem_agents.turns.planning import WritePolicy
+from deltamem_agents.turns.running import Outcome, TurnRequest, TurnRunner
 from deltamem_agents.types import Message, Tool, ToolCall, ToolChoice
 
 WINDOW_TOKENS = 16_384
@@ -73,23 +74,37 @@ class ScriptedEngine(DeltaMemEngine):
         super().__init__(loaded, _random_adapter(model), open_store(store), window_tokens=window_tokens, policy=policy)
         self._answer = _answers(script)
 
-    def _attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
-        return (yield from super()._attempt(request, number, forced or self._scripted(request)))
+    def _turns(self) -> TurnRunner:
+        runner = super()._turns()
+        return _ScriptedRunner(
+            **{each.name: getattr(runner, each.name) for each in fields(runner)}, answer=self._answer
+        )
+
+
+@dataclass(frozen=True)
+class _ScriptedRunner(TurnRunner):
+    """Takes what `answer` says for the model's reply."""
+
+    answer: Callable[[Asked], Scripted]
+
+    def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
+        return (yield from super().attempt(request, number, forced or self._scripted(request)))
 
     def _scripted(self, request: TurnRequest) -> Reply:
-        reply = self._answer(Asked(request.agent, request.messages, request.tools, request.tool_choice))
+        reply = self.answer(Asked(request.agent, request.messages, request.tools, request.tool_choice))
         text = reply if isinstance(reply, str) else _spelled(reply)
         ids = self._ids(text[: stop_place(text, request.sampling.stop, request.unstopped)])
         if request.grammar is not None and grammars_available():
-            matcher = self._vocabulary().matcher(request.grammar)
+            matcher = self.speaker.vocabulary.matcher(request.grammar)
             if not matcher.accepts(ids):
                 ids = tuple(matcher.way_out() or ())
         room = request.sampling.max_tokens
         kept = ids[:room]
-        return Reply(kept, as_text(self.tokenizer, kept), "stop" if len(kept) == len(ids) else "length", None)
+        text = as_text(self.speaker.tokenizer, kept)
+        return Reply(kept, text, "stop" if len(kept) == len(ids) else "length", None)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        encoded = self.speaker.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return tuple(cast("list[int]", encoded["input_ids"]))
 
 

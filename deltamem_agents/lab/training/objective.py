@@ -20,6 +20,7 @@ from deltamem_agents.lab.training.batches import (
 )
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall, scan_tokens
+from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
 
 
@@ -160,16 +161,17 @@ def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor
 
 def run_and_keep(
     model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None
-) -> tuple[Tensor, Any]:
+) -> tuple[Tensor, KeyValueCache]:
     """`run_after_lead`, and the cache of keys and values, those of the lead in front."""
     decoder, batch = cast(nn.Module, model.base_model), len(tokens)
+    kept = empty_cache()
     with torch.no_grad():
-        before = decoder(input_ids=lead[None], use_cache=True).past_key_values
-    before.batch_repeat_interleave(batch)
+        decoder(input_ids=lead[None], **with_cache(decoder, kept))
+    kept.batch_repeat_interleave(batch)
     seen = torch.cat([valid.new_ones(batch, len(lead)), valid], dim=1)
     memory = {} if call is None else {CALL_KEYWORD: call}
-    out = decoder(input_ids=tokens, attention_mask=seen.long(), past_key_values=before, use_cache=True, **memory)
-    return out.last_hidden_state, out.past_key_values
+    out = decoder(input_ids=tokens, attention_mask=seen.long(), **with_cache(decoder, kept), **memory)
+    return out.last_hidden_state, kept
 
 
 def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from deltamem_agents.lab.training.objective import Outcome, divergence, judge, l
 from deltamem_agents.lab.training.strung import Conversation, WriteWeights, write_strung
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.backbones import empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
 
 
@@ -118,8 +119,9 @@ def _answer(
     `states`: one for each question; None for the frozen model.
     """
     decoder, lead, device = cast(nn.Module, model.base_model), questions.lead, questions.lead.device
+    cache = empty_cache()
     with torch.no_grad():
-        cache: Any = decoder(input_ids=lead[None], use_cache=True).past_key_values
+        decoder(input_ids=lead[None], **with_cache(decoder, cache))
     cache.batch_repeat_interleave(len(kept))
     longest = max(one.shape[-2] for one in kept)
     # Padding stands in front, so that the replies follow their questions in all rows alike.
@@ -144,8 +146,7 @@ def _answer(
         input_ids=questions.tokens,
         attention_mask=seen.long(),
         position_ids=len(lead) + asked[:, None] + torch.arange(count, device=device),
-        past_key_values=cache,
-        use_cache=True,
+        **with_cache(decoder, cache),
         **memory,
     ).last_hidden_state
     return logits_at(model, hidden, questions.places)

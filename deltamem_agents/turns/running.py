@@ -1,0 +1,253 @@
+"""A turn from start to commit: plan, prompt, reply, snapshot; again on the new head where another writer came first."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+from deltamem_agents.chat.grammar import Grammar
+from deltamem_agents.chat.history import Alignment, digest
+from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
+from deltamem_agents.chat.tool_calls import OPEN
+from deltamem_agents.errors import StaleHead
+from deltamem_agents.inference.decode import Decoding, Pass, Reply
+from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.prompts import Window
+from deltamem_agents.snapshots import Fingerprint, Store
+from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_absorption, plan_turn
+from deltamem_agents.turns.queues import Queues
+from deltamem_agents.types import (
+    CallChunk,
+    MemoryMode,
+    Message,
+    Sampling,
+    ThreadLog,
+    Tool,
+    ToolChoice,
+    Turn,
+    TurnChunk,
+    TurnFacts,
+    Usage,
+)
+
+COMMIT_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class TurnRequest:
+    """One turn as it was asked for."""
+
+    agent: str | None
+    messages: tuple[Message, ...]
+    thread: str | None
+    tools: tuple[Tool, ...]
+    sampling: Sampling
+    memory: MemoryMode
+    tool_choice: ToolChoice
+    grammar: Grammar | None
+
+    @property
+    def unstopped(self) -> str | None:
+        """What opens a call that is held to its end by a grammar: a stop string would only break it off."""
+        return OPEN if self.tools and self.grammar is not None else None
+
+    @property
+    def salt(self) -> str:
+        """What tells this turn's tool calls from equal ones of another turn; the same when it is run again."""
+        return "\n".join([self.agent or "", self.thread or "", *map(digest, self.messages)])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A turn that is over but not committed."""
+
+    plan: Plan | None
+    window: Window
+    run: Pass
+    reply: Reply
+    message: Message
+    cut_call: CallChunk | None
+    overflow_tokens: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class TurnRunner:
+    """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents."""
+
+    speaker: MemoryModel
+    store: Store
+    policy: WritePolicy
+    fingerprint: Fingerprint
+    queues: Queues
+
+    def stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
+        """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""
+        attempt = self.attempt(request, 1)
+        shown = ReplyStream(bool(request.tools), request.grammar is not None, request.salt)
+        try:
+            while True:
+                yield from shown.push(next(attempt))
+        except StopIteration as done:
+            outcome: Outcome = done.value
+        finally:
+            attempt.close()
+        yield from shown.finish(outcome.message.content, outcome.message.tool_calls, outcome.cut_call)
+        yield TurnChunk(turn=self._commit(request, outcome))
+
+    def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
+        """Everything of a turn but the commit. `forced`: the reply to take instead of drawing one."""
+        speaker = self.speaker
+        constraint = None
+        if request.grammar is not None and forced is None:
+            constraint = speaker.vocabulary.matcher(request.grammar, max_tokens=request.sampling.max_tokens)
+        plan = self._plan(request)
+        writes = request.memory == "readwrite"
+        run = speaker.begin(None if plan is None else plan.state, collect=True)
+        new = plan.new if plan is not None and writes else ()
+        window = speaker.prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
+        overflow = speaker.absorb(run, request.messages[: window.start], window.overflow) if window.overflow else 0
+        if run.state is not None:
+            run.state = run.state.settled()
+        writes_reply = writes and plan is not None and "assistant" in self.policy.roles
+        decoding = Decoding(
+            run,
+            window.prompt,
+            speaker.tokenizer,
+            replace(request.sampling, stop=(*request.sampling.stop, *speaker.prompts.stop_texts)),
+            writes_reply=writes_reply and not speaker.per_message,
+            end_ids=speaker.prompts.end_ids,
+            constraint=constraint,
+            forced=None if forced is None else forced.ids,
+            unstopped=request.unstopped,
+        )
+        yield from decoding
+        reply = decoding.reply
+        assert reply is not None
+        if forced is not None:
+            reply = replace(reply, finish_reason=forced.finish_reason, text=forced.text)
+        message, cut = Message("assistant", reply.text), None
+        if request.tools:
+            names = [tool.name for tool in request.tools]
+            message, cut = reply_message(reply.text, names, request.salt, held=request.grammar is not None)
+        if writes_reply and speaker.per_message:
+            speaker.absorb(run, (message,), None)
+        return Outcome(plan, window, run, reply, message, cut, overflow, number)
+
+    def absorb_into(self, agent: str, thread: str | None, messages: Sequence[Message]) -> str | None:
+        """What `DeltaMemEngine.absorb_into` does."""
+        empty = self.speaker.adapter.zero_state()
+        for _ in range(COMMIT_ATTEMPTS):
+            plan = plan_absorption(
+                self.store, agent, thread, messages, empty=empty, fingerprint=self.fingerprint, policy=self.policy
+            )
+            new = [messages[position] for position in plan.new]
+            if not new:
+                return None
+            run = self.speaker.begin(plan.state)
+            self.speaker.absorb(run, new, None)
+            assert run.state is not None
+            tokens = self.speaker.prompts.content_tokens(new)
+            name = DEFAULT_THREAD if thread is None else thread
+            snapshot = plan.commit(run.state, self.fingerprint, name, None, tokens, "absorb")
+            try:
+                return self.store.save(agent, snapshot, expected=plan.head)
+            except StaleHead:
+                continue
+        raise StaleHead(
+            f"agent {agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
+            "nothing was absorbed; try again"
+        )
+
+    def _plan(self, request: TurnRequest) -> Plan | None:
+        """None when the memory is off."""
+        if request.memory == "off":
+            return None
+        empty = self.speaker.adapter.zero_state()
+        if request.agent is None:
+            writable = tuple(i for i, m in enumerate(request.messages) if m.role in self.policy.roles)
+            return Plan(None, None, empty, ThreadLog(), Alignment.FRESH, writable)
+        return plan_turn(
+            self.store,
+            request.agent,
+            request.thread,
+            request.messages,
+            empty=empty,
+            fingerprint=self.fingerprint,
+            policy=self.policy,
+        )
+
+    def _commit(self, request: TurnRequest, outcome: Outcome) -> Turn:
+        """Save the turn. When another writer came first, do it again on the new head with the same reply.
+
+        The reply is kept because it may have been shown already.
+        """
+        if request.agent is None or request.memory != "readwrite":
+            return self._turn(request, outcome, None)
+        try:
+            return self._turn(request, outcome, self._save(request, outcome))
+        except StaleHead:
+            pass
+        # Those who lost line up, so that none of them is beaten by another one over and over.
+        with self.queues.of(request.agent):
+            for number in range(2, COMMIT_ATTEMPTS + 2):
+                outcome = _run_through(self.attempt(request, number, outcome.reply))
+                try:
+                    return self._turn(request, outcome, self._save(request, outcome))
+                except StaleHead:
+                    continue
+        raise StaleHead(
+            f"agent {request.agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
+            "nothing was changed by this turn; try again"
+        )
+
+    def _save(self, request: TurnRequest, outcome: Outcome) -> str:
+        assert outcome.plan is not None and outcome.run.state is not None and request.agent is not None
+        snapshot = outcome.plan.commit(
+            outcome.run.state,
+            self.fingerprint,
+            DEFAULT_THREAD if request.thread is None else request.thread,
+            outcome.message if "assistant" in self.policy.roles else None,
+            outcome.run.measures.written,
+            "turn",
+        )
+        return self.store.save(request.agent, snapshot, expected=outcome.plan.head)
+
+    def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
+        measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
+        calls = outcome.message.tool_calls
+        writes = request.memory == "readwrite" and outcome.plan is not None
+        return Turn(
+            text=outcome.message.content,
+            tool_calls=calls,
+            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.overflow_tokens),
+            snapshot=snapshot,
+            facts=TurnFacts(
+                agent=request.agent or "",
+                thread=request.thread,
+                memory=request.memory,
+                alignment="off" if outcome.plan is None else outcome.plan.outcome.value,
+                tokens_read=0 if state is None else sum(outcome.window.prompt.reads) + len(reply.ids),
+                tokens_written=measures.written,
+                messages_written=len(outcome.plan.new) + 1 if writes and outcome.plan is not None else 0,
+                state_bytes=0 if state is None else state.nbytes,
+                state_norm=0.0 if state is None else state.norm(),
+                mean_beta=measures.mean_beta,
+                half_life_tokens=self.speaker.adapter.config.half_life(measures.mean_beta),
+                correction_ratio=measures.correction_ratio,
+                prefill_seconds=measures.prefill_seconds,
+                decode_seconds=measures.decode_seconds,
+                attempts=outcome.attempts,
+            ),
+            finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
+            cut_call=outcome.cut_call,
+        )
+
+
+def _run_through(attempt: Generator[str, None, Outcome]) -> Outcome:
+    try:
+        while True:
+            next(attempt)
+    except StopIteration as done:
+        outcome: Outcome = done.value
+        return outcome
