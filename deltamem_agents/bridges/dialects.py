@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from deltamem_agents.bridges.binding import which_thread
 from deltamem_agents.bridges.schemas import json_schema
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.types import MemoryMode, Message, Role, Sampling, Tool, ToolChoice, TurnOptions
@@ -54,14 +55,21 @@ def refuse_unknown(what: str, kind: str, given: Iterable[str], known: Collection
             raise ConfigError(f"{what} has no {kind} {name!r}; {hint}")
 
 
+def listed(tools: object) -> list[Any]:
+    """The tools of a call in whatever form, none for None. Raises ConfigError for a single one."""
+    if tools is None or isinstance(tools, list | tuple):
+        return list(tools or ())
+    raise ConfigError(f"tools is {tools!r}, expected a list of tools")
+
+
 def as_tool(described: Mapping[str, Any]) -> Tool:
     """The tool of a {"name", "description", "parameters"} or {"function": {…}} dict.
 
     A tool without parameters takes none. Raises ConfigError for a dict that describes no tool.
     """
-    function = described.get("function", described)
+    function = described.get("function", described) if isinstance(described, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str):
+    if not isinstance(function, Mapping) or not isinstance(name, str):
         raise ConfigError(f"a tool is {described!r}, expected a dict with its 'name', 'description' and 'parameters'")
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     return Tool(name, function.get("description") or "", parameters)
@@ -119,9 +127,11 @@ def turn_options(
     `Sampling`. Raises ConfigError for a value that none of them can have.
     """
     choice, parallel = as_tool_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
+    if parallel not in (None, True, False):
+        raise ConfigError(f"parallel_tool_calls is {parallel!r}, expected True, False or None")
     drawn = {name: given[name] for name in (*SAMPLING_NAMES, "stop") if given.get(name) is not None}
     return TurnOptions(
-        thread=given.get("thread"),
+        thread=which_thread(given.get("thread")),
         memory=given.get("memory") or memory,
         sampling=replace(sampling, **drawn),
         tools=tools,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_agents.chat.schemas import RESPONSE_SCHEMA, as_parameters, as_schema, check_tools, held
+from deltamem_agents.chat.schemas import RESPONSE_SCHEMA, as_parameters, as_schema, held, without_lookaround
 from deltamem_agents.chat.tool_calls import CLOSE, OPEN
 from deltamem_agents.errors import ConfigError, GrammarError
 from deltamem_agents.types import Tool, ToolChoice
@@ -71,7 +71,6 @@ def reply_grammar(
     the grammar is compiled. Raises ConfigError when `choice` names no tool on offer, and for tools and
     schemas that are none.
     """
-    check_tools(tools)
     offered = () if choice == "none" else tools
     chosen = offered if choice in ("auto", "any", "none") else [tool for tool in tools if tool.name == choice]
     if not chosen and choice not in ("auto", "none"):
@@ -141,7 +140,7 @@ class Vocabulary:
                 f"the {grammar.source} cannot be turned into a grammar: {_reason(compiled.get_error())}; "
                 "leave that part out of the schema, or check it in the caller"
             )
-        if compiled.is_stopped() and not compiled.is_accepting():
+        if not _mask(compiled).any() or (compiled.is_stopped() and not compiled.is_accepting()):
             raise GrammarError(f"nothing fits the {grammar.source}; expected a schema that something fits")
         return Matcher(compiled, self, max_tokens)
 
@@ -281,7 +280,8 @@ def _spaced(schema: Mapping[str, Any], source: str, *, lenient: bool) -> str:
     """The schema as JSON, asking for the same white space as `format_tool_calls` and no more."""
     guidance = {**_SPACING, "lenient": lenient}
     try:
-        return json.dumps({**held(schema), "x-guidance": guidance}, allow_nan=False)
+        said = held(without_lookaround(schema) if lenient else schema)
+        return json.dumps({**said, "x-guidance": guidance}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"the {source} is not JSON ({error}); expected a JSON schema of plain values") from None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from deltamem_agents.errors import ConfigError, GrammarError
@@ -18,6 +19,7 @@ _MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions"))
 _PARTS = frozenset(("items", "prefixItems", "additionalItems", "additionalProperties", "contains", "propertyNames"))
 # Any other format says nothing about what fits, as JSON Schema has it.
 _FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
+_LOOKAROUND = re.compile(r"\(\?<?[=!]")
 _DESCRIBING = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$defs", "definitions")
 ) | {"$schema", "$id", "$anchor", "$comment"}
@@ -32,10 +34,16 @@ _ASSERTING = frozenset(
 )
 
 
-def check_tools(tools: Sequence[Tool]) -> None:
-    """Raises ConfigError for what is no tool, a name that cannot be said, and two tools of one name."""
+def as_tools(tools: object) -> tuple[Tool, ...]:
+    """The tools on offer, none for None.
+
+    Raises ConfigError for what is no tool, a name that cannot be said, and two tools of one name.
+    """
+    if tools is not None and not (isinstance(tools, Iterable) and not isinstance(tools, str | bytes | Mapping)):
+        raise ConfigError(f"tools is {tools!r}, expected a list of tools")
+    offered = tuple(tools or ())
     known: dict[str, Tool] = {}
-    for tool in tools:
+    for tool in offered:
         if not isinstance(tool, Tool):
             raise ConfigError(f"tools holds {tool!r}, expected Tool objects")
         name: object = tool.name
@@ -43,6 +51,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
             raise ConfigError(f"a tool is named {name!r}, expected Unicode text that is not blank; give it a name")
         if known.setdefault(name, tool) != tool:
             raise ConfigError(f"two tools are named {name!r}; a call could not tell them apart, so rename one")
+    return offered
 
 
 def as_schema(schema: object) -> Mapping[str, Any]:
@@ -81,6 +90,19 @@ def held(schema: Mapping[str, Any]) -> dict[str, Any]:
             assert isinstance(said, dict)
             return said
         shared = frozenset(found)
+
+
+def without_lookaround(schema: Any) -> Any:
+    """The schema without patterns that look ahead or behind, which no grammar can express."""
+    if isinstance(schema, list):
+        return [without_lookaround(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: without_lookaround(value)
+        for key, value in schema.items()
+        if not (key == "pattern" and isinstance(value, str) and _LOOKAROUND.search(value))
+    }
 
 
 def _part(schema: Any, at: str, shared: set[str], *, alone: bool) -> Any:

@@ -10,13 +10,11 @@ import torch
 
 from deltamem_agents.errors import ConfigError, ForeignSnapshot, StateError
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.names import NAME_LENGTH
 from deltamem_agents.types import ThreadLog
 
 FORMAT = 1
 """Version of the snapshot's file format. A reader refuses any later one."""
-
-NAME_LENGTH = 512
-"""Most characters of an agent id, a thread's name or a tag."""
 
 NOTE_LENGTH = 4096
 VERB_LENGTH = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -13,11 +13,11 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
-from pydantic import Field, SkipValidation, model_validator
+from pydantic import BeforeValidator, Field, SkipValidation, model_validator
 
 from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store
-from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
-from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
+from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving, own_agent, whose
+from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, listed, turn_options
 from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.types import MemoryMode, TurnOptions
@@ -56,7 +56,7 @@ class ChatDeltaMem(BaseChatModel):
     store: SkipValidation[Store | str | None] = Field(default_factory=from_env("DELTAMEM_STORE", default=None))
     device: str = "cpu"
     window_tokens: int | None = None
-    agent_id: str | None = None
+    agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
     memory: MemoryMode = "readwrite"
     max_tokens: int = 256
     temperature: float = 0.0
@@ -185,7 +185,8 @@ class ChatDeltaMem(BaseChatModel):
         return super().astream_events(input, config, **self._identified(config, kwargs))
 
     def _identified(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
+        with as_model_errors():
+            return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # LangChain asks for this when it is about to ask a cache, its process-wide one included.
@@ -257,10 +258,11 @@ class ChatDeltaMem(BaseChatModel):
         if given.get("agent_id") is None:
             # generate() and its kin take no config; what encloses the call still counts.
             given = self._identified(None, given)
-        tools = to_tools(given.get("tools") or ())
+        agent = whose(given["agent_id"])
+        tools = to_tools(listed(given.get("tools")))
         options = turn_options({**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory)
-        engine = self._engine(given.get("model"), given["agent_id"])
-        return engine, given["agent_id"] or None, to_messages(messages), options
+        engine = self._engine(given.get("model"), agent)
+        return engine, agent or None, to_messages(messages), options
 
     def _engine(self, model: str | None, agent: str) -> DeltaMemEngine:
         spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -23,11 +23,20 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
-from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
 from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling, Store
-from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
-from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, refuse_unknown, turn_options
+from deltamem_agents.bridges import (
+    DEFAULT_MODEL,
+    EPHEMERAL,
+    AgentId,
+    EngineSpec,
+    Serving,
+    own_agent,
+    which_thread,
+    whose,
+)
+from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, listed, refuse_unknown, turn_options
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.types import MemoryMode, TurnOptions
 from llama_index.llms.deltamem.identity import Identity, resolve
@@ -69,8 +78,8 @@ class DeltaMemLLM(ObjectLLM):
     store: SkipValidation[Store | str | None] = None
     device: str = "cpu"
     window_tokens: int | None = None
-    agent_id: str | None = None
-    thread: str | None = None
+    agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
+    thread: Annotated[str | None, BeforeValidator(which_thread)] = None
     memory: MemoryMode = "readwrite"
     max_tokens: int = 256
     temperature: float = 0.0
@@ -124,16 +133,17 @@ class DeltaMemLLM(ObjectLLM):
             model_name=self.model,
         )
 
-    def for_agent(self, agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None) -> Self:
+    def for_agent(self, agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None) -> Self:
         """A view that speaks for one agent. It shares the engine and the store with this LLM, and no memory.
 
         `thread`: which of the agent's conversations, for callers that send the whole of it with every call.
         `memory`: None is this LLM's own. Raises InvalidAgentId for no name at all.
         """
-        if not agent_id:
+        agent = whose(agent_id)
+        if not agent:
             raise InvalidAgentId(f"agent_id is {agent_id!r}, expected a name; an LLM without one remembers nobody")
-        whose = {"agent_id": agent_id, "thread": thread, "memory": memory or self.memory}
-        return self.model_copy(update=whose)
+        view = {"agent_id": agent, "thread": which_thread(thread), "memory": memory or self.memory}
+        return self.model_copy(update=view)
 
     def open_engine(self, agent_id: str | None, *, model: str | None = None) -> DeltaMemEngine:
         """The engine over the store where this agent lives; opens both where they are not open yet.
@@ -215,15 +225,15 @@ class DeltaMemLLM(ObjectLLM):
         asked = [name for name, value in given.items() if value is not None]
         refuse_unknown("a call of DeltaMemLLM", "keyword", asked, CALL_KEYWORDS)
         own = Identity(self.agent_id, self.thread, self.memory)
-        whose = resolve(given, own, asks_for_itself=asks_for_itself)
+        speaks = resolve(given, own, asks_for_itself=asks_for_itself)
         options = turn_options(
-            {**given, "thread": whose.thread, "memory": whose.memory},
-            to_tools(given.get("tools") or ()),
+            {**given, "thread": speaks.thread, "memory": speaks.memory},
+            to_tools(listed(given.get("tools"))),
             sampling=self._sampling(),
-            memory=whose.memory,
+            memory=speaks.memory,
         )
-        engine = self.open_engine(whose.agent_id, model=given.get("model"))
-        return _Call(engine, whose.agent_id, to_messages(messages), options)
+        engine = self.open_engine(speaks.agent_id, model=given.get("model"))
+        return _Call(engine, speaks.agent_id, to_messages(messages), options)
 
     async def _acall(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, asks_for_itself: bool = False

@@ -49,7 +49,7 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 def to_tools(tools: Sequence[BaseTool | Mapping[str, Any]]) -> tuple[Tool, ...]:
     """LlamaIndex's tools, or the dicts that `tool_schema` of these returns."""
-    return tuple(as_tool(tool if isinstance(tool, Mapping) else tool_schema(tool)) for tool in tools)
+    return tuple(as_tool(tool_schema(tool) if isinstance(tool, BaseTool) else tool) for tool in tools)
 
 
 def tool_schema(tool: BaseTool) -> dict[str, Any]:
