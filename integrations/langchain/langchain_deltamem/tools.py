@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from typing_extensions import is_typeddict
 
 from deltamem_agents import ConfigError, Tool
@@ -52,7 +53,7 @@ def wanted(schema: Any) -> Wanted:
     own = _own_schema(schema)
     if own is not None and not own:
         raise ConfigError("the schema is {}, which asks for nothing; expected a JSON schema or a type")
-    if own is not None and not _plain(own):
+    if own is not None and (is_typeddict(schema) or not _plain(own)):
         described = {key: value for key, value in own.items() if key not in ("title", "description")}
         name = schema_name(own) or (schema.__name__ if isinstance(schema, type) else _NAMELESS)
         return Wanted(name, str(own.get("description") or ""), own, as_arguments(described))
@@ -63,7 +64,7 @@ def wanted(schema: Any) -> Wanted:
 def _to_tool(tool: Any) -> Tool:
     given = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
     own = _own_schema(given)
-    if not own or _plain(own):
+    if not own or (_plain(own) and not is_typeddict(tool)):
         return _converted(tool)
     asked = wanted(given)
     if not isinstance(tool, BaseTool) and asked.name == _NAMELESS:
@@ -83,13 +84,26 @@ def _own_schema(schema: Any) -> Mapping[str, Any] | None:
     if not is_typeddict(schema) and not isinstance(schema, type) and callable(schema) and get_origin(schema) is None:
         return None
     try:
-        return None if is_typeddict(schema) and _converted(schema) else json_schema(schema)
+        if is_typeddict(schema) and not _needs_pydantic(schema):
+            _converted(schema)
+            return None
+        return json_schema(schema)
     except ConfigError:
         if is_typeddict(schema):
             return json_schema(schema)
         if not callable(schema):
             raise
         return None  # a class that is called as a function is
+
+
+def _needs_pydantic(kind: Any, within: tuple[Any, ...] = ()) -> bool:
+    """Whether a TypedDict holds a model or itself; LangChain reads TypedDicts with pydantic's first version."""
+    if is_typeddict(kind):
+        parts = get_type_hints(kind).values()
+        return kind in within or any(_needs_pydantic(part, (*within, kind)) for part in parts)
+    if get_args(kind):
+        return any(_needs_pydantic(part, within) for part in get_args(kind))
+    return isinstance(kind, type) and is_basemodel_subclass(kind)
 
 
 def _plain(schema: Mapping[str, Any]) -> bool:
@@ -102,5 +116,5 @@ def _plain(schema: Mapping[str, Any]) -> bool:
 def _converted(schema: Any) -> Tool:
     try:
         return as_tool(convert_to_openai_tool(schema))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{schema!r} is no tool or schema: {error}") from error
