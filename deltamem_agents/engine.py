@@ -26,7 +26,7 @@ from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapte
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import agent_name, thread_name
-from deltamem_agents.snapshots import Fingerprint, Store, open_store
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, StoreLike, open_store
 from deltamem_agents.turns.off_loop import off_loop
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.queues import Queues
@@ -59,7 +59,7 @@ class DeltaMemEngine:
         self,
         loaded: LoadedModel,
         adapter: Adapter,
-        store: Store,
+        store: StoreLike | LazyStore,
         *,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
@@ -68,7 +68,7 @@ class DeltaMemEngine:
         if window_tokens is not None and not 1 <= window_tokens <= context:
             raise ConfigError(f"window_tokens is {window_tokens}, expected 1 to the model's context of {context}")
         self.model_name = loaded.name
-        self.store = store
+        self.lazy_store = LazyStore.of(store)
         self.policy = policy
         self.adapter = adapter
         self.model = loaded.model
@@ -88,7 +88,7 @@ class DeltaMemEngine:
         model: str | os.PathLike[str],
         *,
         adapter: str | os.PathLike[str] | None = None,
-        store: Store | str | os.PathLike[str] | None = None,
+        store: StoreLike = None,
         device: str = "cpu",
         dtype: Any = None,
         window_tokens: int | None = None,
@@ -99,8 +99,9 @@ class DeltaMemEngine:
 
         `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub
         id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
-        `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is the SQLite file in
-        the user's data folder. `dtype`: of the base model; the memory is always float32.
+        `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
+        $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
+        `dtype`: of the base model; the memory is always float32.
 
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
         """
@@ -108,7 +109,8 @@ class DeltaMemEngine:
         # A path says nothing about which model lies there; the adapter's own sizes are checked in any case.
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = load_adapter(adapter_folder(adapter, loaded.name), loaded.model, base_model=base_model)
-        return cls(loaded, fitted, open_store(store), window_tokens=window_tokens, policy=policy)
+        engine_store = LazyStore.of(None if store is None else open_store(store))
+        return cls(loaded, fitted, engine_store, window_tokens=window_tokens, policy=policy)
 
     def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """One reply of `agent` to `messages`; returns once the memory is committed.
@@ -255,19 +257,24 @@ class DeltaMemEngine:
         )
         return [as_text(self.tokenizer, reply) for reply in ids]
 
-    def with_store(self, store: Store) -> Self:
+    @property
+    def store(self) -> Store:
+        """Where the agents' memories live. Raises what opening it raises, where it is not open yet."""
+        return self.lazy_store.open()
+
+    def with_store(self, store: StoreLike | LazyStore) -> Self:
         """This engine over another store. Model, adapter and tokenizer are shared; close the original only."""
         twin = copy(self)
-        twin.store = store
+        twin.lazy_store = LazyStore.of(store)
         return twin
 
     def close(self) -> None:
         """Take the memory off the model and close the store."""
         self._attachment.detach()
-        self.store.close()
+        self.lazy_store.close()
 
     def _turns(self) -> TurnRunner:
-        return TurnRunner(self._speaker, self.store, self.policy, self.fingerprint, self._queues)
+        return TurnRunner(self._speaker, self.lazy_store, self.policy, self.fingerprint, self._queues)
 
     def _joined(self, states: Sequence[MemoryState] | None) -> MemoryState | None:
         return None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)

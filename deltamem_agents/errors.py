@@ -47,6 +47,10 @@ class AgentNotFound(DeltaMemError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class AgentForgotten(AgentNotFound):
+    """The agent was forgotten, or replaced by an import, while a turn was running; nothing of the turn was kept."""
+
+
 class AlreadyExists(DeltaMemError, ValueError):
     """An agent or tag of that name is in the store; it was not overwritten."""
 

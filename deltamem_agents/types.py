@@ -193,7 +193,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers."""
+    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers.
+
+    `undone_messages`: how many messages the memory no longer holds, because the client showed that its history
+    was edited or cut short.
+    """
 
     agent: str
     thread: str | None
@@ -210,6 +214,7 @@ class TurnFacts:
     prefill_seconds: float
     decode_seconds: float
     attempts: int = 1
+    undone_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,14 +284,13 @@ class ThreadLog:
     """Which messages of one thread an agent has absorbed, in constant space.
 
     `count`: messages absorbed in all. `tail`: digests of the newest of them, oldest first, at most
-    TAIL_MESSAGES. The log is complete when `count == len(tail)`.
+    TAIL_MESSAGES. `opening`: digests that clients showed first although the tail no longer reaches them, such as
+    a fixed prefix; at most OPENING_MESSAGES.
     """
 
     count: int = 0
     tail: tuple[str, ...] = ()
+    opening: tuple[str, ...] = ()
 
     TAIL_MESSAGES: ClassVar[int] = 256
-
-    @property
-    def complete(self) -> bool:
-        return self.count == len(self.tail)
+    OPENING_MESSAGES: ClassVar[int] = 128

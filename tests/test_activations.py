@@ -11,9 +11,9 @@ from torch import Tensor
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.lab.training import activations
 from deltamem_agents.lab.training.activations import Activations, Exchanges, collect_asides
-from deltamem_agents.lab.training.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.types import Message
 from tiny_engine import CHATML
 from tiny_training import (

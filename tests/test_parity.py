@@ -6,6 +6,7 @@ adapter and `expected.safetensors`. `pytest tests/test_parity.py --parity-dir DI
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,15 @@ class Case:
         torch.testing.assert_close(logits, wanted, atol=TOLERANCE, rtol=0)
 
 
+@cache
+def opened(vector: Path, attention: str) -> Case:
+    """Shared by all tests: a call leaves nothing behind on a model or an adapter."""
+    return Case(vector, attention)
+
+
 @pytest.fixture(params=["sdpa", "eager"])
 def case(vector: Path, request: pytest.FixtureRequest) -> Case:
-    return Case(vector, request.param)
+    return opened(vector, request.param)
 
 
 def test_base_model_is_untouched_by_attaching(case: Case) -> None:

@@ -18,13 +18,34 @@ if TYPE_CHECKING:
         which_thread,
         whose,
     )
-    from deltamem_agents.bridges.shared_engines import DEFAULT_MODEL, EngineSpec, Serving, named_engines, shared_engine
+    from deltamem_agents.bridges.shared_engines import (
+        DEFAULT_MODEL,
+        EngineSpec,
+        Serving,
+        named_engines,
+        read_store,
+        require_names,
+        shared_engine,
+        written_store,
+    )
 
 _HOMES = {
     **dict.fromkeys(
         ("EPHEMERAL", "AgentId", "Binding", "bound", "own_agent", "use_agent", "which_thread", "whose"), "binding"
     ),
-    **dict.fromkeys(("DEFAULT_MODEL", "EngineSpec", "Serving", "named_engines", "shared_engine"), "shared_engines"),
+    **dict.fromkeys(
+        (
+            "DEFAULT_MODEL",
+            "EngineSpec",
+            "Serving",
+            "named_engines",
+            "read_store",
+            "require_names",
+            "shared_engine",
+            "written_store",
+        ),
+        "shared_engines",
+    ),
 }
 
 __all__ = [
@@ -37,10 +58,13 @@ __all__ = [
     "bound",
     "named_engines",
     "own_agent",
+    "read_store",
+    "require_names",
     "shared_engine",
     "use_agent",
     "which_thread",
     "whose",
+    "written_store",
 ]
 
 

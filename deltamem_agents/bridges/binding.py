@@ -10,7 +10,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from deltamem_agents.names import agent_name, thread_name
-from deltamem_agents.snapshots import Store
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode
 
 AgentId: TypeAlias = str | int | UUID
@@ -27,7 +27,7 @@ class Binding:
     agent_id: str
     thread: str | None = None
     memory: MemoryMode | None = None
-    store: Store | None = None
+    store: StoreLike = None
 
 
 def whose(given: object) -> str:
@@ -60,7 +60,7 @@ def bound() -> Binding | None:
 
 @contextmanager
 def use_agent(
-    agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None, store: Store | None = None
+    agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None, store: StoreLike = None
 ) -> Iterator[None]:
     """Every chat model on δ-mem called inside uses this agent's memory, unless its call names another.
 

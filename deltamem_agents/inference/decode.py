@@ -199,6 +199,7 @@ class Decoding:
         draw = self._drawing()
         text = _StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, run.state)
         ids: list[int] = []
+        waiting: list[int] = []
         reason: Literal["stop", "length"] = "length"
         while len(ids) < self._sampling.max_tokens:
             token = draw(ids, logits)
@@ -214,12 +215,15 @@ class Decoding:
                 break
             if self._constraint is not None and self._constraint.finished:
                 reason = "stop"
-            last = reason == "stop" or len(ids) == self._sampling.max_tokens
-            if not last or self._writes_reply:
-                logits = run.feed(self._single(token))
-                text.passed(run.state)
+            waiting.append(token)
             if reason == "stop":
                 break
+            if self._one_by_one and len(ids) < self._sampling.max_tokens:
+                logits, waiting = run.feed(self._spoken(waiting)), []
+                text.passed(run.state)
+        if waiting and self._writes_reply:
+            run.feed(self._spoken(waiting))
+            text.passed(run.state)
         rest = text.finish()
         if rest:
             yield rest
@@ -227,8 +231,19 @@ class Decoding:
         run.state = text.state
         self.reply = Reply(tuple(ids), text.text, reason, run.state)
 
-    def _single(self, token: int) -> Prompt:
-        return Prompt((token,), (True,), (self._writes_reply,), (self._message_id,), (True,))
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether the model has to see each token before the next one; given ones go through it at the end.
+
+        Where a stop string cuts tokens off, the state before them is needed.
+        """
+        return self._forced is None or bool(self._sampling.stop)
+
+    def _spoken(self, ids: Sequence[int]) -> Prompt:
+        count = len(ids)
+        return Prompt(
+            tuple(ids), (True,) * count, (self._writes_reply,) * count, (self._message_id,) * count, (True,) * count
+        )
 
     def _drawing(self) -> Callable[[list[int], Tensor], int | None]:
         """The next token from those so far and the logits; None at the end of the turn."""

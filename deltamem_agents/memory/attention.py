@@ -39,8 +39,8 @@ class MemoryCall:
     adapter's read scope is "replies"; None takes all for such.
     `message_ids` (batch, tokens) int: which message a token belongs to, −1 for none; needed by adapters
     that write once per message.
-    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which
-    training computes the writes again with gradients.
+    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which training
+    computes writes and reads again.
     """
 
     state: MemoryState

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 from deltamem_agents.snapshots.records import Move, Removed
@@ -16,6 +17,7 @@ class _Agent:
     journal: list[Move]
     tags: dict[str, str]
     blobs: dict[str, bytes]
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class InMemoryStore(Store):
@@ -39,6 +41,10 @@ class InMemoryStore(Store):
     def _journal(self, agent: str) -> list[Move]:
         with self._lock:
             return list(self._held[agent].journal) if agent in self._held else []
+
+    def _incarnation(self, agent: str) -> str | None:
+        with self._lock:
+            return self._held[agent].incarnation if agent in self._held else None
 
     def _tags(self, agent: str) -> dict[str, str]:
         with self._lock:

@@ -84,6 +84,10 @@ class LazyStore:
         self._store = store if isinstance(store, Store) else None
         self._place = None if store is None or isinstance(store, Store) else locate(store)
 
+    @classmethod
+    def of(cls, store: StoreLike | LazyStore) -> LazyStore:
+        return store if isinstance(store, LazyStore) else cls(store)
+
     def open(self) -> Store:
         """The store. Raises what opening it raises, and then tries again at the next call."""
         with self._lock:

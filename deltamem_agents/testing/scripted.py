@@ -24,7 +24,7 @@ from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.decode import Reply, as_text, stop_place
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.snapshots import Store, open_store
+from deltamem_agents.snapshots import LazyStore, StoreLike
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.running import Outcome, TurnRequest, TurnRunner
 from deltamem_agents.types import Message, Tool, ToolCall, ToolChoice
@@ -63,7 +63,7 @@ class ScriptedEngine(DeltaMemEngine):
     def __init__(
         self,
         script: Script = "ok",
-        store: Store | str | None = "memory:",
+        store: StoreLike | LazyStore = "memory:",
         *,
         window_tokens: int = WINDOW_TOKENS,
         policy: WritePolicy = WritePolicy(),
@@ -71,7 +71,7 @@ class ScriptedEngine(DeltaMemEngine):
     ) -> None:
         model = _tiny_model()
         loaded = replace(LoadedModel.of(model, _byte_tokenizer(), name), name=name)
-        super().__init__(loaded, _random_adapter(model), open_store(store), window_tokens=window_tokens, policy=policy)
+        super().__init__(loaded, _random_adapter(model), store, window_tokens=window_tokens, policy=policy)
         self._answer = _answers(script)
 
     def _turns(self) -> TurnRunner:

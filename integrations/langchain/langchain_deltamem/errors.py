@@ -35,6 +35,7 @@ from deltamem_agents import (
     UnsupportedModelError,
     WindowError,
 )
+from deltamem_agents.errors import AgentForgotten
 
 
 class ContextOverflow(ContextOverflowError, WindowError):
@@ -55,6 +56,10 @@ class InvalidSchema(ModelInvalidRequestError, GrammarError):
 
 class InvalidAgent(ModelInvalidRequestError, InvalidAgentId):
     """An agent id is too long, or not text that a store can keep."""
+
+
+class Forgotten(ModelInvalidRequestError, AgentForgotten):
+    """The agent was forgotten while the turn was running, and stays so."""
 
 
 class Diverged(ModelInvalidRequestError, HistoryDiverged):
@@ -105,6 +110,7 @@ _KINDS: Mapping[type, type[ModelError]] = {
         InvalidMessage,
         InvalidSchema,
         InvalidAgent,
+        Forgotten,
         Diverged,
         ForeignMemory,
         DamagedMemory,

@@ -25,7 +25,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling, Store
+from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling
 from deltamem_agents.bridges import (
     DEFAULT_MODEL,
     EPHEMERAL,
@@ -33,11 +33,15 @@ from deltamem_agents.bridges import (
     EngineSpec,
     Serving,
     own_agent,
+    read_store,
+    require_names,
     which_thread,
     whose,
+    written_store,
 )
 from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, listed, refuse_unknown, turn_options
 from deltamem_agents.engine import WINDOW_TOKENS
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
 from llama_index.llms.deltamem.identity import Identity, resolve
 from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema, with_properties
@@ -75,7 +79,7 @@ class DeltaMemLLM(ObjectLLM):
     model: str = DEFAULT_MODEL
     engine: SkipValidation[DeltaMemEngine] | None = Field(default=None, exclude=True, repr=False)
     adapter: str | None = None
-    store: SkipValidation[Store | str | None] = None
+    store: SkipValidation[StoreLike] = None
     device: str = "cpu"
     window_tokens: int | None = None
     agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
@@ -102,6 +106,7 @@ class DeltaMemLLM(ObjectLLM):
     @model_validator(mode="after")
     def _checked(self) -> Self:
         self._sampling()
+        self.store = read_store(self.store, self.engine)
         if self.engine is not None:
             self.model = self.engine.model_name
         return self
@@ -110,13 +115,12 @@ class DeltaMemLLM(ObjectLLM):
         return self.model_copy()
 
     def __getstate__(self) -> dict[Any, Any]:
-        # An open engine or store cannot be written down; whoever loads the LLM gives them again.
-        portable = self.model_copy(update={"engine": None, "store": self._named_store(self.store)})
-        return super(DeltaMemLLM, portable).__getstate__()
+        require_names("DeltaMemLLM", self.store, self.engine)
+        return super().__getstate__()
 
     @field_serializer("store")
-    def _named_store(self, store: Store | str | None) -> str | None:
-        return store if isinstance(store, str) else None
+    def _written_store(self, store: StoreLike) -> str | None:
+        return written_store(store, self.engine)
 
     @classmethod
     def class_name(cls) -> str:
