@@ -7,7 +7,8 @@ once. The engine itself keeps nothing of any conversation.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any, Self, Unpack
 import torch
 
 from deltamem_agents.chat.grammar import grammars_available, reply_grammar
+from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.errors import ConfigError, EngineClosedError
+from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
 from deltamem_agents.inference.decode import as_text
 from deltamem_agents.inference.memory_model import MemoryModel
@@ -26,6 +28,7 @@ from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, Toke
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.names import agent_name, thread_name
 from deltamem_agents.processes import require_threads
 from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, StoreLike, open_store
 from deltamem_agents.turns.off_loop import off_loop
@@ -185,7 +188,8 @@ class DeltaMemEngine:
         `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
         the conversation when an agent has several; with a name, `messages` is taken as that conversation's
         history (so that cutting it short goes back), without one as possibly only what is new.
-        `agent` None: a memory that ends with the turn. `memory`: "readonly" reads and leaves the agent as
+        `agent`: text, or a whole number or UUID for the agent of that text; None is a memory that ends with the
+        turn. `memory`: "readonly" reads and leaves the agent as
         it was, "off" is the base model.
 
         `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
@@ -198,13 +202,15 @@ class DeltaMemEngine:
         Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
         InvalidAgentId, StoreError or DamagedSnapshot.
         """
+        tools = as_tools(tools)
         if memory not in MEMORY_MODES:
             raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
+        agent, thread = agent_name(agent), thread_name(thread)
         grammar = reply_grammar(tools, tool_choice, parallel=parallel_tool_calls, schema=response_schema)
         if tool_choice == "auto" and response_schema is None and not grammars_available():
             grammar = None
         self._require_usable()
-        offered = () if tool_choice == "none" else tuple(tools)
+        offered = () if tool_choice == "none" else tools
         spoken = as_messages(messages)
         request = TurnRequest(agent, spoken, thread, offered, sampling, memory, tool_choice, grammar)
         return self._turns().stream(request)
@@ -218,13 +224,11 @@ class DeltaMemEngine:
         assert turn is not None
         return turn
 
-    async def astream_turn(
+    def astream_turn(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
-    ) -> AsyncIterator[TurnChunk]:
+    ) -> AsyncGenerator[TurnChunk, None]:
         """`stream_turn` off the event loop."""
-        async for chunk in off_loop(self.stream_turn(agent, messages, **options)):
-            if chunk.text or chunk.call or chunk.turn:
-                yield chunk
+        return _heard(self.stream_turn(agent, messages, **options))
 
     def new_state(self) -> MemoryState:
         """An empty memory, batch 1."""
@@ -264,7 +268,10 @@ class DeltaMemEngine:
         nothing was changed. `advance(tokens)` is called as tokens have been read.
         """
         self._require_usable()
-        return self._turns().absorb_into(agent, thread, as_messages(messages), advance)
+        name = agent_name(agent)
+        if name is None:
+            raise InvalidAgentIdError("agent id is None, expected the name of who is to remember the messages")
+        return self._turns().absorb_into(name, thread_name(thread), as_messages(messages), advance)
 
     def absorb_batch(
         self,
@@ -369,6 +376,13 @@ class DeltaMemEngine:
 
     def _joined(self, states: Sequence[MemoryState] | None) -> MemoryState | None:
         return None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
+
+
+async def _heard(chunks: Generator[TurnChunk, None, None]) -> AsyncGenerator[TurnChunk, None]:
+    async with aclosing(off_loop(chunks)) as heard:
+        async for chunk in heard:
+            if chunk.text or chunk.call or chunk.turn:
+                yield chunk
 
 
 @dataclass

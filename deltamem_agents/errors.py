@@ -95,6 +95,10 @@ class GrammarError(DeltaMemError, ValueError):
     """A tool or response schema cannot be turned into a grammar."""
 
 
+class ReplyCutOffError(DeltaMemError, ValueError):
+    """`max_tokens` was too few for the object that a reply has to be."""
+
+
 class TrainingDivergedError(DeltaMemError, ArithmeticError):
     """A training step's loss or gradient is not a finite number; the last save point is intact."""
 

@@ -30,6 +30,7 @@ PROMISED = [
     "MessageError",
     "ModelFilesError",
     "NewerFormatError",
+    "ReplyCutOffError",
     "SQLiteStore",
     "Sampling",
     "Score",

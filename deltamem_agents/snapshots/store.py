@@ -30,7 +30,7 @@ from deltamem_agents.snapshots.archive import Archive, write_archive
 from deltamem_agents.snapshots.codec import decode, decode_links, encode, snapshot_id
 from deltamem_agents.snapshots.durable import named_faults, replacing
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff, state_diff
-from deltamem_agents.snapshots.refusals import check_agent, check_tag, no_agent, no_snapshot
+from deltamem_agents.snapshots.refusals import check_agent, check_new_agent, check_tag, no_agent, no_snapshot
 from deltamem_agents.snapshots.snapshot import Snapshot, is_snapshot_id, utc_now
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
@@ -80,7 +80,7 @@ class Store(ABC):
         `expected`: the head this commit replaces, None to create the agent. Raises StaleHead when the head
         is another one by now: load it, redo the work on it and save again.
         """
-        check_agent(agent)
+        check_new_agent(agent) if expected is None else check_agent(agent)
         data = encode(snapshot)
         move = Move(snapshot.origin, snapshot_id(data), utc_now())
         self._append(agent, move, data, expected)
@@ -103,7 +103,7 @@ class Store(ABC):
 
         Snapshots are shared, not copied. Raises AlreadyExists when `agent` is there.
         """
-        check_agent(agent)
+        check_new_agent(agent)
         tip = self._resolve(source, at)
         past = self._reachable(source, tip)
         moves = [move for move in self._require_journal(source) if move.snapshot in past]
@@ -200,7 +200,7 @@ class Store(ABC):
                 with named_faults(f"read the export {os.fspath(file)!r}"):
                     file = stack.enter_context(open(file, "rb"))
             archive = Archive(file)
-            name = check_agent(archive.agent if agent is None else agent)
+            name = check_new_agent(archive.agent if agent is None else agent)
             for tag in archive.tags:
                 check_tag(tag)
             archive.verify()

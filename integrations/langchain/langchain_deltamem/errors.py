@@ -14,6 +14,7 @@ from langchain_core.exceptions import (
     ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    OutputParserException,
 )
 
 from deltamem_agents import (
@@ -28,6 +29,7 @@ from deltamem_agents import (
     InvalidAgentIdError,
     MessageError,
     ModelFilesError,
+    ReplyCutOffError,
     StaleHeadError,
     StoreError,
     UnsupportedModelError,
@@ -94,6 +96,10 @@ class StoreFailedError(ModelAPIError, StoreError):
 
 class ContendedError(ModelAPIError, StaleHeadError):
     """Others kept writing this agent's memory; nothing was changed, and trying again may help."""
+
+
+class CutOff(OutputParserException, ReplyCutOffError):
+    """`max_tokens` was too few for the object that a reply has to be."""
 
 
 _KINDS: Mapping[type, type[ModelError]] = {
