@@ -186,11 +186,10 @@ class DeltaMemEngine:
         """One reply of `agent` to `messages`, text and tool calls as they are decided; the committed Turn last.
 
         `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
-        the conversation when an agent has several; with a name, `messages` is taken as that conversation's
-        history (so that cutting it short goes back), without one as possibly only what is new.
+        the conversation. Only in a named one may the memory go back, where `messages` show that the conversation was
+        edited or cut short (see `docs/memory-semantics.md`); `facts.undone_messages` says how much went.
         `agent`: text, or a whole number or UUID for the agent of that text; None is a memory that ends with the
-        turn. `memory`: "readonly" reads and leaves the agent as
-        it was, "off" is the base model.
+        turn. `memory`: "readonly" reads and leaves the agent as it was, "off" is the base model.
 
         `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
         `parallel_tool_calls`: whether one reply may hold several. `response_schema`: a JSON schema which the
@@ -199,8 +198,8 @@ class DeltaMemEngine:
         stop string ends text only, never a call that is held.
 
         Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
-        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
-        InvalidAgentId, StoreError or DamagedSnapshot.
+        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDivergedError, AgentForgottenError,
+        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
         """
         tools = as_tools(tools)
         if memory not in MEMORY_MODES:
@@ -264,8 +263,8 @@ class DeltaMemEngine:
         """Write what the agent's thread has not absorbed of `messages`, without asking for a reply. One commit.
 
         For clients whose messages leave their window. Returns the id of the new snapshot, None where nothing
-        was new. Raises MessageError, ForeignSnapshot, InvalidAgentId, StoreError or DamagedSnapshot, and then
-        nothing was changed. `advance(tokens)` is called as tokens have been read.
+        was new. `advance(tokens)` is called as tokens have been read. Raises MessageError, AgentForgottenError,
+        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError, and then nothing was changed.
         """
         self._require_usable()
         name = agent_name(agent)

@@ -112,7 +112,6 @@ class ForkedProcessError(DeltaMemError, RuntimeError):
 
 
 # Earlier names, which are here to stay: code that catches them goes on working.
-AgentForgotten = AgentForgottenError
 AgentNotFound = AgentNotFoundError
 AlreadyExists = AlreadyExistsError
 DamagedSnapshot = DamagedSnapshotError

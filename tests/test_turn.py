@@ -17,7 +17,7 @@ import torch
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import (
-    AgentForgotten,
+    AgentForgottenError,
     ConfigError,
     ForeignSnapshot,
     HistoryDiverged,
@@ -352,7 +352,7 @@ def test_forgetting_wins_over_a_turn_in_flight(stored: DeltaMemEngine, meanwhile
     time.sleep(0.002)  # a plain store tells incarnations by the millisecond
     meanwhile(stored)
     left = stored.store.head("ada")
-    with pytest.raises(AgentForgotten, match=r"'ada' was forgotten, or replaced .* Nothing of the turn"):
+    with pytest.raises(AgentForgottenError, match=r"'ada' was forgotten, or replaced .* Nothing of the turn"):
         for chunk in stream:
             text += chunk.text
     assert text and stored.store.head("ada") == left
@@ -374,7 +374,7 @@ def test_forgetting_wins_over_absorbing_in_flight(
         return absorbing(speaker, *given)
 
     monkeypatch.setattr(MemoryModel, "absorbing", slow)
-    with pytest.raises(AgentForgotten):
+    with pytest.raises(AgentForgottenError):
         stored.absorb_into("ada", [U3])
     assert [stored.store.head("ada")] == left
 

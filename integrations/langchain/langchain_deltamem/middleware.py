@@ -16,7 +16,7 @@ from langgraph.types import Command
 
 from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
 from deltamem_agents.chat.history import digest
-from deltamem_agents.errors import AgentForgotten
+from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store, snapshot_id
 from deltamem_agents.types import ThreadLog
 from langchain_deltamem.chat_models import ChatDeltaMem
@@ -308,13 +308,13 @@ def _kept_as() -> str:
 def _keep(store: Store, snapshot: Snapshot, incarnation: str | None) -> str:
     """Add a snapshot under its content's address. Any number of branches of a thread share one agent.
 
-    Raises AgentForgotten where the thread is no longer the one with which the turn began.
+    Raises AgentForgottenError where the thread is no longer the one with which the turn began.
     """
     agent = _kept_as()
     while True:
         head = store.head(agent)
         if incarnation not in (None, store.incarnation(agent)):
-            raise AgentForgotten(
+            raise AgentForgottenError(
                 f"thread {thread_name(ensure_config())!r} was forgotten while this turn was running. Nothing of the "
                 "turn was kept; delete the thread's checkpoints too, or start another thread"
             )
