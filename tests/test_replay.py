@@ -120,7 +120,7 @@ def test_a_conversation_that_only_tells_makes_no_noise() -> None:
 LEARNED = ("replies alone read", "readout", "gates that see more", "layers that vote on gates")
 
 
-@pytest.mark.parametrize(("name", "writes"), zip(LEARNED, (False, True, False, True), strict=True))
+@pytest.mark.parametrize(("name", "writes"), list(zip(LEARNED, (False, True, False, True), strict=True)))
 def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(name: str, writes: bool) -> None:
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
     found = activations_of(engine, episodes_of(20, ALONE), 6)
