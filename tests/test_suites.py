@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 
 from deltamem_agents.cli.recall import SESSION_TOKENS, SUITE_NAMES
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.corpus.episodes import held_out
+from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.evaluation import distance, harmless, natural, untold
 from deltamem_agents.lab.evaluation.controls import Arm
 from deltamem_agents.lab.evaluation.draws import FULL, HELD_OUT_VALUES, QUICK, Size, drawn_cases, generated_episodes
 from deltamem_agents.lab.evaluation.matching import contains
-from deltamem_agents.lab.evaluation.neutral_text import NEUTRAL_REPLIES
 from deltamem_agents.lab.evaluation.recall import FIRST, WHOLE, unwatched
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.suites import COUNTS, SUITES, capacity, run_suite
-from deltamem_agents.lab.training.episodes import held_out
-from deltamem_agents.lab.training.words import open_words
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, Sampling
 from tiny_training import word_engine
@@ -267,7 +266,7 @@ def test_a_random_adapter_disturbs_what_it_reads(figures: dict[str, list[Figure]
 
 def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine) -> None:
     figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
-    cases = harmless._dealt(WORDS, Size(2, (1,)), NEUTRAL_REPLIES)
+    cases = harmless._dealt(WORDS, Size(2, (1,)), harmless.neutral_replies())
     lost = tokens = 0.0
     for case in cases:
         state = engine.absorb(engine.new_state(), case.messages)
@@ -281,9 +280,10 @@ def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine
 
 
 def test_neutral_texts_are_many_and_tell_nothing_twice() -> None:
-    assert len(NEUTRAL_REPLIES) >= 36
-    assert len({prompt for prompt, _ in NEUTRAL_REPLIES}) == len(NEUTRAL_REPLIES)
-    assert all(40 <= len(reply.split()) <= 90 for _, reply in NEUTRAL_REPLIES)
+    found = harmless.neutral_replies()
+    assert len(found) >= 36
+    assert len({prompt for prompt, _ in found}) == len(found)
+    assert all(40 <= len(reply.split()) <= 90 for _, reply in found)
 
 
 def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
