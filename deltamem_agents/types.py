@@ -195,8 +195,11 @@ class Usage:
 class TurnFacts:
     """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers.
 
-    `undone_messages`: how many messages the memory no longer holds, because the client showed that its history
-    was edited or cut short.
+    `tokens_read`: tokens of the prompt, the reply and what was absorbed that read the memory. `messages_written`: those
+    of which tokens were written, the reply included. `tokens_unwritten`: of these messages, beyond
+    `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
+    head and tail. `undone_messages`: how many messages the memory no longer holds, because the client showed that its
+    history was edited or cut short.
     """
 
     agent: str
@@ -214,6 +217,8 @@ class TurnFacts:
     prefill_seconds: float
     decode_seconds: float
     attempts: int = 1
+    tokens_unshown: int = 0
+    tokens_unwritten: int = 0
     undone_messages: int = 0
 
 

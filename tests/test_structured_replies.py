@@ -29,7 +29,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
 
-from deltamem_agents import ConfigError, Message, ReplyCutOff, ToolCall
+from deltamem_agents import ConfigError, Message, ReplyCutOffError, ToolCall
 from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 from llama_index.llms.deltamem import DeltaMemLLM
@@ -324,11 +324,11 @@ def test_dates_ids_and_prices_are_read_as_what_they_are() -> None:
 def test_in_langchain_a_reply_that_max_tokens_cut_off_says_so(way: str, room: int) -> None:
     for method, engine in zip(METHODS, (CALLED, TOLD, TOLD), strict=True):
         model = ChatDeltaMem(engine=engine, max_tokens=room)
-        for error, schema in ((ReplyCutOff, Trip), (OutputParserException, Trip.model_json_schema())):
+        for error, schema in ((ReplyCutOffError, Trip), (OutputParserException, Trip.model_json_schema())):
             with pytest.raises(error, match=rf"after {room} tokens.*raise max_tokens"):
                 CHAINS[way](model.with_structured_output(schema, method=method))
         said = CHAINS[way](model.with_structured_output(Trip, method=method, include_raw=True))
-        assert said["parsed"] is None and isinstance(said["parsing_error"], ReplyCutOff)
+        assert said["parsed"] is None and isinstance(said["parsing_error"], ReplyCutOffError)
         assert said["raw"].response_metadata["finish_reason"] == "length"
 
 
@@ -336,7 +336,7 @@ def test_in_langchain_a_reply_that_max_tokens_cut_off_says_so(way: str, room: in
 def test_in_llamaindex_a_reply_that_max_tokens_cut_off_says_so(way: str, room: int) -> None:
     for mode, engine in ((PydanticProgramMode.DEFAULT, CALLED), (PydanticProgramMode.LLM, TOLD)):
         cut = DeltaMemLLM(engine=engine, max_tokens=room, pydantic_program_mode=mode)
-        with pytest.raises(ReplyCutOff, match=rf"after {room} tokens.*raise max_tokens"):
+        with pytest.raises(ReplyCutOffError, match=rf"after {room} tokens.*raise max_tokens"):
             PREDICTIONS[way](cut, Trip)
 
 
@@ -346,7 +346,7 @@ def test_in_text_mode_what_follows_the_object_may_be_cut_off() -> None:
 
 
 def test_a_number_that_was_cut_off_is_no_shorter_number() -> None:
-    with pytest.raises(ReplyCutOff):
+    with pytest.raises(ReplyCutOffError):
         ChatDeltaMem(engine=ScriptedEngine("123456"), max_tokens=3).with_structured_output(
             {"type": "integer"}, method="json_schema"
         ).invoke("hi")

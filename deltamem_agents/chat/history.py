@@ -32,7 +32,7 @@ p q a fixed prefix. "named": only where the thread is named.
 | u1 a1            | u1 a1 u2             | EXTENDS          | u2     | the log in its place, then more            |
 | u1 a1            | u1 a1' u2            | EXTENDS          | u2     | the reply was reworded                     |
 | u1 a1 u2 a2      | s u2 a2' u3          | WINDOWED         | u3     | the newest exchange, reworded              |
-| u1 a1 u2 a2      | u1 a1 u2 a2' u3 a3 u4| WINDOWED         | u3 a3 u4 | what follows the last known exchange     |
+| u1 a1 u2 a2      | v1 b1 u2 a2 u3       | WINDOWED         | u3     | what stands before a known exchange        |
 | p q u1 a1        | p q u2               | WINDOWED         | u2     | a prefix; no snapshot ends there           |
 | u1 a1 v1 b1      | u1 a1 u2             | WINDOWED         | u2     | another conversation of an unnamed thread  |
 | u1 a1 u2 a2      | u3                   | WINDOWED         | u3     | only new messages                          |

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from deltamem_agents.errors import AgentNotFound, AlreadyExists, ConfigError, InvalidAgentId, StaleHead, StoreError
+from deltamem_agents.errors import (
+    AgentNotFound,
+    AlreadyExists,
+    ConfigError,
+    InvalidAgentId,
+    SnapshotNotFoundError,
+    StaleHead,
+    StoreError,
+)
 from deltamem_agents.names import NAME_LENGTH, name_fault
 from deltamem_agents.snapshots.snapshot import is_snapshot_id
 
@@ -69,8 +77,8 @@ def no_agent(agent: str) -> AgentNotFound:
     return AgentNotFound(f"no agent {agent!r} in the store; `agents` lists those it has")
 
 
-def no_snapshot(agent: str, at: str) -> AgentNotFound:
-    return AgentNotFound(
+def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(
         f"agent {agent!r} has no snapshot {at!r}, expected an id, its first 6 or more digits, or a tag; "
         "`moves` and `tags` list them"
     )

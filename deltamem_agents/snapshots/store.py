@@ -18,7 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
-from deltamem_agents.errors import AgentNotFound, ConfigError, DamagedSnapshot, StaleHead
+from deltamem_agents.errors import (
+    AgentNotFound,
+    ConfigError,
+    DamagedSnapshot,
+    SnapshotNotFoundError,
+    StaleHead,
+    TagNotFoundError,
+)
 from deltamem_agents.snapshots.archive import Archive, write_archive
 from deltamem_agents.snapshots.codec import decode, decode_links, encode, snapshot_id
 from deltamem_agents.snapshots.durable import named_faults, replacing
@@ -127,7 +134,7 @@ class Store(ABC):
     def untag(self, agent: str, name: str) -> None:
         """Takes a tag away; its snapshot stays."""
         if name not in self.tags(agent):
-            raise AgentNotFound(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
+            raise TagNotFoundError(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
         self._set_tag(agent, name, None)
 
     def tags(self, agent: str) -> dict[str, str]:
@@ -361,7 +368,7 @@ class Store(ABC):
         if not matches or len(at) < SHORTEST_PREFIX:
             raise no_snapshot(agent, at)
         if len(matches) > 1:
-            raise AgentNotFound(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
+            raise SnapshotNotFoundError(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
         return matches.pop()
 
 

@@ -32,7 +32,7 @@ from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
-from langchain_deltamem.errors import InvalidOption, as_model_errors
+from langchain_deltamem.errors import InvalidOptionError, as_model_errors
 from langchain_deltamem.identity import of_checkpoint, of_run, resolve
 from langchain_deltamem.keywords import check_fields, check_keywords
 from langchain_deltamem.messages import to_messages
@@ -202,7 +202,7 @@ class ChatDeltaMem(BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # LangChain asks for this when it is about to ask a cache, its process-wide one included.
         if self._identified(None, kwargs)["memory"] != "off":
-            raise InvalidOption(CACHED)
+            raise InvalidOptionError(CACHED)
         return super()._get_llm_string(stop, **kwargs)
 
     def _generate(

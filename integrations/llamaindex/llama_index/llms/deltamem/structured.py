@@ -19,7 +19,7 @@ from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel
 
-from deltamem_agents import ConfigError, ReplyCutOff
+from deltamem_agents import ConfigError, ReplyCutOffError
 from deltamem_agents.bridges.schemas import Arguments, as_arguments, json_schema, schema_name
 from llama_index.llms.deltamem.replies import tool_selections
 
@@ -40,7 +40,7 @@ class ObjectLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
-        """The object. Raises ReplyCutOff where `max_tokens` was too few for it, ValueError for any other misfit."""
+        """The object. Raises ReplyCutOffError where `max_tokens` was too few, ValueError for any other misfit."""
         dispatcher.event(
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
@@ -161,7 +161,7 @@ class ObjectProgram(BasePydanticProgram[Any]):
         except ValueError as error:
             if raw.get("finish_reason") != "length":
                 raise ValueError(f"the reply is no {self._output_cls.__name__}: {error}") from error
-            raise ReplyCutOff(
+            raise ReplyCutOffError(
                 f"the reply is no {self._output_cls.__name__}: it was cut off after "
                 f"{raw['usage']['completion_tokens']} tokens; max_tokens is too small for it, so raise max_tokens"
             ) from error
