@@ -34,6 +34,9 @@ from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 from llama_index.llms.deltamem import DeltaMemLLM
 
+# LlamaIndex's own StructuredLLM streams by a method that pydantic means to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
+
 ENGINE = ScriptedEngine("I would rather talk.")
 SAID = [{"role": "user", "content": "hi"}]
 

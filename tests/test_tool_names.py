@@ -39,7 +39,7 @@ NAMES = (
     "søk",
     'quoted "name"',
     "back\\slash",
-    "<tool_call>",
+    "[odd] {name}",
     "a" * 100,
 )
 
@@ -51,12 +51,12 @@ class Query(BaseModel):
 def by_turns(asked: Asked) -> Message | str:
     """Calls every tool on offer, then tells what they returned."""
     if asked.messages[-1].role == "tool":
-        return " and ".join(f"{m.name}: {m.content}" for m in asked.messages if m.role == "tool")
+        return "\n".join(sorted(f"{m.name}: {m.content}" for m in asked.messages if m.role == "tool"))
     return Message("assistant", "", tuple(ToolCall(tool.name, {"words": "δ"}) for tool in asked.tools))
 
 
 def told(names: tuple[str, ...]) -> str:
-    return " and ".join(f"{name}: {name} found δ" for name in names)
+    return "\n".join(sorted(f"{name}: {name} found δ" for name in names))
 
 
 def for_llamaindex(name: str) -> FunctionTool:
