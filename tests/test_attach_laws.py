@@ -358,16 +358,26 @@ def test_a_readout_says_what_all_layers_read_behind_the_last_one() -> None:
 
 
 def test_split_is_whole(attached: Subject) -> None:
-    if attached.per_message:
-        pytest.skip("a message is written once per forward pass, and read in the next")
     ids, start = random_ids(2, 12), random_state(attached.adapter, 2)
-    whole, end = attached.run(ids, start)
+    messages = torch.arange(12).expand_as(ids) // 5
+    whole, end = attached.run(ids, start, message_ids=messages)
     cache, state, parts = attached.cache(), start, []
-    for part in torch.tensor_split(ids, (1, 4, 5, 9), dim=1):
-        logits, state = attached.run(part, state, cache=cache)
+    for part in torch.tensor_split(torch.arange(12), (1, 4, 5, 9)):
+        more = int(part[-1]) < 11
+        logits, state = attached.run(ids[:, part], state, cache=cache, message_ids=messages[:, part], unfinished=more)
         parts.append(logits)
     close(torch.cat(parts, dim=1), whole)
     close(state.matrices, end.matrices)
+    assert state.open is None
+
+
+def test_a_state_is_at_every_cut_what_there_were_if_nothing_followed(attached: Subject) -> None:
+    ids, start = random_ids(2, 9), random_state(attached.adapter, 2)
+    messages = torch.arange(9).expand_as(ids) // 4
+    for cut in range(1, 9):
+        _, ended = attached.run(ids[:, :cut], start, message_ids=messages[:, :cut])
+        _, going_on = attached.run(ids[:, :cut], start, message_ids=messages[:, :cut], unfinished=True)
+        assert torch.equal(going_on.settled().matrices, ended.matrices)
 
 
 def ragged(lengths: tuple[int, ...], side: str) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -393,8 +403,6 @@ def test_padded_and_batched_is_alone(attached: Case) -> None:
 
 def test_split_of_a_padded_batch_is_alone(attached: Case) -> None:
     """A chunk of many tokens on top of a cache, with padding in both: neither a pad nor a chunk is special."""
-    if attached.per_message:
-        pytest.skip("a message is written once per forward pass, and read in the next")
     first, second = (4, 4, 4), (5, 2, 1)
     if attached.side == "left":
         # A sliding window counts the pads inside it, with or without a memory: there they come first or not at all.
@@ -403,9 +411,10 @@ def test_split_of_a_padded_batch_is_alone(attached: Case) -> None:
     start = state = random_state(attached.adapter, 3)
     cache, seen, parts = attached.cache(), torch.ones(3, 0, dtype=torch.bool), []
     chunks = [ragged(lengths, attached.side) for lengths in (first, second)]
-    for _, batch, valid in chunks:
+    for place, (_, batch, valid) in enumerate(chunks):
         seen = torch.cat([seen, valid], dim=1)
-        logits, state = attached.run(batch, state, seen=seen, cache=cache)
+        messages = ((seen.long().cumsum(1) - 1).clamp_min(0) // 3)[:, -batch.shape[1] :]
+        logits, state = attached.run(batch, state, seen=seen, cache=cache, message_ids=messages, unfinished=place == 0)
         parts.append(logits)
     for i in range(3):
         alone, end = attached.run(torch.cat([rows[i] for rows, _, _ in chunks], dim=1), start[i])

@@ -158,3 +158,11 @@ def test_chunked_prefill_equals_one_pass() -> None:
 
 
 ENGINE = tiny_engine()
+
+
+def test_what_a_stop_string_cut_off_does_not_count_as_written() -> None:
+    engine = tiny_engine()
+    for text, stop in (("It rains.\nUser: no", "\nUser:"), ("one two", "two"), ("plain", "\nUser:")):
+        _, decoding = forced_reply(engine, text, stop=(stop,))
+        assert decoding.reply is not None
+        assert decoding._run.measures.written == len(decoding.reply.text) == len(text.partition(stop)[0])

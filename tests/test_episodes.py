@@ -29,8 +29,8 @@ from deltamem_agents.lab.corpus.phrasings import phrasings, replies
 from deltamem_agents.lab.corpus.splits import Split, split_of
 from deltamem_agents.lab.corpus.values import kind_of, values_of, word_values
 from deltamem_agents.lab.training.batches import history_batch, question_batch, told_places
-from deltamem_agents.loading import load_model
 from deltamem_agents.types import Message
+from real_model import real_engine
 from tiny_tokenizers import GEMMA, TOOLED
 from tiny_training import CHATML, renderer
 
@@ -238,8 +238,9 @@ def test_an_answer_has_the_tokens_that_its_value_was_told_with(split: Split, tem
 
 
 @pytest.mark.model
+@pytest.mark.xdist_group("float32")
 def test_on_the_embedded_model_an_answer_has_the_tokens_that_its_value_was_told_with() -> None:
-    show = ChatTemplate(load_model("smollm2-135m-instruct").tokenizer)
+    show = ChatTemplate(real_engine("float32").tokenizer)
     for held in (False, True):
         shape = replace(BY_SPACE, split="evaluation", held_out_phrasings=held, held_out_attributes=held)
         episodes = drawn(shape, 60)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError, DamagedSnapshot, ForeignSnapshot, NewerFormat, StateError
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.names import NAME_LENGTH
 from deltamem_agents.snapshots import (
     FORMAT,
     Counters,
@@ -29,7 +30,7 @@ from deltamem_agents.snapshots import (
     snapshot_id,
 )
 from deltamem_agents.snapshots.codec import decode_links
-from deltamem_agents.snapshots.snapshot import NAME_LENGTH, NOTE_LENGTH, THREADS
+from deltamem_agents.snapshots.snapshot import NOTE_LENGTH, THREADS
 from deltamem_agents.testing import example_snapshot
 from deltamem_agents.types import ThreadLog
 

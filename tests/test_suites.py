@@ -319,13 +319,3 @@ def test_read_as_the_controls_are_a_memory_answers_from_what_it_was_told(
     for figure in natural.natural(engine, WORDS, Size(4, (1,)), unwatched):
         assert set(figure.arms) == {*ARMS, natural.READ_ONLY}
         assert figure.arms[natural.READ_ONLY][WHOLE].value == 0
-
-
-@pytest.mark.model
-def test_the_shipped_adapter_recalls_what_no_control_does() -> None:
-    engine = DeltaMemEngine.from_pretrained("smollm2-135m-instruct", store="memory:", progress=False)
-    (figure,) = run_suite(engine, capacity((1,)), Size(16, (1, 2)), unwatched)
-    engine.close()
-    controls = [figure.arms[arm.value][WHOLE].value for arm in Arm if arm is not Arm.MEMORY]
-    assert figure.arms["memory"][WHOLE].value >= 0.25
-    assert max(controls) <= 0.1

@@ -365,25 +365,23 @@ def test_neutral_texts_survive_the_folder(
 
 
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, told = trainer(tmp_path), {True: set[str](), False: set[str]()}
-    real, evaluate = run._answered, run._evaluate
-    watching = False
+    run, trained, watched = trainer(tmp_path), set[str](), set[str]()
+    answered, replayed = run._answered, run._replayed
 
-    def answered(episodes: Sequence[Episode], *args: Any, **kwargs: Any) -> Any:
-        told[watching] |= {question.answer for episode in episodes for question in episode.questions}
-        return real(episodes, *args, **kwargs)
+    def watch(episodes: Sequence[Episode]) -> Any:
+        watched.update(question.answer for episode in episodes for question in episode.questions)
+        return answered(episodes)
 
-    def watch() -> None:
-        nonlocal watching
-        watching = True
-        evaluate()
-        watching = False
+    def train(*args: Any) -> Any:
+        episodes, *rest = replayed(*args)
+        trained.update(question.answer for episode in episodes for question in episode.questions)
+        return episodes, *rest
 
-    monkeypatch.setattr(run, "_answered", answered)
-    monkeypatch.setattr(run, "_evaluate", watch)
+    monkeypatch.setattr(run, "_answered", watch)
+    monkeypatch.setattr(run, "_replayed", train)
     run.run()
-    assert {split_of(value) for value in told[False]} == {"train"}
-    assert {split_of(value) for value in told[True]} == {"validation"}
+    assert {split_of(value) for value in trained} == {"train"}
+    assert {split_of(value) for value in watched} == {"validation"}
 
 
 def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import (
-    AgentForgotten,
+    AgentForgottenError,
     ConfigError,
     ForeignSnapshot,
     HistoryDiverged,
@@ -351,7 +352,7 @@ def test_forgetting_wins_over_a_turn_in_flight(stored: DeltaMemEngine, meanwhile
     time.sleep(0.002)  # a plain store tells incarnations by the millisecond
     meanwhile(stored)
     left = stored.store.head("ada")
-    with pytest.raises(AgentForgotten, match=r"'ada' was forgotten, or replaced .* Nothing of the turn"):
+    with pytest.raises(AgentForgottenError, match=r"'ada' was forgotten, or replaced .* Nothing of the turn"):
         for chunk in stream:
             text += chunk.text
     assert text and stored.store.head("ada") == left
@@ -362,18 +363,18 @@ def test_forgetting_wins_over_absorbing_in_flight(
     stored: DeltaMemEngine, meanwhile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored.absorb_into("ada", [U1])
-    absorb, left = MemoryModel.absorb, []
+    absorbing, left = MemoryModel.absorbing, []
 
-    def slow(speaker: MemoryModel, *given: Any) -> int:
+    def slow(speaker: MemoryModel, *given: Any) -> Iterator[int]:
         if not left:
             left.append(None)
             time.sleep(0.002)
             meanwhile(stored)
             left[:] = [stored.store.head("ada")]
-        return absorb(speaker, *given)
+        return absorbing(speaker, *given)
 
-    monkeypatch.setattr(MemoryModel, "absorb", slow)
-    with pytest.raises(AgentForgotten):
+    monkeypatch.setattr(MemoryModel, "absorbing", slow)
+    with pytest.raises(AgentForgottenError):
         stored.absorb_into("ada", [U3])
     assert [stored.store.head("ada")] == left
 
@@ -526,7 +527,8 @@ def test_messages_beyond_the_window_are_absorbed_first() -> None:
     assert turn.facts.tokens_written == sum(len(m.content) for m in (*history, U3)) + turn.usage.completion_tokens
 
 
-def test_a_first_call_longer_than_the_models_context_works(engine: DeltaMemEngine) -> None:
+def test_a_first_call_longer_than_the_models_context_works() -> None:
+    engine = tiny_engine(policy=WritePolicy(message_tokens=10_000))
     long = Message("user", "word " * 1200)
     turn = engine.run_turn("ada", [long, Message("assistant", "ok"), U3], sampling=SHORT)
     assert turn.facts.tokens_written >= len("word " * 1200) - 5

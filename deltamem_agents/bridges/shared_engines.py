@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from deltamem_agents.bridges.binding import bound
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.processes import Mutex
 from deltamem_agents.snapshots import InMemoryStore, LazyStore, Store, StoreLike
 from deltamem_agents.snapshots.locations import OPEN_MARK
 
@@ -28,33 +28,43 @@ class EngineSpec:
     window_tokens: int | None = None
 
 
-_opened: dict[EngineSpec, DeltaMemEngine] = {}
+class _Slot:
+    """Where one engine is opened, by one of those who wait for it; nobody waits for another's."""
+
+    def __init__(self) -> None:
+        self.opening = Mutex()
+        self.engine: DeltaMemEngine | None = None
+
+
+_opened: dict[EngineSpec, _Slot] = {}
 _given: dict[str, DeltaMemEngine] = {}
-_opening = threading.Lock()
+_naming = Mutex()
 
 
 @contextmanager
 def named_engines(engines: Mapping[str, DeltaMemEngine]) -> Iterator[None]:
     """Inside, these names of models mean these engines: for tests of code that names its model."""
-    with _opening:
+    with _naming:
         before = dict(_given)
         _given.update(engines)
     try:
         yield
     finally:
-        with _opening:
+        with _naming:
             _given.clear()
             _given.update(before)
 
 
 def shared_engine(spec: EngineSpec) -> DeltaMemEngine:
     """The engine of this specification, with a store of its own that nobody should use: see `with_store`."""
-    with _opening:
+    with _naming:
         if spec.model in _given:
             return _given[spec.model]
-        if spec not in _opened:
-            _opened[spec] = _open(spec)
-        return _opened[spec]
+        slot = _opened.setdefault(spec, _Slot())
+    with slot.opening:
+        if slot.engine is None:
+            slot.engine = _open(spec)
+        return slot.engine
 
 
 def _open(spec: EngineSpec) -> DeltaMemEngine:
@@ -71,7 +81,7 @@ class Serving:
     """What stands behind a chat model and its copies: engines, and stores that are opened at their first use."""
 
     def __init__(self) -> None:
-        self._naming = threading.Lock()
+        self._naming = Mutex()
         self._stores: dict[str | None, LazyStore] = {}
 
     def __reduce__(self) -> tuple[type[Serving], tuple[()]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 
+from deltamem_agents.processes import Mutex
 from deltamem_agents.snapshots.records import Move, Removed
 from deltamem_agents.snapshots.refusals import agent_exists, no_agent, no_snapshot, require_free_tag, require_head
 from deltamem_agents.snapshots.store import Store
@@ -24,7 +24,7 @@ class InMemoryStore(Store):
     """Nothing outlives the process. Forks share the bytes of their snapshots."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = Mutex()
         self._held: dict[str, _Agent] = {}
 
     def _agents(self) -> list[str]:

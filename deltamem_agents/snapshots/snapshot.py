@@ -11,13 +11,11 @@ import torch
 
 from deltamem_agents.errors import ConfigError, ForeignSnapshot, StateError
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.names import NAME_LENGTH
 from deltamem_agents.types import ThreadLog
 
 FORMAT = 2
 """Version of the snapshot's file format: 2 keeps `absorbed.opening`. A reader refuses any later one."""
-
-NAME_LENGTH = 512
-"""Most characters of an agent id, a thread's name or a tag."""
 
 _ID = re.compile("[0-9a-f]{64}")
 

@@ -18,12 +18,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
-from deltamem_agents.errors import AgentNotFound, ConfigError, DamagedSnapshot, StaleHead
+from deltamem_agents.errors import (
+    AgentNotFound,
+    ConfigError,
+    DamagedSnapshot,
+    SnapshotNotFoundError,
+    StaleHead,
+    TagNotFoundError,
+)
 from deltamem_agents.snapshots.archive import Archive, write_archive
 from deltamem_agents.snapshots.codec import decode, decode_links, encode, snapshot_id
 from deltamem_agents.snapshots.durable import named_faults, replacing
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff, state_diff
-from deltamem_agents.snapshots.refusals import check_agent, check_tag, no_agent, no_snapshot
+from deltamem_agents.snapshots.refusals import check_agent, check_new_agent, check_tag, no_agent, no_snapshot
 from deltamem_agents.snapshots.snapshot import Snapshot, is_snapshot_id, utc_now
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
@@ -73,7 +80,7 @@ class Store(ABC):
         `expected`: the head this commit replaces, None to create the agent. Raises StaleHead when the head
         is another one by now: load it, redo the work on it and save again.
         """
-        check_agent(agent)
+        check_new_agent(agent) if expected is None else check_agent(agent)
         data = encode(snapshot)
         move = Move(snapshot.origin, snapshot_id(data), utc_now())
         self._append(agent, move, data, expected)
@@ -96,7 +103,7 @@ class Store(ABC):
 
         Snapshots are shared, not copied. Raises AlreadyExists when `agent` is there.
         """
-        check_agent(agent)
+        check_new_agent(agent)
         tip = self._resolve(source, at)
         past = self._reachable(source, tip)
         moves = [move for move in self._require_journal(source) if move.snapshot in past]
@@ -127,7 +134,7 @@ class Store(ABC):
     def untag(self, agent: str, name: str) -> None:
         """Takes a tag away; its snapshot stays."""
         if name not in self.tags(agent):
-            raise AgentNotFound(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
+            raise TagNotFoundError(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
         self._set_tag(agent, name, None)
 
     def tags(self, agent: str) -> dict[str, str]:
@@ -193,7 +200,7 @@ class Store(ABC):
                 with named_faults(f"read the export {os.fspath(file)!r}"):
                     file = stack.enter_context(open(file, "rb"))
             archive = Archive(file)
-            name = check_agent(archive.agent if agent is None else agent)
+            name = check_new_agent(archive.agent if agent is None else agent)
             for tag in archive.tags:
                 check_tag(tag)
             archive.verify()
@@ -361,7 +368,7 @@ class Store(ABC):
         if not matches or len(at) < SHORTEST_PREFIX:
             raise no_snapshot(agent, at)
         if len(matches) > 1:
-            raise AgentNotFound(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
+            raise SnapshotNotFoundError(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
         return matches.pop()
 
 

@@ -39,6 +39,7 @@ AWKWARD_IDS = (
     "\0",
     "a\0b",
     "line\nbreak",
+    "a ",
     "%2e%2e",
     "'; DROP TABLE agents; --",
     "é",
@@ -47,7 +48,7 @@ AWKWARD_IDS = (
     "\u202eright to left",
     "x" * 512,
 )
-INVALID_IDS = ("", "x" * 513, "half a pair \ud800", None, 7, b"bytes")
+INVALID_IDS = ("", " ", "\n\t", "\u2003", "x" * 513, "half a pair \ud800", None, 7, True, b"bytes")
 
 
 def example_snapshot(seed: int = 0, after: Entry | None = None, *, thread: str = "", note: str = "") -> Snapshot:

@@ -94,14 +94,16 @@ class _ScriptedRunner(TurnRunner):
         reply = self.answer(Asked(request.agent, request.messages, request.tools, request.tool_choice))
         text = reply if isinstance(reply, str) else _spelled(reply)
         ids = self._ids(text[: stop_place(text, request.sampling.stop, request.unstopped)])
+        whole = True
         if request.grammar is not None and grammars_available():
             matcher = self.speaker.vocabulary.matcher(request.grammar)
             if not matcher.accepts(ids):
-                ids = tuple(matcher.way_out() or ())
+                way = matcher.way_out()
+                ids, whole = tuple(way or ()), way is not None
         room = request.sampling.max_tokens
         kept = ids[:room]
         text = as_text(self.speaker.tokenizer, kept)
-        return Reply(kept, text, "stop" if len(kept) == len(ids) else "length", None)
+        return Reply(kept, text, "stop" if whole and len(kept) == len(ids) else "length", None)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         encoded = self.speaker.tokenizer(text, add_special_tokens=False, split_special_tokens=True)

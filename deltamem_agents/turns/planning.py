@@ -25,6 +25,9 @@ DEFAULT_THREAD = ""
 class WritePolicy:
     """What is remembered. `roles`: whose messages are written.
 
+    `message_tokens`: how many tokens of one message are written at most. Of a longer one, such as a whole document that
+    a tool returned, it is the first and the last half of so many, wherever the message stands.
+
     `on_divergence`: what to do when a thread's history was edited at a point after which other threads
     wrote: "append" keeps everything and writes what is new, "rewind" goes back and loses what the other
     threads wrote since, "raise" refuses. Where no other thread wrote, going back is exact and always done.
@@ -32,8 +35,11 @@ class WritePolicy:
 
     roles: tuple[Role, ...] = ("user", "assistant", "tool")
     on_divergence: OnDivergence = "append"
+    message_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        if self.message_tokens < 2:
+            raise ConfigError(f"message_tokens is {self.message_tokens}, expected 2 or more: a head and a tail")
         if "system" in self.roles:
             raise ConfigError("role system cannot be written: instructions are given anew in every prompt")
 

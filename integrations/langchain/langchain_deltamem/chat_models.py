@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
-from pydantic import Field, SkipValidation, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, SkipValidation, field_serializer, model_validator
 
 from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling
 from deltamem_agents.bridges import (
@@ -21,16 +21,18 @@ from deltamem_agents.bridges import (
     EPHEMERAL,
     EngineSpec,
     Serving,
+    own_agent,
     read_store,
     require_names,
+    whose,
     written_store,
 )
-from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
+from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, listed, turn_options
 from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
-from langchain_deltamem.errors import InvalidOption, as_model_errors
+from langchain_deltamem.errors import InvalidOptionError, as_model_errors
 from langchain_deltamem.identity import of_checkpoint, of_run, resolve
 from langchain_deltamem.keywords import check_fields, check_keywords
 from langchain_deltamem.messages import to_messages
@@ -65,7 +67,7 @@ class ChatDeltaMem(BaseChatModel):
     store: SkipValidation[StoreLike] = Field(default_factory=from_env("DELTAMEM_STORE", default=None))
     device: str = "cpu"
     window_tokens: int | None = None
-    agent_id: str | None = None
+    agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
     memory: MemoryMode = "readwrite"
     max_tokens: int = 256
     temperature: float = 0.0
@@ -194,12 +196,13 @@ class ChatDeltaMem(BaseChatModel):
         return super().astream_events(input, config, **self._identified(config, kwargs))
 
     def _identified(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
+        with as_model_errors():
+            return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # LangChain asks for this when it is about to ask a cache, its process-wide one included.
         if self._identified(None, kwargs)["memory"] != "off":
-            raise InvalidOption(CACHED)
+            raise InvalidOptionError(CACHED)
         return super()._get_llm_string(stop, **kwargs)
 
     def _generate(
@@ -266,15 +269,16 @@ class ChatDeltaMem(BaseChatModel):
         if given.get("agent_id") is None:
             # generate() and its kin take no config; what encloses the call still counts.
             given = self._identified(None, given)
-        config = ensure_config()
+        config, agent = ensure_config(), whose(given["agent_id"])
         off = (given.get("memory") or self.memory) == "off"
-        kept = None if off else of_checkpoint(given["agent_id"], config, messages)
-        by_run = kept is not None or given["agent_id"] == of_run(config)
-        given = given if kept is None else {**given, "agent_id": kept}
-        tools = to_tools(given.get("tools") or ())
+        kept = None if off else of_checkpoint(agent, config, messages)
+        by_run = agent == of_run(config) and agent != EPHEMERAL
+        if kept is not None:
+            agent, by_run = kept, kept != EPHEMERAL
+        tools = to_tools(listed(given.get("tools")))
         options = turn_options({**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory)
-        engine = self._engine(given.get("model"), given["agent_id"])
-        return engine, given["agent_id"] or None, to_messages(messages), options, by_run
+        engine = self._engine(given.get("model"), agent)
+        return engine, agent or None, to_messages(messages), options, by_run
 
     def open_engine(self, agent_id: str) -> DeltaMemEngine:
         """The engine on which a call of this agent runs, over the store where the agent lives."""

@@ -16,8 +16,8 @@ from langgraph.types import Command
 
 from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
 from deltamem_agents.chat.history import digest
-from deltamem_agents.errors import AgentForgotten
-from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store
+from deltamem_agents.errors import AgentForgottenError
+from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store, snapshot_id
 from deltamem_agents.types import ThreadLog
 from langchain_deltamem.chat_models import ChatDeltaMem
 from langchain_deltamem.checkpoints import lineage
@@ -54,7 +54,8 @@ class _Start:
 
     `head`: the memory's id there. `shown`: the graph's messages, id to digest. `seen`: what the checkpoint's memory
     had of them. `left_out`: summaries that are not written. `undone`: messages that the memory had and no longer has.
-    `incarnation`: what tells the thread in the middleware's store from one that was forgotten.
+    `incarnation`: what tells the thread in the middleware's store from one that was forgotten. `parent`: id of the
+    stored memory which the call continues.
     """
 
     shown: Mapping[str, str]
@@ -63,6 +64,7 @@ class _Start:
     left_out: frozenset[str] = frozenset()
     undone: int = 0
     incarnation: str | None = None
+    parent: str | None = None
     carried: InMemoryStore = field(default_factory=InMemoryStore)
     head: str | None = None
 
@@ -137,7 +139,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         snapshot = None if held is None else self._snapshot(held)
         carried = _holding(snapshot)
         incarnation = None if self._store is None else self._store.incarnation(_kept_as())
-        start = _Start(shown, seen, incarnation=incarnation, carried=carried, head=carried.head(_AGENT))
+        parent = None if held is None else _address(held)
+        start = _Start(shown, seen, incarnation=incarnation, parent=parent, carried=carried, head=carried.head(_AGENT))
         model = _deltamem(request.model)
         if snapshot is None or seen is None or model is None or model.memory == "off":
             return start
@@ -158,7 +161,10 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         seen, revision = start.seen, start.revision
         assert seen is not None
         undone = revision.undone(seen)
-        base, has = self._before(revision.unwanted(seen, start.shown)) if undone else (current, seen)
+        base: Snapshot | None = current
+        has, parent = seen, start.parent
+        if undone:
+            base, has, parent = self._before(revision.unwanted(seen, start.shown))
         again = [each for each in revision.standing if not has.known.get(each)]
         told = [each for each in again if each not in revision.summaries]
         # What was trimmed, and is not in the older memory either, is lost. A summary is then all there is of it.
@@ -171,12 +177,13 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             start,
             left_out=start.left_out - {*again},
             undone=len(revision.edited) + len(revision.deleted) + lost,
+            parent=parent,
         )
         _report(revision, seen, lost)
         return start, _told(engine, base, to_messages([standing[each] for each in again]))
 
-    def _before(self, undone: set[str]) -> tuple[Snapshot | None, Seen]:
-        """The newest memory among this step's checkpoints that has none of these texts, and what it has."""
+    def _before(self, undone: set[str]) -> tuple[Snapshot | None, Seen, str | None]:
+        """The newest memory among this step's checkpoints that has none of these texts, what it has, and its id."""
         for saved in lineage(ensure_config()):
             values = saved.checkpoint["channel_values"]
             held, seen = values.get(STATE_KEY), Seen.of(values.get(SEEN_KEY))
@@ -185,10 +192,10 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             if seen is None or seen.texts & undone:
                 continue
             try:
-                return self._snapshot(held), seen
+                return self._snapshot(held), seen, _address(held)
             except AgentNotFound:  # pruned from the store
                 continue
-        return None, Seen({})
+        return None, Seen({}), None
 
     def _snapshot(self, held: bytes | str) -> Snapshot:
         return decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), held).snapshot
@@ -198,7 +205,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         if start.carried.head(_AGENT) == start.head:
             return response
-        snapshot = start.carried.load(_AGENT).snapshot
+        # What it grew from in here is not what is stored, whose log was another.
+        snapshot = replace(start.carried.load(_AGENT).snapshot, parent=start.parent, threads={})
         said = [message for message in response.result if isinstance(message, AIMessage)]
         for message in said:
             facts = message.response_metadata.get("deltamem")
@@ -218,6 +226,10 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
                 "that it was made with"
             )
         return self._store
+
+
+def _address(held: bytes | str) -> str:
+    return held if isinstance(held, str) else snapshot_id(held)
 
 
 def _holding(snapshot: Snapshot | None) -> InMemoryStore:
@@ -296,13 +308,13 @@ def _kept_as() -> str:
 def _keep(store: Store, snapshot: Snapshot, incarnation: str | None) -> str:
     """Add a snapshot under its content's address. Any number of branches of a thread share one agent.
 
-    Raises AgentForgotten where the thread is no longer the one with which the turn began.
+    Raises AgentForgottenError where the thread is no longer the one with which the turn began.
     """
     agent = _kept_as()
     while True:
         head = store.head(agent)
         if incarnation not in (None, store.incarnation(agent)):
-            raise AgentForgotten(
+            raise AgentForgottenError(
                 f"thread {thread_name(ensure_config())!r} was forgotten while this turn was running. Nothing of the "
                 "turn was kept; delete the thread's checkpoints too, or start another thread"
             )

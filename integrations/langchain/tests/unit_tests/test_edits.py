@@ -333,6 +333,19 @@ def test_a_reply_that_is_withdrawn_during_the_run_leaves_the_memory(
     assert [m.type for m in shown(graph)] == ["human", "ai", "human", "human", "ai"] and remembered(graph, middleware)
 
 
+def test_a_store_holds_the_log_of_what_a_thread_remembers(saver: SqliteSaver, tmp_path: Path) -> None:
+    with SQLiteStore(tmp_path / "memory.sqlite") as store:
+        graph = made(DeltaMemMiddleware(store), saver, keeps_the_newest)
+        edited = told(graph, *TEXTS)[-2]
+        entries = list(store.log("checkpoint:a"))
+        assert [entry.snapshot.counters.messages for entry in entries] == [12, 10, 8, 6, 4, 2]
+        graph.update_state(ON, {"messages": [HumanMessage("I work by day.", id=edited.id)]})
+        told(graph, "And now?")
+        newest, *older = store.log("checkpoint:a")
+        assert [entry.id for entry in older] == [entry.id for entry in entries[1:]]
+        assert newest.snapshot.counters.messages == 14
+
+
 def test_a_retry_behind_an_edit_writes_once(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     failures: list[str] = []
 

@@ -29,7 +29,7 @@ from langgraph.types import Command
 
 from deltamem_agents import SQLiteStore
 from deltamem_agents.chat.history import digest
-from deltamem_agents.errors import AgentForgotten
+from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.snapshots import Snapshot, decode
 from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem, DeltaMemMiddleware
@@ -167,7 +167,7 @@ def test_a_thread_that_was_forgotten_during_a_turn_stays_forgotten(sync: bool, t
         graph = create_agent(model, middleware=[middleware], checkpointer=InMemorySaver())
         graph.invoke(says("I live in Oslo."), on("a"))
         graph.invoke(says("I live in Rome."), on("b"))
-        with pytest.raises(AgentForgotten, match="'a'"):
+        with pytest.raises(AgentForgottenError, match="'a'"):
             last = says("Please forget me.")
             graph.invoke(last, on("a")) if sync else asyncio.run(graph.ainvoke(last, on("a")))
         assert store.agents() == ["checkpoint:b"]

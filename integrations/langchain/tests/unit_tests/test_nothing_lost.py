@@ -17,7 +17,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from langgraph.checkpoint.memory import InMemorySaver
 from scripted_chat import scripted, store, turns
 
-from deltamem_agents.errors import AgentForgotten
+from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem
 
@@ -160,7 +160,7 @@ def test_an_agent_that_was_forgotten_during_a_stream_stays_forgotten(model: Chat
     stream = model.stream("Where do I live?", ADA)
     next(stream)
     store(model).forget("ada")
-    with pytest.raises(AgentForgotten):
+    with pytest.raises(AgentForgottenError):
         list(stream)
     assert store(model).agents() == []
 
@@ -170,7 +170,7 @@ def test_an_agent_that_was_forgotten_during_an_async_stream_stays_forgotten(mode
         stream = model.astream("Where do I live?", ADA)
         await anext(stream)
         store(model).forget("ada")
-        with pytest.raises(AgentForgotten):
+        with pytest.raises(AgentForgottenError):
             async for _ in stream:
                 pass
 

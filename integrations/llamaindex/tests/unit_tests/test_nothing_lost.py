@@ -12,7 +12,7 @@ from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import ChatMemoryBuffer
 
 from deltamem_agents import Snapshot
-from deltamem_agents.errors import AgentForgotten
+from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.testing import Asked, ScriptedEngine
 from llama_index.llms.deltamem import DeltaMemLLM
 
@@ -135,7 +135,7 @@ def test_an_agent_that_was_forgotten_during_a_stream_stays_forgotten(llm: DeltaM
     next(stream)
     store = llm.open_engine("ada").store
     store.forget("ada")
-    with pytest.raises(AgentForgotten):
+    with pytest.raises(AgentForgottenError):
         list(stream)
     assert store.agents() == []
 
@@ -147,7 +147,7 @@ async def test_an_agent_that_was_forgotten_during_an_async_stream_stays_forgotte
     await anext(stream)
     store = llm.open_engine("ada").store
     store.forget("ada")
-    with pytest.raises(AgentForgotten):
+    with pytest.raises(AgentForgottenError):
         async for _ in stream:
             pass
     assert store.agents() == []
