@@ -332,10 +332,12 @@ class ChatDeltaMem(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """The model with replies parsed as `schema`, to which a grammar holds them.
 
-        `schema`: a pydantic class, a TypedDict, a JSON schema or an OpenAI tool. `method`:
-        "function_calling" shows the schema to the model as a tool; "json_schema" only holds the reply to
-        it; "json_mode" holds it to any JSON object. `strict` changes nothing: replies always fit.
-        `include_raw`: also return the message and what went wrong in parsing it.
+        `schema`: a pydantic class, of which objects are made; a TypedDict, a dataclass, a union or another type,
+        a JSON schema or an OpenAI tool, whose values are plain JSON. `method`: "function_calling" shows the
+        schema to the model as a tool; "json_schema" and "json_mode" only hold the reply to it, "json_mode" without
+        a schema to any JSON object. `strict` changes nothing: replies always fit. `include_raw`: also return the
+        message and what went wrong in parsing it. Raises ConfigError for what is no schema; the chain raises
+        GrammarError for what no grammar can hold, and ReplyCutOff where `max_tokens` was too few.
         """
         return structured(self, schema, method=method, include_raw=include_raw, options=kwargs)
 
