@@ -16,9 +16,10 @@ from cli_runs import refusal, run, run_json
 from deltamem_agents.cli.screen import printable
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import WindowError
 from deltamem_agents.lab.training import material, trainer
 from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights
-from deltamem_agents.types import Message
+from deltamem_agents.types import Message, TurnChunk
 from tiny_engine import random_adapter, tiny_llama
 from tiny_folders import Tiny
 from tiny_training import few_texts
@@ -107,8 +108,16 @@ class TestChat:
         assert run("chat", *options, "--once", "Hello.").exit_code == 130
         assert self.head(options) is None
 
-    def test_a_refused_turn_does_not_end_the_chat(self, options: list[str]) -> None:
-        result = run("chat", *options, stdin="x" * 3000 + "\nHello.\n")
+    def test_a_refused_turn_does_not_end_the_chat(self, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        stream_turn = DeltaMemEngine.stream_turn
+
+        def refusing(self: DeltaMemEngine, agent: str, messages: list[Message], **asked: Any) -> Iterator[TurnChunk]:
+            if messages[-1].content == "no":
+                raise WindowError("it does not fit")
+            return stream_turn(self, agent, messages, **asked)
+
+        monkeypatch.setattr(DeltaMemEngine, "stream_turn", refusing)
+        result = run("chat", *options, stdin="no\nHello.\n")
         assert result.exit_code == 0
         assert result.stderr.count("error: ") == 1
         assert self.head(options)["turns"] == 1

@@ -21,6 +21,12 @@ from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem
 
+# LangChain's message histories are deprecated, and still what many applications have.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated"),
+    pytest.mark.filterwarnings("ignore:The class `InMemoryChatMessageHistory` was deprecated"),
+]
+
 ADA: Any = {"configurable": {"deltamem_agent_id": "ada"}}
 THREAD: Any = {"configurable": {"thread_id": "ada"}}
 IDENTITIES = {"agent": (ADA, "ada"), "thread": (THREAD, "thread:ada")}
