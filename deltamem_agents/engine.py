@@ -7,23 +7,30 @@ once. The engine itself keeps nothing of any conversation.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+import torch
+
 from deltamem_agents.chat.grammar import grammars_available, reply_grammar
+from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.errors import ConfigError
+from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
 from deltamem_agents.inference.decode import as_text
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
-from deltamem_agents.loading import LoadedModel, adapter_folder, load_model
+from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, TokenizerObject, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Fingerprint, Store, open_store
+from deltamem_agents.names import agent_name, thread_name
+from deltamem_agents.processes import require_threads
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, StoreLike, open_store
 from deltamem_agents.turns.off_loop import off_loop
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.queues import Queues
@@ -56,16 +63,17 @@ class DeltaMemEngine:
         self,
         loaded: LoadedModel,
         adapter: Adapter,
-        store: Store,
+        store: StoreLike | LazyStore,
         *,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
+        progress: bool = False,
     ) -> None:
         context = loaded.context_tokens
         if window_tokens is not None and not 1 <= window_tokens <= context:
             raise ConfigError(f"window_tokens is {window_tokens}, expected 1 to the model's context of {context}")
         self.model_name = loaded.name
-        self.store = store
+        self.lazy_store = LazyStore.of(store)
         self.policy = policy
         self.adapter = adapter
         self.model = loaded.model
@@ -74,38 +82,83 @@ class DeltaMemEngine:
         self.fingerprint = Fingerprint(
             loaded.model_fingerprint, loaded.tokenizer_fingerprint, adapter_fingerprint(adapter)
         )
-        self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts)
+        self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
+        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress)
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
+        self._life = _Life()
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | os.PathLike[str],
         *,
-        adapter: str | os.PathLike[str] | None = None,
-        store: Store | str | os.PathLike[str] | None = None,
-        device: str = "cpu",
-        dtype: Any = None,
+        adapter: Adapter | str | os.PathLike[str] | None = None,
+        store: StoreLike = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         progress: bool = True,
-    ) -> DeltaMemEngine:
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        torch_dtype: torch.dtype | str | None = None,
+    ) -> Self:
         """An engine from names.
 
         `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub
         id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
-        `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is the SQLite file in
-        the user's data folder. `dtype`: of the base model; the memory is always float32.
+        `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
+        $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
+        `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
+        is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
+
+        The others are those of transformers' `from_pretrained`. `revision` is of a model on the Hub; `token` is for
+        the Hub, for the adapter too. `device_map`, in place of `device`, has to put the whole model on one device.
+        `torch_dtype` is the older name of `dtype`. Code that comes with a model is never run.
 
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
         """
-        loaded = load_model(model, device=device, dtype=dtype, progress=progress)
+        if dtype is not None and torch_dtype is not None:
+            raise ConfigError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}, two names of one thing; give dtype")
+        options = ModelOptions(revision, token, device_map, attn_implementation, quantization_config)
+        chosen = torch_dtype if dtype is None else dtype
+        loaded = load_model(model, device=device, dtype=chosen, progress=progress, options=options)
         # A path says nothing about which model lies there; the adapter's own sizes are checked in any case.
         base_model = None if Path(loaded.name).exists() else loaded.name
-        fitted = load_adapter(adapter_folder(adapter, loaded.name), loaded.model, base_model=base_model)
-        return cls(loaded, fitted, open_store(store), window_tokens=window_tokens, policy=policy)
+        fitted = _fitted(adapter, loaded, base_model, token)
+        opened = LazyStore.of(None if store is None else open_store(store))
+        return cls(loaded, fitted, opened, window_tokens=window_tokens, policy=policy, progress=progress)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: ModelObject,
+        tokenizer: TokenizerObject,
+        *,
+        adapter: Adapter | str | os.PathLike[str] | None = None,
+        store: StoreLike = None,
+        name: str | None = None,
+        window_tokens: int | None = None,
+        policy: WritePolicy = WritePolicy(),
+        progress: bool = False,
+    ) -> Self:
+        """An engine from a transformers model and its tokenizer that are in memory.
+
+        The model object is frozen and carries the memory until `close`. `adapter`: an `Adapter`, as
+        `Adapter.for_model(config, model)` builds it from an `AdapterConfig` (its weights are zeros: load yours with
+        `load_state_dict`; it is moved to the model's device, and not to be changed while the engine lives), or what
+        `from_pretrained` takes. `name`: what the model is called, None for what its config says.
+
+        Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
+        """
+        called = name or model.config.name_or_path or str(model.config.model_type)
+        loaded = LoadedModel.of(model, tokenizer, called)
+        fitted = _fitted(adapter, loaded, name, None)
+        return cls(loaded, fitted, store, window_tokens=window_tokens, policy=policy, progress=progress)
 
     def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """One reply of `agent` to `messages`; returns once the memory is committed.
@@ -133,10 +186,10 @@ class DeltaMemEngine:
         """One reply of `agent` to `messages`, text and tool calls as they are decided; the committed Turn last.
 
         `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
-        the conversation when an agent has several; with a name, `messages` is taken as that conversation's
-        history (so that cutting it short goes back), without one as possibly only what is new.
-        `agent` None: a memory that ends with the turn. `memory`: "readonly" reads and leaves the agent as
-        it was, "off" is the base model.
+        the conversation. Only in a named one may the memory go back, where `messages` show that the conversation was
+        edited or cut short (see `docs/memory-semantics.md`); `facts.undone_messages` says how much went.
+        `agent`: text, or a whole number or UUID for the agent of that text; None is a memory that ends with the
+        turn. `memory`: "readonly" reads and leaves the agent as it was, "off" is the base model.
 
         `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
         `parallel_tool_calls`: whether one reply may hold several. `response_schema`: a JSON schema which the
@@ -145,15 +198,18 @@ class DeltaMemEngine:
         stop string ends text only, never a call that is held.
 
         Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
-        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDiverged, ForeignSnapshot,
-        InvalidAgentId, StoreError or DamagedSnapshot.
+        Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDivergedError, AgentForgottenError,
+        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
         """
+        tools = as_tools(tools)
         if memory not in MEMORY_MODES:
             raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
+        agent, thread = agent_name(agent), thread_name(thread)
         grammar = reply_grammar(tools, tool_choice, parallel=parallel_tool_calls, schema=response_schema)
         if tool_choice == "auto" and response_schema is None and not grammars_available():
             grammar = None
-        offered = () if tool_choice == "none" else tuple(tools)
+        self._require_usable()
+        offered = () if tool_choice == "none" else tools
         spoken = as_messages(messages)
         request = TurnRequest(agent, spoken, thread, offered, sampling, memory, tool_choice, grammar)
         return self._turns().stream(request)
@@ -167,36 +223,54 @@ class DeltaMemEngine:
         assert turn is not None
         return turn
 
-    async def astream_turn(
+    def astream_turn(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
-    ) -> AsyncIterator[TurnChunk]:
+    ) -> AsyncGenerator[TurnChunk, None]:
         """`stream_turn` off the event loop."""
-        async for chunk in off_loop(self.stream_turn(agent, messages, **options)):
-            if chunk.text or chunk.call or chunk.turn:
-                yield chunk
+        return _heard(self.stream_turn(agent, messages, **options))
 
     def new_state(self) -> MemoryState:
         """An empty memory, batch 1."""
         return self.adapter.zero_state()
 
-    def absorb(self, state: MemoryState, messages: Sequence[MessageLike]) -> MemoryState:
+    def absorb(
+        self,
+        state: MemoryState,
+        messages: Sequence[MessageLike],
+        *,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> MemoryState:
         """The memory after reading and writing `messages`. Pure: no agent or store is involved.
 
         Works in bounded memory: the messages are processed in segments of at most `window_tokens`.
+        `advance(tokens)` is called as tokens have been read.
         """
+        self._require_usable()
         run = self._speaker.begin(state)
-        self._speaker.absorb(run, as_messages(messages), None)
+        for tokens in self._speaker.absorbing(run, as_messages(messages), None):
+            advance(tokens)
         assert run.state is not None
         return run.state.settled()
 
-    def absorb_into(self, agent: str, messages: Sequence[MessageLike], *, thread: str | None = None) -> str | None:
+    def absorb_into(
+        self,
+        agent: str,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> str | None:
         """Write what the agent's thread has not absorbed of `messages`, without asking for a reply. One commit.
 
         For clients whose messages leave their window. Returns the id of the new snapshot, None where nothing
-        was new. Raises MessageError, ForeignSnapshot, InvalidAgentId, StoreError or DamagedSnapshot, and then
-        nothing was changed.
+        was new. `advance(tokens)` is called as tokens have been read. Raises MessageError, AgentForgottenError,
+        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError, and then nothing was changed.
         """
-        return self._turns().absorb_into(agent, thread, as_messages(messages))
+        self._require_usable()
+        name = agent_name(agent)
+        if name is None:
+            raise InvalidAgentIdError("agent id is None, expected the name of who is to remember the messages")
+        return self._turns().absorb_into(name, thread_name(thread), as_messages(messages), advance)
 
     def absorb_batch(
         self,
@@ -209,6 +283,7 @@ class DeltaMemEngine:
 
         `advance(tokens)` is called as tokens have been read.
         """
+        self._require_usable()
         spoken = [as_messages(messages) for messages in conversations]
         placed = [state.settled().to(self.model.device) for state in states]
         return absorb_batch(self.model, self._prompts, placed, spoken, advance)
@@ -227,12 +302,14 @@ class DeltaMemEngine:
         answers: Sequence[str],
     ) -> list[Score]:
         """`score` of several conversations at once, each reading its own state (None: memory off)."""
+        self._require_usable()
         pairs = zip(conversations, answers, strict=True)
         prompts = [self._prompts.with_answer(as_messages(messages), answer) for messages, answer in pairs]
         return score_batch(self.model, self._joined(states), [p for p, _ in prompts], [tokens for _, tokens in prompts])
 
     def count_tokens(self, messages: Sequence[MessageLike]) -> int:
         """Tokens of the messages' own contents, without the template's scaffolding."""
+        self._require_usable()
         return self._prompts.content_tokens(as_messages(messages))
 
     def greedy_replies(
@@ -242,25 +319,90 @@ class DeltaMemEngine:
 
         Where the last message is the assistant's, the reply continues it. Nothing is written.
         """
+        self._require_usable()
         prompts = [self._prompts.reading(as_messages(messages)) for messages in conversations]
         ids = greedy_batch(
             self.model, self._joined(states), prompts, max_tokens=max_tokens, end_ids=self._prompts.end_ids
         )
         return [as_text(self.tokenizer, reply) for reply in ids]
 
-    def with_store(self, store: Store) -> Self:
-        """This engine over another store. Model, adapter and tokenizer are shared; close the original only."""
+    @property
+    def store(self) -> Store:
+        """Where the agents' memories live. Raises what opening it raises, where it is not open yet."""
+        return self.lazy_store.open()
+
+    def with_store(self, store: StoreLike | LazyStore) -> Self:
+        """This engine over another store. Model, adapter and tokenizer are shared.
+
+        Closing the twin leaves this engine as it is, and closes the twin's store unless it is this engine's. Once
+        this engine is closed, its twins are too.
+        """
         twin = copy(self)
-        twin.store = store
+        twin.lazy_store = LazyStore.of(store)
+        twin._life = _Life(self)
         return twin
 
     def close(self) -> None:
-        """Take the memory off the model and close the store."""
-        self._attachment.detach()
-        self.store.close()
+        """Take the memory off the model and close the store. A turn that is running fails and changes nothing.
+
+        What is called afterwards raises EngineClosedError; closing again does nothing.
+        """
+        if self._life.closed:
+            return
+        self._life.closed = True
+        original = self._life.original
+        if original is None:
+            self._attachment.detach()
+        if original is None or not self.lazy_store.is_same(original.lazy_store):
+            self.lazy_store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_usable(self) -> None:
+        """Raises EngineClosedError for an engine that was closed, ForkedProcessError where a model cannot compute."""
+        if self._life.over:
+            raise EngineClosedError("this engine was closed, and nothing was changed; open another one")
+        require_threads(needed=torch.get_num_threads() > 1 or self.model.device.type != "cpu")
 
     def _turns(self) -> TurnRunner:
-        return TurnRunner(self._speaker, self.store, self.policy, self.fingerprint, self._queues)
+        return TurnRunner(
+            self._speaker, self.lazy_store, self.policy, self.fingerprint, self._queues, self._require_usable
+        )
 
     def _joined(self, states: Sequence[MemoryState] | None) -> MemoryState | None:
         return None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
+
+
+async def _heard(chunks: Generator[TurnChunk, None, None]) -> AsyncGenerator[TurnChunk, None]:
+    async with aclosing(off_loop(chunks)) as heard:
+        async for chunk in heard:
+            if chunk.text or chunk.call or chunk.turn:
+                yield chunk
+
+
+@dataclass
+class _Life:
+    """Whether an engine was closed. `original`: the engine whose model it shares, None for one with its own."""
+
+    original: DeltaMemEngine | None = None
+    closed: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.closed or (self.original is not None and self.original._life.over)
+
+
+def _fitted(
+    adapter: Adapter | str | os.PathLike[str] | None,
+    loaded: LoadedModel,
+    base_model: str | None,
+    token: str | bool | None,
+) -> Adapter:
+    """The adapter on the model's device. `base_model`: see `load_adapter`."""
+    if isinstance(adapter, Adapter):
+        return adapter.to(loaded.model.device, torch.float32)
+    return load_adapter(adapter_folder(adapter, loaded.name, token=token), loaded.model, base_model=base_model)

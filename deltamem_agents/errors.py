@@ -32,7 +32,7 @@ class WindowError(DeltaMemError, ValueError):
     """The newest messages alone do not fit the prompt budget."""
 
 
-class HistoryDiverged(DeltaMemError, ValueError):
+class HistoryDivergedError(DeltaMemError, ValueError):
     """Incoming messages contradict what the agent absorbed, and the policy is to refuse."""
 
 
@@ -40,34 +40,46 @@ class StoreError(DeltaMemError, OSError):
     """The store could not read or write; nothing was changed."""
 
 
-class AgentNotFound(DeltaMemError, KeyError):
-    """No such agent, snapshot or tag in the store."""
+class AgentNotFoundError(DeltaMemError, KeyError):
+    """No such agent in the store; its subclasses: no such snapshot or tag."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
-class AlreadyExists(DeltaMemError, ValueError):
+class SnapshotNotFoundError(AgentNotFoundError):
+    """The agent has no such snapshot, or several whose ids begin as given."""
+
+
+class TagNotFoundError(AgentNotFoundError):
+    """The agent has no such tag."""
+
+
+class AgentForgottenError(AgentNotFoundError):
+    """The agent was forgotten, or replaced by an import, while a turn was running; nothing of the turn was kept."""
+
+
+class AlreadyExistsError(DeltaMemError, ValueError):
     """An agent or tag of that name is in the store; it was not overwritten."""
 
 
-class InvalidAgentId(DeltaMemError, ValueError):
+class InvalidAgentIdError(DeltaMemError, ValueError):
     """An agent id is empty, too long, or not text."""
 
 
-class StaleHead(DeltaMemError, RuntimeError):
+class StaleHeadError(DeltaMemError, RuntimeError):
     """A compare-and-swap lost: the agent's newest snapshot is no longer the expected one."""
 
 
-class DamagedSnapshot(DeltaMemError, ValueError):
+class DamagedSnapshotError(DeltaMemError, ValueError):
     """Stored bytes do not match their address or do not parse; nothing was overwritten."""
 
 
-class ForeignSnapshot(DeltaMemError, ValueError):
+class ForeignSnapshotError(DeltaMemError, ValueError):
     """A snapshot was made by another model, tokenizer, adapter or geometry."""
 
 
-class NewerFormat(DeltaMemError, ValueError):
+class NewerFormatError(DeltaMemError, ValueError):
     """A file was written by a later version of this package."""
 
 
@@ -83,5 +95,29 @@ class GrammarError(DeltaMemError, ValueError):
     """A tool or response schema cannot be turned into a grammar."""
 
 
-class TrainingDiverged(DeltaMemError, ArithmeticError):
+class ReplyCutOffError(DeltaMemError, ValueError):
+    """`max_tokens` was too few for the object that a reply has to be."""
+
+
+class TrainingDivergedError(DeltaMemError, ArithmeticError):
     """A training step's loss or gradient is not a finite number; the last save point is intact."""
+
+
+class EngineClosedError(DeltaMemError, RuntimeError):
+    """The engine was closed, so the model does not carry its memory any more; nothing was changed."""
+
+
+class ForkedProcessError(DeltaMemError, RuntimeError):
+    """The engine was opened before this process was forked, and cannot compute here."""
+
+
+# Earlier names, which are here to stay: code that catches them goes on working.
+AgentNotFound = AgentNotFoundError
+AlreadyExists = AlreadyExistsError
+DamagedSnapshot = DamagedSnapshotError
+ForeignSnapshot = ForeignSnapshotError
+HistoryDiverged = HistoryDivergedError
+InvalidAgentId = InvalidAgentIdError
+NewerFormat = NewerFormatError
+StaleHead = StaleHeadError
+TrainingDiverged = TrainingDivergedError

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 from deltamem_agents.errors import ConfigError, MessageError
@@ -128,25 +130,40 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given: object = self.stop
-        object.__setattr__(self, "stop", (given,) if isinstance(given, str) else tuple(self.stop))
-        for name, value, ok, expected in (
-            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                self.repetition_penalty is None or self.repetition_penalty > 0,
-                "above 0",
-            ),
-        ):
-            if not ok:
+        object.__setattr__(self, "stop", _as_stops(self.stop))
+        for name, (whole, ok, expected) in _DRAWN.items():
+            value = getattr(self, name)
+            if value is None and name not in _ALWAYS_DRAWN:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigError(f"Sampling.{name} is {value!r}, expected {kind} {expected}".rstrip())
+            if not ok(value):
                 raise ConfigError(f"Sampling.{name} is {value!r}, expected {expected}")
-        if any(not text for text in self.stop):
-            raise ConfigError("Sampling.stop holds an empty string, which would stop at once; remove it")
+
+
+_ALWAYS_DRAWN = ("max_tokens", "temperature")
+_DRAWN: Mapping[str, tuple[bool, Callable[[Any], bool], str]] = {
+    "max_tokens": (True, lambda value: value >= 1, "at least 1"),
+    "temperature": (False, lambda value: 0 <= value < math.inf, "0 (greedy) or more"),
+    "top_p": (False, lambda value: 0 < value <= 1, "in (0, 1]"),
+    "top_k": (True, lambda value: value >= 1, "at least 1"),
+    "min_p": (False, lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "repetition_penalty": (False, lambda value: 0 < value < math.inf, "above 0"),
+    "seed": (True, lambda value: True, ""),
+}
+"""What `Sampling` takes: whether only whole numbers, which of them, and how to say so."""
+
+
+def _as_stops(given: object) -> tuple[str, ...]:
+    stops = (given,) if isinstance(given, str) else given
+    if not isinstance(stops, Iterable) or isinstance(stops, bytes | Mapping):
+        raise ConfigError(f"Sampling.stop is {given!r}, expected a text or a list of texts")
+    stops = tuple(stops)
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise ConfigError(f"Sampling.stop holds {stop!r}, expected texts that are not empty; remove it")
+    return stops
 
 
 class TurnOptions(TypedDict, total=False):
@@ -176,7 +193,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers."""
+    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers.
+
+    `tokens_read`: tokens of the prompt, the reply and what was absorbed that read the memory. `messages_written`: those
+    of which tokens were written, the reply included. `tokens_unwritten`: of these messages, beyond
+    `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
+    head and tail. `undone_messages`: how many messages the memory no longer holds, because the client showed that its
+    history was edited or cut short.
+    """
 
     agent: str
     thread: str | None
@@ -193,6 +217,9 @@ class TurnFacts:
     prefill_seconds: float
     decode_seconds: float
     attempts: int = 1
+    tokens_unshown: int = 0
+    tokens_unwritten: int = 0
+    undone_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -262,14 +289,13 @@ class ThreadLog:
     """Which messages of one thread an agent has absorbed, in constant space.
 
     `count`: messages absorbed in all. `tail`: digests of the newest of them, oldest first, at most
-    TAIL_MESSAGES. The log is complete when `count == len(tail)`.
+    TAIL_MESSAGES. `opening`: digests that clients showed first although the tail no longer reaches them, such as
+    a fixed prefix; at most OPENING_MESSAGES.
     """
 
     count: int = 0
     tail: tuple[str, ...] = ()
+    opening: tuple[str, ...] = ()
 
     TAIL_MESSAGES: ClassVar[int] = 256
-
-    @property
-    def complete(self) -> bool:
-        return self.count == len(self.tail)
+    OPENING_MESSAGES: ClassVar[int] = 128

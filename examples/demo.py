@@ -21,7 +21,7 @@ AGENT = "visitor"
 FACTS = (
     ("My dog's name is Biscuit.", "What is my dog called?", "Biscuit"),
     ("I live in Lisbon.", "Which city do I live in?", "Lisbon"),
-    ("By the way, my favourite instrument is the cello.", "What is my favourite instrument?", "cello"),
+    ("My sister's name is Ingrid.", "What is my sister's name?", "Ingrid"),
 )
 OUTPUT = Path("demo-output")
 REPLY = Sampling(max_tokens=24)

@@ -1,6 +1,6 @@
 """A LangChain agent that is told something, stopped, and asked in a new process with an empty history.
 
-python examples/langchain_agent.py tell "My dog's name is Luna."
+python examples/langchain_agent.py tell "My dog's name is Biscuit."
 python examples/langchain_agent.py ask "What is my dog's name?"
 """
 

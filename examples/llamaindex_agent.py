@@ -1,6 +1,6 @@
 """A LlamaIndex agent whose memory is part of its context: saved as JSON, restored in a new process.
 
-python examples/llamaindex_agent.py tell "My dog's name is Luna."
+python examples/llamaindex_agent.py tell "My dog's name is Biscuit."
 python examples/llamaindex_agent.py ask "What is my dog called?"
 """
 

@@ -1,6 +1,6 @@
 """A LlamaIndex chat engine that is told something, stopped, and asked in a new process with an empty history.
 
-python examples/llamaindex_chat_engine.py tell "My dog's name is Luna."
+python examples/llamaindex_chat_engine.py tell "My dog's name is Biscuit."
 python examples/llamaindex_chat_engine.py ask "What is my dog called?"
 """
 

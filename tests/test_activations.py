@@ -11,9 +11,9 @@ from torch import Tensor
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.lab.training import activations
 from deltamem_agents.lab.training.activations import Activations, Exchanges, collect_asides
-from deltamem_agents.lab.training.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.types import Message
 from tiny_engine import CHATML
 from tiny_training import (
@@ -234,7 +234,7 @@ def test_a_value_with_other_tokens_in_the_reply_is_refused() -> None:
     engine = word_engine()
     question = Question("Where do I live?", "otter", "Your city is", Told(0, 0))
     episode = Episode((Message("user", "otter is where I live."), Message("assistant", "Noted.")), (question,))
-    with pytest.raises(ConfigError, match=r"encodes a told value otherwise .* \"warm_start\": null"):
+    with pytest.raises(ConfigError, match=r"encodes a told value otherwise .* choose a model whose tokenizer"):
         activations_of(engine, [episode], 9)
 
 

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
+import deltamem_agents
+from deltamem_agents.config import ADAPTER_FORMAT, PRESETS, AdapterConfig
 from deltamem_agents.errors import ConfigError, DeltaMemError, NewerFormat
 from deltamem_agents.memory.adapter_file import PUBLISHED_CONFIG_FILE, read_config
 from tiny_models import MESSAGE_MEAN
+
+SHIPPED = Path(deltamem_agents.__file__).parent / "adapters" / "smollm2-135m-instruct"
 
 RELEASED = sorted(path.parent for path in (Path(__file__).parent / "parity").glob(f"*/{PUBLISHED_CONFIG_FILE}"))
 
@@ -106,6 +109,23 @@ def test_missing_keys_take_the_published_preset() -> None:
     assert not config.key_shift and not config.read_gate and config.gate_floor == 0
     assert not config.erase_gate and not config.readout and not config.gate_hidden and not config.gate_on_reads
     assert not config.gate_votes
+
+
+@pytest.mark.parametrize("folder", [SHIPPED, SHIPPED / "small"], ids=["default", "small"])
+def test_both_adapters_that_ship_have_the_preset_named_after_them(folder: Path) -> None:
+    config = read_config(folder)
+    assert {name: getattr(config, name) for name in PRESETS["shipped"]} == PRESETS["shipped"]
+    assert all(getattr(AdapterConfig(), name) != value for name, value in PRESETS["shipped"].items())
+
+
+def test_a_preset_takes_other_settings_beside_it_and_has_to_be_there() -> None:
+    assert AdapterConfig.of_preset("published", rank=4) == AdapterConfig(rank=4)
+    gated = AdapterConfig.of_preset("shipped", rank=4, read_scope="all")
+    assert (gated.rank, gated.read_scope, gated.erase_gate) == (4, "all", True)
+    with pytest.raises(ConfigError, match="preset is 'own', expected one of published, shipped"):
+        AdapterConfig.of_preset("own")
+    with pytest.raises(ConfigError, match="unknown keys ranks"):
+        AdapterConfig.of_preset("shipped", ranks=4)
 
 
 @pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deltamem_agents.lab.training.addressing import Asked, draw_asked, matching_loss, values_that_say
-from deltamem_agents.lab.training.direct_path import ReadWeights, directions
-from deltamem_agents.lab.training.pairs import Pairs
+from deltamem_agents.lab.training.direct_path import ReadWeights, directions, matching_loss
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.rehearsal import rehearse
 from deltamem_agents.lab.training.strung import WriteWeights
+from deltamem_agents.lab.training.told_tokens import Asked, Pairs, draw_asked
 from deltamem_agents.lab.training.trainer import initialise
+from deltamem_agents.lab.training.warm_start import rehearse, values_that_say
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import unit
 from tiny_activations import HIDDEN, LAYERS, WORLD

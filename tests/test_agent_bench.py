@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from cli_runs import refusal, run, run_json
 from deltamem_agents.errors import ConfigError, DownloadError
+from deltamem_agents.lab.corpus.episodes import held_out
+from deltamem_agents.lab.corpus.values import values_of
 from deltamem_agents.lab.evaluation.agent_bench import (
     BenchRow,
     conflict_score,
@@ -27,8 +29,6 @@ from deltamem_agents.lab.evaluation.agent_bench import (
 from deltamem_agents.lab.evaluation.bench_tasks import EXAMPLES, FACT_COUNTS, LABEL_COUNTS, conflict_rows, label_rows
 from deltamem_agents.lab.evaluation.draws import Size
 from deltamem_agents.lab.evaluation.long_tasks import LongQuestion
-from deltamem_agents.lab.training.episodes import held_out
-from deltamem_agents.lab.training.values import values_of
 from tiny_folders import Tiny
 
 POOL: dict[str, Any] = {
@@ -268,6 +268,7 @@ def test_the_numbers_of_labels_mean_something_else_in_every_row() -> None:
 # The commands.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "names"),
     [

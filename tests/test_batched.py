@@ -118,7 +118,8 @@ def test_a_greedy_reply_scores_as_greedy_and_every_other_one_worse() -> None:
     spoken = [(question, reply) for question, reply in zip(asked, said, strict=True) if reply in letters and reply]
     assert spoken, "no prompt of these makes the tiny model say a letter; take other prompts"
     for question, reply in spoken:
-        scores = {letter: engine.score(state, question, letter) for letter in letters}
+        found = engine.score_batch([state] * len(letters), [question] * len(letters), letters)
+        scores = dict(zip(letters, found, strict=True))
         assert [letter for letter in letters if scores[letter].greedy] == [reply]
         assert max(letters, key=lambda letter: scores[letter].logprob) == reply
 

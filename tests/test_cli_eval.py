@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_only_the_distances_asked_for_are_gone(tiny: Tiny) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_several_suites_are_shown_under_their_names(tiny: Tiny) -> None:
     shown = run("eval", "recall", "held-out", "updates", *tiny.options, "--quick", "--questions", "4")
     assert shown.exit_code == 0, shown.output
@@ -91,6 +93,17 @@ def test_what_is_done_is_saved_when_the_rest_is_interrupted(
     result = run("eval", "recall", *tiny.options, "--facts", "1", "--facts", "2", "--questions", "4", "--save", path)
     assert result.exit_code == 130
     assert [figure.name for figure in read_report(path).figures] == ["1 fact"]
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run(
+        "eval", "recall", *tiny.options, "--quick", "--save", tmp_path / "a.json", "--plot", tmp_path / "a.png"
+    )
+    assert result.exit_code == 1 and "pip install 'deltamem-agents[plot]'" in result.stderr
+    assert not list(tmp_path.glob("a.*"))
 
 
 def test_saved_reports_are_shown_and_drawn_without_a_model(tiny: Tiny, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from cli_runs import refusal, run, run_json
 from deltamem_agents.cli.screen import printable
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import WindowError
 from deltamem_agents.lab.training import material, trainer
 from deltamem_agents.memory.adapter_file import load_adapter, read_config, read_weights
-from deltamem_agents.types import Message
+from deltamem_agents.types import Message, TurnChunk
 from tiny_engine import random_adapter, tiny_llama
 from tiny_folders import Tiny
+from tiny_training import few_texts
 
 
 class TestChat:
@@ -105,8 +108,16 @@ class TestChat:
         assert run("chat", *options, "--once", "Hello.").exit_code == 130
         assert self.head(options) is None
 
-    def test_a_refused_turn_does_not_end_the_chat(self, options: list[str]) -> None:
-        result = run("chat", *options, stdin="x" * 3000 + "\nHello.\n")
+    def test_a_refused_turn_does_not_end_the_chat(self, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        stream_turn = DeltaMemEngine.stream_turn
+
+        def refusing(self: DeltaMemEngine, agent: str, messages: list[Message], **asked: Any) -> Iterator[TurnChunk]:
+            if messages[-1].content == "no":
+                raise WindowError("it does not fit")
+            return stream_turn(self, agent, messages, **asked)
+
+        monkeypatch.setattr(DeltaMemEngine, "stream_turn", refusing)
+        result = run("chat", *options, stdin="no\nHello.\n")
         assert result.exit_code == 0
         assert result.stderr.count("error: ") == 1
         assert self.head(options)["turns"] == 1
@@ -162,10 +173,14 @@ def released_adapter(folder: Path) -> Path:
     return folder
 
 
+GEOMETRY = {"rank": 4, "read_scope": "replies"}
+
+
 class TestTrain:
     def recipe(self, tiny: Tiny, path: Path, **changed: Any) -> Path:
         stage = {"steps": 2, "facts": [1], "questions": 2, "shapes": [{"distractors": [0, 0]}], "warmup": 1}
-        recipe = {"model": str(tiny.model), "adapter": {"rank": 4}, "stages": [stage], "warm_start": None}
+        recipe = {"format": 2, "model": str(tiny.model), "adapter": GEOMETRY, "stages": [stage]}
+        recipe["warm_start"] = {"episodes": 4, "shapes": stage["shapes"], "rehearsal": None}
         path.write_text(json.dumps(recipe | changed))
         return path
 
@@ -174,6 +189,7 @@ class TestTrain:
     ) -> None:
         monkeypatch.setattr(material, "open_words", lambda tokenizer: [f"{word}{n}" for n, word in enumerate(WORDS)])
         monkeypatch.setattr(trainer, "EVALUATED_QUESTIONS", 2)
+        few_texts(monkeypatch)
         out = tmp_path / "run"
         recipe = self.recipe(tiny, tmp_path / "recipe.json")
         result = run("train", recipe, "--out", out)
@@ -193,7 +209,7 @@ class TestTrain:
         assert "another recipe" in refused.stderr
         more = tmp_path / "more"
         assert run("train", other, "--from", out, "--out", more).exit_code == 0
-        wider = self.recipe(tiny, tmp_path / "wider.json", adapter={"rank": 5})
+        wider = self.recipe(tiny, tmp_path / "wider.json", adapter={**GEOMETRY, "rank": 5})
         assert "rank=4, the recipe expects rank=5" in refusal("train", wider, "--from", out, "--out", tmp_path / "none")
 
     def test_ctrl_c_says_how_to_go_on(self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +220,18 @@ class TestTrain:
         result = run("train", self.recipe(tiny, tmp_path / "recipe.json"), "--out", tmp_path / "run")
         assert result.exit_code == 130
         assert "stopped at step 0; the same command goes on" in result.stderr
+
+    def test_what_a_run_lacks_is_said_before_it_begins(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer.Trainer, "run", lambda self: None)
+        recipe = self.recipe(tiny, tmp_path / "recipe.json")
+        assert "without" not in run("train", recipe, "--out", tmp_path / "run").stderr
+        for module in ("numba", "matplotlib"):
+            monkeypatch.setitem(sys.modules, module, None)
+        said = run("train", recipe, "--out", tmp_path / "run").stderr
+        assert "without numba steps take longer; pip install 'deltamem-agents[lab]'" in said
+        assert "without matplotlib the run is not drawn; pip install 'deltamem-agents[lab]'" in said
 
     def test_shipped_recipes_are_listed_and_unknown_ones_refused(self, tmp_path: Path) -> None:
         assert "wide" in run("train", "--list").stdout

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.inference.decode import PREFILL_CHUNK, Decoding, Pass, Prompt
+from deltamem_agents.inference.decode import PREFILL_CHUNK, Decoding, Pass, Prompt, Reply
 from deltamem_agents.types import Message, Sampling
 from tiny_engine import byte_tokenizer, tiny_engine
 
@@ -115,6 +116,33 @@ def test_a_reply_at_its_length_limit_is_remembered_whole() -> None:
     assert torch.equal(*states)
 
 
+@pytest.mark.parametrize("stop", [(), ("~",)], ids=["in one pass", "token by token"])
+def test_a_given_reply_leaves_what_it_left_when_it_was_drawn(stop: tuple[str, ...]) -> None:
+    engine = tiny_engine()
+
+    def reply(forced: tuple[int, ...] | None) -> Reply:
+        run = Pass(engine.model, engine.new_state())
+        sampling = Sampling(max_tokens=12, stop=stop)
+        decoding = Decoding(
+            run,
+            engine._prompts.reading(ASK),
+            engine.tokenizer,
+            sampling,
+            writes_reply=True,
+            end_ids=frozenset(),
+            forced=forced,
+        )
+        list(decoding)
+        assert decoding.reply is not None and run.measures.written == 12
+        return decoding.reply
+
+    drawn = reply(None)
+    given = reply(drawn.ids)
+    assert (given.ids, given.text) == (drawn.ids, drawn.text)
+    assert given.state is not None and drawn.state is not None
+    torch.testing.assert_close(given.state.matrices, drawn.state.matrices, atol=1e-5, rtol=0)
+
+
 def test_chunked_prefill_equals_one_pass() -> None:
     engine = tiny_engine()
     tokens = torch.randint(0, 256, (PREFILL_CHUNK + 100,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -130,3 +158,11 @@ def test_chunked_prefill_equals_one_pass() -> None:
 
 
 ENGINE = tiny_engine()
+
+
+def test_what_a_stop_string_cut_off_does_not_count_as_written() -> None:
+    engine = tiny_engine()
+    for text, stop in (("It rains.\nUser: no", "\nUser:"), ("one two", "two"), ("plain", "\nUser:")):
+        _, decoding = forced_reply(engine, text, stop=(stop,))
+        assert decoding.reply is not None
+        assert decoding._run.measures.written == len(decoding.reply.text) == len(text.partition(stop)[0])

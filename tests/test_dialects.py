@@ -64,7 +64,7 @@ def test_what_nobody_says_is_refused() -> None:
     for choice in (3, {"type": "maybe"}, ["f"]):
         with pytest.raises(ConfigError, match="tool_choice"):
             as_tool_choice(choice)
-    for response_format in ("yaml", {"type": "json_schema"}, {"type": "string"}):
+    for response_format in ("yaml", 7, True, {}, {"type": "json_schema"}, {"type": "yaml"}, {"type": "function"}):
         with pytest.raises(ConfigError, match="response_format"):
             as_response_schema(response_format)
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.lab.training import phrasings, sources
-from deltamem_agents.lab.training.batches import history_batch, question_batch, told_places
-from deltamem_agents.lab.training.episodes import (
+from deltamem_agents.lab.corpus.episodes import (
     Episode,
     EpisodeGenerator,
     EpisodeShape,
@@ -25,16 +23,20 @@ from deltamem_agents.lab.training.episodes import (
     ValueKind,
     held_out,
 )
-from deltamem_agents.lab.training.facts import ATTRIBUTES, EVERYDAY, HELD_OUT_ATTRIBUTES, same_subject
-from deltamem_agents.lab.training.people import HELD_OUT_TRAITS, RELATIONS, TRAITS
-from deltamem_agents.lab.training.replies import ACKNOWLEDGEMENTS, CHATTY, CHATTY_ECHOES, ECHOES
-from deltamem_agents.lab.training.splits import Split, split_of
-from deltamem_agents.lab.training.values import WORD_VALUES, kind_of, values_of
-from deltamem_agents.loading import load_model
+from deltamem_agents.lab.corpus.facts import attributes, everyday, same_subject
+from deltamem_agents.lab.corpus.people import relations, traits
+from deltamem_agents.lab.corpus.phrasings import phrasings, replies
+from deltamem_agents.lab.corpus.splits import Split, split_of
+from deltamem_agents.lab.corpus.values import kind_of, values_of, word_values
+from deltamem_agents.lab.training.batches import history_batch, question_batch, told_places
 from deltamem_agents.types import Message
+from real_model import real_engine
 from tiny_tokenizers import GEMMA, TOOLED
 from tiny_training import CHATML, renderer
 
+TRAINED, KEPT = phrasings(), phrasings(held_out=True)
+ATTRIBUTES, HELD_OUT_ATTRIBUTES = attributes(), attributes(held_out=True)
+TRAITS, HELD_OUT_TRAITS = traits(), traits(held_out=True)
 WORDS = tuple(f"{a}{b}{c}" for a in ("zor", "vik", "mul", "tep") for b in "aeiou" for c in ("lim", "nad", "rux", "sk"))
 SPLITS: tuple[Split, ...] = get_args(Split)
 KINDS: tuple[ValueKind, ...] = get_args(ValueKind)
@@ -105,11 +107,11 @@ def fixed_words(phrase: str) -> str:
 
 def fixed_texts() -> str:
     """Everything that training says whatever the values are."""
-    lists = (phrasings.STATEMENTS, phrasings.LOOSE_STATEMENTS, phrasings.QUESTIONS, phrasings.LOOSE_QUESTIONS)
-    frames = (phrasings.OPENERS, phrasings.CLOSERS, phrasings.QUESTION_CLOSERS, phrasings.CHANGES)
-    replies = (ACKNOWLEDGEMENTS, ECHOES, CHATTY, CHATTY_ECHOES)
+    lists = (TRAINED.statements, TRAINED.loose_statements, TRAINED.questions, TRAINED.loose_questions)
+    frames = (TRAINED.openers, TRAINED.closers, TRAINED.question_closers, TRAINED.changes)
+    noted = (replies().acknowledgements, replies().echoes, replies().chatty, replies().chatty_echoes)
     own = ((a.name, *a.told, *a.asked, *a.changed) for a in ATTRIBUTES)
-    return " ".join(itertools.chain(*lists, *frames, *replies, *own))
+    return " ".join(itertools.chain(*lists, *frames, *noted, *own))
 
 
 # Splits.
@@ -117,7 +119,7 @@ def fixed_texts() -> str:
 
 @pytest.mark.parametrize("kept", ["validation", "evaluation"])
 def test_no_value_kept_from_training_is_told_echoed_or_answered_there(kept: Split) -> None:
-    singles = [value for value in (*WORDS, *itertools.chain(*WORD_VALUES.values())) if split_of(value) == kept]
+    singles = [value for value in (*WORDS, *itertools.chain(*word_values().values())) if split_of(value) == kept]
     kept_values = sorted(set(singles) - found_in(fixed_texts(), singles))
     assert len(kept_values) > 100
     for share in (0.0, 0.3, 1.0):
@@ -139,21 +141,21 @@ def test_every_value_told_belongs_to_the_split(split: Split) -> None:
 
 def test_no_phrasing_kept_for_evaluation_is_met_in_training() -> None:
     text = "\n".join(text_of(episode) for episode in drawn(replace(FULL, paired=0.3, changed=0.8), 1500))
-    kept = (phrasings.HELD_OUT_STATEMENTS, phrasings.HELD_OUT_QUESTIONS, phrasings.HELD_OUT_CHANGES)
-    for phrase in itertools.chain(*kept, phrasings.HELD_OUT_PAIRED_STATEMENTS):
+    kept = (KEPT.statements, KEPT.questions, KEPT.changes)
+    for phrase in itertools.chain(*kept, KEPT.paired_statements):
         assert fixed_words(phrase) not in text
-    for phrase in (*phrasings.STATEMENTS, *phrasings.QUESTIONS, *phrasings.CHANGES, *phrasings.PAIRED_STATEMENTS):
+    for phrase in (*TRAINED.statements, *TRAINED.questions, *TRAINED.changes, *TRAINED.paired_statements):
         assert fixed_words(phrase) in text
 
 
 def test_with_phrasings_held_out_only_those_are_met() -> None:
-    by_user = (*phrasings.HELD_OUT_STATEMENTS, *phrasings.HELD_OUT_CHANGES, *phrasings.HELD_OUT_PAIRED_STATEMENTS)
-    by_assistant = (*sources.HELD_OUT_ASSISTANT_TELLINGS, *sources.HELD_OUT_ASSISTANT_CHANGES)
-    by_tool = (*sources.HELD_OUT_TOOL_RESULTS, *sources.HELD_OUT_JSON_RESULTS)
+    by_user = (*KEPT.statements, *KEPT.changes, *KEPT.paired_statements)
+    by_assistant = (*KEPT.assistant_tellings, *KEPT.assistant_changes)
+    by_tool = (*KEPT.tool_results, *KEPT.json_results)
     told_by = {"user": by_user, "assistant": [answer for _, answer in by_assistant], "tool": by_tool}
     for episode in drawn(replace(WIDE, held_out_phrasings=True), 200):
         for question in episode.questions:
-            assert any(fixed_words(phrase) in question.question for phrase in phrasings.HELD_OUT_QUESTIONS)
+            assert any(fixed_words(phrase) in question.question for phrase in KEPT.questions)
             assert question.told is not None
             message = episode.messages[question.told.message]
             assert any(fixed_words(phrase) in message.content for phrase in told_by[message.role])
@@ -165,7 +167,7 @@ def test_no_attribute_kept_for_evaluation_is_met_in_training() -> None:
     assert not told & {*users, *others}
     kept = [s for one in drawn(replace(WIDE, held_out_attributes=True), 700) for s in one.subjects]
     assert {subject.name for subject in kept} == {*users, *others}
-    assert not {subject.person.relation for subject in kept if subject.person is not None} & set(RELATIONS)
+    assert not {subject.person.relation for subject in kept if subject.person is not None} & set(relations())
 
 
 # Tellings.
@@ -216,8 +218,12 @@ def test_an_exchange_begins_with_the_user_and_holds_what_was_told(shape: Episode
             assert episode.messages[question.told.message] in exchange
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("template", [CHATML, TOOLED, GEMMA], ids=["chatml", "tooled", "gemma"])
+# A split chooses values and a template what stands around them: neither depends on the other.
+@pytest.mark.parametrize(
+    ("split", "template"),
+    [*((split, CHATML) for split in SPLITS), (SPLITS[0], TOOLED), (SPLITS[-1], GEMMA)],
+    ids=[*(f"{split}-chatml" for split in SPLITS), "tooled", "gemma"],
+)
 def test_an_answer_has_the_tokens_that_its_value_was_told_with(split: Split, template: str) -> None:
     """Whoever tells it, and be it a word, a number, a date, a time or several words."""
     show = renderer(template)
@@ -236,8 +242,9 @@ def test_an_answer_has_the_tokens_that_its_value_was_told_with(split: Split, tem
 
 
 @pytest.mark.model
+@pytest.mark.xdist_group("float32")
 def test_on_the_embedded_model_an_answer_has_the_tokens_that_its_value_was_told_with() -> None:
-    show = ChatTemplate(load_model("smollm2-135m-instruct").tokenizer)
+    show = ChatTemplate(real_engine("float32").tokenizer)
     for held in (False, True):
         shape = replace(BY_SPACE, split="evaluation", held_out_phrasings=held, held_out_attributes=held)
         episodes = drawn(shape, 60)
@@ -373,17 +380,17 @@ def test_everyday_facts_are_drawn_when_asked_for() -> None:
     """As far as they go: an episode that wants more facts than there are gets others beside them."""
     shape = EpisodeShape(facts=4, everyday=1.0, split="evaluation")
     named = [subject.name for one in drawn(shape, 100) for subject in one.subjects]
-    assert set(named) <= EVERYDAY and len(set(named)) > 15
+    assert set(named) <= everyday() and len(set(named)) > 15
     assert drawn(replace(shape, facts=40), 1)
     seldom = [subject.name for one in drawn(replace(shape, everyday=0.0), 100) for subject in one.subjects]
-    assert sum(name in EVERYDAY for name in seldom) < 100
+    assert sum(name in everyday() for name in seldom) < 100
     of_others = drawn(replace(shape, about=("person",)), 20)
     assert all(subject.person is not None for one in of_others for subject in one.subjects)
 
 
 def test_everyday_facts_have_words_of_their_own() -> None:
-    assert {"city", "job", "name", "allergy", "age"} <= EVERYDAY
-    assert all(attribute.told for attribute in ATTRIBUTES if attribute.name in EVERYDAY)
+    assert {"city", "job", "name", "allergy", "age"} <= everyday()
+    assert all(attribute.told for attribute in ATTRIBUTES if attribute.name in everyday())
 
 
 def test_other_prefixes_are_drawn_when_asked_for() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from deltamem_agents.errors import ConfigError, MessageError
+from deltamem_agents.lab.corpus.episodes import Question
 from deltamem_agents.lab.evaluation.episodes_file import read_episodes
-from deltamem_agents.lab.training.episodes import Question
 from deltamem_agents.types import Message
 
 ROW: dict[str, Any] = {

@@ -10,52 +10,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.lab.training import phrasings, sources
-from deltamem_agents.lab.training.attributes import Attribute, Person
-from deltamem_agents.lab.training.facts import ATTRIBUTES, HELD_OUT_ATTRIBUTES, SAME_SUBJECT, same_subject
-from deltamem_agents.lab.training.people import (
-    HELD_OUT_RELATIONS,
-    HELD_OUT_TRAITS,
-    PEOPLE_QUESTIONS,
-    PEOPLE_STATEMENTS,
-    RELATIONS,
-    TRAITS,
-)
-from deltamem_agents.lab.training.phrasings import fill
-from deltamem_agents.lab.training.splits import held_out, split_of, split_values
-from deltamem_agents.lab.training.values import COMPOSED_VALUES, WORD_VALUES, composed_values, kind_of, values_of
+from deltamem_agents.lab.corpus.attributes import Attribute, Person
+from deltamem_agents.lab.corpus.facts import attributes, same_subject
+from deltamem_agents.lab.corpus.people import relations, traits
+from deltamem_agents.lab.corpus.phrasings import fill, phrasings, replies
+from deltamem_agents.lab.corpus.splits import held_out, split_of, split_values
+from deltamem_agents.lab.corpus.tables import corpus_table
+from deltamem_agents.lab.corpus.values import COMPOSED_VALUES, composed_values, kind_of, values_of, word_values
 
+TRAINED, KEPT = phrasings(), phrasings(held_out=True)
+ATTRIBUTES, HELD_OUT_ATTRIBUTES = attributes(), attributes(held_out=True)
+TRAITS, HELD_OUT_TRAITS = traits(), traits(held_out=True)
+SAME_SUBJECT = corpus_table("same_subject")
 SPLITS = ("train", "validation", "evaluation")
 USERS = (*ATTRIBUTES, *HELD_OUT_ATTRIBUTES)
 ALL = (*USERS, *TRAITS, *HELD_OUT_TRAITS)
 STATEMENTS = (
-    *phrasings.STATEMENTS,
-    *phrasings.LOOSE_STATEMENTS,
-    *phrasings.HELD_OUT_STATEMENTS,
-    *phrasings.CHANGES,
-    *phrasings.HELD_OUT_CHANGES,
-    *PEOPLE_STATEMENTS,
-    *(answer for _, answer in sources.ASSISTANT_TELLINGS),
-    *(answer for _, answer in sources.HELD_OUT_ASSISTANT_TELLINGS),
-    *(answer for _, answer in sources.ASSISTANT_CHANGES),
-    *(answer for _, answer in sources.HELD_OUT_ASSISTANT_CHANGES),
-    *sources.TOOL_RESULTS,
-    *sources.HELD_OUT_TOOL_RESULTS,
+    *TRAINED.statements,
+    *TRAINED.loose_statements,
+    *KEPT.statements,
+    *TRAINED.changes,
+    *KEPT.changes,
+    *TRAINED.people_statements,
+    *(answer for _, answer in TRAINED.assistant_tellings),
+    *(answer for _, answer in KEPT.assistant_tellings),
+    *(answer for _, answer in TRAINED.assistant_changes),
+    *(answer for _, answer in KEPT.assistant_changes),
+    *TRAINED.tool_results,
+    *KEPT.tool_results,
     *(phrase for a in ALL for phrase in (*a.told, *a.changed, *(answer for _, answer in a.arranged))),
 )
-PAIRED = (*phrasings.PAIRED_STATEMENTS, *phrasings.HELD_OUT_PAIRED_STATEMENTS)
-IN_QUOTES = (*sources.JSON_RESULTS, *sources.HELD_OUT_JSON_RESULTS)
+PAIRED = (*TRAINED.paired_statements, *KEPT.paired_statements)
+IN_QUOTES = (*TRAINED.json_results, *KEPT.json_results)
 HELD_OUT_LISTS = {
-    "statements": (phrasings.STATEMENTS, phrasings.HELD_OUT_STATEMENTS),
-    "questions": (phrasings.QUESTIONS, phrasings.HELD_OUT_QUESTIONS),
-    "changes": (phrasings.CHANGES, phrasings.HELD_OUT_CHANGES),
-    "pairs": (phrasings.PAIRED_STATEMENTS, phrasings.HELD_OUT_PAIRED_STATEMENTS),
-    "told by the assistant": (sources.ASSISTANT_TELLINGS, sources.HELD_OUT_ASSISTANT_TELLINGS),
-    "changed by the assistant": (sources.ASSISTANT_CHANGES, sources.HELD_OUT_ASSISTANT_CHANGES),
-    "asked of a tool": (sources.TOOL_REQUESTS, sources.HELD_OUT_TOOL_REQUESTS),
-    "told by a tool": (sources.TOOL_RESULTS, sources.HELD_OUT_TOOL_RESULTS),
-    "told in JSON": (sources.JSON_RESULTS, sources.HELD_OUT_JSON_RESULTS),
-    "relations": (RELATIONS, HELD_OUT_RELATIONS),
+    "statements": (TRAINED.statements, KEPT.statements),
+    "questions": (TRAINED.questions, KEPT.questions),
+    "changes": (TRAINED.changes, KEPT.changes),
+    "pairs": (TRAINED.paired_statements, KEPT.paired_statements),
+    "told by the assistant": (TRAINED.assistant_tellings, KEPT.assistant_tellings),
+    "changed by the assistant": (TRAINED.assistant_changes, KEPT.assistant_changes),
+    "asked of a tool": (TRAINED.tool_requests, KEPT.tool_requests),
+    "told by a tool": (TRAINED.tool_results, KEPT.tool_results),
+    "told in JSON": (TRAINED.json_results, KEPT.json_results),
+    "relations": (relations(), relations(held_out=True)),
 }
 
 
@@ -80,9 +77,9 @@ def test_no_word_of_a_trained_value_is_kept(words: list[str]) -> None:
         assert whole == "evaluation"
 
 
-@pytest.mark.parametrize("name", [*WORD_VALUES, *COMPOSED_VALUES])
+@pytest.mark.parametrize("name", [*word_values(), *COMPOSED_VALUES])
 def test_the_splits_of_a_list_share_nothing_and_lose_nothing(name: str) -> None:
-    values = WORD_VALUES[name] if name in WORD_VALUES else composed_values(name)
+    values = word_values()[name] if name in word_values() else composed_values(name)
     assert len(set(values)) == len(values)
     parts = [values_of(name, split) for split in SPLITS]  # type: ignore[arg-type]
     assert sorted(itertools.chain(*parts)) == sorted(values)
@@ -124,9 +121,15 @@ def test_a_value_in_json_stands_in_quotes() -> None:
 
 
 def test_general_phrasings_name_whose_it_is() -> None:
-    loose = (*phrasings.LOOSE_STATEMENTS, *phrasings.LOOSE_QUESTIONS)
-    own = (*phrasings.STATEMENTS, *phrasings.CHANGES, *phrasings.QUESTIONS, *PEOPLE_STATEMENTS, *PEOPLE_QUESTIONS)
-    kept = (*phrasings.HELD_OUT_STATEMENTS, *phrasings.HELD_OUT_CHANGES, *phrasings.HELD_OUT_QUESTIONS)
+    loose = (*TRAINED.loose_statements, *TRAINED.loose_questions)
+    own = (
+        *TRAINED.statements,
+        *TRAINED.changes,
+        *TRAINED.questions,
+        *TRAINED.people_statements,
+        *TRAINED.people_questions,
+    )
+    kept = (*KEPT.statements, *KEPT.changes, *KEPT.questions)
     for phrase in (*loose, *own, *kept):
         assert ("{mine}" in phrase.lower()) == (phrase not in loose), phrase
 
@@ -153,7 +156,7 @@ def test_no_held_out_phrasing_contains_a_trained_one(name: str) -> None:
 
 
 def test_training_has_twice_the_phrasings_it_had() -> None:
-    assert len(phrasings.STATEMENTS) >= 48 and len(phrasings.QUESTIONS) >= 44
+    assert len(TRAINED.statements) >= 48 and len(TRAINED.questions) >= 44
     assert len(HELD_OUT_ATTRIBUTES) >= 30
     assert sum(kind_of(a.values) == "word" for a in HELD_OUT_ATTRIBUTES) >= 30
 
@@ -178,7 +181,7 @@ def test_every_phrasing_can_be_filled_for_every_attribute() -> None:
         about = attribute.of(person) if attribute in (*TRAITS, *HELD_OUT_TRAITS) else attribute
         slots = about.slots | {"v": "value"}
         own = (*about.told, *about.asked, *about.changed, *about.replies, *itertools.chain(*about.arranged))
-        for phrase in (*own, *STATEMENTS[:60], *phrasings.OTHER_PREFIXES):
+        for phrase in (*own, *STATEMENTS[:60], *replies().beginnings):
             assert "{" not in fill(phrase, slots).text
 
 
@@ -189,38 +192,38 @@ def test_no_attribute_is_kept_and_trained() -> None:
     trained = {attribute.name for attribute in (*ATTRIBUTES, *TRAITS)}
     kept = {attribute.name for attribute in (*HELD_OUT_ATTRIBUTES, *HELD_OUT_TRAITS)}
     assert not trained & kept
-    for attributes in (ATTRIBUTES, HELD_OUT_ATTRIBUTES, TRAITS, HELD_OUT_TRAITS):
-        assert len({attribute.name for attribute in attributes}) == len(attributes)
+    for told in (ATTRIBUTES, HELD_OUT_ATTRIBUTES, TRAITS, HELD_OUT_TRAITS):
+        assert len({attribute.name for attribute in told}) == len(told)
 
 
 def test_every_kind_of_value_has_attributes_in_and_out_of_training() -> None:
-    for attributes in (ATTRIBUTES, HELD_OUT_ATTRIBUTES, TRAITS, HELD_OUT_TRAITS):
-        kinds = [kind_of(attribute.values) for attribute in attributes]
+    for told in (ATTRIBUTES, HELD_OUT_ATTRIBUTES, TRAITS, HELD_OUT_TRAITS):
+        kinds = [kind_of(attribute.values) for attribute in told]
         assert {"word", "number", "date", "time", "phrase"} == set(kinds)
-    lists = {"word", *WORD_VALUES, *COMPOSED_VALUES}
+    lists = {"word", *word_values(), *COMPOSED_VALUES}
     assert {attribute.values for attribute in ALL} <= lists
 
 
 @cache
 def asked(attribute: Attribute) -> frozenset[str]:
     """Every question about it, spelled one way."""
-    general = (*phrasings.QUESTIONS, *phrasings.HELD_OUT_QUESTIONS)
+    general = (*TRAINED.questions, *KEPT.questions)
     texts = (fill(phrase, attribute.slots).text for phrase in (*general, *attribute.asked))
     return frozenset(text.replace("colour", "color").replace("favourite", "favorite") for text in texts)
 
 
-@pytest.mark.parametrize("attributes", [ATTRIBUTES, HELD_OUT_ATTRIBUTES])
+@pytest.mark.parametrize("told", [ATTRIBUTES, HELD_OUT_ATTRIBUTES])
 def test_attributes_that_share_a_question_or_a_statement_are_about_the_same_subject(
-    attributes: tuple[Attribute, ...],
+    told: tuple[Attribute, ...],
 ) -> None:
-    for one, other in itertools.combinations(attributes, 2):
+    for one, other in itertools.combinations(told, 2):
         if asked(one) & asked(other) or {*one.told, *one.changed} & {*other.told, *other.changed}:
             assert same_subject(one, other), (one.name, other.name)
 
 
 def test_the_same_subject_is_asked_for_by_several_names() -> None:
     names = {attribute.name: attribute for attribute in USERS}
-    assert all(group <= set(names) for group in SAME_SUBJECT)
+    assert all(set(group) <= set(names) for group in SAME_SUBJECT)
     for one, other in (
         ("favourite colour", "favorite color"),
         ("city", "hometown"),

@@ -13,10 +13,9 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.training import gate_fit
 from deltamem_agents.lab.training.gate_fit import fit_gates
-from deltamem_agents.lab.training.pairs import Pairs
 from deltamem_agents.lab.training.recipe import GateFit
-from deltamem_agents.lab.training.spoken_values import SpokenValues
 from deltamem_agents.lab.training.strung import WriteWeights
+from deltamem_agents.lab.training.told_tokens import Pairs, SpokenValues
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.memory.attach import Adapter
 from test_rehearsal import fresh
@@ -27,6 +26,7 @@ FOUND = WORLD.activations(60, seed=4)
 OTHER = WORLD.activations(60, seed=5)
 PLAN = GateFit(steps=150)
 HIDDEN_GATES = replace(GATED, gate_hidden=4)
+NOTHING = SpokenValues(WORLD.activations(1, seed=6).replies[:, :0], torch.zeros(0, dtype=torch.long))
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _rates_for_few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fitted(
-    config: AdapterConfig, plan: GateFit = PLAN, pairs: Pairs | None = None, introduced: SpokenValues | None = None
+    config: AdapterConfig, plan: GateFit = PLAN, pairs: Pairs | None = None, introduced: SpokenValues = NOTHING
 ) -> Adapter:
     torch.manual_seed(0)
     adapter = fresh(config).requires_grad_(True)
@@ -104,7 +104,6 @@ def test_spoken_words_and_introductions_open_gates_too() -> None:
         ({"opened": 1.0}, "opened"),
         ({"dropout": -0.1}, "dropout"),
         ({"beside": -1}, "beside"),
-        ({"introduced": 1}, "introduced"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], named: str) -> None:

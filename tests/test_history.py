@@ -1,14 +1,12 @@
-"""Laws of alignment: what of a history is new, retried, edited or copied, by its digests alone."""
+"""Laws of alignment: what of a history is new, reworded, tried again, edited or copied, by its digests alone."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamem_agents.chat.history import Alignment, Landing, align, digest, extend, settle, shared_prefix, stay
+from deltamem_agents.chat.history import Alignment, align, digest, extend, known_ahead, shared_prefix, stands_in
 from deltamem_agents.errors import MessageError
 from deltamem_agents.types import Message, ThreadLog, ToolCall
 
@@ -17,7 +15,7 @@ FRESH, EXTENDS, WINDOWED, DIVERGED = Alignment
 
 def said(words: str) -> list[str]:
     """Digests of messages written as in the module's table: "u1 a1 ok" with "ok" a reply."""
-    roles = {"u": "user", "s": "user", "t": "tool"}
+    roles = {"u": "user", "v": "user", "s": "user", "p": "user", "t": "tool"}
     return [digest(Message(roles.get(word[0], "assistant"), word)) for word in words.split()]
 
 
@@ -28,70 +26,136 @@ def log_of(words: str) -> ThreadLog:
 # The decision table
 
 
-@pytest.mark.parametrize("continues", [True, False])
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
-    ("absorbed", "incoming", "outcome", "new", "keep"),
+    ("absorbed", "incoming", "outcome", "new"),
     [
-        ("", "u1 a1 u2", FRESH, "u1 a1 u2", 0),
-        ("u1 a1", "u1 a1 u2", EXTENDS, "u2", 2),
-        ("u1 a1", "u1 a1", EXTENDS, "", 2),
-        ("u1 a1 u2 a2", "u1 a1 u2 a2 u1", EXTENDS, "u1", 4),
-        ("u1 a1 u2 a2", "u2 a2 u3", WINDOWED, "u3", 4),
-        ("u1 a1 u2 a2", "a2 u3", WINDOWED, "u3", 4),
-        ("u1 a1 u2 a2", "u2 a2", WINDOWED, "", 4),
-        ("u1 a1 u2 a2", "s u2 a2 u3", WINDOWED, "u3", 4),
-        ("u1 a1 u2 a2", "s a2 u3", WINDOWED, "u3", 4),
-        ("u1 a1 u2 a2", "u1' a1 u2 a2 u3", WINDOWED, "u3", 4),
-        ("u1 a1 u2 a2 u3 a3", "u1 a1 s u3 a3 u4", WINDOWED, "u4", 6),
-        ("u1 a1 t1 a2 u3 a3", "u1 a1 t1' a2 u3 a3 u4", WINDOWED, "u4", 6),
-        ("u1 a1", "u2", WINDOWED, "u2", 2),
-        ("u1 a1", "u1'", WINDOWED, "u1'", 2),
-        ("u1 a1", "", WINDOWED, "", 2),
-        ("u1 a1 u2 a2", "u1 a1 u2'", DIVERGED, "u2'", 2),
-        ("u1 a1 u2 a2", "u1 a1 u2", DIVERGED, "", 3),
-        ("u1 a1 u2 a2", "u1 a1", DIVERGED, "", 2),
-        ("u1 a1 u2 a2 u3 a3", "u2 a2 u3'", DIVERGED, "u3'", 4),
-        ("u1 a1 u2 a2 u3 a3", "s u2 a2 u3'", DIVERGED, "u3'", 4),
-        ("u1 a1 u2 a2", "u1 a1 u2 a2' u3", DIVERGED, "a2' u3", 3),
-        ("u1 ok u2 ok", "u1 ok u2", DIVERGED, "", 3),
-        ("u1 ok u2 ok", "u1 ok u2'", DIVERGED, "u2'", 2),
-        ("u1 ok u2 ok", "u2 ok u3", WINDOWED, "u3", 4),
-        ("u1 ok u2 ok u3 ok", "u2 ok u3'", DIVERGED, "u3'", 4),
-        ("u1 ok u1 ok u1 ok", "u1 ok u1 ok u1", DIVERGED, "", 5),
-        ("u0 a0 u1 ok u1 ok u1 ok", "u1 ok u1 ok u1", WINDOWED, "u1", 8),
-        ("u0 ok u1 a1 u2 ok", "ok u1 a1 u2'", DIVERGED, "u2'", 4),
-        ("u1 ok u2 a2 u1 ok u3 a3", "u1 ok u4", DIVERGED, "u4", 2),
-        ("u0 a0 u1 ok", "u1 ok u2 b2 u1 ok u3", WINDOWED, "u2 b2 u1 ok u3", 4),
-        ("u0 a0 u1 ok", "s u1 ok u2 u1 ok u3", WINDOWED, "u3", 4),
-        ("u1 a1", "u1", DIVERGED, "", 1),
-        ("u1 a1 u2 a2 u3 a3", "u2", WINDOWED, "u2", 6),
-        ("u1 a1 u2 a2 u3 a3", "u9 a2 u9'", WINDOWED, "u9 a2 u9'", 6),
+        ("", "u1 a1 u2", FRESH, "u1 a1 u2"),
+        ("u1 a1", "u1 a1 u2", EXTENDS, "u2"),
+        ("u1 a1", "u1 a1", EXTENDS, ""),
+        ("u1 a1 u2 a2", "u1 a1 u2 a2 u1", EXTENDS, "u1"),
+        # Only new messages
+        ("u1 a1", "u2", WINDOWED, "u2"),
+        ("u1 a1", "u1'", WINDOWED, "u1'"),
+        ("u1 a1", "", WINDOWED, ""),
+        ("u1 a1 u2 a2", "u1", WINDOWED, "u1"),
+        ("u1 a1 u2 a2 u3 a3", "u2", WINDOWED, "u2"),
+        ("u1 a1 u2 a2 u3 a3", "u1 u2", WINDOWED, "u1 u2"),
+        # The newest turn tried again
+        ("u1 a1", "u1", WINDOWED, ""),
+        ("u1 a1 u2 a2", "u2", WINDOWED, ""),
+        ("u1 a1 u2 u3 a2", "u2 u3", WINDOWED, ""),
+        ("u1 a1 u2 a2", "u2 u3", WINDOWED, "u2 u3"),
+        ("u1 a1 u2 a2 u3 a3", "u2 a2 u3", WINDOWED, ""),
+        # A window, with a summary before it or not
+        ("u1 a1 u2 a2", "u2 a2 u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2", "a2 u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2", "u2 a2", WINDOWED, ""),
+        ("u1 a1 u2 a2", "s u2 a2 u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2", "s a2 u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2 u3 a3", "s u2 a2 u3 a3 u4", WINDOWED, "u4"),
+        ("u1 ok u2 ok", "u2 ok u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2", "u1 a1 u2 a2 u3 a3 u4", EXTENDS, "u3 a3 u4"),
+        ("u1 a1 t1 a2 u3 a3", "u1 a1 t1' a2 u3 a3 u4", EXTENDS, "u4"),
+        # Replies that the app reworded
+        ("u1 a1", "u1 a1' u2", EXTENDS, "u2"),
+        ("u1 a1 u2 a2", "u1 a1' u2 a2' u3", EXTENDS, "u3"),
+        ("u1 a1 u2 a2", "u2 a2' u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2", "a1' u2 a2' u3", WINDOWED, "u3"),
+        ("u1 a1 u2 a2", "s u2 a2' u3", WINDOWED, "u3"),
+        ("ok1 a1 u2 a2", "u2 a2' ok1", WINDOWED, "ok1"),
+        ("u1 a1 u1 a2 u1 a3", "u1 a3' u1", WINDOWED, "u1"),
+        ("u1 a1 u2 a2 u3 a3", "u2 a2' u3", WINDOWED, ""),
+        ("u1 c1 t1 a1", "u1 c1 t1 a1' u2", EXTENDS, "u2"),
+        # An input that the app reworded
+        ("u1 a1 u2 ok u3 ok", "u3' ok u4", WINDOWED, "u3' ok u4"),
+        ("u1 a1 u2 a2", "u2' a2 u3", WINDOWED, "u3"),
+        # A fixed prefix
+        ("p1 q u1 a1", "p1 q u2", None, "u2"),
+        ("q u1 a1", "q u2", None, "u2"),
+        ("p1 q u1 a1", "p1 q u1 a1 u2", EXTENDS, "u2"),
+        ("p1 q u1 a1 u2 a2", "p1 q u2 a2 u3", WINDOWED, "u3"),
+        ("p1 q u1 a1 u2 a2", "p1 q u2 a2' u3", WINDOWED, "u3"),
+        # A past that is not known
+        ("u1 a1 u2 a2", "v1 b1 v2", WINDOWED, "v1 b1 v2"),
+        ("u1 a1 u2 a2 u3 a3", "u9 a2 u9'", WINDOWED, "u9 a2 u9'"),
+        ("u1 a1 u2 a2", "v1 b1 u1 b2 v3", WINDOWED, "v1 b1 u1 b2 v3"),
+        ("u1 a1 u2 a2", "u1 a1 v2 b2 u3", None, "v2 b2 u3"),
+        # Messages that nobody answered
+        ("u1", "u1 u2", EXTENDS, "u2"),
+        ("u1 a1 u2", "u1 a1 u2 u3", EXTENDS, "u3"),
+        ("u1 a1 u2 u3", "u2 u3 u4", WINDOWED, "u4"),
+        ("u1 u2 u3", "u3 u4", WINDOWED, "u4"),
     ],
 )
-def test_each_row_of_the_decision_table(absorbed, incoming, outcome, new, keep, continues):
-    if (absorbed, incoming) == ("u1 a1", "u1") and not continues:
-        new, keep = "u1", 0
-    found = align(log_of(absorbed), said(incoming), continues=continues)
-    assert found.outcome is outcome
-    assert said(incoming)[found.new :] == said(new)
-    assert found.keep == keep
+def test_each_row_of_the_decision_table(absorbed, incoming, outcome, new, named):
+    found = align(log_of(absorbed), said(incoming), named=named)
+    assert [said(incoming)[place] for place in found.new] == said(new)
+    assert found.outcome is (outcome or (DIVERGED if named else WINDOWED))
+    assert not found.edited and (found.changed > 0) == (found.outcome is DIVERGED)
 
 
-@pytest.mark.parametrize("continues", [True, False])
-def test_exactly_the_newest_input_is_a_retry(continues):
-    found = align(log_of("u0 a0 u1 u2 a1"), said("u1 u2"), continues=continues)
-    assert (found.outcome, found.new, found.keep) == (DIVERGED, 0, 2)
+@pytest.mark.parametrize(
+    ("absorbed", "incoming", "new", "stands", "unnamed"),
+    [
+        ("u1 a1 u2 a2", "u1 a1 u2'", "u2'", 2, "u2'"),
+        ("u1 a1 u2 a2", "u1 a1 u2", "", 3, ""),
+        ("u1 a1 u2 a2", "u1 a1", "", 2, ""),
+        ("u1 ok u2 ok", "u1 ok u2", "", 3, ""),
+        ("u1 ok u2 ok", "u1 ok u2'", "u2'", 2, "u2'"),
+        ("u1 ok u1 ok", "u1 ok u1", "", 3, ""),
+        ("u1 a1 u2 a2 u3 a3", "u1 a1 u3", "u3", 2, ""),
+        ("u1 c1 t1 a1", "u1 c1 t1", "", 3, ""),
+        ("u1 a1 u2 a2 u3 a3", "u1 a1 u2 b2 u3'", "b2 u3'", 3, "u3'"),
+    ],
+)
+def test_a_departure_goes_back_only_in_a_named_thread(absorbed, incoming, new, stands, unnamed):
+    log = log_of(absorbed)
+    found = align(log, said(incoming), named=True)
+    assert (found.outcome, found.stands, found.changed) == (DIVERGED, stands, log.count - stands)
+    assert [said(incoming)[place] for place in found.new] == said(new)
+    assert found.log == ThreadLog(stands, log.tail[:stands]) and not found.edited
+    found = align(log, said(incoming), named=False)
+    assert found.outcome is WINDOWED
+    assert [said(incoming)[place] for place in found.new] == said(unnamed)
 
 
-def test_a_greeting_said_again_is_the_threads_start_only_where_the_thread_is_named():
-    log = log_of("u1 a1 u2 a2")
-    assert align(log, said("u1"), continues=True).outcome is DIVERGED
-    assert align(log, said("u1"), continues=False).outcome is WINDOWED
-    assert align(log, said("u1"), continues=False).new == 0
+@pytest.mark.parametrize(
+    ("absorbed", "incoming", "new", "stands"),
+    [
+        ("u1 a1 u2 a2", "u1' a1 u2 a2 u3", "u1' u3", 0),
+        ("u1 a1 u2 a2 u3 a3", "u1 a1 u2' a2 u3 a3 u4", "u2' u4", 2),
+        ("u1 a1 u2 a2 u3 a3", "u1' a1 u2' a2 u3 a3 u4", "u1' u2' u4", 0),
+        ("u1 a1 u2 a2 u3 a3", "u1 a1 u2' a2 u3' a3 u4", "u2' u4", 2),
+    ],
+)
+def test_an_edit_in_place_goes_back_only_in_a_named_thread(absorbed, incoming, new, stands):
+    log = log_of(absorbed)
+    found = align(log, said(incoming), named=True)
+    assert (found.outcome, found.stands, found.edited) == (DIVERGED, stands, True)
+    assert [said(incoming)[place] for place in found.new] == said(new)
+    assert found.log.tail == tuple(said(incoming)[: log.count])
+    found = align(log, said(incoming), named=False)
+    assert (found.outcome, found.new) == (EXTENDS, (log.count,))
 
 
-def test_without_a_log_nothing_is_known():
-    assert align(ThreadLog(), [], continues=True).outcome is FRESH
+@pytest.mark.parametrize("named", [True, False])
+def test_what_was_reworded_once_is_compared_in_the_clients_words_from_then_on(named):
+    found = align(log_of("u1 a1 u2 a2"), said("u1 a1' u2 a2' u3"), named=named)
+    log = extend(found.log, said("u3 a3"))
+    assert log == log_of("u1 a1' u2 a2' u3 a3")
+    assert align(log, said("u1 a1' u2x"), named=True).stands == 2
+
+
+def test_a_reworded_first_input_is_told_by_its_place_in_a_named_thread():
+    log, incoming = log_of("u1 ok"), said("u1' ok u2")
+    assert (align(log, incoming, named=True).outcome, align(log, incoming, named=True).new) == (EXTENDS, (2,))
+    assert align(log, incoming, named=False).new == (0, 1, 2), "it may be another conversation or a prefix"
+
+
+def test_a_reply_that_is_asked_for_again_takes_the_place_of_the_one_before_in_the_log():
+    found = align(log_of("u1 a1"), said("u1"), named=True)
+    assert extend(found.log, said("a1b")) == log_of("u1 a1b")
 
 
 # Logs that are bounded
@@ -101,9 +165,10 @@ def test_a_log_stays_bounded_and_counts_everything():
     digests = [digest(Message("user", str(number))) for number in range(1000)]
     log = ThreadLog()
     for start in range(0, 1000, 7):
-        log = extend(log, digests[start : start + 7])
+        log = extend(log, digests[start : start + 7], digests[:start])
     assert log.count == 1000
     assert log.tail == tuple(digests[-ThreadLog.TAIL_MESSAGES :])
+    assert len(log.opening) <= ThreadLog.OPENING_MESSAGES
 
 
 def long_history(turns: int) -> list[str]:
@@ -112,163 +177,77 @@ def long_history(turns: int) -> list[str]:
 
 def test_a_whole_history_longer_than_the_log_still_extends():
     history = long_history(300)
-    found = align(extend(ThreadLog(), history), [*history, *said("u_new")], continues=True)
-    assert (found.outcome, found.new) == (EXTENDS, 600)
+    found = align(extend(ThreadLog(), history), [*history, *said("u_new")], named=True)
+    assert (found.outcome, found.new) == (EXTENDS, (600,))
 
 
-def landing(logs: Sequence[ThreadLog], incoming: Sequence[str], continues: bool = True) -> tuple[int | None, str, int]:
-    """Settle on a chain of snapshots which know one thread, newest first; an empty log is a thread unseen."""
-    absorbed = [{"one": log} if log.count else {} for log in logs]
-    found = settle(absorbed, "one", incoming, continues=continues)
-    assert found.log == (ThreadLog() if found.depth is None or not logs else logs[found.depth])
-    return found.depth, found.outcome, found.new
-
-
-@pytest.mark.parametrize("ending", ["u5'", "u5"])
-def test_an_edit_older_than_the_log_reaches_is_found_in_an_older_snapshot(ending):
+@pytest.mark.parametrize(("ending", "stands"), [("u250'", 500), ("u250", 501)])
+def test_an_edit_within_reach_of_a_long_log_is_found(ending, stands):
     history = long_history(300)
-    logs = [extend(ThreadLog(), history[: 2 * turn]) for turn in range(300, 0, -1)]
-    assert landing(logs, [*history[:10], *said(ending)]) == (295, DIVERGED, 10)
+    found = align(extend(ThreadLog(), history), [*history[:500], *said(ending)], named=True)
+    assert (found.outcome, found.stands) == (DIVERGED, stands)
 
 
-def test_a_strange_history_does_not_send_a_long_thread_back():
+def test_an_edit_older_than_the_log_reaches_undoes_nothing():
     history = long_history(300)
-    logs = [extend(ThreadLog(), history[: 2 * turn]) for turn in range(300, 0, -1)]
-    assert landing(logs, said("x1 b1 x2")) == (0, WINDOWED, 0)
-    assert landing(logs, said("x1 a3 x2")) == (0, WINDOWED, 0)
-    assert landing(logs, said("x1 u3 a3 x2")) == (0, WINDOWED, 0)
+    found = align(extend(ThreadLog(), history), [*history[:10], *said("u5'")], named=True)
+    assert found.outcome is WINDOWED
 
 
-# The walk to where a turn starts
+@pytest.mark.parametrize("named", [True, False])
+def test_a_strange_history_does_not_send_a_long_thread_back(named):
+    log = extend(ThreadLog(), long_history(300))
+    for words in ("x1 b1 x2", "x1 a3 x2", "x1 u3 a3 x2"):
+        assert align(log, said(words), named=named).outcome is WINDOWED
 
 
-def test_a_walk_reads_no_more_snapshots_than_it_needs():
-    read = []
-
-    def absorbed() -> Iterator[dict[str, ThreadLog]]:
-        for words in ("u1 a1 u2 a2 u3 a3", "u1 a1 u2 a2", "u1 a1"):
-            read.append(words)
-            yield {"one": log_of(words)}
-
-    found = settle(absorbed(), "one", said("u1 a1 u2 a2 u3'"), continues=True)
-    assert found == Landing(1, DIVERGED, 4, log_of("u1 a1 u2 a2"))
-    assert len(read) == 2
-
-
-def test_a_walk_past_the_first_snapshot_ends_in_the_empty_memory():
-    assert landing([log_of("u1 a1")], said("u1")) == (None, DIVERGED, 0)
-    assert landing([], said("u1")) == (0, FRESH, 0)
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("prefix", ["p1 q1", "p1 q1 p2 q2 p3 q3", "q1"])
+def test_a_fixed_prefix_stays_known_however_long_the_log_gets(prefix, named):
+    log = extend(ThreadLog(), said(f"{prefix} u0 a0"))
+    for turn in range(1, 400):
+        incoming = said(f"{prefix} u{turn}")
+        # Where a named thread has no snapshot that ends with the prefix, it goes on as an unnamed one.
+        found = align(log, incoming, named=named)
+        if found.outcome is DIVERGED:
+            assert found.stands <= len(incoming) - 1
+            found = align(log, incoming, named=False)
+        assert found.new == (len(incoming) - 1,)
+        log = extend(found.log, said(f"u{turn} a{turn}"), incoming[: found.new[0]])
+    assert log.count == len(said(prefix)) + 800
 
 
-def test_a_snapshot_that_took_in_many_messages_at_once_is_left_whole_and_they_are_new_again():
-    logs = [log_of("u1 a1 u2 a2 u3 a3 u4 a4"), log_of("u1 a1 u2 a2 u3 a3"), ThreadLog()]
-    assert landing(logs, said("u1 a1 u2'")) == (2, DIVERGED, 0)
-
-
-def test_going_back_behind_a_message_retold_in_place_writes_nothing_older_again():
-    logs = [log_of("u1 a1 u2 u3 u4 a4 u5 a5"), log_of("u1 a1")]
-    assert landing(logs, said("u1 a1 s u3 u4 a4 u5'")) == (1, DIVERGED, 2)
-
-
-def test_a_retried_input_that_stood_there_twice_goes_back_once():
-    logs = [log_of("u1 a1 u1 a2"), log_of("u1 a1"), ThreadLog()]
-    assert landing(logs, said("u1"), continues=False) == (1, DIVERGED, 0)
-
-
-def test_a_copied_thread_starts_behind_what_its_source_absorbed():
-    source = log_of("u1 a1 u2 a2")
-    found = settle([{"one": source}], "two", said("u1 a1 u3"), continues=True)
-    assert found == Landing(0, FRESH, 2, log_of("u1 a1"))
-    found = settle([{"one": source}], "two", said("s u2 a2 u3"), continues=True)
-    assert found == Landing(0, FRESH, 3, log_of("s u2 a2"))
-
-
-def test_an_edit_of_a_summarised_copy_finds_what_its_source_absorbed():
-    absorbed = [{"one": log_of("u1 a1"), "two": log_of("u1 a1 u2 a2 u3 a3")}, {"one": log_of("u1 a1")}]
-    found = settle(absorbed, "two", said("s u2 a2 u3'"), continues=True)
-    assert found == Landing(1, DIVERGED, 1, log_of("u1 a1"))
-
-
-def test_an_edit_of_a_long_copy_finds_what_its_source_absorbed():
-    history = long_history(300)
-    source = extend(ThreadLog(), history[:10])
-    absorbed = [{"one": source, "two": extend(ThreadLog(), history)}, {"one": source}]
-    found = settle(absorbed, "two", [*history[:598], *said("u_new")], continues=True)
-    assert found == Landing(1, DIVERGED, 10, source)
-
-
-@pytest.mark.parametrize("trimmed", [0, 1, 2])
-def test_an_edit_of_a_copys_first_turn_does_not_write_the_source_again(trimmed):
-    absorbed = [{"one": log_of("u1 a1"), "two": log_of("u1 a1 u2 a2 u3 a3")}, {"one": log_of("u1 a1")}]
-    found = settle(absorbed, "two", said("u1 a1 u2 a2 u3'")[trimmed:], continues=True)
-    assert found == Landing(1, DIVERGED, 2 - trimmed, log_of("u1 a1"))
-
-
-def naive_walk(logs: Sequence[ThreadLog], incoming: Sequence[str]) -> tuple[int, int]:
-    """Align with older and older logs until the answer is no longer DIVERGED."""
-    for depth, log in enumerate([*logs, ThreadLog()]):
-        found = align(log, incoming, continues=True)
-        if found.outcome is not DIVERGED:
-            return depth, found.new
-    raise AssertionError("the empty log diverged")
-
-
-@given(turns=st.integers(1, 8), texts=st.lists(st.sampled_from("xyz"), min_size=8, max_size=8), data=st.data())
-@settings(max_examples=200, deadline=None)
-def test_aligning_anew_on_the_way_back_lands_at_the_same_place(turns, texts, data):
-    history = said(" ".join(f"u{texts[turn]} a{turn}" for turn in range(turns)))
-    logs = [extend(ThreadLog(), history[: 2 * turn]) for turn in range(turns, 0, -1)]
-    cut = data.draw(st.integers(2, len(history)))
-    first = data.draw(st.integers(0, cut - 2))
-    incoming = history[first:cut] + data.draw(st.sampled_from([[], said("u_new"), said("ux")]))
-    depth, _, new = landing(logs, incoming)
-    assert (turns if depth is None else depth, new) == naive_walk(logs, incoming)
+def test_two_prefixes_that_take_turns_both_stay_known():
+    log = extend(ThreadLog(), said("p1 q1 u0 a0 p2 q2 v0 b0"))
+    for turn in range(1, 400):
+        prefix = "p1 q1" if turn % 2 else "p2 q2"
+        found = align(log, said(f"{prefix} u{turn}"), named=False)
+        assert found.new == (2,)
+        log = extend(found.log, said(f"u{turn} a{turn}"), said(prefix))
 
 
 @given(
     st.lists(st.sampled_from(said("u1 u2 a1 a2")), max_size=14),
     st.lists(st.sampled_from(said("u1 u2 a1 a2")), max_size=10),
+    st.integers(0, 300),
 )
 @settings(max_examples=500, deadline=None)
-def test_any_two_histories_have_an_answer_that_makes_progress(absorbed, incoming):
-    log = extend(ThreadLog(), absorbed)
-    for continues in (True, False):
-        found = align(log, incoming, continues=continues)
-        assert 0 <= found.new <= len(incoming)
-        assert 0 <= found.matched <= found.new
+def test_any_two_histories_have_an_answer(absorbed, incoming, before):
+    log = extend(ThreadLog(), [*said("x0") * before, *absorbed])
+    for named in (True, False):
+        found = align(log, incoming, named=named)
+        assert list(found.new) == sorted(set(found.new)) and set(found.new) <= set(range(len(incoming)))
         assert (found.outcome is FRESH) == (log.count == 0)
+        assert found.log.count <= log.count and len(found.log.tail) <= ThreadLog.TAIL_MESSAGES
         if found.outcome is DIVERGED:
-            assert found.keep < log.count, "a walk back would not get anywhere"
+            assert named and found.stands < log.count and found.changed > 0
         else:
-            assert found.keep == log.count
-            assert list(log.tail)[log.count - found.matched :] == incoming[found.new - found.matched : found.new]
-        if found.outcome is EXTENDS:
-            assert incoming[: found.new] == list(log.tail)
-        for count in range(found.keep + 1):
-            assert 0 <= found.new_at(count) <= found.new
+            assert (found.stands, found.changed) == (0, 0) and found.log.count >= log.count - 1
 
 
-@pytest.mark.parametrize(
-    ("incoming", "new", "log"),
-    [
-        ("u1 a1 u2 a2 u3", "u3", "u1 a1 u2 a2"),
-        ("u1 a1 u2'", "u2'", "u1 a1"),
-        ("u1 a1 u2", "", "u1 a1 u2"),
-        ("u2", "", "u1 a1 u2"),
-        ("u9", "u9", "u1 a1 u2 a2"),
-    ],
-)
-def test_a_turn_that_may_not_go_back_writes_only_what_the_newest_memory_lacks(incoming, new, log):
-    found = stay(log_of("u1 a1 u2 a2"), said(incoming), continues=True)
-    assert found.depth == 0
-    assert said(incoming)[found.new :] == said(new)
-    assert found.log == log_of(log)
-
-
-def test_a_turn_that_may_not_go_back_keeps_the_count_of_a_long_log():
-    history = long_history(300)
-    found = stay(extend(ThreadLog(), history), history[:598], continues=True)
-    assert (found.new, found.log.count, found.log.tail) == (598, 598, tuple(history[344:598]))
+@given(st.lists(st.sampled_from(said("u1 u2 a1 a2")), max_size=14), st.integers(0, 14))
+def test_a_history_stands_in_any_longer_one(history, cut):
+    assert stands_in(extend(ThreadLog(), history[:cut]), history)
 
 
 # Copies of threads
@@ -280,12 +259,15 @@ def test_a_turn_that_may_not_go_back_keeps_the_count_of_a_long_log():
         ("u1 a1 u2 a2", "u1 a1 u2 a2 u3", 4),
         ("u1 a1 u2 a2", "u1 a1 u2'", 2),
         ("u1 a1 u2 a2", "u1 a1 u2", 3),
+        ("u1 a1 u2 a2", "u1 a1 u2 a2' u3", 4),
         ("u1 a1 u2 a2", "s u2 a2 u3", 3),
-        ("u1 a1 u2 a2 u3 a3", "u1' a1 u2 a2 u4", 4),
-        ("u1 a1 u2 a2 u3 a3", "s u2 a2 u4", 0),
+        ("u1 a1 u2 a2 u3 a3", "s u2 a2 u4", 3),
+        ("p1 q u1 a1", "p1 q v1", 2),
         ("u1 a1", "u1 a1", 2),
         ("u1 a1", "u1 u2", 0),
         ("u1 a1", "u2 a1", 0),
+        ("u1 a1", "u1 b1 u2", 0),
+        ("u1 a1 u2 a2", "v1 b1 u2 a2 v3", 0),
         ("u1 u2 a1", "u1 u2 x1", 0),
         ("u1 a1", "", 0),
         ("", "u1 a1", 0),
@@ -298,9 +280,33 @@ def test_what_a_copied_thread_shares_with_its_source(absorbed, incoming, shared)
 def test_a_copy_of_a_long_thread_is_recognised_by_the_end_of_its_log():
     history = long_history(300)
     log = extend(ThreadLog(), history)
-    assert shared_prefix(log, [*history, *said("u_new")]) == 600
     assert shared_prefix(log, history[-20:]) == 20
     assert shared_prefix(log, history[:20]) == 0
+
+
+# Messages that leave a window
+
+
+@pytest.mark.parametrize(
+    ("absorbed", "leaving", "known"),
+    [
+        ("u1 a1 u2 a2", "u1 a1", 2),
+        ("u1 a1 u2 a2 u3 a3", "u1 a1 u2", 3),
+        ("u1 a1 u2 a2", "u1 a1' u2 a2'", 4),
+        ("u1 a1 u2 a2", "u1 a1'", 0),
+        ("u1 a1", "u1 a1'", 2),
+        ("u1 a1 u2 a2", "a1 u2 a2", 3),
+        ("u1 a1 v1 b1 u2 a2", "u1 a1 u2 a2", 4),
+        ("u1 a1 u2 a2", "u1", 0),
+        ("u1 a1", "u1", 1),
+        ("u1 a1", "u2 a2", 0),
+        ("u1 a1", "u1 a1 u2 a2", 2),
+        ("u1 a1 u2 a2", "v1 b1 u1 a1", 0),
+        ("u1", "u1 a1", 1),
+    ],
+)
+def test_what_leaves_a_window_is_known_by_its_exchanges(absorbed, leaving, known):
+    assert known_ahead(log_of(absorbed), said(leaving)) == known
 
 
 # Digests

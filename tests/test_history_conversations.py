@@ -1,225 +1,357 @@
-"""Laws of alignment over whole conversations: every message is absorbed once, whatever a client resends, trims, edits,
-retries or forks.
+"""Laws of whole conversations, whatever clients do: random tellings, retries, edits, windows and rewordings.
 
-`Agent` is the smallest possible engine: a chain of snapshots whose state is the list of messages
-written, so that a message written twice, lost, or left over from an abandoned branch can be seen.
+The engine here is only the planner and a store. What each snapshot's state would hold is kept as a list of messages,
+so that a message written twice, lost, or left over from an abandoned branch can be seen.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
-from deltamem_agents.chat.history import Alignment, align, digest, extend, settle
-from deltamem_agents.types import Message, ThreadLog
+from deltamem_agents.chat.history import Alignment
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.snapshots import Fingerprint, InMemoryStore, LazyStore
+from deltamem_agents.turns.planning import OnDivergence, Plan, Planner, WritePolicy
+from deltamem_agents.types import Message
+
+MADE_BY = Fingerprint("model", "tokenizer", "adapter")
+EMPTY = MemoryState(torch.zeros(1, 1, 1, 1, 1))
+TEXTS = st.sampled_from(["ok", "go on", "what?"])
+Sends = Literal["whole", "window", "new"]
 
 
 @dataclass(frozen=True)
 class Said:
-    """One utterance. Two with equal texts are still two."""
+    """One utterance. Two with equal texts are still two; reworded it is still the same."""
 
     number: int
     message: Message
 
     @property
-    def digest(self) -> str:
-        return digest(self.message)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    parent: Snapshot | None
-    logs: dict[str, ThreadLog]
-    written: tuple[tuple[str, Said], ...]
-
-
-EMPTY = Snapshot(None, {}, ())
+    def reworded(self) -> Said:
+        return replace(self, message=replace(self.message, content=f"{self.message.content}. Not advice."))
 
 
 @dataclass
 class Agent:
-    head: Snapshot = EMPTY
-    numbers: Iterator[int] = field(default_factory=itertools.count)
+    """An agent whose memory can be read: `holds` has the messages of each snapshot's state."""
 
-    def chain(self) -> Iterator[Snapshot]:
-        snapshot: Snapshot | None = self.head
-        while snapshot:
-            yield snapshot
-            snapshot = snapshot.parent
+    on_divergence: OnDivergence = "append"
+    store: InMemoryStore = field(default_factory=InMemoryStore)
+    holds: dict[str | None, tuple[Said, ...]] = field(default_factory=lambda: {None: ()})
+    said: list[Said] = field(default_factory=list)
+    plan: Plan | None = None
 
-    def say(self, text: str) -> Said:
-        return Said(next(self.numbers), Message("user", text))
+    def say(self, text: str, role: Literal["user", "assistant"] = "user") -> Said:
+        self.said.append(Said(len(self.said), Message(role, text)))
+        return self.said[-1]
 
-    def turn(self, thread: str, messages: Sequence[Said], *, continues: bool) -> Said:
-        """Start where `settle` says, write what is new and the reply, commit on top of that place."""
-        digests = [message.digest for message in messages]
-        snapshots = list(self.chain())
-        landing = settle((each.logs for each in snapshots), thread, digests, continues=continues)
-        base = EMPTY if landing.depth is None else snapshots[landing.depth]
-        number = next(self.numbers)
-        reply = Said(number, Message("assistant", f"reply {number}"))
-        log = extend(landing.log, [*digests[landing.new :], reply.digest])
-        written = [(thread, message) for message in (*messages[landing.new :], reply)]
-        self.head = Snapshot(base, {**base.logs, thread: log}, (*base.written, *written))
+    @property
+    def memory(self) -> tuple[Said, ...]:
+        return self.holds[self.store.head("ada")]
+
+    def turn(self, thread: str | None, messages: Sequence[Said]) -> Said:
+        """Plan as the engine does, write what is new and the reply, commit."""
+        planner = Planner(LazyStore(self.store), EMPTY, MADE_BY, WritePolicy(on_divergence=self.on_divergence))
+        self.plan = plan = planner.turn("ada", thread, [each.message for each in messages])
+        reply = self.say(f"reply {len(self.said)}", "assistant")
+        snapshot = plan.commit(plan.state, MADE_BY, thread or "", reply.message, 1, "turn")
+        assert snapshot is not None
+        saved = self.store.save("ada", snapshot, expected=plan.head)
+        before = self.holds[None if plan.base is None else plan.base.id]
+        self.holds[saved] = (*before, *(messages[position] for position in plan.new), reply)
         return reply
 
 
-class Conversations(RuleBasedStateMachine):
-    """Clients which keep their whole history, on several named threads of one agent.
+@dataclass
+class Client:
+    """An app with one conversation. `history`: as it has stored it. `abandoned`: what its user edited away."""
 
-    Texts of users repeat within a thread; replies do not, since a history of nothing but equal
-    turns cannot be told from a trimmed one. First messages are not edited: nothing could confirm
-    such an edit. A message that was retold in place counts as said, in whichever form it was
-    written. Fronts are trimmed only while the agent holds the whole thread: what was trimmed cannot
-    be brought back behind a commit.
+    agent: Agent
+    name: str
+    thread: str | None
+    sends: Sends
+    rewords: bool
+    prefix: list[Said]
+    window: int = 3
+    history: list[Said] = field(default_factory=list)
+    abandoned: set[int] = field(default_factory=set)
+
+    def shown(self, history: Sequence[Said], new: Sequence[Said]) -> list[Said]:
+        if self.sends == "whole":
+            return [*self.prefix, *history, *new]
+        if self.sends == "window":
+            return [*self.prefix, *[*history, *new][-max(self.window, len(new) + 2) :]]
+        return [*self.prefix, *new]
+
+    def tell(self, texts: Sequence[str], history: Sequence[Said] | None = None) -> None:
+        """A turn. `history`: what the user went back to, where that is not all."""
+        kept = list(self.history if history is None else history)
+        new = [self.agent.say(f"{text} ({self.name})") for text in texts]
+        self.abandoned |= {each.number for each in self.history} - {each.number for each in kept}
+        reply = self.agent.turn(self.thread, self.shown(kept, new))
+        self.history = [*kept, *new, reply.reworded if self.rewords else reply]
+
+    def newest_input(self) -> list[str]:
+        """The texts of what was last said, without the name."""
+        replies = [place for place, each in enumerate(self.history) if each.message.role == "assistant"]
+        first = replies[-2] + 1 if len(replies) > 1 else 0
+        return [each.message.content.rsplit(" (", 1)[0] for each in self.history[first:-1]]
+
+
+def prefix_of(agent: Agent, name: str, size: int) -> list[Said]:
+    pairs = [(agent.say(f"example {n} ({name})"), agent.say(f"answer {n} ({name})", "assistant")) for n in range(size)]
+    return [message for pair in pairs for message in pair]
+
+
+class Conversations(RuleBasedStateMachine):
+    """Clients of every kind talk to one agent at the same time, with names for their threads or without.
+
+    Texts of users repeat; replies do not. A client that shows no replies does not say the same twice in a row, as that
+    is how it tries again.
     """
 
-    threads = st.sampled_from(["one", "two", "three"])
-    texts = st.sampled_from(["ok", "go on", "what?"])
+    on_divergence: OnDivergence = "append"
 
     def __init__(self) -> None:
         super().__init__()
-        self.agent = Agent()
-        self.histories: dict[str, list[Said]] = {}
-        self.retold: set[int] = set()
-        self.copies: set[str] = set()
+        self.agent = Agent(self.on_divergence)
+        self.clients: list[Client] = []
+        self.spoke: Client | None = None
 
-    def send(self, thread: str, history: list[Said], first: int = 0) -> None:
-        reply = self.agent.turn(thread, history[first:], continues=True)
-        self.histories[thread] = [*history, reply]
-        numbers = {message.number for _, message in self.agent.head.written}
-        # In a copy, a message is the source's if it says the same at the same place.
-        digests = {message.digest for _, message in self.agent.head.written if thread in self.copies}
-        for message in history[first:]:
-            assert {message.number} <= numbers | self.retold or message.digest in digests, "a message was not written"
+    @initialize(
+        kinds=st.lists(
+            st.tuples(
+                st.booleans(),
+                st.sampled_from(["whole", "window", "new"]),
+                st.booleans(),
+                st.integers(0, 2),
+                st.integers(3, 6),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def connect(self, kinds):
+        for number, (named, sends, rewords, examples, window) in enumerate(kinds):
+            name = f"client {number}"
+            prefix = prefix_of(self.agent, name, examples)
+            thread = name if named else None
+            self.clients.append(Client(self.agent, name, thread, sends, rewords, prefix, window))
 
-    def say(self, thread: str, text: str) -> Said:
-        return self.agent.say(f"{text} ({thread})")
+    def client(self, number: int) -> Client:
+        return self.clients[number % len(self.clients)]
 
-    def known(self, thread: str) -> list[Said]:
-        return self.histories.get(thread, [])
+    @rule(number=st.integers(0, 3), texts=st.lists(TEXTS, min_size=1, max_size=3))
+    def go_on(self, number, texts):
+        client = self.client(number)
+        if client.sends == "new" and client.newest_input() == texts:
+            return
+        client.tell(texts)
+        self.spoke = client
 
-    def remembers(self, thread: str) -> bool:
-        """Whether the agent holds all of a thread: another thread's going back may have cut it short."""
-        return self.agent.head.logs.get(thread, ThreadLog()).count == len(self.known(thread)) > 0
+    @precondition(lambda self: self.spoke is not None)
+    @rule()
+    def try_again(self):
+        """The client whose turn was the newest did not get the reply, and asks once more."""
+        client = self.spoke
+        inputs = len(client.newest_input())
+        kept, new = client.history[: -inputs - 1], client.history[-inputs - 1 : -1]
+        lost = client.history[-1]
+        reply = self.agent.turn(client.thread, client.shown(kept, new))
+        client.history = [*kept, *new, reply.reworded if client.rewords else reply]
+        client.abandoned.add(lost.number)
 
-    @rule(thread=threads, text=texts)
-    def go_on(self, thread, text):
-        self.send(thread, [*self.known(thread), self.say(thread, text)])
-
-    @rule(thread=threads, texts=st.lists(texts, min_size=2, max_size=4))
-    def say_several_things_at_once(self, thread, texts):
-        self.send(thread, [*self.known(thread), *(self.say(thread, text) for text in texts)])
-
-    @rule(thread=threads, text=texts, size=st.integers(1, 6))
-    def go_on_with_the_front_trimmed(self, thread, text, size):
-        history = self.known(thread)
-        first = max(0, len(history) - size)
-        self.send(thread, [*history, self.say(thread, text)], first if self.remembers(thread) else 0)
-
-    @rule(thread=threads, place=st.integers(0, 100), first=st.integers(0, 100))
-    def regenerate(self, thread, place, first):
-        """Ask again for any reply, with the front trimmed where that leaves a commit to go back to."""
-        history = self.known(thread)
-        replies = [index for index, each in enumerate(history) if each.message.role == "assistant"]
-        if replies:
-            end = replies[place % len(replies)]
-            start = first % end
-            counts = [each.logs.get(thread, ThreadLog()).count for each in self.agent.chain()]
-            whole = self.remembers(thread) and self.retold.isdisjoint(message.number for message in history)
-            trims = whole and any(start < count <= end for count in counts)
-            self.send(thread, history[:end], start if trims else 0)
-
-    @rule(thread=threads, place=st.integers(0, 100), text=texts)
-    def edit(self, thread, place, text):
-        history = self.known(thread)
-        asked = [index for index, each in enumerate(history) if each.message.role == "user" and index]
+    @rule(number=st.integers(0, 3), place=st.integers(0, 100), text=TEXTS, edits=st.booleans())
+    def go_back(self, number, place, text, edits):
+        """The user edits a message, or asks for a reply again, and what followed is gone."""
+        client = self.client(number)
+        if client.thread is None or client.sends != "whole":
+            return
+        told = [each.message.role for each in client.history]
+        # Before the first reply there is nothing that could tell an edit from something new.
+        asked = [at for at, role in enumerate(told) if role == "user" and "assistant" in told[:at]]
         if asked:
-            self.send(thread, [*history[: asked[place % len(asked)]], self.say(thread, text)])
+            at = asked[place % len(asked)]
+            history = client.history[:at] if edits else client.history[: at + 1]
+            client.tell([f"edit {len(self.agent.said)}"] if edits else [], history)
+            self.spoke = None
 
-    @rule(thread=threads)
-    def call_again_after_a_lost_reply(self, thread):
-        if history := self.known(thread):
-            self.send(thread, history[:-1])
-
-    @rule(thread=threads)
-    def send_only_what_is_known(self, thread):
-        history = self.known(thread)
-        if self.remembers(thread):
-            found = align(self.agent.head.logs[thread], [each.digest for each in history], continues=True)
-            assert found.outcome is not Alignment.DIVERGED
-            assert found.new == len(history)
-
-    @rule(source=threads, copy=threads, place=st.integers(0, 100), text=texts)
-    def fork(self, source, copy, place, text):
-        history = self.known(source)
-        replies = [index for index, each in enumerate(history) if each.message.role == "assistant"]
-        if copy not in self.histories and source in self.agent.head.logs:
-            cut = 1 + replies[place % len(replies)]
-            before = self.agent.head.written
-            self.copies |= {source, copy}
-            self.send(copy, [*history[:cut], self.say(copy, text)])
-            if self.remembers(source) and self.retold.isdisjoint(message.number for message in history[:cut]):
-                assert len(self.agent.head.written) == len(before) + 2, "a fork wrote what its source had written"
-
-    @rule(thread=threads, place=st.integers(0, 100), text=texts)
-    def go_on_with_an_old_message_retold(self, thread, place, text):
-        """A client clears or shortens an old message in place, as context editing does."""
-        history = self.known(thread)
-        old = [index for index, each in enumerate(history[:-2]) if each.message.role == "user" and index]
-        if old and self.remembers(thread):
-            index = old[place % len(old)]
-            number = next(self.agent.numbers)
-            retold = Said(number, Message("user", f"[cleared {number}]"))
-            self.retold |= {number, history[index].number}
-            self.send(thread, [*history[:index], retold, *history[index + 1 :], self.say(thread, text)])
+    @rule(number=st.integers(0, 3), place=st.integers(0, 100), text=TEXTS)
+    def edit_in_place(self, number, place, text):
+        """An old message is replaced where it stands, and the conversation goes on."""
+        client = self.client(number)
+        asked = [
+            at
+            for at, each in enumerate(client.history[: -1 - len(client.newest_input())])
+            if each.message.role == "user"
+        ]
+        if client.thread is None or client.sends != "whole" or not asked:
+            return
+        at = asked[place % len(asked)]
+        edited = self.agent.say(f"edit {len(self.agent.said)} ({client.name})")
+        client.abandoned.add(client.history[at].number)
+        client.history[at] = edited
+        client.tell([text])
+        self.spoke = client
 
     @invariant()
-    def nothing_is_written_twice(self):
-        written = [(thread, message.number) for thread, message in self.agent.head.written]
-        assert len(written) == len(set(written))
+    def every_message_is_written_exactly_once_and_nothing_is_dropped_that_was_not_shown_to_be_changed(self):
+        written = Counter(each.number for each in self.agent.memory)
+        assert set(written.values()) <= {1}, "a message was written twice"
+        told = {each.number for client in self.clients if client.history for each in (*client.prefix, *client.history)}
+        assert told <= written.keys(), "a message was dropped"
 
     @invariant()
-    def nothing_of_an_abandoned_branch_is_left(self):
-        for thread, message in self.agent.head.written:
-            assert message in self.known(thread) or message.number in self.retold
+    def what_is_reported_as_undone_is_what_is_gone(self):
+        plan = self.agent.plan
+        if plan is not None:
+            head = self.agent.store.load("ada").snapshot
+            before = {each.number for each in self.agent.holds[plan.head]}
+            assert plan.undone == len(before - {each.number for each in self.agent.memory})
+            assert plan.undone == 0 or plan.outcome is Alignment.DIVERGED
+            assert head.counters.messages == len(self.agent.memory)
+
+
+class OneConversation(Conversations):
+    """With a single client that shows its whole history, going back is exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: set[int] = set()
 
     @invariant()
-    def what_a_thread_wrote_stands_in_the_order_of_its_history(self):
-        for thread, history in self.histories.items():
-            places = {each.number: place for place, each in enumerate(history)}
-            mine = [message.number for writer, message in self.agent.head.written if writer == thread]
-            order = [places[number] for number in mine if number in places]
-            assert order == sorted(order)
+    def note_later_replies(self):
+        replies = [each.number for each in self.clients[0].history if each.message.role == "assistant"]
+        self.later |= set(replies[1:])
+
+    @initialize(rewords=st.booleans())
+    def connect(self, rewords):
+        self.clients = [Client(self.agent, "client", "thread", "whole", rewords, [])]
+
+    @invariant()
+    def what_was_edited_away_is_gone(self):
+        """But for replies to the very first input: saying that again cannot be told from asking for a reply again."""
+        client = self.clients[0]
+        first = {message.number for message in self.agent.said if message.message.role == "assistant"} - self.later
+        assert {each.number for each in self.agent.memory} - {each.number for each in client.history} <= first
+
+    @invariant()
+    def what_the_memory_holds_is_in_the_order_it_was_said(self):
+        shown = [each.number for each in self.clients[0].history]
+        order = [shown.index(each.number) for each in self.agent.memory if each.number in shown]
+        assert order == sorted(order)
 
 
+MACHINE = settings(max_examples=60, stateful_step_count=20, deadline=None, report_multiple_bugs=False)
 TestConversations = Conversations.TestCase
-TestConversations.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestConversations.settings = MACHINE
+TestOneConversation = OneConversation.TestCase
+TestOneConversation.settings = MACHINE
 
 
-@given(st.lists(st.sampled_from(["hello", "ok", "next"]), min_size=1, max_size=12))
-@settings(max_examples=200, deadline=None)
-def test_a_client_that_sends_only_new_messages_has_each_written_once(texts):
+@pytest.mark.parametrize("thread", [None, "ada"])
+@given(st.lists(st.lists(TEXTS, min_size=1, max_size=2), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_a_client_that_sends_only_new_messages_has_each_written_once(thread, texts):
     agent = Agent()
-    for text in texts:
-        agent.turn("", [agent.say(text)], continues=False)
-    asked = [message.message.content for _, message in agent.head.written if message.message.role == "user"]
-    assert asked == [text for text, _ in itertools.groupby(texts)], "the same input twice in a row is a retry"
+    client = Client(agent, "client", thread, "new", False, [])
+    for input_ in texts:
+        client.tell(input_)
+    asked = [each.message.content.split(" (")[0] for each in agent.memory if each.message.role == "user"]
+    told = [input_ for input_, _ in itertools.groupby(texts)]
+    assert asked == [text for input_ in told for text in input_], "the newest input said once more is trying again"
 
 
-@given(
-    st.lists(st.sampled_from(["hello", "ok", "next"]), min_size=1, max_size=12), st.lists(st.booleans(), min_size=12)
-)
-@settings(max_examples=100, deadline=None)
-def test_without_a_thread_name_a_whole_history_is_told_by_its_replies(texts, retried):
-    agent, history = Agent(), []
-    for text, again in zip(texts, retried, strict=False):
-        history.append(agent.say(text))
-        reply = agent.turn("", history, continues=False)
-        history.append(agent.turn("", history, continues=False) if again else reply)
-        assert [message for _, message in agent.head.written] == history
+@given(st.lists(st.sampled_from("AB"), min_size=2, max_size=12), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_conversations_of_one_agent_that_name_no_thread_keep_all_their_turns(turns, rewords):
+    agent = Agent()
+    clients = {name: Client(agent, name, None, "whole", rewords, []) for name in "AB"}
+    for name in turns:
+        clients[name].tell(["hello"])
+    assert sorted(each.number for each in agent.memory) == [each.number for each in agent.said]
+
+
+@pytest.mark.parametrize("policy", ["append", "rewind"])
+def test_going_back_behind_another_threads_turns_follows_the_policy(policy):
+    agent = Agent(policy)
+    one, other = (Client(agent, name, name, "whole", False, []) for name in ("one", "other"))
+    one.tell(["first"])
+    kept = list(one.history)
+    one.tell(["second"])
+    other.tell(["hello"])
+    one.tell(["another second"], kept)
+    gone = {each.number for each in agent.said} - {each.number for each in agent.memory}
+    assert agent.plan is not None and agent.plan.outcome is Alignment.DIVERGED
+    assert agent.plan.undone == len(gone) == (4 if policy == "rewind" else 0)
+    one.tell(["third"])
+    assert agent.plan.outcome is Alignment.EXTENDS
+
+
+def test_a_copied_thread_writes_nothing_of_its_source_again():
+    agent = Agent()
+    source = Client(agent, "source", "source", "whole", True, [])
+    for text in ("one", "two", "three"):
+        source.tell([text])
+    copy = Client(agent, "copy", "copy", "whole", False, [], history=source.history[:4])
+    copy.tell(["and now for something else"])
+    kept = list(copy.history[:4])
+    copy.tell(["as I said"], kept)
+    assert agent.plan is not None and agent.plan.undone == 2
+    assert sorted(each.number for each in agent.memory) == [0, 1, 2, 3, 4, 5, 8, 9]
+
+
+class CountingStore(InMemoryStore):
+    def __init__(self):
+        super().__init__()
+        self.loads = 0
+
+    def load(self, agent, at=None):
+        self.loads += 1
+        return super().load(agent, at)
+
+
+@pytest.mark.parametrize("sends", ["whole", "window", "new"])
+@pytest.mark.parametrize("thread", [None, "thread"])
+def test_what_a_turn_looks_at_does_not_grow_with_the_number_of_snapshots(thread, sends):
+    """Also where no reply that the client sends is known."""
+    store = CountingStore()
+    agent = Agent(store=store)
+    client = Client(agent, "client", thread, sends, False, [], window=20)
+    looked_at = []
+    for turn in range(150):
+        if client.history:
+            client.history[-1] = Said(-turn, Message("assistant", f"something else {turn}"))
+        before = store.loads
+        client.tell([f"message {turn}"])
+        looked_at.append(store.loads - before)
+    assert max(looked_at) == looked_at[1] <= 2
+
+
+def test_going_back_loads_no_more_snapshots_than_it_undoes():
+    store = CountingStore()
+    agent = Agent(store=store)
+    client = Client(agent, "client", "thread", "whole", False, [])
+    for turn in range(100):
+        client.tell([f"message {turn}"])
+    before = store.loads
+    client.tell(["another"], client.history[:180])
+    assert agent.plan is not None and agent.plan.undone == 20
+    assert store.loads - before <= 13

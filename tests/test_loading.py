@@ -29,6 +29,7 @@ from deltamem_agents.loading import (
     weights_hash,
 )
 from model_files import tiny_llama, tiny_tokenizer, write_gguf, write_wheel
+from real_model import in_each_precision
 
 
 def sha256(path: Path) -> str:
@@ -415,8 +416,9 @@ def test_the_weights_hash_sees_one_changed_weight_and_no_use() -> None:
 
 
 @pytest.mark.model
-def test_the_embedded_model_opens_by_name_and_answers() -> None:
-    loaded = load_model(EMBEDDED_MODEL)
+@in_each_precision
+def test_the_embedded_model_opens_by_name_and_answers(precision: str) -> None:
+    loaded = load_model(EMBEDDED_MODEL, dtype=precision)
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     ids = loaded.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     before = weights_hash(loaded.model)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training import left_alone
 from deltamem_agents.lab.training import material as module
-from deltamem_agents.lab.training.episodes import Episode
 from deltamem_agents.lab.training.material import Material
 from deltamem_agents.lab.training.neutral import own_replies
 from deltamem_agents.lab.training.recipe import Recipe
@@ -64,7 +64,7 @@ def test_prompts_of_the_models_own_are_left_alone_too(tmp_path: Path, monkeypatc
     monkeypatch.setattr(left_alone, "own_prompts", thought_of)
     run = material(tmp_path, replace(RECIPE, own_prompts=1))
     prompts = [exchange.messages[0].content for exchange in run.left_alone.neutral]
-    assert prompts[-1] == "Why is the kettle singing?" and prompts[0] == left_alone.NEUTRAL_PROMPTS[0]
+    assert prompts[-1] == "Why is the kettle singing?" and prompts[0] == left_alone.neutral_prompts()[0]
     assert asked["count"] == 1 and asked["seed"] == RECIPE.seed
 
 
@@ -92,7 +92,6 @@ def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_pa
 
 
 def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
-    assert RECIPE.warm_start is not None
     settings = replace(RECIPE.warm_start, episodes=8, facts=(1, 2), renewed_every=3)
     run = material(tmp_path, replace(RECIPE, warm_start=settings))
     seen: list[list[Episode]] = []

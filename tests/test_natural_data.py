@@ -1,4 +1,7 @@
-"""Laws of the natural suite's conversations: each question has one answer, told where it says, and nowhere else."""
+"""Laws of hand-written conversations: each question has one answer, told where it says, and nowhere else.
+
+Those of the natural suite are measured on, those of the natural corpus trained on; the two share no answer.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,19 @@ from typing import Any
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "deltamem_agents" / "lab" / "evaluation" / "data" / "natural"
-SPLITS = {split: json.loads((DATA / f"{split}.json").read_text("utf-8")) for split in ("validation", "evaluation")}
-PEOPLE: dict[str, Any] = {person["id"]: person for data in SPLITS.values() for person in data["people"]}
+LAB = Path(__file__).parents[1] / "deltamem_agents" / "lab"
+SUITE, CORPUS = LAB / "evaluation" / "data" / "natural", LAB / "corpus" / "natural"
+SPLITS, TRAINING = (
+    {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
+    for folder in (SUITE, CORPUS)
+)
+PEOPLE, TAUGHT = (
+    {person["id"]: person for data in files.values() for person in data["people"]} for files in (SPLITS, TRAINING)
+)
 KINDS = {"fact", "correction", "other_person", "number", "passing", "recommended", "plan"}
 
-everybody = pytest.mark.parametrize("person", PEOPLE.values(), ids=PEOPLE.keys())
+everybody = pytest.mark.parametrize("person", [*PEOPLE.values(), *TAUGHT.values()], ids=[*PEOPLE, *TAUGHT])
+the_taught = pytest.mark.parametrize("person", TAUGHT.values(), ids=TAUGHT.keys())
 
 
 @cache
@@ -46,11 +56,38 @@ def questions(person: Any) -> Iterator[tuple[Any, Any]]:
 
 def asked(person: Any) -> list[str]:
     """Everything that is asked of a memory of this person."""
-    return [*(question["ask"] for _, question in questions(person)), *person["never_told"], *person["unrelated"]]
+    overviews = [overview["ask"] for overview in person.get("overview", [])]
+    return [
+        *(question["ask"] for _, question in questions(person)),
+        *person["never_told"],
+        *person["unrelated"],
+        *overviews,
+    ]
+
+
+def answers_of(people: dict[str, Any]) -> set[str]:
+    return {
+        words(answer)
+        for person in people.values()
+        for _, question in questions(person)
+        for answer in question["answers"]
+    }
+
+
+def runs(people: dict[str, Any], length: int) -> set[tuple[str, ...]]:
+    """Every run of so many words in what is said to these people, by them, or asked."""
+    found: set[tuple[str, ...]] = set()
+    for person in people.values():
+        said = [message["content"] for talk in person["conversations"] for message in talk["messages"]]
+        for text in [*said, *(question["ask"] for _, question in questions(person))]:
+            split = words(text).split()
+            found.update(tuple(split[at : at + length]) for at in range(len(split) - length + 1))
+    return found
 
 
 def test_there_is_enough_of_it() -> None:
-    assert all(data["format"] == 1 for data in SPLITS.values())
+    assert set(SPLITS) == {"validation", "evaluation"}
+    assert all(data["format"] == 1 for data in [*SPLITS.values(), *TRAINING.values()])
     counts = {split: sum(1 for person in data["people"] for _ in questions(person)) for split, data in SPLITS.items()}
     assert len(SPLITS["validation"]["people"]) == 4 and len(SPLITS["evaluation"]["people"]) == 6
     assert counts["validation"] >= 200 and counts["evaluation"] >= 330
@@ -58,22 +95,33 @@ def test_there_is_enough_of_it() -> None:
     assert all(len(person["never_told"]) >= 12 and len(person["unrelated"]) >= 8 for person in PEOPLE.values())
 
 
-def test_the_readme_counts_what_there_is() -> None:
-    readme = (DATA / "README.md").read_text("utf-8")
-    for split, data in SPLITS.items():
+def test_there_is_enough_to_train_on() -> None:
+    assert sum(1 for person in TAUGHT.values() for _ in questions(person)) >= 650
+    for person in TAUGHT.values():
+        assert len(person["conversations"]) == 8, person["id"]
+        assert (len(person["never_told"]), len(person["unrelated"]), len(person["overview"])) == (10, 6, 2), person[
+            "id"
+        ]
+
+
+@pytest.mark.parametrize(("folder", "files"), [(SUITE, SPLITS), (CORPUS, TRAINING)], ids=["suite", "corpus"])
+def test_the_readme_counts_what_there_is(folder: Path, files: dict[str, Any]) -> None:
+    readme = (folder / "README.md").read_text("utf-8")
+    for name, data in files.items():
         people = data["people"]
         conversations = sum(len(person["conversations"]) for person in people)
         total = sum(1 for person in people for _ in questions(person))
         never, unrelated = (sum(len(person[name]) for person in people) for name in ("never_told", "unrelated"))
         ids = ", ".join(person["id"] for person in people)
-        assert f"| `{split}.json` | {ids} | {conversations} | {total} | {never} | {unrelated} |" in readme
+        assert f"| `{name}.json` | {ids} | {conversations} | {total} | {never} | {unrelated} |" in readme
 
 
 def test_ids_are_unique() -> None:
-    assert len(PEOPLE) == sum(len(data["people"]) for data in SPLITS.values())
-    ids = [conversation["id"] for person in PEOPLE.values() for conversation in person["conversations"]]
-    assert len(set(ids)) == len(ids)
-    assert ids == [f"{person}-{number:02}" for person in PEOPLE for number in range(1, 11)]
+    files = [*SPLITS.values(), *TRAINING.values()]
+    assert len(PEOPLE | TAUGHT) == sum(len(data["people"]) for data in files)
+    for people, conversations in ((PEOPLE, 10), (TAUGHT, 8)):
+        ids = [conversation["id"] for person in people.values() for conversation in person["conversations"]]
+        assert ids == [f"{person}-{number:02}" for person in people for number in range(1, conversations + 1)]
 
 
 @everybody
@@ -141,10 +189,41 @@ def test_corrections_replace_something_that_was_told(person: Any) -> None:
             assert not [answer for answer in current if words(answer) == words(old)], question
 
 
-def test_no_answer_belongs_to_two_questions() -> None:
+@pytest.mark.parametrize(
+    "people", [list(PEOPLE.values()), *([person] for person in TAUGHT.values())], ids=["suite", *TAUGHT]
+)
+def test_no_answer_belongs_to_two_questions(people: list[Any]) -> None:
     owners: dict[str, set[str]] = {}
-    for person in PEOPLE.values():
+    for person in people:
         for conversation, question in questions(person):
             for answer in question["answers"]:
                 owners.setdefault(words(answer), set()).add(f"{conversation['id']}: {question['ask']}")
     assert not {answer: by for answer, by in owners.items() if len(by) > 1}
+
+
+@the_taught
+def test_a_reply_says_the_first_answer(person: Any) -> None:
+    for _, question in questions(person):
+        reply, answer = question["reply"], question["answers"][0]
+        assert answer in reply and says(reply, answer), question
+        assert reply[-1] in ".!" and not says_any(reply, question.get("old", [])), question
+
+
+@the_taught
+def test_an_overview_names_statements_of_the_person(person: Any) -> None:
+    told = {(conversation["id"], at) for conversation, question in questions(person) for at in question["told_in"]}
+    messages = {conversation["id"]: conversation["messages"] for conversation in person["conversations"]}
+    for overview in person["overview"]:
+        places = [(place["conversation"], place["message"]) for place in overview["told_in_conversations"]]
+        assert places and sorted(set(places)) == places and told.issuperset(places), overview
+        assert all(messages[conversation][at]["role"] == "user" for conversation, at in places), overview
+
+
+def test_the_corpus_shares_no_answer_with_the_suite() -> None:
+    assert not answers_of(TAUGHT) & answers_of(PEOPLE)
+
+
+def test_the_corpus_is_worded_otherwise_than_the_suite() -> None:
+    asks = [{words(text) for person in people.values() for text in asked(person)} for people in (PEOPLE, TAUGHT)]
+    assert not asks[0] & asks[1]
+    assert not runs(PEOPLE, 7) & runs(TAUGHT, 7)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from deltamem_agents.lab.training import neutral
+from deltamem_agents.lab.training.left_alone import neutral_prompts
 from deltamem_agents.lab.training.neutral import own_prompts, own_replies
-from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_PROMPTS
 from deltamem_agents.types import Message
 from tiny_training import GATED, silent, word_engine, word_model
 
-PROMPTS = NEUTRAL_PROMPTS[:7]
+PROMPTS = neutral_prompts()[:7]
 
 
 def test_a_neutral_text_is_a_prompt_and_the_models_own_greedy_reply() -> None:

@@ -15,6 +15,8 @@ from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.lab.corpus.episodes import Episode
+from deltamem_agents.lab.corpus.small_talk import small_talk
 from deltamem_agents.lab.training.batches import (
     END_WEIGHT,
     FIRST_WEIGHT,
@@ -25,13 +27,12 @@ from deltamem_agents.lab.training.batches import (
     neutral_batch,
     question_batch,
 )
-from deltamem_agents.lab.training.chatter import chatter
-from deltamem_agents.lab.training.episodes import Episode, Question
 from deltamem_agents.lab.training.objective import (
     answer_questions,
     disturbance,
     judge,
     logits_at,
+    openness,
     output_directions,
     output_layer,
     run_after_lead,
@@ -46,7 +47,6 @@ from tiny_training import (
     CHATML,
     CONFIGS,
     GATED,
-    UNGATED,
     asides_of,
     each_template,
     episodes_of,
@@ -56,7 +56,6 @@ from tiny_training import (
 )
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-CHARMS = ("otter", "heron")
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -64,7 +63,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> No
 
 
 def states_of(engine: DeltaMemEngine, episodes: Sequence[Episode], template: str = CHATML) -> MemoryState:
-    return write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))[0]
+    return write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))
 
 
 @each_config
@@ -81,46 +80,21 @@ def test_a_written_history_is_an_absorbed_conversation(config: AdapterConfig, te
 @each_template
 def test_asides_are_absorbed_after_what_is_told(template: str) -> None:
     engine, episodes, asides = word_engine(template=template), episodes_of(3), asides_of(3)
-    state, _ = write_history(
+    state = write_history(
         engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes), asides)
     )
     for row, (episode, aside) in enumerate(zip(episodes, asides, strict=True)):
         assert_close(state[row].matrices, engine.absorb(engine.new_state(), (*episode.messages, *aside)).matrices)
 
 
-@each_config
-def test_noise_without_a_floor_is_the_mean_gate_of_the_asides(config: AdapterConfig) -> None:
-    engine = word_engine(replace(config, gate_floor=0.0))
-    history = history_batch(renderer(), histories_of(episodes_of(1)), asides_of(1))
-    _, noise = write_history(engine.model, engine.adapter, history)
-    zero = engine.adapter.zero_state()
-    call = MemoryCall(zero, history.valid, history.writable, replies=history.replies, collect=True)
-    with torch.no_grad():
-        run_after_lead(engine.model, history.lead, history.tokens, history.valid, call)
-    gates = torch.stack([beta[history.aside[history.writable]] for beta in call.betas])
-    assert float(noise.detach()) == pytest.approx(float(gates.mean()), abs=1e-5)
-
-
-@pytest.mark.parametrize(("gate", "noise"), [(0.1, 0.0), (0.2, 0.075), (0.6, 0.475)])
-def test_noise_counts_gates_from_half_their_floor_on(gate: float, noise: float) -> None:
+@pytest.mark.parametrize(("gate", "open_by"), [(0.1, 0.0), (0.2, 0.075), (0.6, 0.475)])
+def test_a_gate_counts_as_open_from_half_its_floor_on(gate: float, open_by: float) -> None:
     """So that those that stand just below the floor are pressed down as well."""
-    engine = word_engine(GATED)
-    with torch.no_grad():
-        for slot in range(len(engine.adapter.indices)):
-            engine.adapter.layer(slot).beta_proj.zero_()
-            engine.adapter.layer(slot).beta_bias.fill_(torch.tensor(gate).logit())
-    histories = histories_of(episodes_of(3))
-    _, found = write_history(engine.model, engine.adapter, history_batch(renderer(), histories, asides_of(3)))
-    assert float(found.detach()) == pytest.approx(noise, abs=1e-6)
+    logits = torch.full((2, 5, 3), gate).logit().requires_grad_(True)
+    found = openness(logits, floor=0.25)
+    assert float(found.detach()) == pytest.approx(open_by, abs=1e-6)
     found.backward()
-    slope = engine.adapter.layer(0).beta_bias.grad
-    assert slope is not None and bool((slope > 0).all()) == (noise > 0)
-
-
-def test_without_asides_there_is_no_noise() -> None:
-    engine = word_engine(GATED)
-    _, noise = write_history(engine.model, engine.adapter, history_batch(renderer(), histories_of(episodes_of(2))))
-    assert float(noise) == 0
+    assert logits.grad is not None and bool((logits.grad > 0).all()) == (open_by > 0)
 
 
 @each_config
@@ -129,7 +103,7 @@ def test_an_answered_question_is_a_scored_answer(config: AdapterConfig, template
     engine, episodes = word_engine(config, template), episodes_of(3)
     state, questions = states_of(engine, episodes, template), question_batch(renderer(template), episodes)
     logits = answer_questions(engine.model, state, questions, writes=False)
-    outcome = judge(logits, questions, torch.tensor(0.0))
+    outcome = judge(logits, questions)
     logprobs = logits.log_softmax(-1).gather(1, questions.targets[:, None])[:, 0]
     asked = [(row, question) for row, episode in enumerate(episodes) for question in episode.questions]
     for index, (row, question) in enumerate(asked):
@@ -189,7 +163,7 @@ def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
     logits = answer_questions(model, state, questions, writes=True)
     alone = []
     for row, episode in enumerate(episodes):
-        own, _ = write_history(model, adapter, history_batch(renderer(), [episode.messages]))
+        own = write_history(model, adapter, history_batch(renderer(), [episode.messages]))
         assert_close(state[row].matrices, own.matrices, 1e-5)
         alone += [
             answer_questions(model, own, question_batch(renderer(), [replace(episode, questions=(q,))]), writes=True)
@@ -205,11 +179,9 @@ def test_padding_holds_nothing() -> None:
     for valid, writable in ((histories.valid, histories.writable), (questions.valid, questions.writable)):
         assert not valid.all()
         assert not (writable & ~valid).any()
-    state, noise = write_history(engine.model, engine.adapter, histories)
+    state = write_history(engine.model, engine.adapter, histories)
     noisy_histories = replace(histories, tokens=torch.where(histories.valid, histories.tokens, 7))
-    noisy_state, noisy_noise = write_history(engine.model, engine.adapter, noisy_histories)
-    assert torch.equal(state.matrices, noisy_state.matrices)
-    assert torch.equal(noise, noisy_noise) and float(noise.detach()) > 0
+    assert torch.equal(state.matrices, write_history(engine.model, engine.adapter, noisy_histories).matrices)
     logits = answer_questions(engine.model, state, questions, writes=True)
     noisy = replace(questions, tokens=torch.where(questions.valid, questions.tokens, 7))
     assert torch.equal(logits, answer_questions(engine.model, state, noisy, writes=True))
@@ -234,7 +206,7 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
         is_answer=is_answer,
         is_first=torch.tensor([False, True, False, False, True, False, False]),
     )
-    outcome = judge(logits, questions, torch.tensor(0.25))
+    outcome = judge(logits, questions)
     weights = torch.tensor([FIRST_WEIGHT, 1.0, 1.0, FIRST_WEIGHT, 1.0, END_WEIGHT, PREFIX_WEIGHT])
     assert float(outcome.loss) == pytest.approx(float((weights * nats).sum() / weights.sum()), rel=1e-5)
     assert outcome.answer_nats == pytest.approx(2.0, rel=1e-5)
@@ -242,18 +214,17 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
     # exp(−1) = 0.37 beats (1 − 0.37) / 4, exp(−2) = 0.14 does not, nor does exp(−3).
     assert outcome.first_right.tolist() == [True, False]
     assert outcome.all_right.tolist() == [False, False]
-    assert float(outcome.noise) == 0.25
     sure = logits + 20 * torch.nn.functional.one_hot(targets, 5)
-    assert judge(sure, questions, torch.tensor(0.0)).all_right.tolist() == [True, True]
+    assert judge(sure, questions).all_right.tolist() == [True, True]
     # The rest of the reply does not decide whether the answer is right.
     only_answers = torch.where(is_answer[:, None], sure, -sure)
-    assert judge(only_answers, questions, torch.tensor(0.0)).all_right.tolist() == [True, True]
+    assert judge(only_answers, questions).all_right.tolist() == [True, True]
 
 
 def neutral_exchanges(count: int) -> list[Exchange]:
     """Small talk, every second reply only begun."""
     rng = random.Random(0)
-    pairs = [chatter(rng) for _ in range(count)]
+    pairs = [small_talk(rng) for _ in range(count)]
     return [
         Exchange((Message("user", user), Message("assistant", reply)), cut=index % 2 == 1)
         for index, (user, reply) in enumerate(pairs)
@@ -325,82 +296,3 @@ def test_an_output_direction_is_the_way_in_which_its_token_becomes_likelier(fami
         along = hidden.detach() / hidden.detach().norm()
         expected = directions[token] - (directions[token] @ along) * along
         assert float(torch.cosine_similarity(hidden.grad, expected, dim=0)) == pytest.approx(1.0, abs=1e-4)
-
-
-def whole_loss(engine: DeltaMemEngine, episodes: Sequence[Episode], *, writes: bool = True) -> Tensor:
-    count = len(episodes)
-    histories = history_batch(renderer(), histories_of(episodes), asides_of(count))
-    questions = question_batch(renderer(), episodes)
-    state, noise = write_history(engine.model, engine.adapter, histories)
-    outcome = judge(answer_questions(engine.model, state, questions, writes=writes), questions, noise)
-    neutral = neutral_batch(renderer(), neutral_exchanges(count), range(count))
-    return outcome.loss + 0.2 * outcome.noise + disturbance(engine.model, state, neutral)
-
-
-@each_config
-@pytest.mark.parametrize("writes", [True, False])
-def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(
-    config: AdapterConfig, writes: bool
-) -> None:
-    engine = word_engine(config)
-    whole_loss(engine, episodes_of(3), writes=writes).backward()
-    for name, parameter in engine.adapter.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(torch.isfinite(parameter.grad).all()), name
-        if "delta_scale_raw" in name:
-            continue
-        assert float(parameter.grad.abs().max()) > 0, name
-    assert all(parameter.grad is None for parameter in engine.model.parameters())
-
-
-def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
-    """Of the recomputed writes; that reads change later inputs during the history is left out on purpose."""
-    engine, episodes = word_engine(replace(UNGATED, target_layers=(1,))), episodes_of(2)
-    memory = engine.adapter.layer(0)
-    generator = torch.Generator().manual_seed(0)
-
-    def loss() -> Tensor:
-        state, _ = write_history(engine.model, engine.adapter, history_batch(renderer(), histories_of(episodes)))
-        return (state.matrices * direction).sum()
-
-    direction = torch.randn(states_of(engine, episodes).matrices.shape, generator=generator)
-    for name in ("memory_k_proj", "memory_k_shift_proj", "memory_v_proj", "beta_proj", "beta_bias"):
-        parameter = memory.get_parameter(name)
-        step = torch.randn(parameter.shape, generator=generator)
-        engine.adapter.zero_grad()
-        loss().backward()
-        assert parameter.grad is not None
-        expected = float((parameter.grad * step).sum())
-        ends = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter.add_(step, alpha=sign * 1e-3)
-                ends.append(float(loss()))
-                parameter.sub_(step, alpha=sign * 1e-3)
-        assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(expected, rel=0.03, abs=0.02), name
-
-
-def test_what_is_learned_is_what_the_engine_says() -> None:
-    """Two conversations with different answers to one question, told apart by their states alone."""
-    engine = word_engine(GATED)
-    told = {word: (Message("user", f"My lucky charm is {word}."), Message("assistant", "Noted.")) for word in CHARMS}
-    question = Question("What is my lucky charm?", "", "Your lucky charm is")
-    episodes = [Episode(messages, (replace(question, answer=word),)) for word, messages in told.items()]
-    histories, questions = history_batch(renderer(), histories_of(episodes)), question_batch(renderer(), episodes)
-    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=2e-2)
-    losses, right = [], False
-    while not right and len(losses) < 200:
-        state, noise = write_history(engine.model, engine.adapter, histories)
-        outcome = judge(answer_questions(engine.model, state, questions, writes=False), questions, noise)
-        optimiser.zero_grad()
-        outcome.loss.backward()
-        optimiser.step()
-        losses.append(float(outcome.loss.detach()))
-        right = outcome.answer_nats < 0.3
-    assert right and losses[-1] < losses[0] - 2
-    states = [engine.absorb(engine.new_state(), messages) for messages in told.values()]
-    asked = [Message("user", question.question), Message("assistant", question.prefix)]
-    for state, word in zip(states, told, strict=True):
-        score = engine.score(state, asked, word)
-        assert score.greedy and score.logprob > -0.7
-    assert engine.greedy_replies(states, [asked, asked], max_tokens=1) == [f" {word}" for word in told]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deltamem_agents.lab.training.pairs import Pairs, joined_pairs
+from deltamem_agents.lab.training.told_tokens import Pairs, joined_pairs
 from tiny_activations import WORLD
 
 FOUND = [WORLD.activations(tellings, seed=tellings) for tellings in (3, 5)]

@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltamem_agents.lab.training.addressing import draw_asked
-from deltamem_agents.lab.training.episodes import EpisodeShape
+from deltamem_agents.lab.corpus.episodes import EpisodeShape
 from deltamem_agents.lab.training.objective import output_directions
-from deltamem_agents.lab.training.pairs import Pairs
 from deltamem_agents.lab.training.probe import Probe
 from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
+from deltamem_agents.lab.training.told_tokens import Pairs, draw_asked
 from tiny_training import CONFIGS, activations_of, episodes_of, word_engine
 
 ALONE = EpisodeShape(distractors=(0, 0))

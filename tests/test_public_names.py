@@ -5,38 +5,45 @@ import importlib
 import deltamem_agents
 
 PROMISED = [
+    "Adapter",
     "AdapterConfig",
     "AdapterError",
-    "AgentNotFound",
-    "AlreadyExists",
+    "AgentForgottenError",
+    "AgentNotFoundError",
+    "AlreadyExistsError",
     "CallChunk",
     "ConfigError",
-    "DamagedSnapshot",
+    "DamagedSnapshotError",
     "DeltaMemEngine",
     "DeltaMemError",
     "DownloadError",
+    "EngineClosedError",
     "FileStore",
-    "ForeignSnapshot",
+    "ForeignSnapshotError",
+    "ForkedProcessError",
     "GrammarError",
-    "HistoryDiverged",
+    "HistoryDivergedError",
     "InMemoryStore",
-    "InvalidAgentId",
+    "InvalidAgentIdError",
     "MemoryState",
     "Message",
     "MessageError",
     "ModelFilesError",
-    "NewerFormat",
+    "NewerFormatError",
+    "ReplyCutOffError",
     "SQLiteStore",
     "Sampling",
     "Score",
     "Snapshot",
-    "StaleHead",
+    "SnapshotNotFoundError",
+    "StaleHeadError",
     "StateError",
     "Store",
     "StoreError",
+    "TagNotFoundError",
     "Tool",
     "ToolCall",
-    "TrainingDiverged",
+    "TrainingDivergedError",
     "Turn",
     "TurnChunk",
     "TurnFacts",
@@ -46,9 +53,33 @@ PROMISED = [
     "WritePolicy",
 ]
 
+# Names of version 0.1 that errors had before all of them ended alike.
+EARLIER = {
+    "AgentNotFound": "AgentNotFoundError",
+    "AlreadyExists": "AlreadyExistsError",
+    "DamagedSnapshot": "DamagedSnapshotError",
+    "ForeignSnapshot": "ForeignSnapshotError",
+    "HistoryDiverged": "HistoryDivergedError",
+    "InvalidAgentId": "InvalidAgentIdError",
+    "NewerFormat": "NewerFormatError",
+    "StaleHead": "StaleHeadError",
+    "TrainingDiverged": "TrainingDivergedError",
+}
+
 
 def test_public_names_are_those_promised() -> None:
-    assert sorted(deltamem_agents.__all__) == sorted(PROMISED)
+    assert sorted(deltamem_agents.__all__) == sorted([*PROMISED, *EARLIER])
+
+
+def test_errors_end_in_one_way_and_their_earlier_names_mean_the_same() -> None:
+    errors = [
+        name
+        for name in PROMISED
+        if isinstance(found := getattr(deltamem_agents, name), type) and issubclass(found, Exception)
+    ]
+    assert all(name.endswith("Error") for name in errors)
+    for earlier, name in EARLIER.items():
+        assert getattr(deltamem_agents, earlier) is getattr(deltamem_agents, name)
 
 
 def test_every_public_name_leads_to_its_object() -> None:

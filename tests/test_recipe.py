@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deltamem_agents.config import AdapterConfig
-from deltamem_agents.errors import ConfigError
-from deltamem_agents.lab.training.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.config import PRESETS, AdapterConfig
+from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.training.recipe import RECIPES, Recipe, Rehearsal, Stage, WarmStart
 from tiny_training import LEARNED_WORDS, RECIPE
+
+OF_VERSION_0_1 = Path(__file__).parent / "recipes_0_1"
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
@@ -24,15 +26,13 @@ def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> No
     assert recipe == Recipe.load(path)
     assert recipe.steps > 0
     assert recipe.adapter.base_model == recipe.model
-    shapes = [shape for stage in recipe.stages for shape in stage.shapes]
-    shapes += () if recipe.warm_start is None else recipe.warm_start.shapes
-    for shape in shapes:
+    for shape in (*recipe.warm_start.shapes, *(shape for stage in recipe.stages for shape in stage.shapes)):
         EpisodeGenerator([*LEARNED_WORDS, "abbey", "willow", "meadow"], shape).draw(random.Random(0))
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [RECIPE, replace(RECIPE, stages=RECIPE.stages[:2], warm_start=None), Recipe.load("wide"), Recipe.load("small")],
+    [RECIPE, *(Recipe.load(path) for path in sorted(RECIPES.glob("*.json")))],
 )
 def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
@@ -49,7 +49,6 @@ def test_a_recipe_without_a_warm_start_key_has_the_default_one() -> None:
         rehearsal=Rehearsal(steps=5)
     )
     assert Recipe.from_json({**data, "warm_start": {"rehearsal": None}}).warm_start == WarmStart(rehearsal=None)
-    assert Recipe.from_json({**data, "stages": data["stages"][:2], "warm_start": None}).warm_start is None
 
 
 def test_lists_in_json_are_the_tuples_of_a_recipe() -> None:
@@ -60,9 +59,13 @@ def test_lists_in_json_are_the_tuples_of_a_recipe() -> None:
     assert read == Stage(steps=3, facts=(1, 8), asides=(0, 1), shapes=(whole,))
 
 
-def altered(path: Sequence[str | int], value: object) -> dict[str, Any]:
-    data: Any = json.loads(json.dumps(RECIPE.to_json()))
-    place = data
+MISSING = object()
+
+
+def altered(path: Sequence[str | int], value: object, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A recipe's JSON with another value in one place."""
+    data = json.loads(json.dumps(data or RECIPE.to_json()))
+    place: Any = data
     for key in path[:-1]:
         place = place[key]
     if value is MISSING:
@@ -70,9 +73,6 @@ def altered(path: Sequence[str | int], value: object) -> dict[str, Any]:
     else:
         place[path[-1]] = value
     return data  # type: ignore[no-any-return]
-
-
-MISSING = object()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,17 @@ MISSING = object()
         (["stages", 0, "asides"], [3, 1], r"asides is \(3, 1\), expected \[fewest, most\]"),
         (["stages", 0, "asides"], [1], "asides is"),
         (["stages", 0, "noise_weight"], -1, "stage 1: noise_weight is -1, expected 0 or more"),
-        (["stages", 0, "replayed"], "yes", "stage 1: replayed is 'yes', expected true or false"),
+        (["stages", 0, "replayed"], True, "stage 1: unknown keys replayed"),
+        (
+            ["stages", 0, "shapes"],
+            ["words"],
+            "stage 1: no shape is named 'words'; the recipe's shapes are none",
+        ),
+        (["shapes"], {"words": {"word": 1}}, "recipe, shapes, words: unknown keys word; known are facts"),
+        (["shapes"], ["words"], r"recipe, shapes is \['words'\], expected an object"),
+        (["defaults"], 3, "recipe, defaults is 3, expected an object"),
+        (["defaults"], {"step": 3}, "recipe, stage 1: unknown keys step"),
+        (["format"], "2", "recipe: format is '2', expected a whole number above 0"),
         (["stages", 0, "question_writes"], 1.5, "question_writes is 1.5, expected from 0 to 1"),
         (["stages", 0, "shapes"], [], r"stage 1: shapes is \(\), expected a list of at least one shape"),
         (["stages", 0, "shapes"], "small", "shapes is 'small'"),
@@ -117,7 +127,7 @@ MISSING = object()
         (["warm_start", "rehearsal", "asides"], -1, "rehearsal: asides is -1"),
         (["warm_start", "rehearsal", "gain"], 1, "warm_start, rehearsal: unknown keys gain; known are steps, facts"),
         (["warm_start", "rehearsal"], 3, "warm_start, rehearsal is 3, expected an object"),
-        (["warm_start"], None, "a stage is replayed, and warm_start is null; expected the episodes to replay"),
+        (["warm_start"], None, "recipe, warm_start is None, expected an object"),
         (["stages", 0, "rate"], None, "rate is None"),
         (["stages", 0], "first", "stage 1 is 'first', expected an object"),
         (["stages"], {}, "stages is {}, expected a list"),
@@ -129,6 +139,8 @@ MISSING = object()
         (["erased"], 1, "erased is 1, expected above 0 and below 1"),
         (["adapter"], "tsw", "recipe, adapter is 'tsw', expected an object"),
         (["adapter", "memory_write_granularity"], "message_mean", "key_shift"),
+        (["adapter", "read_scope"], "all", "adapter.read_scope is 'all'; only 'replies' can be trained"),
+        (["adapter", "preset"], "mine", "preset is 'mine', expected one of published, shipped"),
         (["adapter", "gate_floor"], 1, "gate_floor is 1, expected a number from 0 to below 1"),
     ],
 )
@@ -140,6 +152,59 @@ def test_what_does_not_fit_in_a_recipe_is_refused_by_name(path: list[str | int],
 def test_an_adapter_that_writes_whole_messages_cannot_be_trained() -> None:
     with pytest.raises(ConfigError, match="only 'token' can be trained"):
         replace(RECIPE, adapter=AdapterConfig(memory_write_granularity="message_mean"))
+
+
+def test_parts_of_a_recipe_name_its_shapes_and_stages_share_its_defaults() -> None:
+    data = {
+        "format": 2,
+        "model": "tiny",
+        "adapter": {"preset": "shipped", "rank": 4, "base_model": "tiny"},
+        "shapes": {"few": {"distractors": [0, 0]}, "many": {"distractors": [1, 3]}},
+        "warm_start": {"shapes": ["few"]},
+        "defaults": {"shapes": ["few", "many"], "questions": 6, "rate": 0.5},
+        "stages": [{"steps": 1}, {"steps": 2, "shapes": ["many", {"word_share": 1.0}], "rate": 0.25}],
+    }
+    few, many = EpisodeShape(distractors=(0, 0)), EpisodeShape(distractors=(1, 3))
+    assert Recipe.from_json(data) == Recipe(
+        model="tiny",
+        adapter=AdapterConfig(rank=4, base_model="tiny", **PRESETS["shipped"]),  # type: ignore[arg-type]
+        warm_start=WarmStart(shapes=(few,)),
+        stages=(
+            Stage(steps=1, shapes=(few, many), questions=6, rate=0.5),
+            Stage(steps=2, shapes=(many, EpisodeShape(word_share=1.0)), questions=6, rate=0.25),
+        ),
+    )
+
+
+# Formats.
+
+
+def test_a_recipe_of_a_later_format_is_refused_by_name() -> None:
+    with pytest.raises(NewerFormat, match="recipe: format is 3, this version reads up to 2; upgrade"):
+        Recipe.from_json(altered(["format"], 3))
+
+
+@pytest.mark.parametrize("name", ["small", "lasting"])
+def test_a_recipe_of_version_0_1_is_the_same_recipe(name: str) -> None:
+    assert Recipe.load(OF_VERSION_0_1 / f"{name}.json") == Recipe.load(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["stages", 0, "replayed"], False, "recipe, stage 1: replayed is False, expected true"),
+        (["stages", 0, "replayed"], MISSING, "recipe, stage 1: replayed is 'missing', expected true: all that this"),
+        (["warm_start", "gate_fit", "introduced"], MISSING, "warm_start, gate_fit: introduced is 'missing', expected"),
+        (["warm_start"], None, "recipe, warm_start is None, expected an object"),
+        (["adapter", "read_scope"], "all", "only 'replies' can be trained"),
+    ],
+)
+def test_what_version_0_1_alone_could_train_is_refused_by_name(
+    path: list[str | int], value: object, message: str
+) -> None:
+    data = json.loads((OF_VERSION_0_1 / "lasting.json").read_bytes())
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_json(altered(path, value, data))
 
 
 def test_a_recipe_that_is_not_there_names_those_that_ship() -> None:
@@ -177,4 +242,3 @@ def test_episodes_are_renewed_by_the_warm_starts_number_and_by_a_stages_own() ->
     assert not any(
         replace(RECIPE, warm_start=replace(warm, renewed_every=0)).renewals_before(step) for step in range(9)
     )
-    assert not any(replace(RECIPE, warm_start=None, stages=(stage,)).renewals_before(step) for step in range(9))

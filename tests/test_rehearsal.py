@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.lab.training import rehearsal
+from deltamem_agents.lab.corpus.episodes import EpisodeShape
+from deltamem_agents.lab.training import warm_start
 from deltamem_agents.lab.training.activations import Activations
-from deltamem_agents.lab.training.episodes import EpisodeShape
-from deltamem_agents.lab.training.pairs import Pairs
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.rehearsal import rehearse
 from deltamem_agents.lab.training.strung import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_strung
+from deltamem_agents.lab.training.told_tokens import Pairs
 from deltamem_agents.lab.training.trainer import initialise
+from deltamem_agents.lab.training.warm_start import rehearse
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import MemoryCall, scan_tokens
 from tiny_activations import HIDDEN, LAYERS, WORLD
@@ -35,6 +35,10 @@ def fresh(config: AdapterConfig) -> Adapter:
     adapter = Adapter.for_model(config, tiny_llama())
     initialise(adapter)
     return adapter.requires_grad_(False)
+
+
+# One worker runs them all: they share one rehearsal.
+pytestmark = pytest.mark.xdist_group("rehearsal")
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,9 @@ def in_float32(found: Activations) -> Activations:
     return replace(found, **{kind: replace(one, inputs=one.inputs.float()) for kind, one in kinds.items()})
 
 
-def stacked_for(adapter: Adapter) -> rehearsal._Stacked:
+def stacked_for(adapter: Adapter) -> warm_start._Stacked:
     """Projections large enough to matter, copied to `adapter`, which says nothing and keeps as a rehearsal does."""
-    stacked = rehearsal._Stacked(adapter.config, len(adapter.indices), HIDDEN, torch.Generator().manual_seed(3))
+    stacked = warm_start._Stacked(adapter.config, len(adapter.indices), HIDDEN, torch.Generator().manual_seed(3))
     with torch.no_grad():
         for weight in (stacked.key, stacked.before, stacked.value):
             weight.mul_(10)

@@ -7,32 +7,33 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.lab.training.batches import history_batch, question_batch
-from deltamem_agents.lab.training.episodes import EpisodeShape
 from deltamem_agents.lab.training.objective import answer_questions, judge, run_after_lead, write_history
 from deltamem_agents.lab.training.replay import replay
 from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
 from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.types import Message
 from test_rehearsal import in_float32
-from tiny_training import CONFIGS, activations_of, each_template, episodes_of, renderer, word_engine
+from tiny_training import CONFIGS, REPLIES, activations_of, each_template, episodes_of, renderer, word_engine
 
 ALONE = EpisodeShape(distractors=(0, 0))
-REPLIES_READ = CONFIGS["replies alone read"]
 
 
 @pytest.mark.parametrize("erase_gate", [False, True], ids=["plain", "erase gate"])
 @pytest.mark.parametrize("writes", [False, True], ids=["asked", "asked and written"])
 @each_template
 def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: bool, erase_gate: bool) -> None:
-    engine, episodes = word_engine(replace(REPLIES_READ, erase_gate=erase_gate), template), episodes_of(9, ALONE)
+    engine, episodes = word_engine(replace(REPLIES, erase_gate=erase_gate), template), episodes_of(9, ALONE)
     model, adapter = engine.model, engine.adapter
     found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)
     # Replies in the history read too, which a replay leaves out: here they have nothing to read.
     history = history_batch(renderer(template), [episode.messages for episode in episodes])
-    state, _ = write_history(model, adapter, replace(history, replies=torch.zeros_like(history.replies)))
-    expected = judge(answer_questions(model, state, questions, writes=writes), questions, torch.zeros(()))
+    state = write_history(model, adapter, replace(history, replies=torch.zeros_like(history.replies)))
+    expected = judge(answer_questions(model, state, questions, writes=writes), questions)
     conversations = [Conversation((index,), (("tellings", index),)) for index in range(9)]
     replayed, outcome = replay(model, adapter, found, questions.lead, conversations, writes=writes)
     # Activations are kept in half precision.
@@ -47,14 +48,14 @@ def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: b
 @each_template
 def test_a_question_is_written_from_what_is_kept_of_it_as_when_it_is_read(template: str) -> None:
     """From its first token on, the key of which is shifted by the one before."""
-    engine, episodes = word_engine(REPLIES_READ, template), episodes_of(9, ALONE)
+    engine, episodes = word_engine(REPLIES, template), episodes_of(9, ALONE)
     found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)
     before = engine.adapter.zero_state(9)
     call = MemoryCall(before, questions.valid, questions.writable & ~questions.replies, replies=questions.replies)
     run_after_lead(engine.model, questions.lead, questions.tokens, questions.valid, call)
     alone = [Conversation((), (("questions", index),)) for index in range(9)]
-    kept = write_strung(REPLIES_READ, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
+    kept = write_strung(REPLIES, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
     read = call.new_state().matrices
     assert float(((kept - read).norm() / read.norm()).detach()) < 0.01
 
@@ -62,7 +63,7 @@ def test_a_question_is_written_from_what_is_kept_of_it_as_when_it_is_read(templa
 @each_template
 def test_questions_of_one_conversation_are_answered_from_its_state(template: str) -> None:
     """Alone and beside others alike, whatever their lengths."""
-    engine = word_engine(REPLIES_READ, template)
+    engine = word_engine(REPLIES, template)
     found = activations_of(engine, episodes_of(20, ALONE), template=template)
     lead = question_batch(renderer(template), episodes_of(1)).lead
     rng = random.Random(0)
@@ -78,7 +79,7 @@ def test_questions_of_one_conversation_are_answered_from_its_state(template: str
 
 @each_template
 def test_what_was_never_told_is_compared_with_the_frozen_model_up_to_where_an_answer_would_begin(template: str) -> None:
-    engine = word_engine(REPLIES_READ, template)
+    engine = word_engine(REPLIES, template)
     model, adapter = engine.model, engine.adapter
     episodes = episodes_of(20, ALONE)
     found = in_float32(activations_of(engine, episodes, template=template))
@@ -98,7 +99,7 @@ def test_what_was_never_told_is_compared_with_the_frozen_model_up_to_where_an_an
 
 
 def test_a_memory_that_says_nothing_disturbs_no_reply_to_what_was_never_told() -> None:
-    engine = word_engine(replace(REPLIES_READ, alpha=0.0))
+    engine = word_engine(replace(REPLIES, alpha=0.0))
     found = activations_of(engine, episodes_of(20, ALONE))
     lead = question_batch(renderer(), episodes_of(1)).lead
     told = [Conversation((3,), (("tellings", 3),))]
@@ -106,13 +107,89 @@ def test_a_memory_that_says_nothing_disturbs_no_reply_to_what_was_never_told() -
     assert float(outcome.untold.detach()) == pytest.approx(0, abs=1e-6)
 
 
-def test_every_weight_that_writes_or_reads_learns_from_a_replay() -> None:
-    engine = word_engine(replace(CONFIGS["replies alone read"], gate_floor=0.0))
-    found = activations_of(engine, episodes_of(9, ALONE), 6)
+def test_a_conversation_that_only_tells_makes_no_noise() -> None:
+    engine = word_engine(REPLIES)
+    found = activations_of(engine, episodes_of(9, ALONE))
     lead = question_batch(renderer(), episodes_of(1)).lead
-    _, outcome = replay(engine.model, engine.adapter, found, lead, [string_together(found, 3, 1, 1, random.Random(1))])
-    (outcome.loss + outcome.noise).backward()
+    for kind, quiet in (("statements", True), ("tellings", False)):
+        told = [Conversation((3,), ((kind, 3),))]  # type: ignore[arg-type]
+        _, outcome = replay(engine.model, engine.adapter, found, lead, told)
+        assert (float(outcome.noise.detach()) == 0) == quiet
+
+
+LEARNED = ("replies alone read", "readout", "gates that see more", "layers that vote on gates")
+
+
+@pytest.mark.parametrize(("name", "writes"), list(zip(LEARNED, (False, True, False, True), strict=True)))
+def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(name: str, writes: bool) -> None:
+    engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
+    found = activations_of(engine, episodes_of(20, ALONE), 6)
+    lead = question_batch(renderer(), episodes_of(1)).lead
+    told = [Conversation((3, 5), (("tellings", 3), ("asides", 0), ("statements", 5)))]
+    _, outcome = replay(engine.model, engine.adapter, found, lead, told, writes=writes, untold=[(0, 7)])
+    (outcome.loss + outcome.noise + outcome.gates + outcome.untold).backward()
     assert float(outcome.noise.detach()) > 0
-    for name, parameter in engine.adapter.named_parameters():
-        assert parameter.grad is not None and float(parameter.grad.norm()) > 0, name
-    assert all(parameter.grad is None for name, parameter in engine.model.named_parameters() if "delta" not in name)
+    for weight, parameter in engine.adapter.named_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), weight
+        assert float(parameter.grad.abs().max()) > 0, weight
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
+
+
+def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
+    """Of gates without a floor, at which there is none."""
+    config = replace(REPLIES, gate_floor=0.0)
+    engine = word_engine(config)
+    found = in_float32(activations_of(engine, episodes_of(4, ALONE)))
+    told = [Conversation((1, 2), (("tellings", 1), ("statements", 2)))]
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(2, 1, 1, config.rank, config.rank, generator=generator)
+
+    def loss() -> Tensor:
+        state = write_strung(config, WriteWeights.of(engine.adapter), found, told).state
+        return (state * direction).sum()
+
+    for name in ("memory_k_proj", "memory_k_shift_proj", "memory_v_proj", "beta_proj", "beta_bias"):
+        parameter = engine.adapter.layer(0).get_parameter(name)
+        step = torch.randn(parameter.shape, generator=generator)
+        engine.adapter.zero_grad()
+        loss().backward()
+        assert parameter.grad is not None
+        expected = float((parameter.grad * step).sum())
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(step, alpha=sign * 1e-3)
+                ends.append(float(loss()))
+                parameter.sub_(step, alpha=sign * 1e-3)
+        assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(expected, rel=0.03, abs=0.02), name
+
+
+@pytest.mark.slow
+def test_what_is_learned_is_what_the_engine_says() -> None:
+    """Two conversations with different answers to one question, told apart by their states alone."""
+    engine = word_engine(REPLIES)
+    told = {word: Message("user", f"My lucky charm is {word}.") for word in ("otter", "heron")}
+    question = Question("What is my lucky charm?", "", "Your lucky charm is", Told(0, len("My lucky charm is ")))
+    episodes = [
+        Episode((message, Message("assistant", "Noted.")), (replace(question, answer=word),))
+        for word, message in told.items()
+    ]
+    found = in_float32(activations_of(engine, episodes))
+    lead = question_batch(renderer(), episodes).lead
+    conversations = [Conversation((place,), (("statements", place),)) for place in range(2)]
+    optimiser = torch.optim.AdamW(engine.adapter.parameters(), lr=0.1)
+    losses, right = [], False
+    while not right and len(losses) < 200:
+        _, outcome = replay(engine.model, engine.adapter, found, lead, conversations)
+        optimiser.zero_grad()
+        outcome.loss.backward()
+        optimiser.step()
+        losses.append(float(outcome.loss.detach()))
+        right = outcome.answer_nats < 0.3
+    assert right and losses[-1] < losses[0] - 2
+    states = [engine.absorb(engine.new_state(), [message]) for message in told.values()]
+    asked = [Message("user", question.question), Message("assistant", question.prefix)]
+    for state, word in zip(states, told, strict=True):
+        score = engine.score(state, asked, word)
+        assert score.greedy and score.logprob > -0.7
+    assert engine.greedy_replies(states, [asked, asked], max_tokens=1) == [f" {word}" for word in told]

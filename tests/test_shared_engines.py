@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from deltamem_agents import InMemoryStore
+from deltamem_agents import InMemoryStore, SQLiteStore
 from deltamem_agents.bridges import (
     EPHEMERAL,
     EngineSpec,
@@ -19,6 +20,7 @@ from deltamem_agents.bridges import (
     use_agent,
 )
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.snapshots import opening as opening_stores
 from deltamem_agents.testing import ScriptedEngine
 
 
@@ -77,11 +79,23 @@ def test_without_a_store_the_users_own_is_opened(opened: list[str], monkeypatch:
         named.append(store)
         return InMemoryStore()
 
-    monkeypatch.setattr(shared_engines, "open_store", opening)
+    monkeypatch.setattr(opening_stores, "open_store", opening)
     serving = Serving()
     for agent in ("ada", "bob"):
-        serving.engine(EngineSpec("a"), None, None, agent)
+        engine = serving.engine(EngineSpec("a"), None, None, agent)
+        assert len(named) == (agent == "bob")
+        assert engine.store is serving.engine(EngineSpec("a"), None, None, agent).store
     assert named == [None]
+
+
+def test_a_path_names_a_store_as_its_text_does(opened: list[str], tmp_path: Path) -> None:
+    serving, path = Serving(), tmp_path / "memory.sqlite"
+    store = serving.engine(EngineSpec("a"), None, path, "ada").store
+    assert isinstance(store, SQLiteStore) and store.path == path
+    assert serving.engine(EngineSpec("a"), None, str(path), "ada").store is store
+    with use_agent("ada", store=path):
+        assert serving.engine(EngineSpec("a"), None, "memory:", "ada").store is store
+    store.close()
 
 
 def test_a_block_names_the_agent_inside_it_and_nowhere_else() -> None:

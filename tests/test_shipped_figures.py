@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 import deltamem_agents
-from deltamem_agents import DeltaMemEngine, InMemoryStore
+from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.draws import Size
 from deltamem_agents.lab.evaluation.estimates import Estimate
+from deltamem_agents.lab.evaluation.recall import WHOLE, unwatched
 from deltamem_agents.lab.evaluation.report import read_report
+from deltamem_agents.lab.evaluation.suites import capacity, run_suite
+from real_model import in_each_precision, real_engine
 
 REPORTS = sorted((Path(__file__).parents[1] / "docs" / "reports").glob("*.json"))
 CARD = Path(deltamem_agents.__file__).parent / "adapters" / "smollm2-135m-instruct" / "README.md"
@@ -25,8 +29,9 @@ def shown(estimate: Estimate) -> tuple[str, str]:
 
 
 @pytest.mark.model
+@pytest.mark.xdist_group("float32")
 def test_reports_are_of_the_adapter_that_ships() -> None:
-    engine = DeltaMemEngine.from_pretrained("smollm2-135m-instruct", store=InMemoryStore())
+    engine = real_engine("float32")
     assert REPORTS
     for path in REPORTS:
         assert read_report(path).subject.fingerprint == engine.fingerprint.adapter, path.name
@@ -46,3 +51,12 @@ def test_the_card_says_what_the_report_says(path: Path) -> None:
             if arm in figure.arms:
                 value, interval = shown(figure.arms[arm][SHOWN.get(figure.suite, "whole")])
                 assert any(f"{value} ({interval})" in row for row in rows), (name, arm, value, interval)
+
+
+@pytest.mark.model
+@in_each_precision
+def test_the_shipped_adapter_recalls_what_no_control_does(precision: str) -> None:
+    (figure,) = run_suite(real_engine(precision), capacity((1,)), Size(8, (1, 2)), unwatched)
+    controls = [figure.arms[arm.value][WHOLE].value for arm in Arm if arm is not Arm.MEMORY]
+    assert figure.arms["memory"][WHOLE].value >= 0.25
+    assert max(controls) <= 0.1

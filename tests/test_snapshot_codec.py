@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,21 @@ from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError, DamagedSnapshot, ForeignSnapshot, NewerFormat, StateError
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import FORMAT, Counters, Entry, Fingerprint, Snapshot, decode, encode, snapshot_id
-from deltamem_agents.snapshots.snapshot import NAME_LENGTH, NOTE_LENGTH, THREADS
+from deltamem_agents.names import NAME_LENGTH
+from deltamem_agents.snapshots import (
+    FORMAT,
+    Counters,
+    Entry,
+    Fingerprint,
+    InMemoryStore,
+    Move,
+    Snapshot,
+    decode,
+    encode,
+    snapshot_id,
+)
+from deltamem_agents.snapshots.codec import decode_links
+from deltamem_agents.snapshots.snapshot import NOTE_LENGTH, THREADS
 from deltamem_agents.testing import example_snapshot
 from deltamem_agents.types import ThreadLog
 
@@ -41,7 +55,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         state=MemoryState(matrices),
         fingerprint=Fingerprint(draw(ANY_TEXT), draw(ANY_TEXT), draw(ANY_TEXT)),
         thread=draw(ANY_TEXT),
-        absorbed=ThreadLog(len(tail) + draw(NUMBERS), tail),
+        absorbed=ThreadLog(len(tail) + draw(NUMBERS), tail, tuple(draw(st.lists(ANY_TEXT, max_size=5)))),
         threads=draw(st.dictionaries(ANY_TEXT, IDS, max_size=5)),
         parent=draw(st.none() | IDS),
         counters=Counters(draw(NUMBERS), draw(NUMBERS), draw(NUMBERS)),
@@ -60,6 +74,13 @@ def test_encoding_and_decoding_is_the_identity(snapshot: Snapshot) -> None:
     # Order matters: it says which thread was idle for longest.
     assert list(back.threads.items()) == list(snapshot.threads.items())
     assert encode(back) == data
+
+
+@given(snapshots())
+def test_the_links_alone_are_those_of_the_whole(snapshot: Snapshot) -> None:
+    links = decode_links(encode(snapshot))
+    assert (links.thread, links.threads, links.parent) == (snapshot.thread, snapshot.threads, snapshot.parent)
+    assert list(links.threads) == list(snapshot.threads)
 
 
 def test_the_id_is_the_sha256_of_the_bytes() -> None:
@@ -142,9 +163,13 @@ def test_a_newer_format_is_refused_by_name_whatever_else_it_holds() -> None:
     for data in (
         forged({"format": FORMAT + 1}),
         forged({"format": 99, "threads": {"a": 1}, "new key": []}, drop="absorbed"),
-        forged({"format": 2}, tensors='{"other":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}', data=b"\0" * 8),
+        forged(
+            {"format": FORMAT + 1},
+            tensors='{"other":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}',
+            data=b"\0" * 8,
+        ),
     ):
-        with pytest.raises(NewerFormat, match=r"format \d+, .* reads up to 1; upgrade"):
+        with pytest.raises(NewerFormat, match=r"format \d+, .* reads up to 2; upgrade"):
             decode(data)
 
 
@@ -169,6 +194,9 @@ def test_a_newer_format_is_refused_by_name_whatever_else_it_holds() -> None:
         forged({"counters": [1, 2, 0.5]}),
         forged({"absorbed": {"count": 0, "tail": ["a"]}}),
         forged({"absorbed": {"count": 300, "tail": ["a"] * 257}}),
+        forged({"absorbed": {"count": 1, "tail": ["a"]}}),
+        forged({"absorbed": {"count": 1, "tail": ["a"], "opening": ["a"] * 129}}),
+        forged({"absorbed": {"count": 1, "tail": ["a"], "opening": "a"}}),
         forged({"absorbed": None}),
         forged({"fingerprint": ["a", "b"]}),
         forged({"created": "yesterday"}),
@@ -188,14 +216,49 @@ def test_well_sealed_nonsense_is_damage(data: bytes) -> None:
         decode(data)
 
 
+# What version 0.1 wrote.
+FORMAT_1 = (
+    b'X\x02\0\0\0\0\0\0{"__metadata__":{"deltamem":"36120652b6f1eb9fee304a1c2567166e4ead9ea2f3368e811f7ec1b2c5b8d801 '
+    b'{\\"absorbed\\":{\\"count\\":300,\\"tail\\":[\\"u:1\\",\\"a:1\\"]},\\"counters\\":[3,300,900],'
+    b'\\"created\\":\\"2025-11-01T12:00:00.000+00:00\\",\\"fingerprint\\":[\\"model\\",\\"tokenizer\\",\\"adapter\\"],'
+    b'\\"format\\":1,\\"note\\":\\"written by 0.1\\",\\"origin\\":\\"turn\\",\\"parent\\":\\"' + b"cd" * 32 + b'\\",'
+    b'\\"thread\\":\\"t\\",\\"threads\\":[[\\"other\\",\\"' + b"ab" * 32 + b'\\"]]}"},'
+    b'"state":{"dtype":"F32","shape":[1,1,2,2],"data_offsets":[0,16]}}    '
+    b"\0\0\x80?\0\0\0@\0\0@@\0\0\x80@"
+)
+
+
+def test_a_snapshot_of_format_1_is_read() -> None:
+    snapshot = decode(FORMAT_1)
+    assert snapshot_id(FORMAT_1) == "893fdaedf5cf248e260b72ef70238823f912e821c79de3b1926004aca63b746e"
+    assert snapshot.state.matrices.flatten().tolist() == [1, 2, 3, 4]
+    assert snapshot.absorbed == ThreadLog(300, ("u:1", "a:1"))
+    assert (snapshot.thread, snapshot.threads, snapshot.parent) == ("t", {"other": "ab" * 32}, "cd" * 32)
+    assert snapshot.counters == Counters(3, 300, 900) and snapshot.note == "written by 0.1"
+    snapshot.fingerprint.require(MADE_BY)
+    assert encode(decode(encode(snapshot))) == encode(snapshot) != FORMAT_1
+
+
+def test_an_agent_of_format_1_goes_on_is_forked_and_exported() -> None:
+    store, at = InMemoryStore(), snapshot_id(FORMAT_1)
+    store._append("a", Move("turn", at, "2025-11-01T12:00:00.000+00:00"), FORMAT_1, None)
+    later = store.save("a", example_snapshot(1, store.load("a")), expected=at)
+    store.fork("a", "b", at)
+    file = io.BytesIO()
+    store.export("a", file)
+    store.import_(file, "c")
+    assert [entry.id for entry in store.log("c")] == [entry.id for entry in store.log("a")] == [later, at]
+    assert store._blob("b", at) == store._blob("c", at) == FORMAT_1
+
+
 def test_a_foreign_fingerprint_is_refused_by_the_parts_that_differ() -> None:
     MADE_BY.require(Fingerprint("model", "tokenizer", "adapter"))
     with pytest.raises(ForeignSnapshot, match="adapter is 'adapter', expected 'other'") as caught:
         MADE_BY.require(replace(MADE_BY, adapter="other"))
     assert "model is" not in str(caught.value)
     assert "tokenizer is" not in str(caught.value)
-    with pytest.raises(ForeignSnapshot, match=r"model is 'model', expected 'm'; format is 1, expected 2\. "):
-        MADE_BY.require(replace(MADE_BY, model="m", format=2))
+    with pytest.raises(ForeignSnapshot, match=r"model is 'model', expected 'm'; format is 2, expected 3\. "):
+        MADE_BY.require(replace(MADE_BY, model="m", format=3))
 
 
 @pytest.mark.parametrize(

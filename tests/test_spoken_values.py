@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltamem_agents.lab.training import spoken_values
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape
+from deltamem_agents.lab.training import told_tokens
 from deltamem_agents.lab.training.activations import Exchanges
-from deltamem_agents.lab.training.episodes import Episode, EpisodeShape
+from deltamem_agents.lab.training.direct_path import spoken_loss
 from deltamem_agents.lab.training.objective import output_directions
-from deltamem_agents.lab.training.spoken_values import SpokenValues, collect_behind, collect_spoken, spoken_loss
+from deltamem_agents.lab.training.told_tokens import SpokenValues, collect_behind, collect_spoken
 from tiny_training import CONFIGS, activations_of, episodes_of, renderer, word_engine
 
 TOLD_BY_USER = [
@@ -38,7 +39,7 @@ def test_a_value_is_spoken_as_it_stands_in_the_whole_telling() -> None:
 
 
 def test_every_word_is_spoken_and_statements_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spoken_values, "WORDS_A_STATEMENT", 1)
+    monkeypatch.setattr(told_tokens, "WORDS_A_STATEMENT", 1)
     word = TOLD_BY_USER[0].questions[0].answer
     spoken = collected(TOLD_BY_USER[:2], [word] * 4)
     each = spoken.told.unflatten(1, (4, -1))

@@ -38,6 +38,7 @@ each_store = pytest.mark.parametrize("opened", OPEN.values(), ids=OPEN)
 Opener = Callable[[Path], Store]
 
 
+@pytest.mark.slow
 @each_store
 def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_path: Path) -> None:
     rounds = 100

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import sqlite3
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,6 +106,79 @@ class TestForget:
         assert store.load("fork").snapshot.counters.turns == 2
         assert all(self.AGENT.encode() not in store._blob("fork", each) for each in ids[:2])  # type: ignore[operator]
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_nothing_is_left_of_any_of_many_whatever_else_was_done(self, seed: int, tmp_path: Path) -> None:
+        """In SQLite, whose trees move small rows about as they grow and shrink."""
+        pick = random.Random(seed)
+        with SQLiteStore(tmp_path / "memory.sqlite") as store:
+            for number in range(60):
+                grow(store, f"agent <{number}>", pick.randint(1, 3), seed=number * 10, thread=f"thread <{number}>")
+                if number % 3 == 0:
+                    store.tag(f"agent <{number}>", f"tag <{number}>")
+                if number % 7 == 1:
+                    store.prune(f"agent <{number}>", keep_last=1)
+            names = store.agents()
+            pick.shuffle(names)
+            for count, name in enumerate(names[:40]):
+                held = [store.load(name, move.snapshot) for move in store.moves(name)]
+                store.forget(name)
+                after, number = everything_in(tmp_path), name.removeprefix("agent ")
+                traces = [f"{kind} {number}".encode() for kind in ("agent", "thread", "tag")]
+                traces += [each.id.encode() for each in held]
+                traces += [each.snapshot.state.matrices.numpy().tobytes() for each in held]
+                assert [trace for trace in traces if trace in after] == []
+                grow(store, f"later {count}", 1, seed=5000 + count)
+            assert len(store.agents()) == 60
+
+    def test_what_others_remember_stays_where_it_lies_in_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "memory.sqlite"
+        with SQLiteStore(path) as store:
+            grow(store, "first", 3)
+            for number in range(20):
+                grow(store, f"other {number}", 1, seed=100 + number)
+        with SQLiteStore(path) as store:
+            others = [store.load(f"other {number}").snapshot.state.matrices for number in range(20)]
+            places = [path.read_bytes().find(each.numpy().tobytes()[:16]) for each in others]
+            store.forget("first")
+            assert [path.read_bytes().find(each.numpy().tobytes()[:16]) for each in others] == places
+            assert min(places) > 0 and len(set(places)) == 20
+            # A file of which more than half is free is rewritten, smaller.
+            before = path.stat().st_size
+            for number in range(15):
+                store.forget(f"other {number}")
+            assert path.stat().st_size < before / 2
+            assert [store.load(f"other {number}").snapshot.counters.turns for number in range(15, 20)] == [1] * 5
+
+    def test_in_a_file_of_version_0_1_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "memory.sqlite"
+        with SQLiteStore(path) as store:
+            ids = grow(store, "kept", 3)
+            grow(store, self.AGENT, 3, seed=50)
+        db = sqlite3.connect(path)
+        db.executescript(
+            """
+            CREATE TABLE old (id TEXT PRIMARY KEY, data BLOB NOT NULL);
+            INSERT INTO old SELECT id, data FROM snapshots;
+            DROP TABLE snapshots;
+            ALTER TABLE old RENAME TO snapshots;
+            DROP TABLE log;
+            """
+        )
+        db.close()
+        with SQLiteStore(path) as store:
+            ids += grow(store, "kept", 1, seed=9)
+            held = [store.load(self.AGENT, move.snapshot) for move in store.moves(self.AGENT)]
+            store.fork(self.AGENT, "fork", held[-1].id)
+            assert [entry.id for entry in store.log("kept")] == ids[::-1]
+            for agent in (self.AGENT, "fork"):
+                store.forget(agent)
+        after = everything_in(tmp_path)
+        traces = [self.AGENT.encode(), *(each.id.encode() for each in held)]
+        traces += [each.snapshot.state.matrices.numpy().tobytes() for each in held]
+        assert [trace for trace in traces if trace in after] == []
+        with SQLiteStore(path) as store:
+            assert [entry.id for entry in store.log("kept")] == ids[::-1]
+
 
 def everything_in(folder: Path) -> bytes:
     """Every file's bytes and every file's name."""
@@ -181,6 +256,18 @@ class TestLog:
 
 
 class TestFork:
+    def test_and_prune_decode_no_state(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        ids = grow(store, "a", 6)
+
+        def decoding(data: bytes) -> Snapshot:
+            raise AssertionError("a state was decoded")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("deltamem_agents.snapshots.store.decode", decoding)
+            store.fork("a", "b")
+            assert sorted(store.prune("a", keep_last=2).kept) == sorted(ids[:4])
+        assert [entry.id for entry in store.log("b")] == ids[::-1]
+
     def test_of_a_pruned_agent_takes_its_threads_along(self, store: Store) -> None:
         quiet = grow(store, "a", 3, thread="quiet")
         grow(store, "a", 5, seed=9, thread="busy")

@@ -23,6 +23,16 @@ class TestInMemoryStore(StoreConformance):
         return InMemoryStore()
 
 
+class TestAStoreThatTellsIncarnationsByItsJournal(TestInMemoryStore):
+    """As one of somebody else's, which has only what a store must have."""
+
+    def make_store(self, folder: Path) -> Store:
+        class Plain(InMemoryStore):
+            _incarnation = Store._incarnation
+
+        return Plain()
+
+
 class TestFileStore(StoreConformance):
     def make_store(self, folder: Path) -> Store:
         return FileStore(folder / "memory")

@@ -19,7 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.slow
+# One worker runs them all: they share the wheels.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheels")]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ from deltamem_agents.loading import adapter_folder
 from deltamem_agents.testing import ScriptedEngine
 turn = ScriptedEngine("ok").run_turn("ada", [{"role": "user", "content": "hi"}])
 assert turn.snapshot and list(adapter_folder(None, "smollm2-135m-instruct").glob("*.safetensors"))
+from deltamem_agents.lab.corpus.facts import attributes
+from deltamem_agents.lab.evaluation.harmless import neutral_replies
+from deltamem_agents.lab.training.left_alone import neutral_prompts
+from deltamem_agents.lab.training.recipe import Recipe
+assert attributes() and attributes(held_out=True) and neutral_replies() and neutral_prompts() and Recipe.load("wide")
 print(deltamem_agents.__file__, turn.text)
 """,
 )

@@ -72,6 +72,7 @@ def tiny_engine(
     window_tokens: int | None = None,
     seed: int = 0,
     template: str = CHATML,
+    progress: bool = False,
 ) -> DeltaMemEngine:
     model = tiny_llama(seed)
     loaded = replace(LoadedModel.of(model, byte_tokenizer(template), "tiny"), name="tiny")
@@ -81,4 +82,5 @@ def tiny_engine(
         InMemoryStore() if store is None else store,
         window_tokens=window_tokens,
         policy=policy,
+        progress=progress,
     )

@@ -220,6 +220,7 @@ class Subject:
         seen: Tensor | None = None,
         cache: DynamicCache | None = None,
         message_ids: Tensor | None = None,
+        unfinished: bool = False,
     ) -> tuple[Tensor, MemoryState]:
         """Logits and the new state. `seen` (batch, past + tokens) bool is False at padding, also of the past."""
         tokens, inputs = ids.shape[1], {}
@@ -235,6 +236,7 @@ class Subject:
             token_mask=token_mask,
             write_mask=torch.ones_like(ids, dtype=torch.bool) if writes else None,
             message_ids=message_ids,
+            unfinished=unfinished,
         )
         cached = {} if cache is None else with_cache(self.model, cache)
         out = self.model(ids, **cached, **inputs, **{CALL_KEYWORD: call})

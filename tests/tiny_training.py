@@ -14,14 +14,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.corpus.small_talk import small_talk
+from deltamem_agents.lab.corpus.values import word_values
+from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.training import left_alone, material
 from deltamem_agents.lab.training.activations import Activations, collect_activations, collect_asides
-from deltamem_agents.lab.training.chatter import chatter
-from deltamem_agents.lab.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_PROMPTS
+from deltamem_agents.lab.training.left_alone import neutral_prompts
 from deltamem_agents.lab.training.recipe import Recipe, Rehearsal, Stage, WarmStart
-from deltamem_agents.lab.training.values import WORD_VALUES
-from deltamem_agents.lab.training.words import open_words
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore
@@ -29,7 +29,7 @@ from deltamem_agents.types import Message
 from tiny_engine import CHATML, SPECIAL, random_adapter, tiny_llama
 from tiny_tokenizers import CHATML as CHATML_WITH_SYSTEM
 
-LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in WORD_VALUES[kind][:50]})
+LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in word_values()[kind][:50]})
 
 
 @cache
@@ -70,16 +70,17 @@ def renderer(template: str = CHATML) -> ChatTemplate:
 FULL = AdapterConfig(rank=4, alpha=8.0, delta_heads=("q", "k", "v", "o"))
 UNGATED = AdapterConfig(rank=4, key_shift=True, state_update_mode="no_lambda")
 GATED = replace(UNGATED, read_gate=True, gate_floor=0.25)
+REPLIES = replace(GATED, read_scope="replies")
 CONFIGS: Mapping[str, AdapterConfig] = {
     "shipped recipe": GATED,
     "without gates": UNGATED,
-    "replies alone read": replace(GATED, read_scope="replies"),
+    "replies alone read": REPLIES,
     "published preset": AdapterConfig(rank=4),
     "every gate and head": replace(FULL, num_state_heads=2, couple_lambda=False, key_shift=True, read_gate=True),
     "erase gate": replace(GATED, erase_gate=True),
-    "readout": replace(GATED, readout=True, read_scope="replies"),
-    "gates that see more": replace(GATED, gate_hidden=3, gate_on_reads=True, read_scope="replies"),
-    "layers that vote on gates": replace(GATED, gate_hidden=3, gate_votes=True, read_scope="replies"),
+    "readout": replace(REPLIES, readout=True),
+    "gates that see more": replace(REPLIES, gate_hidden=3, gate_on_reads=True),
+    "layers that vote on gates": replace(REPLIES, gate_hidden=3, gate_votes=True),
     "one layer": replace(FULL, target_layers=(1,), rankwise_gates=False, delta_o_rmsnorm=True),
     "trained scale": replace(FULL, trainable_delta_scale=True, delta_scale_granularity="head"),
 }
@@ -89,7 +90,7 @@ SHAPE = EpisodeShape(facts=2, distractors=(0, 2), changed=0.5, asked_before=0.5)
 
 RECIPE = Recipe(
     model="tiny",
-    adapter=GATED,
+    adapter=REPLIES,
     stages=(
         Stage(steps=2, facts=(1,), questions=2, shapes=(EpisodeShape(distractors=(0, 0)),), warmup=1),
         Stage(
@@ -116,7 +117,6 @@ RECIPE = Recipe(
             untold_weight=0.5,
             warmup=1,
             question_writes=0.5,
-            replayed=True,
         ),
     ),
     warm_start=WarmStart(
@@ -140,7 +140,7 @@ def episodes_of(count: int, shape: EpisodeShape = SHAPE, seed: int = 0) -> list[
 def asides_of(count: int) -> list[tuple[Message, ...]]:
     """Small talk, two exchanges in every third row and none in the row after that."""
     rng = random.Random(1)
-    pairs = [[chatter(rng) for _ in range((2, 0, 1)[row % 3])] for row in range(count)]
+    pairs = [[small_talk(rng) for _ in range((2, 0, 1)[row % 3])] for row in range(count)]
     return [
         tuple(m for user, reply in row for m in (Message("user", user), Message("assistant", reply))) for row in pairs
     ]
@@ -172,7 +172,6 @@ def silent(_: str) -> None:
 def few_texts(patch: pytest.MonkeyPatch) -> None:
     """Little is left alone, and few statements are replied to."""
     patch.setattr(left_alone, "REPLY_TOKENS", 6)
-    patch.setattr(left_alone, "NEUTRAL_PROMPTS", NEUTRAL_PROMPTS[:4])
-    patch.setattr(left_alone, "NEUTRAL_SHORT", ("What colour are ripe bananas?",))
-    patch.setattr(left_alone, "NEUTRAL_FIRST_PERSON", ("Help me with my garden.",))
+    few = (*neutral_prompts()[:4], "What colour are ripe bananas?", "Help me with my garden.")
+    patch.setattr(left_alone, "neutral_prompts", lambda: few)
     patch.setattr(material, "STATEMENTS", 3)

@@ -8,24 +8,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltamem_agents.bridges.binding import EPHEMERAL, Binding, bound, use_agent
-    from deltamem_agents.bridges.shared_engines import DEFAULT_MODEL, EngineSpec, Serving, named_engines, shared_engine
+    from deltamem_agents.bridges.binding import (
+        EPHEMERAL,
+        AgentId,
+        Binding,
+        bound,
+        own_agent,
+        use_agent,
+        which_thread,
+        whose,
+    )
+    from deltamem_agents.bridges.shared_engines import (
+        DEFAULT_MODEL,
+        EngineSpec,
+        Serving,
+        named_engines,
+        read_store,
+        require_names,
+        shared_engine,
+        written_store,
+    )
 
 _HOMES = {
-    **dict.fromkeys(("EPHEMERAL", "Binding", "bound", "use_agent"), "binding"),
-    **dict.fromkeys(("DEFAULT_MODEL", "EngineSpec", "Serving", "named_engines", "shared_engine"), "shared_engines"),
+    **dict.fromkeys(
+        ("EPHEMERAL", "AgentId", "Binding", "bound", "own_agent", "use_agent", "which_thread", "whose"), "binding"
+    ),
+    **dict.fromkeys(
+        (
+            "DEFAULT_MODEL",
+            "EngineSpec",
+            "Serving",
+            "named_engines",
+            "read_store",
+            "require_names",
+            "shared_engine",
+            "written_store",
+        ),
+        "shared_engines",
+    ),
 }
 
 __all__ = [
     "DEFAULT_MODEL",
     "EPHEMERAL",
+    "AgentId",
     "Binding",
     "EngineSpec",
     "Serving",
     "bound",
     "named_engines",
+    "own_agent",
+    "read_store",
+    "require_names",
     "shared_engine",
     "use_agent",
+    "which_thread",
+    "whose",
+    "written_store",
 ]
 
 

@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import UUID
 
-from deltamem_agents.snapshots import Store
+from deltamem_agents.names import agent_name, thread_name
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode
+
+AgentId: TypeAlias = str | int | UUID
+"""How frameworks' users name agents and threads; see `deltamem_agents.names`."""
 
 EPHEMERAL = ""
 """The agent id of a memory that ends with the call; no stored agent can have it."""
@@ -21,7 +27,27 @@ class Binding:
     agent_id: str
     thread: str | None = None
     memory: MemoryMode | None = None
-    store: Store | None = None
+    store: StoreLike = None
+
+
+def whose(given: object) -> str:
+    """The agent of an id in any form that a framework passes on; EPHEMERAL for None, False and blank text.
+
+    Such an id is nobody's: an empty user id must not open another's memory, nor make an agent of that name.
+    Raises InvalidAgentId for what names nobody clearly and is no agent id either.
+    """
+    nobody = given is None or given is False or (isinstance(given, str) and not given.strip())
+    return EPHEMERAL if nobody else agent_name(given) or EPHEMERAL
+
+
+def own_agent(given: object) -> str | None:
+    """The agent that a chat model is made with, by the same rule; None where it is made without one."""
+    return None if given is None else whose(given)
+
+
+def which_thread(given: object) -> str | None:
+    """The thread's name in any form that a framework passes on; None for False and blank text too."""
+    return None if given is False else thread_name(given)
 
 
 _bound: ContextVar[Binding | None] = ContextVar("deltamem_agent", default=None)
@@ -34,14 +60,15 @@ def bound() -> Binding | None:
 
 @contextmanager
 def use_agent(
-    agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None, store: Store | None = None
+    agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None, store: StoreLike = None
 ) -> Iterator[None]:
     """Every chat model on δ-mem called inside uses this agent's memory, unless its call names another.
 
     `thread`: which of the agent's conversations. `memory`: "readonly" or "off" instead of what the model
-    says. `store`: where the agent lives, instead of the model's store.
+    says. `store`: where the agent lives, instead of the model's store. Raises InvalidAgentId or ConfigError for
+    ids and names that are none; a blank id is nobody's.
     """
-    token = _bound.set(Binding(agent_id, thread, memory, store))
+    token = _bound.set(Binding(whose(agent_id), which_thread(thread), memory, store))
     try:
         yield
     finally:

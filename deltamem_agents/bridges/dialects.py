@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from deltamem_agents.bridges.binding import which_thread
+from deltamem_agents.bridges.schemas import json_schema
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.types import MemoryMode, Message, Role, Sampling, Tool, ToolChoice, TurnOptions
 
@@ -39,6 +41,8 @@ CALL_KEYWORDS = (
 )
 """What a call of a chat model may say besides its messages."""
 
+_JSON_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -51,11 +55,24 @@ def refuse_unknown(what: str, kind: str, given: Iterable[str], known: Collection
             raise ConfigError(f"{what} has no {kind} {name!r}; {hint}")
 
 
-def as_tool(function: Mapping[str, Any]) -> Tool:
-    """The tool of a {"name", "description", "parameters"} or {"function": {…}} dict."""
-    function = function.get("function", function)
+def listed(tools: object) -> list[Any]:
+    """The tools of a call in whatever form, none for None. Raises ConfigError for a single one."""
+    if tools is None or isinstance(tools, list | tuple):
+        return list(tools or ())
+    raise ConfigError(f"tools is {tools!r}, expected a list of tools")
+
+
+def as_tool(described: Mapping[str, Any]) -> Tool:
+    """The tool of a {"name", "description", "parameters"} or {"function": {…}} dict.
+
+    A tool without parameters takes none. Raises ConfigError for a dict that describes no tool.
+    """
+    function = described.get("function", described) if isinstance(described, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str):
+        raise ConfigError(f"a tool is {described!r}, expected a dict with its 'name', 'description' and 'parameters'")
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    return Tool(function["name"], function.get("description") or "", parameters)
+    return Tool(name, function.get("description") or "", parameters)
 
 
 def as_tool_choice(choice: object) -> ToolChoice:
@@ -77,25 +94,27 @@ def as_tool_choice(choice: object) -> ToolChoice:
 
 
 def as_response_schema(response_format: object) -> Mapping[str, Any] | None:
-    """The JSON schema of a `response_format`: a schema, "json_object", or OpenAI's "json_schema" dict."""
+    """The JSON schema of a `response_format`: a schema, a pydantic model, "json_object", or OpenAI's "json_schema"."""
     if response_format is None:
         return None
     if isinstance(response_format, Mapping):
         kind = response_format.get("type")
-        if kind == "json_object":
-            return ANY_OBJECT
         if kind == "text":
             return None
+        if kind == "json_object":
+            return ANY_OBJECT
         if kind == "json_schema":
             inner = response_format.get("json_schema")
             schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema")
             if isinstance(schema, Mapping):
                 return schema
-        elif kind in ("object", "array") or "properties" in response_format or "$ref" in response_format:
+        elif response_format and (kind is None or isinstance(kind, list) or kind in _JSON_TYPES):
             return response_format
+    elif not isinstance(response_format, str | bytes | int | float):
+        return json_schema(response_format)
     raise ConfigError(
-        f"response_format is {response_format!r}; expected a JSON schema, {{'type': 'json_object'}} or "
-        "{'type': 'json_schema', 'json_schema': {'schema': …}}"
+        f"response_format is {response_format!r}; expected a JSON schema, a pydantic model, {{'type': 'json_object'}} "
+        "or {'type': 'json_schema', 'json_schema': {'schema': …}}"
     )
 
 
@@ -108,9 +127,11 @@ def turn_options(
     `Sampling`. Raises ConfigError for a value that none of them can have.
     """
     choice, parallel = as_tool_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
+    if parallel not in (None, True, False):
+        raise ConfigError(f"parallel_tool_calls is {parallel!r}, expected True, False or None")
     drawn = {name: given[name] for name in (*SAMPLING_NAMES, "stop") if given.get(name) is not None}
     return TurnOptions(
-        thread=given.get("thread"),
+        thread=which_thread(given.get("thread")),
         memory=given.get("memory") or memory,
         sampling=replace(sampling, **drawn),
         tools=tools,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Protocol
+from copy import copy
+from typing import Any, Protocol, Self
 
 from deltamem_agents.errors import MessageError
-
-_CACHED_TEXTS = 2048
+from deltamem_agents.processes import Mutex
 
 # The second merges with nothing: a rune, which tokenizers spell in bytes.
 _ANCHORS = ("\n", "ᚠ")
 
 # A fast tokenizer keeps "split special tokens" as a switch on itself, set by each call: two threads
 # encoding at once could read a user's text with the template's setting.
-_switch = threading.Lock()
+_switch = Mutex()
 
 
 class AddedTokenLike(Protocol):
@@ -49,7 +47,7 @@ class Encoder:
     """Encodes pieces of a prompt. Each piece on its own, so that its tokens do not depend on neighbours.
 
     Control tokens are the tokenizer's special tokens and whichever of its added tokens are passed
-    to `treat_as_control`. Results are cached: a history is rendered anew on every turn.
+    to `treat_as_control`. Nothing is kept of what was encoded, except in `for_one_call`.
     """
 
     def __init__(self, tokenizer: TokenizerLike) -> None:
@@ -58,7 +56,16 @@ class Encoder:
         special = (token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
         self._controls: dict[int, str] = {token: self._added[token] for token in special}
         self._anchors = self._find_anchors()
-        self._cached = lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
+        self._known: dict[tuple[str, bool, bool], tuple[int, ...]] | None = None
+
+    def for_one_call(self) -> Self:
+        """This encoder, for work that encodes the same texts over and over; it keeps their tokens as long as it lives.
+
+        An encoder that lives as long as the engine must not: a forgotten agent's texts would stay in it.
+        """
+        twin = copy(self)
+        twin._known = {}
+        return twin
 
     @property
     def control_texts(self) -> frozenset[str]:
@@ -67,7 +74,6 @@ class Encoder:
     def treat_as_control(self, tokens: Iterable[int]) -> None:
         """Guard these added tokens like special ones: the template marks turns with them."""
         self._controls |= {token: self._added[token] for token in tokens if token in self._added}
-        self._cached.cache_clear()
 
     def is_control(self, token: int) -> bool:
         return token in self._controls
@@ -79,14 +85,22 @@ class Encoder:
 
     def scaffold(self, text: str, *, opens: bool = False) -> tuple[int, ...]:
         """Tokens of a template's own text. `opens`: it stands at the very beginning of the prompt."""
-        return self._cached(text, False, opens)
+        return self._kept(text, False, opens)
 
     def content(self, text: str) -> tuple[int, ...]:
         """Tokens of somebody's text, never a control token, whatever the text spells.
 
         Raises MessageError where the tokenizer offers no other way to write a text.
         """
-        return self._cached(text, True, False)
+        return self._kept(text, True, False)
+
+    def _kept(self, text: str, plain: bool, opens: bool) -> tuple[int, ...]:
+        if self._known is None:
+            return self._encode(text, plain, opens)
+        key = text, plain, opens
+        if key not in self._known:
+            self._known[key] = self._encode(*key)
+        return self._known[key]
 
     def _encode(self, text: str, plain: bool, opens: bool) -> tuple[int, ...]:
         if not text:

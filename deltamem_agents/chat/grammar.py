@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltamem_agents.chat.schemas import RESPONSE_SCHEMA, as_parameters, as_schema, held, without_lookaround
 from deltamem_agents.chat.tool_calls import CLOSE, OPEN
 from deltamem_agents.errors import ConfigError, GrammarError
 from deltamem_agents.types import Tool, ToolChoice
@@ -36,8 +39,8 @@ _FORK = 8
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CLOSERS = frozenset(b'"}]')
-_LITERAL = frozenset({"enum", "const", "default", "examples", "required"})
-_OPENING = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
+_LISTING = re.compile(r"\s*\d+ \| ")
+_PLACE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def reply_grammar(
     Objects have the properties that their schema lists and no others, unless it speaks of others.
     A tool checks its own arguments, so keywords of a parameter schema that no grammar can express are
     left to it. Whoever reads a reply relies on the whole `schema`: there such a keyword is an error, when
-    the grammar is compiled. Raises ConfigError when `choice` names no tool on offer.
+    the grammar is compiled. Raises ConfigError when `choice` names no tool on offer, and for tools and
+    schemas that are none.
     """
     offered = () if choice == "none" else tools
     chosen = offered if choice in ("auto", "any", "none") else [tool for tool in tools if tool.name == choice]
@@ -89,8 +93,8 @@ def reply_grammar(
             rules += [f"opened[lazy]: OPENED\nOPENED: /(.|\\n)*/ {_text(OPEN)}", "plain: /(.|\\n)*/"]
     if schema is not None and choice in ("auto", "none"):
         starts.append("answer")
-        rules.append(f"answer: %json {_spaced(schema, lenient=False)}")
-    source = ["response schema"] * (schema is not None) + [f"tool {tool.name!r}" for tool in chosen]
+        rules.append(f"answer: %json {_spaced(as_schema(schema), RESPONSE_SCHEMA, lenient=False)}")
+    source = [RESPONSE_SCHEMA] * (schema is not None) + [f"tool {tool.name!r}" for tool in chosen]
     return Grammar("\n".join([*rules, "start: " + " | ".join(starts)]), ", ".join(source))
 
 
@@ -133,9 +137,11 @@ class Vocabulary:
         compiled = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar.lark), log_level=0)
         if compiled.is_error():
             raise GrammarError(
-                f"the {grammar.source} cannot be turned into a grammar: {_first_line(compiled.get_error())}; "
+                f"the {grammar.source} cannot be turned into a grammar: {_reason(compiled.get_error())}; "
                 "leave that part out of the schema, or check it in the caller"
             )
+        if not _mask(compiled).any() or (compiled.is_stopped() and not compiled.is_accepting()):
+            raise GrammarError(f"nothing fits the {grammar.source}; expected a schema that something fits")
         return Matcher(compiled, self, max_tokens)
 
     @cached_property
@@ -189,7 +195,7 @@ class Matcher:
         if self._vocabulary.is_end(token) and self._compiled.is_accepting():
             return
         if not self._compiled.consume_token(token):
-            raise GrammarError(f"token {token} does not fit the grammar: {_first_line(self._compiled.get_error())}")
+            raise GrammarError(f"token {token} does not fit the grammar: {_reason(self._compiled.get_error())}")
 
     def accepts(self, tokens: Sequence[int]) -> bool:
         """Whether these tokens from here on are a whole reply. Changes nothing."""
@@ -203,7 +209,9 @@ class Matcher:
 
     def way_out(self, limit: int = 4 * CLOSING_TOKENS) -> list[int] | None:
         """A short continuation that makes the reply whole, [] if it is; None if none was found within `limit`."""
-        return self._way(self._compiled.deep_copy(), limit)
+        way = self._way(limit)
+        # Some forms, such as a number above 0, are not finished by taking the easiest token for ever.
+        return self._way(limit, varied=True) if way is None else way
 
     def _homeward(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
         """The part of `mask` from which the reply can still be finished in time, as far as that can be told."""
@@ -218,20 +226,25 @@ class Matcher:
     def _in_time(self, token: int, remaining: int) -> bool:
         if self._vocabulary.is_end(token):
             return True
-        ahead = self._compiled.deep_copy()
-        return bool(ahead.consume_token(token)) and self._way(ahead, remaining) is not None
+        return self._way(remaining, first=[token]) is not None
 
-    def _way(self, ahead: LLMatcher, limit: int) -> list[int] | None:
-        way: list[int] = []
+    def _way(self, limit: int, first: Sequence[int] = (), *, varied: bool = False) -> list[int] | None:
+        """What finishes the reply after `first`. `varied`: each time a token was taken, others come before it."""
+        ahead, way, ranks = self._compiled.deep_copy(), list[int](), self._vocabulary.endings
+        if not ahead.consume_tokens(list(first)):
+            return None
+        ranks = ranks.copy() if varied else ranks
         while not ahead.is_accepting():
-            step = ahead.compute_ff_tokens() or [self._easiest(_mask(ahead))]
+            step = ahead.compute_ff_tokens() or [self._easiest(_mask(ahead), ranks)]
             if len(way) + len(step) > limit or not ahead.consume_tokens(step):
                 return None
             way += step
+            if varied and len(step) == 1 and ranks[step[0]] >= 64 * len(ranks):
+                # Closing quotes keep their place: each string needs one.
+                ranks[step[0]] += 4 * 64 * len(ranks)
         return way
 
-    def _easiest(self, mask: NDArray[np.bool_]) -> int:
-        ranks = self._vocabulary.endings
+    def _easiest(self, mask: NDArray[np.bool_], ranks: NDArray[np.int64]) -> int:
         candidates = np.flatnonzero(mask[: len(ranks)])
         # A brace ends an object, but is a letter like any other inside a string.
         if not mask[self._vocabulary.letter]:
@@ -257,37 +270,27 @@ def _only(mask: NDArray[np.bool_], tokens: Sequence[int]) -> NDArray[np.bool_]:
 
 def _call_rules(place: int, tool: Tool) -> str:
     head = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-    parameters = {"type": "object", **tool.parameters}
     return (
         f"call_{place}: {_text(head)} arguments_{place} {_text('}' + chr(10) + CLOSE)}\n"
-        f"arguments_{place}: %json {_spaced(parameters, lenient=True)}"
+        f"arguments_{place}: %json {_spaced(as_parameters(tool), f'tool {tool.name!r}', lenient=True)}"
     )
 
 
-def _spaced(schema: Mapping[str, Any], *, lenient: bool) -> str:
+def _spaced(schema: Mapping[str, Any], source: str, *, lenient: bool) -> str:
     """The schema as JSON, asking for the same white space as `format_tool_calls` and no more."""
+    guidance = {**_SPACING, "lenient": lenient}
     try:
-        return json.dumps({**_closed(schema), "x-guidance": {**_SPACING, "lenient": lenient}})
-    except (TypeError, ValueError) as error:
-        raise GrammarError(f"a schema is not JSON ({error}); expected a JSON schema of plain values") from None
-
-
-def _closed(schema: Any) -> Any:
-    """The schema with objects held to the properties it lists: what it does not forbid, a small model makes up."""
-    if isinstance(schema, list):
-        return [_closed(each) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    closed = {key: value if key in _LITERAL else _closed(value) for key, value in schema.items()}
-    listed = isinstance(schema.get("properties"), Mapping) and schema.get("type") == "object"
-    if listed and not _OPENING & schema.keys():
-        closed["additionalProperties"] = False
-    return closed
+        said = held(without_lookaround(schema) if lenient else schema)
+        return json.dumps({**said, "x-guidance": guidance}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GrammarError(f"the {source} is not JSON ({error}); expected a JSON schema of plain values") from None
 
 
 def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "unknown error")
+def _reason(error: str) -> str:
+    """llguidance's complaint, without the grammar, which the caller has never seen."""
+    lines = takewhile(lambda line: not _LISTING.match(line), error.strip().splitlines())
+    return _PLACE.sub("", " ".join(" ".join(lines).split())) or "unknown error"

@@ -1,72 +1,71 @@
-"""What of an incoming history an agent has absorbed already, decided from digests alone.
+"""What of the messages a client sends an agent has absorbed already, decided from digests alone.
 
-A client may send its whole history every turn, the newest part of it, a summary followed by the
-newest part, only the new messages, or an edited past. `align` tells these apart by the runs of
-messages that the thread's log A and the incoming messages I have in common. In the tables u, a and
-t are messages of role user, assistant (a "reply") and tool, x' is an edited x, and a run is
-maximal and contiguous on both sides.
+A client may send its whole history every turn, the newest part of it, a fixed prefix, a summary, only the new
+messages, or an edited past. What it sends is compared with the thread's log. Messages of users and tools are
+the anchors. A reply is soft evidence, as apps reword replies before they store them.
 
-Newest run: the longest run that reaches the end of A. Older run: any other run that is evidence,
-that is, it holds a reply and either starts I or has two messages or more; or, with `continues`, it
-starts both A and I. A newest run is explained away by a longer older run around it, if one of these
-holds: the message before the newest run differs in A and I; the older run starts both A and I; the
-older run holds a reply behind the newest run, which the client could not know otherwise.
+An *exchange* is a reply together with the message right before it. An exchange of the client's is known if
 
-| A          | I                | `continues` | outcome  | new    | why                                        |
-|------------|------------------|-------------|----------|--------|--------------------------------------------|
-| (nothing)  | anything         | any         | FRESH    | all    | nothing was absorbed                       |
-| u1 a1      | u1 a1 u2         | any         | EXTENDS  | u2     | the newest run is all of A, in its place   |
-| u1 a1      | u1 a1            | any         | EXTENDS  | none   | the same history sent again                |
-| u1 a1 u2 a2| u2 a2 u3         | any         | WINDOWED | u3     | the newest run, its front trimmed          |
-| u1 a1 u2 a2| s u2 a2 u3       | any         | WINDOWED | u3     | s (a summary) is a past told otherwise     |
-| u1 a1 u2 a2| u1' a1 u2 a2 u3  | any         | WINDOWED | u3     | so is a message edited in place            |
-| u1 a1      | u2               | any         | WINDOWED | all    | nothing in common: only new messages       |
-| u1 a1      | u1'              | any         | WINDOWED | all    | an edit that nothing confirms              |
-| u1 a1 u2 a2| u1 a1 u2'        | any         | DIVERGED | u2'    | older run, then a departure: edit          |
-| u1 a1 u2 a2| u1 a1 u2         | any         | DIVERGED | none   | older run to the end of I: regenerate      |
-| u1 a1 u2 a2| u1 a1            | any         | DIVERGED | none   | older run: time travel                     |
-| u1 ok u2 ok| u1 ok u2         | any         | DIVERGED | none   | the run "ok" is explained away             |
-| u1 a1 u2 a2| u2               | any         | DIVERGED | all    | exactly the newest turn's input: a retry   |
-| u1 a1 u2 a2| u1               | yes         | DIVERGED | none   | the thread's start: regenerate the first   |
-| u1 a1 u2 a2| u1               | no          | WINDOWED | all    | a greeting said again                      |
-| u1 a1 u2 a2 u3 a3| u2         | any         | WINDOWED | all    | the same, and never a client's whole past  |
+1. the log holds it word for word; a reply that the client's messages begin with is known by itself;
+2. or the log holds the message with another reply, and the exchange stands at the front or follows a known one:
+   it is that exchange, and the app reworded the reply;
+3. or it is the newest of the log, told by a reply that stands nowhere else in it, or, in a named thread, by its
+   place: the app reworded the message.
 
-`new` counts against the log given. Where DIVERGED, the memory has to go back to a snapshot whose
-log holds at most `keep` messages of the thread, and `new_at` counts against that one; `settle` does
-this walk. Aligning that snapshot's log anew gives the same answer, except for a retry of an input
-that stands twice in a row at the end ("ok" a "ok" a), where one commit back is meant and `settle`
-stops there.
+What stands up to the last known exchange is not new: it was absorbed, or it is a summary or a past told
+otherwise. What follows is new, but for two cases. Exactly the input of the newest turn, where its reply is not
+shown, is that turn tried again. Messages at the end of the log that nobody answered are known.
 
-Replies are the evidence: a policy that does not write role assistant leaves only whole logs and
-thread starts to go by.
+A client that names no thread never makes a memory go back. One that names its thread does in two cases, as
+`align` finds them and as far as there is a snapshot to go back to:
 
-What digests cannot decide: whether a client that sends only new messages repeats its last message
-or retries it (taken as a retry); whether a history of equal turns was trimmed or cut (taken as
-trimmed unless it starts at the thread's start and says more that way). A wrong WINDOWED repeats or
-keeps a message, a wrong DIVERGED drops turns, so ties go to WINDOWED.
+- a departure: its messages begin as the log does, word for word and with a reply, and then end or go on in
+  another way, and the newest exchange of the log is not among them (an edit, a reply asked for again, time travel);
+- an edit in place: every message of the log stands at its place up to the newest exchange, by role, and a user
+  message of an older turn than the newest one has another text.
+
+In the table u, a and t are messages of role user, assistant and tool, x' is an x that was changed, s a summary,
+p q a fixed prefix. "named": only where the thread is named.
+
+| log              | the client sends     | outcome          | new    | why                                        |
+|------------------|----------------------|------------------|--------|--------------------------------------------|
+| (nothing)        | anything             | FRESH            | all    | nothing was absorbed                       |
+| u1 a1            | u1 a1 u2             | EXTENDS          | u2     | the log in its place, then more            |
+| u1 a1            | u1 a1' u2            | EXTENDS          | u2     | the reply was reworded                     |
+| u1 a1 u2 a2      | s u2 a2' u3          | WINDOWED         | u3     | the newest exchange, reworded              |
+| u1 a1 u2 a2      | v1 b1 u2 a2 u3       | WINDOWED         | u3     | what stands before a known exchange        |
+| p q u1 a1        | p q u2               | WINDOWED         | u2     | a prefix; no snapshot ends there           |
+| u1 a1 v1 b1      | u1 a1 u2             | WINDOWED         | u2     | another conversation of an unnamed thread  |
+| u1 a1 u2 a2      | u3                   | WINDOWED         | u3     | only new messages                          |
+| u1 a1 u2 a2      | u1                   | WINDOWED         | u1     | a message said again                       |
+| u1 a1 u2 a2      | u2                   | WINDOWED         | none   | the newest turn tried again                |
+| u1 a1 u2 a2      | u1 a1 u3             | DIVERGED (named) | u3     | a departure: an edit                       |
+| u1 a1 u2 a2      | u1 a1 u2             | DIVERGED (named) | none   | a departure: the reply asked for again     |
+| u1 a1 u2 a2      | u1 a1                | DIVERGED (named) | none   | a departure: time travel                   |
+| u1 a1 u2 a2      | u1' a1 u2 a2 u3      | DIVERGED (named) | u1' u3 | an edit in place                           |
+
+Digests cannot tell a client that says its newest message again from one that tries again; it is taken for trying
+again. A window of a conversation in which all turns are equal is taken for a longer one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from itertools import pairwise
 
 from deltamem_agents.errors import MessageError
 from deltamem_agents.types import Message, Role, ThreadLog
 
 _ROLE_LETTERS: Mapping[Role, str] = {"system": "s", "user": "u", "assistant": "a", "tool": "t"}
-_REPLY = "a:"
-
-# What one snapshot has absorbed: the log of each thread, by the thread's name.
-Absorbed: TypeAlias = Mapping[str, ThreadLog]
+_USER, _REPLY = "u:", "a:"
 
 
 class Alignment(StrEnum):
-    """How an incoming history relates to what was absorbed; see the module's table."""
+    """How a client's messages relate to what was absorbed; see the module's table."""
 
     FRESH = "fresh"
     EXTENDS = "extends"
@@ -76,50 +75,23 @@ class Alignment(StrEnum):
 
 @dataclass(frozen=True)
 class Aligned:
-    """The relation of incoming messages to one log.
+    """How a client's messages relate to one log.
 
-    `new`: incoming[new:] are not absorbed. `keep`: how many of the thread's absorbed messages the
-    incoming history leaves standing; less than the log's count only where DIVERGED. `matched`: how
-    many messages right before `new` were recognised.
+    `new`: which of them are not absorbed, ascending. `log`: the log that these extend when the turn goes on from
+    the newest memory. `stands`: where DIVERGED, how many of the log's messages come before the first one changed.
+    `changed`: how many of its messages the client shows to be changed.
     """
 
     outcome: Alignment
-    new: int
-    keep: int
-    matched: int
-
-    def new_at(self, count: int) -> int:
-        """The same as `new` for a log that holds the first `count` messages of what is kept."""
-        missing = self.keep - count
-        in_place = self.keep == self.new
-        return self.new - missing if in_place or missing <= self.matched else 0
-
-
-@dataclass(frozen=True)
-class Landing:
-    """Where a turn starts, and what is new there.
-
-    `depth`: which of the snapshots walked, 0 for the newest, None for the empty memory. `new`:
-    incoming[new:] are not absorbed there. `log`: the thread's log there, to be extended by these.
-    """
-
-    depth: int | None
-    outcome: Alignment
-    new: int
+    new: tuple[int, ...]
     log: ThreadLog
-
-
-@dataclass(frozen=True)
-class _Run:
-    """incoming[start:stop] equals tail[at:at + length], and neither side can be longer."""
-
-    at: int
-    start: int
-    length: int
+    stands: int = 0
+    changed: int = 0
 
     @property
-    def stop(self) -> int:
-        return self.start + self.length
+    def edited(self) -> bool:
+        """Whether messages were changed in place, and the later ones still stand."""
+        return self.outcome is Alignment.DIVERGED and self.log.count > self.stands
 
 
 def digest(message: Message) -> str:
@@ -151,195 +123,206 @@ def _canonical(value: object) -> object:
     return value
 
 
-def extend(log: ThreadLog, digests: Sequence[str]) -> ThreadLog:
-    """The log after absorbing more messages. Its size stays bounded."""
+def extend(log: ThreadLog, digests: Sequence[str], shown: Sequence[str] = ()) -> ThreadLog:
+    """The log after absorbing more messages. Its size stays bounded.
+
+    `shown`: the known messages at the front of what the client sent. They stay known when the tail no longer
+    reaches them, however long the log gets.
+    """
     tail = (*log.tail, *digests)[-ThreadLog.TAIL_MESSAGES :]
-    return ThreadLog(log.count + len(digests), tail)
+    front, opening = tuple(shown[: ThreadLog.OPENING_MESSAGES // 2]), log.opening
+    # Early enough that prefixes which take turns are all noted before the tail has lost them.
+    if not set(front) <= set(tail[-ThreadLog.TAIL_MESSAGES // 2 :]):
+        opening = (*front, *(each for each in opening if each not in front))[: ThreadLog.OPENING_MESSAGES]
+    return ThreadLog(log.count + len(digests), tail, opening)
 
 
-def align(log: ThreadLog, incoming: Sequence[str], *, continues: bool) -> Aligned:
-    """Relate incoming digests to the log of one thread, by the module's table.
+def align(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
+    """Relate incoming digests to the log of one thread, by the module's rules.
 
-    `incoming`: digests of the messages that may be written, in order. `continues`: the caller
-    names the thread and sends that thread's history, so that a thread's first message standing
-    first means this thread's start; False where no thread was named, so that it may as well be
-    said again.
+    `incoming`: digests of the messages that may be written, in order. `named`: whether the caller names the thread.
     """
     if log.count == 0:
-        return Aligned(Alignment.FRESH, 0, 0, 0)
-    runs = _common_runs(log.tail, incoming)
-    newest = _newest_run(log, runs)
-    older = [run for run in runs if _ends_early(log, run) and _is_evidence(log, incoming, run, continues)]
-    if newest and not any(_explains_away(log, incoming, run, newest) for run in older):
-        outcome = Alignment.EXTENDS if _from_start(log, newest) else Alignment.WINDOWED
-        return Aligned(outcome, newest.stop, log.count, newest.length)
-    if older:
-        best = max(older, key=lambda run: (run.length, _from_start(log, run), run.at, run.start))
-        keep = _beyond_tail(log) + best.at + best.length
-        return Aligned(Alignment.DIVERGED, best.stop, keep, best.length)
-    asked = _newest_input(log.tail)
-    if asked and tuple(incoming) == asked:
-        return Aligned(Alignment.DIVERGED, 0, log.count - len(asked) - 1, 0)
-    return Aligned(Alignment.WINDOWED, 0, log.count, 0)
-
-
-def settle(absorbed: Iterable[Absorbed], thread: str, incoming: Sequence[str], *, continues: bool) -> Landing:
-    """Find the snapshot on which a turn of `thread` starts, and which incoming messages are new to it.
-
-    `absorbed`: what each of the agent's snapshots has absorbed, newest first, read only as far as
-    needed. Going back past the oldest ends in the empty memory. A thread that is unknown at the
-    place found may be a copy of another one there, whose messages then count as absorbed.
-    """
-    walk = enumerate(absorbed)
-    _, newest = next(walk, (0, {}))
-    log = newest.get(thread, ThreadLog())
-    found = align(log, incoming, continues=continues)
-    if found.outcome is Alignment.DIVERGED:
-        return _go_back(walk, thread, log, found, incoming)
-    if found.outcome is Alignment.FRESH:
-        return _land(0, newest, found, incoming, ())
-    if not found.matched and not log.complete and _has_reply(incoming):
-        older = _search_back(walk, thread, incoming, continues)
-        if older is not None:
-            return older
-    return Landing(0, found.outcome, found.new, log)
-
-
-def stay(log: ThreadLog, incoming: Sequence[str], *, continues: bool) -> Landing:
-    """Where a turn starts that must not go back: on the newest snapshot, whose log of the thread is `log`.
-
-    Messages that incoming departs from stay in the memory; they leave the log, so that later turns
-    align with the history as it is now. What the memory has of incoming is not new.
-    """
-    found = align(log, incoming, continues=continues)
-    if found.outcome is not Alignment.DIVERGED:
-        return Landing(0, found.outcome, found.new, log)
-    retried = 0 if found.matched else len(incoming)
-    keep = found.keep + retried
-    standing = ThreadLog(keep, log.tail[: len(log.tail) - (log.count - keep)])
-    return Landing(0, found.outcome, found.new + retried, standing)
-
-
-def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
-    """How many leading messages of a never seen thread another thread with this log has absorbed.
-
-    A copied or forked thread brings the history of its source, which must not be written twice. It
-    is told by replies at the same place of both histories, or by the newest of the source. Without
-    two messages in a row, one of them a reply, it is taken for a coincidence, and the answer is 0.
-    """
-    told = [
-        run
-        for run in _common_runs(log.tail, incoming)
-        if (_in_place(log, run) or not _ends_early(log, run)) and _has_reply(incoming[run.start : run.stop])
-    ]
-    return max((run.stop for run in told), default=0) if any(run.length > 1 for run in told) else 0
+        return Aligned(Alignment.FRESH, tuple(range(len(incoming))), log)
+    known, at_end = _known(_Exchanges.of(log), incoming, newest_at=log.count - 1 if named else None)
+    stands = _standing(log, incoming)
+    if stands == log.count or (at_end and known == log.count and _same_roles(log, incoming)):
+        return _in_place(log, incoming, named=named)
+    # With equal turns, the log but for its newest reply also ends with the newest exchange.
+    again = stands == len(incoming) == log.count - 1
+    if named and _has_reply(incoming[log.count - len(log.tail) : stands]) and (again or not at_end):
+        return Aligned(Alignment.DIVERGED, _from(stands, incoming), _first(log, stands), stands, log.count - stands)
+    rest = tuple(incoming[known:])
+    if again or (rest and not at_end and rest == _newest_input(log.tail)):
+        # The reply that is asked for again takes the place of the one that nobody got to see.
+        return Aligned(Alignment.WINDOWED, (), _first(log, log.count - 1))
+    return Aligned(Alignment.WINDOWED, _from(known + _unanswered(log.tail, rest), incoming), log)
 
 
 def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
     """How many leading messages of those that leave a client's window the log holds.
 
-    They were absorbed if they stand in a row in the log, up to the end of either; where that is not the
-    log's end, a reply has to be among them, as people say "hello" more than once.
+    All up to the first exchange that is not known count, and what stands behind them in the log as well. A single
+    exchange that has another reply in the log is another one: people say "hello" more than once.
     """
-    ahead = [run for run in _common_runs(log.tail, leaving) if run.start == 0]
-    told = [run for run in ahead if not _ends_early(log, run) or (run.stop == len(leaving) and _has_reply(leaving))]
-    return max((run.stop for run in told), default=0)
+    exchanges = _Exchanges.of(log)
+    known, at_end = _known(exchanges, leaving, unbroken=True)
+    replies = [place for place in range(known) if _is_reply(leaving[place])]
+    if len(replies) == 1 and known > 1 and not at_end and not exchanges.hold_whole(leaving[:known]):
+        known = 0
+    rest = tuple(leaving[known:])
+    if not at_end and rest == _newest_input(log.tail):
+        return len(leaving)
+    return known + max(_continued(log.tail, leaving, known), _unanswered(log.tail, rest))
 
 
-def _go_back(
-    walk: Iterator[tuple[int, Absorbed]], thread: str, log: ThreadLog, found: Aligned, incoming: Sequence[str]
-) -> Landing:
-    """The newest snapshot that holds nothing of the thread beyond what stays of `log`."""
-    for depth, absorbed in walk:
-        older = absorbed.get(thread, ThreadLog())
-        if older.count == 0 and log.complete:
-            return _land(depth, absorbed, found, incoming, log.tail[: found.keep])
-        if older.count == 0:
-            return _land(depth, absorbed, Aligned(found.outcome, 0, 0, 0), incoming, ())
-        if older.count <= found.keep:
-            return Landing(depth, found.outcome, found.new_at(older.count), older)
-    return Landing(None, found.outcome, found.new_at(0), ThreadLog())
+def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
+    """How many leading messages of a never seen thread another thread with this log has absorbed.
 
-
-def _land(depth: int, absorbed: Absorbed, found: Aligned, incoming: Sequence[str], standing: Sequence[str]) -> Landing:
-    """Start where the thread is unknown, behind what other threads have absorbed of its history.
-
-    `standing`: the `found.keep` messages that incoming[found.new:] continue. They are asked for
-    because a client which trims its history shows too little of it to tell a copy.
+    A copied or forked thread brings the history of its source, which must not be written twice. It is told by an
+    exchange that both hold word for word; else the answer is 0. A summary may stand before what they share.
     """
-    history = [*standing, *incoming[found.new :]]
-    shared = max((shared_prefix(log, history) for log in absorbed.values()), default=0)
-    return Landing(depth, found.outcome, found.new_at(shared), extend(ThreadLog(), history[:shared]))
+    exchanges = _Exchanges.of(log)
+    places = enumerate(incoming)
+    start = next((place for place, each in places if _is_reply(each) or each in exchanges.messages), 0)
+    known, _ = _known(exchanges, incoming[start:], unbroken=True)
+    if not exchanges.hold_whole(incoming[start : start + known]):
+        return 0
+    return start + known + _continued(log.tail, incoming[start:], known)
 
 
-def _search_back(
-    walk: Iterator[tuple[int, Absorbed]], thread: str, incoming: Sequence[str], continues: bool
-) -> Landing | None:
-    """The snapshot that incoming confirms from the thread's start on; less is no ground to go back so far."""
-    replies = frozenset(filter(_is_reply, incoming))
-    for depth, absorbed in walk:
-        log = absorbed.get(thread, ThreadLog())
-        if replies.isdisjoint(log.tail):
-            continue
-        found = align(log, incoming, continues=continues)
-        if found.outcome is Alignment.EXTENDS:
-            return Landing(depth, Alignment.DIVERGED, found.new, log)
-        if found.outcome is Alignment.DIVERGED and found.matched > 1 and found.keep == found.new:
-            return _go_back(walk, thread, log, found, incoming)
-    return None
-
-
-def _common_runs(tail: Sequence[str], incoming: Sequence[str]) -> list[_Run]:
-    """Every maximal run that both have in common, in time proportional to the pairs of equal messages."""
-    places: dict[str, list[int]] = {}
-    for at, known in enumerate(tail):
-        places.setdefault(known, []).append(at)
-    runs: list[_Run] = []
-    open_runs: dict[int, int] = {}
-    for position, seen in enumerate(incoming):
-        continued = {at: open_runs.pop(at - 1, 0) + 1 for at in places.get(seen, ())}
-        runs += [_Run(at - length + 1, position - length, length) for at, length in open_runs.items()]
-        open_runs = continued
-    runs += [_Run(at - length + 1, len(incoming) - length, length) for at, length in open_runs.items()]
-    return runs
-
-
-def _newest_run(log: ThreadLog, runs: Sequence[_Run]) -> _Run | None:
-    """The longest run up to the log's end. Of equals the one at the front of incoming, else the last."""
-    ending = [run for run in runs if not _ends_early(log, run)]
-    return max(ending, key=lambda run: (run.length, run.start == 0, run.start), default=None)
-
-
-def _explains_away(log: ThreadLog, incoming: Sequence[str], older: _Run, newest: _Run) -> bool:
-    around = older.start <= newest.start and newest.stop <= older.stop and older.length > newest.length
-    return around and (
-        (newest.start > 0 and newest.at > 0)
-        or _from_start(log, older)
-        or _has_reply(incoming[newest.stop : older.stop])
+def stands_in(log: ThreadLog, incoming: Sequence[str]) -> bool:
+    """Whether every message of the log that is no reply has its place in `incoming`."""
+    places = incoming[log.count - len(log.tail) : log.count]
+    return len(places) == len(log.tail) and all(
+        known == seen or _is_reply(known) for known, seen in zip(log.tail, places, strict=True)
     )
 
 
-def _is_evidence(log: ThreadLog, incoming: Sequence[str], run: _Run, continues: bool) -> bool:
-    if _has_reply(incoming[run.start : run.stop]):
-        return run.start == 0 or run.length > 1
-    return continues and _from_start(log, run)
+def as_shown(log: ThreadLog, incoming: Sequence[str]) -> ThreadLog:
+    """A log that stands in `incoming`, in the client's own words, which are compared from then on."""
+    return ThreadLog(log.count, tuple(incoming[log.count - len(log.tail) : log.count]), log.opening)
 
 
-def _from_start(log: ThreadLog, run: _Run) -> bool:
-    """Whether the run begins where the log does, at the same place of both histories."""
-    return run.at == 0 and _in_place(log, run)
+@dataclass(frozen=True)
+class _Exchanges:
+    """The exchanges of a log. `whole`: message and reply; `answered`: the messages; `newest`: the last exchange.
+
+    `messages`: all that the log holds. `telling`: whether the newest reply alone tells the newest exchange.
+    """
+
+    whole: frozenset[tuple[str, str]]
+    answered: frozenset[str]
+    messages: frozenset[str]
+    newest: tuple[str | None, str] | None
+    telling: bool
+
+    @classmethod
+    def of(cls, log: ThreadLog) -> _Exchanges:
+        pairs = [
+            (before, reply) for row in (log.opening, log.tail) for before, reply in pairwise(row) if _is_reply(reply)
+        ]
+        newest, replies = None, [each for each in (*log.opening, *log.tail) if _is_reply(each)]
+        if log.tail and _is_reply(log.tail[-1]):
+            newest = (next((each for each in reversed(log.tail) if not _is_reply(each)), None), log.tail[-1])
+        return cls(
+            frozenset(pairs),
+            frozenset(before for before, _ in pairs if not _is_reply(before)),
+            frozenset((*log.opening, *log.tail)),
+            newest,
+            newest is not None and len({*replies}) > 1 and replies.count(newest[1]) == 1,
+        )
+
+    def hold(self, before: str | None, reply: str, *, follows: bool) -> bool:
+        """Whether this exchange is known, perhaps reworded. `follows`: it comes after a known one, or first."""
+        if before is None:
+            return reply in self.messages
+        return (before, reply) in self.whole or (follows and before in self.answered)
+
+    @property
+    def newest_reply(self) -> str | None:
+        return None if self.newest is None else self.newest[1]
+
+    def hold_whole(self, messages: Sequence[str]) -> bool:
+        """Whether one of the messages' exchanges is known word for word."""
+        return any(pair in self.whole for pair in pairwise(messages))
+
+    def end_with(self, before: str | None, reply: str) -> bool:
+        """Whether this exchange is the log's newest, of which one of the two may be reworded."""
+        if self.newest is None:
+            return False
+        if before is not None and (before, reply) in self.whole:
+            return (before, reply) == self.newest
+        return before == self.newest[0] or reply == self.newest[1]
 
 
-def _in_place(log: ThreadLog, run: _Run) -> bool:
-    return run.start == run.at + _beyond_tail(log)
+def _known(
+    exchanges: _Exchanges, incoming: Sequence[str], *, newest_at: int | None = None, unbroken: bool = False
+) -> tuple[int, bool]:
+    """How many leading messages stand up to the last known exchange, and whether that is the log's newest.
+
+    `newest_at`: where a client that shows its whole history has the newest reply. `unbroken`: stop at the first
+    exchange that is not known, or message that the log does not hold.
+    """
+    known, at_end, follows = 0, False, True
+    for place, reply in enumerate(incoming):
+        if not _is_reply(reply):
+            continue
+        before = incoming[place - 1] if place else None
+        if unbroken and not exchanges.messages.issuperset(incoming[known:place]):
+            break
+        newest = exchanges.end_with(before, reply)
+        told = place == newest_at or (exchanges.telling and reply == exchanges.newest_reply)
+        if exchanges.hold(before, reply, follows=follows) or (newest and told and not unbroken):
+            known, at_end, follows = place + 1, newest, True
+        elif before is not None and not _is_reply(before):
+            # A reply without a message before it was cut off from it by a window.
+            follows = False
+            if unbroken:
+                break
+    return known, at_end
 
 
-def _ends_early(log: ThreadLog, run: _Run) -> bool:
-    return run.at + run.length < len(log.tail)
+def _in_place(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
+    """The client shows every message of the log at its place, some of them in other words, and maybe more."""
+    start = log.count - len(log.tail)
+    older = log.count - len(_newest_input(log.tail)) - 1
+    told = zip(range(start, older), log.tail, incoming[start:older], strict=False)
+    edited = [place for place, known, seen in told if known != seen and seen.startswith(_USER)]
+    if not named or not edited:
+        return Aligned(Alignment.EXTENDS, _from(log.count, incoming), as_shown(log, incoming))
+    new = (*edited, *_from(log.count, incoming))
+    return Aligned(Alignment.DIVERGED, new, as_shown(log, incoming), edited[0], len(edited))
 
 
-def _beyond_tail(log: ThreadLog) -> int:
-    return log.count - len(log.tail)
+def _same_roles(log: ThreadLog, incoming: Sequence[str]) -> bool:
+    start = log.count - len(log.tail)
+    return [each[0] for each in log.tail] == [each[0] for each in incoming[start : log.count]]
+
+
+def _standing(log: ThreadLog, incoming: Sequence[str]) -> int:
+    """How many messages log and incoming have in common from the thread's start on.
+
+    Where the log no longer reaches the thread's start, from where it does, if they have anything in common there.
+    """
+    start = log.count - len(log.tail)
+    same = _common(log.tail, incoming[start:])
+    return start + same if same else 0
+
+
+def _continued(tail: Sequence[str], incoming: Sequence[str], known: int) -> int:
+    """How many messages behind `incoming[:known]` stand in the log right behind the same exchange."""
+    if known < 2:
+        return 0
+    last = (incoming[known - 2], incoming[known - 1])
+    ends = [place for place in range(2, len(tail) + 1) if (tail[place - 2], tail[place - 1]) == last]
+    return max((_common(tail[place:], incoming[known:]) for place in ends), default=0)
+
+
+def _unanswered(tail: Sequence[str], rest: Sequence[str]) -> int:
+    """How many leading messages of `rest` stand at the log's end without a reply."""
+    waiting = len(tail) - next((place + 1 for place in reversed(range(len(tail))) if _is_reply(tail[place])), 0)
+    return next((size for size in range(min(waiting, len(rest)), 0, -1) if [*tail[-size:]] == [*rest[:size]]), 0)
 
 
 def _newest_input(tail: Sequence[str]) -> tuple[str, ...]:
@@ -350,6 +333,22 @@ def _newest_input(tail: Sequence[str]) -> tuple[str, ...]:
     while first > 0 and not _is_reply(tail[first - 1]):
         first -= 1
     return tuple(tail[first:-1])
+
+
+def _first(log: ThreadLog, count: int) -> ThreadLog:
+    """The log without its newest messages, `count` being left."""
+    return ThreadLog(count, log.tail[: len(log.tail) - (log.count - count)], log.opening)
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    same = 0
+    while same < min(len(one), len(other)) and one[same] == other[same]:
+        same += 1
+    return same
+
+
+def _from(place: int, incoming: Sequence[str]) -> tuple[int, ...]:
+    return tuple(range(place, len(incoming)))
 
 
 def _is_reply(digest: str) -> bool:

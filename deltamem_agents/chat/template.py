@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Self
 
 from deltamem_agents.chat.encoding import Encoder, TokenizerLike
 from deltamem_agents.chat.layout import NOBODY, Segment, Slot, Traits, lay_out
@@ -50,7 +52,7 @@ class _Piece:
 
 
 class ChatTemplate:
-    """One tokenizer's chat template. Pure to its callers; encoded texts are kept for the next turn.
+    """One tokenizer's chat template. Keeps nothing of what it renders.
 
     Raises UnsupportedModelError if the template cannot render even a plain exchange so that its
     contents can be found again.
@@ -62,6 +64,12 @@ class ChatTemplate:
         self._template = None if tokenizer.chat_template else _plain_template(tokenizer)
         self.traits = self._probe()
         self._guard_turn_marks()
+
+    def for_one_call(self) -> Self:
+        """This template, for work that renders the same messages over and over; it keeps their tokens meanwhile."""
+        twin = copy(self)
+        twin._encoder = self._encoder.for_one_call()
+        return twin
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -101,6 +109,10 @@ class ChatTemplate:
                 return self.render(messages[:-1], tools=tools)
         return self._render(messages, tools, generation_prompt and not continue_final, continue_final)
 
+    def content(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text as they stand inside a message."""
+        return self._encoder.content(text)
+
     def count(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> int:
         """Tokens of the prompt for these messages."""
         return len(self.render(messages, tools=tools).ids)
@@ -134,22 +146,26 @@ class ChatTemplate:
         Leading system messages are kept and count. A tool's result is not separated from the call
         it answers. Raises WindowError when not even the newest message fits.
         """
-        lead = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-        starts = [i for i in range(lead, len(messages)) if i == lead or messages[i].role != "tool"] or [lead]
+        lead, starts = lead_and_starts(messages)
 
         def size(start: int) -> int:
             return self.count([*messages[:lead], *messages[start:]], tools=tools)
 
-        low, high = 0, len(starts) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if size(starts[middle]) <= budget else (middle + 1, high)
-        if (found := size(starts[low])) > budget:
+        # From the newest end, in steps that double, so that nothing far outside the window is looked at.
+        first = len(starts) - 1
+        if (found := size(starts[first])) > budget:
             raise WindowError(
                 f"the newest message with its prompt takes {found} tokens, the window has room for {budget}; "
                 "shorten the message, the system message or the tools, lower Sampling.max_tokens or raise window_tokens"
             )
-        return starts[low]
+        step = 1
+        while first > 0 and size(starts[max(0, first - step)]) <= budget:
+            first, step = max(0, first - step), step * 2
+        low = max(0, first - step)
+        while low < first:
+            middle = (low + first) // 2
+            low, first = (low, middle) if size(starts[middle]) <= budget else (middle + 1, first)
+        return starts[first]
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], generation_prompt: bool, continue_final: bool
@@ -323,6 +339,12 @@ class ChatTemplate:
         """Added tokens that mark turns are control tokens, whether or not the tokenizer calls them special."""
         marks = (self._encoder.scaffold(piece.text) for piece in self._exchange() if not piece.plain)
         self._encoder.treat_as_control(token for tokens in marks for token in tokens)
+
+
+def lead_and_starts(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """How many system messages come first, and where behind them a window may begin: not at a tool's result."""
+    lead = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    return lead, [i for i in range(lead, len(messages)) if i == lead or messages[i].role != "tool"] or [lead]
 
 
 def _plain_template(tokenizer: TokenizerLike) -> str:

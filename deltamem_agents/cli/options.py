@@ -58,13 +58,21 @@ def watch(text: str) -> AbstractContextManager[Callable[[int, int], None]]:
     return step(text, True)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a store; raises StoreError where that cannot be seen."""
+    from deltamem_agents.snapshots.durable import named_faults
+
+    with named_faults(f"look for the store {str(path)!r}"):
+        return path.exists()
+
+
 @contextmanager
 def open_memory(url: str | None, *, make: bool = False) -> Iterator[Store]:
     """The store. One that is not there is refused unless `make`, so that a typing error makes no file."""
     from deltamem_agents.snapshots import open_store, store_path
 
     path = store_path(url)
-    if not make and path is not None and not path.exists():
+    if not make and path is not None and not is_there(path):
         raise StoreError(
             f"there is no store at {str(path)!r}; `deltamem chat` makes one on its first turn, --store names another"
         )

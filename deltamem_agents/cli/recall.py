@@ -80,6 +80,10 @@ def recall(
     Examples: deltamem eval recall --quick · deltamem eval recall capacity distance --save mine.json --plot mine.png ·
     deltamem eval recall --from a.json --from b.json --plot both.png
     """
+    if plot is not None:
+        from deltamem_agents.lab.pictures import import_matplotlib
+
+        import_matplotlib()  # What is missing is better known before hours of measuring than behind them.
     if saved:
         from deltamem_agents.lab.evaluation.report import read_report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,9 @@ def _train(name: str, out: Path, start: Path | None, device: str, threads: int |
         torch.set_num_threads(threads)
     loaded = load_model(recipe.model, device=device)
     console = stderr()
+    for module, loss in (("numba", "steps take longer"), ("matplotlib", "the run is not drawn")):
+        if find_spec(module) is None:
+            console.print(printable(f"without {module} {loss}; pip install 'deltamem-agents[lab]'"))
     begin = None if start is None else load_adapter(start, loaded.model, recipe.model)
     trainer = Trainer(
         loaded, ChatTemplate(loaded.tokenizer), recipe, out, lambda line: console.print(printable(line)), begin

@@ -60,7 +60,12 @@ def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt])
     for start in range(0, rows.width, PREFILL_CHUNK):
         part = slice(start, start + PREFILL_CHUNK)
         call = MemoryCall(
-            state, rows.reads[:, part], rows.writes[:, part], rows.message_ids[:, part], rows.replies[:, part]
+            state,
+            rows.reads[:, part],
+            rows.writes[:, part],
+            rows.message_ids[:, part],
+            rows.replies[:, part],
+            unfinished=part.stop < rows.width,
         )
         # Padding stands behind the tokens, where a causal model's tokens do not see it.
         model(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ class Prompt:
     """Token ids of one sequence. `reads` and `writes` mark the tokens that take part in the memory.
 
     `message_ids`: which message each token belongs to, −1 for none. `replies`: from which of them a reply's
-    tokens are predicted.
+    tokens are predicted. `messages`: how many messages begin to be written here. `unwritten`: how many tokens of
+    these messages are never written, being more than is written of one.
     """
 
     ids: tuple[int, ...]
@@ -52,6 +53,8 @@ class Prompt:
     writes: tuple[bool, ...]
     message_ids: tuple[int, ...]
     replies: tuple[bool, ...]
+    messages: int = 0
+    unwritten: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,9 +62,12 @@ class Prompt:
 
 @dataclass
 class Measures:
-    """What a turn's forward passes did, summed up as they happen."""
+    """What a turn's forward passes did, summed up as they happen: tokens read and written, messages written."""
 
+    read: int = 0
     written: int = 0
+    messages: int = 0
+    unwritten: int = 0
     beta_sum: float = 0.0
     beta_count: int = 0
     ratio_sum: float = 0.0
@@ -101,10 +107,14 @@ class Constraint(Protocol):
 
 @dataclass
 class Pass:
-    """One sequence going through the model: its KV cache, and its memory or None for the base model."""
+    """One sequence going through the model: its KV cache, and its memory or None for the base model.
+
+    `replies_read`: only tokens from which a reply's are predicted read the memory, as the adapter's read scope says.
+    """
 
     model: PreTrainedModel
     state: MemoryState | None
+    replies_read: bool = False
     measures: Measures = field(default_factory=Measures)
     collect: bool = False
     cache: KeyValueCache = field(default_factory=empty_cache)
@@ -114,6 +124,9 @@ class Pass:
         """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
         for start in range(0, len(prompt), PREFILL_CHUNK):
             logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK))
+        if self.state is not None:
+            self.measures.messages += prompt.messages
+            self.measures.unwritten += prompt.unwritten
         return logits
 
     def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
@@ -124,11 +137,12 @@ class Pass:
 
         call = None
         if self.state is not None:
-            reads = row(prompt.reads, torch.bool)
+            taking_part = row(prompt.reads, torch.bool)
             writes = row(prompt.writes, torch.bool) if any(prompt.writes[part]) else None
             ids = row(prompt.message_ids, torch.long) if writes is not None else None
             replies = row(prompt.replies, torch.bool)
-            call = MemoryCall(self.state, reads, writes, ids, replies, collect=self.collect)
+            more = part.stop < len(prompt)
+            call = MemoryCall(self.state, taking_part, writes, ids, replies, unfinished=more, collect=self.collect)
         memory = {} if call is None else {CALL_KEYWORD: call}
         out = self.model(
             input_ids=row(prompt.ids, torch.long),
@@ -138,6 +152,8 @@ class Pass:
         )
         if call is not None:
             self.state = call.new_state()
+            reading = zip(prompt.reads[part], prompt.replies[part], strict=True)
+            self.measures.read += sum(reads and (says or not self.replies_read) for reads, says in reading)
             self.measures.written += sum(prompt.writes[part])
             self.measures.add(call)
         logits: Tensor = out.logits[0, -1].float()
@@ -151,6 +167,10 @@ def last_place(device: torch.device) -> Tensor:
     output matrix once for every row.
     """
     return torch.tensor([-1], device=device)
+
+
+Remembered: TypeAlias = tuple[MemoryState | None, int]
+"""A state, and how many tokens had been written by then."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +217,9 @@ class Decoding:
         run.measures.prefill_seconds += clock() - begun
         begun = clock()
         draw = self._drawing()
-        text = _StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, run.state)
+        text = StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, self._remembered())
         ids: list[int] = []
+        waiting: list[int] = []
         reason: Literal["stop", "length"] = "length"
         while len(ids) < self._sampling.max_tokens:
             token = draw(ids, logits)
@@ -214,21 +235,38 @@ class Decoding:
                 break
             if self._constraint is not None and self._constraint.finished:
                 reason = "stop"
-            last = reason == "stop" or len(ids) == self._sampling.max_tokens
-            if not last or self._writes_reply:
-                logits = run.feed(self._single(token))
-                text.passed(run.state)
+            waiting.append(token)
             if reason == "stop":
                 break
+            if self._one_by_one and len(ids) < self._sampling.max_tokens:
+                logits, waiting = run.feed(self._spoken(waiting)), []
+                text.passed(self._remembered())
+        if waiting and self._writes_reply:
+            run.feed(self._spoken(waiting))
+            text.passed(self._remembered())
         rest = text.finish()
         if rest:
             yield rest
         run.measures.decode_seconds += clock() - begun
-        run.state = text.state
+        run.state, run.measures.written = text.remembered
         self.reply = Reply(tuple(ids), text.text, reason, run.state)
 
-    def _single(self, token: int) -> Prompt:
-        return Prompt((token,), (True,), (self._writes_reply,), (self._message_id,), (True,))
+    def _remembered(self) -> Remembered:
+        return self._run.state, self._run.measures.written
+
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether the model has to see each token before the next one; given ones go through it at the end.
+
+        Where a stop string cuts tokens off, the state before them is needed.
+        """
+        return self._forced is None or bool(self._sampling.stop)
+
+    def _spoken(self, ids: Sequence[int]) -> Prompt:
+        count = len(ids)
+        return Prompt(
+            tuple(ids), (True,) * count, (self._writes_reply,) * count, (self._message_id,) * count, (True,) * count
+        )
 
     def _drawing(self) -> Callable[[list[int], Tensor], int | None]:
         """The next token from those so far and the logits; None at the end of the turn."""
@@ -260,11 +298,11 @@ class Decoding:
         return draw
 
 
-class _StoppingText:
+class StoppingText:
     """Text of the tokens so far, held back while it may be the start of a stop string.
 
-    Keeps the state after each token while stop strings are watched for, so that what a stop string cuts
-    off is not remembered either.
+    What a stop string cuts off is not to be remembered either. So what was remembered is kept for each token behind
+    which the text may still be cut: for those within the beginning of a stop string at the end of the text.
     """
 
     def __init__(
@@ -272,14 +310,14 @@ class _StoppingText:
         tokenizer: PreTrainedTokenizerBase,
         stop: tuple[str, ...],
         unstopped: str | None,
-        state: MemoryState | None,
+        remembered: Remembered,
     ) -> None:
         self._tokenizer, self._stop, self._unstopped = tokenizer, stop, unstopped
         self._backend: Tokenizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._all, self._shown = "", 0
-        self._states: list[tuple[int, MemoryState | None]] = [(0, state)]
+        self._kept: list[tuple[int, Remembered]] = [(0, remembered)]
         self.stopped = False
 
     @property
@@ -287,8 +325,14 @@ class _StoppingText:
         return self._all
 
     @property
-    def state(self) -> MemoryState | None:
-        return next(state for length, state in reversed(self._states) if length <= len(self._all))
+    def remembered(self) -> Remembered:
+        """What is remembered once the text is over."""
+        return next(remembered for length, remembered in reversed(self._kept) if length <= len(self._all))
+
+    @property
+    def kept(self) -> int:
+        """How many states are held: at most as many as the longest stop string has characters, and at least one."""
+        return len(self._kept)
 
     def push(self, token: int) -> str:
         self._ids.append(token)
@@ -299,13 +343,12 @@ class _StoppingText:
             return self._show(len(self._all))
         return self._show(len(self._all) - self._held())
 
-    def passed(self, state: MemoryState | None) -> None:
+    def passed(self, remembered: Remembered) -> None:
         """The newest token went through the model."""
-        if not self._stop:
-            self._states.clear()
-            self._states.append((0, state))
-        else:
-            self._states.append((len(self._all), state))
+        length = len(self._all)
+        kept = [*(one for one in self._kept if one[0] < length), (length, remembered)]
+        certain = max(place for place, one in enumerate(kept) if one[0] <= max(0, length - self._held()))
+        self._kept = kept[certain:]
 
     def finish(self) -> str:
         if not self.stopped:

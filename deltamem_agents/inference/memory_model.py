@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,19 +11,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltamem_agents.chat.grammar import Vocabulary
 from deltamem_agents.inference.decode import Measures, Pass, definition
 from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.loading.progress import step
 from deltamem_agents.memory.attach import Adapter
+from deltamem_agents.memory.backbones import empty_cache
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message
+
+LONG_CHARACTERS = 16_000
+"""Text from which on absorbing it is worth showing."""
 
 
 @dataclass
 class MemoryModel:
-    """What every pass of an engine runs with. Holds nothing of any conversation."""
+    """What every pass of an engine runs with. Holds nothing of any conversation.
+
+    `progress`: show long absorption on stderr.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     prompts: Prompts
+    progress: bool = False
 
     @property
     def per_message(self) -> bool:
@@ -39,17 +48,21 @@ class MemoryModel:
     def begin(self, state: MemoryState | None, *, collect: bool = False) -> Pass:
         """A new sequence that reads and writes `state`, None for the base model."""
         placed = None if state is None else state.settled().to(self.model.device)
-        return Pass(self.model, placed, Measures(), collect)
+        return Pass(self.model, placed, self.adapter.config.read_scope == "replies", Measures(), collect)
 
-    def absorb(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> int:
-        """Write `messages` into the run's state, segment by segment; returns how many tokens that took.
+    def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:
+        """Write `messages` into the run's state, segment by segment; yields how many tokens each took.
 
         `positions`: which of them are written, None for all that the policy allows.
         """
-        tokens = 0
-        for prompt in self.prompts.segments(messages, positions):
-            part = Pass(run.model, None if run.state is None else run.state.settled(), run.measures, run.collect)
-            part.feed(prompt)
-            run.state = part.state
-            tokens += len(prompt)
-        return tokens
+        named = range(len(messages)) if positions is None else positions
+        long = self.progress and sum(len(messages[at].content) for at in named) > LONG_CHARACTERS
+        with step(f"absorbing {len(named)} messages that the prompt has no room for", long) as report:
+            done = 0
+            for prompt in self.prompts.segments(messages, positions):
+                part = replace(run, state=None if run.state is None else run.state.settled(), cache=empty_cache())
+                part.feed(prompt)
+                run.state = part.state
+                done += prompt.messages
+                report(done, len(named))
+                yield len(prompt)

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from deltamem_agents.chat.shortening import Stretch, counts, head_and_tail, in_parts, keep
 from deltamem_agents.chat.speaking import lead_length, replies
-from deltamem_agents.chat.template import ChatTemplate, Rendered
+from deltamem_agents.chat.template import ChatTemplate, Rendered, lead_and_starts
 from deltamem_agents.errors import WindowError
 from deltamem_agents.inference.decode import Prompt
 from deltamem_agents.types import Message, Role, Tool
+
+LEAST_SHOWN = 64
+"""Content tokens of a message below which its head and tail are not worth showing."""
+
+Shown = Mapping[int, Sequence[Stretch]]
+"""What is shown of a prompt's messages, by their place in it; all of those that are not named."""
 
 
 @dataclass(frozen=True)
 class Window:
     """The prompt of a turn. `start`: the first message in it that is no leading system message.
 
-    `overflow`: positions of the new messages before `start`, which are absorbed ahead of the prompt.
+    `absorbed`: positions of the new messages that are absorbed ahead of the prompt, as it does not show them whole.
+    `unshown`: how many tokens of its messages were left out.
     """
 
     prompt: Prompt
     start: int
-    overflow: tuple[int, ...]
+    absorbed: tuple[int, ...]
+    unshown: int
 
 
 @dataclass(frozen=True)
 class Prompts:
     """Renders with one template. `tokens` bounds a prompt together with its reply; `roles` may be written.
 
+    `message_tokens`: how many tokens of one message are written, its head and tail. Which these are does not depend on
+    where the message stands.
     The lead, up to one token before the first content that is not a system message, neither reads nor writes: it is
     the same for every memory.
     """
@@ -35,6 +46,7 @@ class Prompts:
     template: ChatTemplate
     tokens: int
     roles: tuple[Role, ...]
+    message_tokens: int
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -51,7 +63,9 @@ class Prompts:
     ) -> Window:
         """The newest messages that leave room for `reply_tokens`, those at positions `new` to be written.
 
-        Raises WindowError when the newest message alone does not fit.
+        Where the newest message alone does not fit, its head and tail are shown. It is absorbed before, and with it
+        the new ones ahead of it, so that all are written in order.
+        Raises WindowError when there is no room even for that.
         """
         budget = self.tokens - reply_tokens
         if budget <= 0:
@@ -59,31 +73,46 @@ class Prompts:
                 f"a reply of up to {reply_tokens} tokens leaves no room for a prompt in a window of {self.tokens}; "
                 "lower Sampling.max_tokens or raise window_tokens"
             )
-        start = self.template.fit_window(messages, budget, tools=tools)
+        template = self.template.for_one_call()
+        cut: dict[int, tuple[Stretch, ...]] = {}
+        spared = unshown = 0
+        try:
+            start = template.fit_window(messages, budget, tools=tools)
+        except WindowError:
+            cut, spared, unshown = self._shortened(template, messages, tools, budget)
+            if not cut:
+                raise
+            start = template.fit_window(messages, budget + spared, tools=tools)
         kept = _leading_system(messages, start) + list(range(start, len(messages)))
-        rendered = self.template.render([messages[i] for i in kept], tools=tools)
-        writes = {place for place, position in enumerate(kept) if position in new}
-        overflow = tuple(position for position in sorted(new) if position not in kept)
-        prompt = self._prompt(rendered, [messages[i] for i in kept], writes, prompted=True)
-        return Window(prompt, start, overflow)
+        ahead = max((position for position in cut if position in new), default=-1)
+        rendered = template.render([messages[i] for i in kept], tools=tools)
+        prompt = self._prompt(
+            rendered,
+            [messages[i] for i in kept],
+            {place for place, position in enumerate(kept) if position in new and position > ahead},
+            shown={place: cut[position] for place, position in enumerate(kept) if position in cut},
+            prompted=True,
+        )
+        absorbed = tuple(position for position in sorted(new) if position not in kept or position <= ahead)
+        return Window(prompt, start, absorbed, unshown)
 
     def segments(self, messages: Sequence[Message], positions: Collection[int] | None) -> Iterator[Prompt]:
         """Prompts of bounded size that together write `messages`, whole messages as far as they fit.
 
         `positions`: which are written, None for all whose role may be.
         """
+        template = self.template.for_one_call()
         wanted = range(len(messages)) if positions is None else positions
-        pieces = [
-            piece
+        parts = [
+            part
             for position, message in enumerate(messages)
             if position in wanted and message.role in self.roles
-            for piece in self._fitting(message)
+            for part in self._parts(template, message)
         ]
         start = 0
-        while start < len(pieces):
-            stop = self._fill(pieces, start)
-            chosen = pieces[start:stop]
-            yield self._prompt(self.template.render(chosen, generation_prompt=False), chosen, range(len(chosen)))
+        while start < len(parts):
+            stop = self._fill(template, parts, start)
+            yield self._segment(template, parts[start:stop])
             start = stop
 
     def content_tokens(self, messages: Sequence[Message]) -> int:
@@ -102,41 +131,120 @@ class Prompts:
         return self._prompt(rendered, messages, (), prompted=True)
 
     def _prompt(
-        self, rendered: Rendered, messages: Sequence[Message], writes: Collection[int], *, prompted: bool = False
+        self,
+        rendered: Rendered,
+        messages: Sequence[Message],
+        writes: Collection[int],
+        *,
+        shown: Shown | None = None,
+        prompted: bool = False,
     ) -> Prompt:
-        lead = lead_length(rendered.owner, messages)
+        sizes = counts(rendered.owner)
+        kept = keep(rendered.ids, rendered.owner, shown or {}, self._mark)
+        lead = lead_length(kept.owner, messages)
+        written = {owner: head_and_tail(sizes.get(owner, 0), self.message_tokens) for owner in writes}
         return Prompt(
-            ids=tuple(rendered.ids),
-            reads=tuple(place >= lead for place in range(len(rendered.ids))),
-            writes=tuple(owner in writes for owner in rendered.owner),
-            message_ids=tuple(rendered.owner),
-            replies=replies(rendered.owner, messages, prompted=prompted),
+            ids=kept.ids,
+            reads=tuple(place >= lead for place in range(len(kept.ids))),
+            writes=tuple(
+                owner in written and any(place in stretch for stretch in written[owner])
+                for owner, place in zip(kept.owner, kept.place, strict=True)
+            ),
+            message_ids=kept.owner,
+            replies=replies(kept.owner, messages, prompted=prompted),
+            messages=sum(sizes.get(owner, 0) > 0 for owner in writes),
+            unwritten=sum(max(0, sizes.get(owner, 0) - self.message_tokens) for owner in writes),
         )
 
-    def _size(self, messages: Sequence[Message]) -> int:
-        return len(self.template.render(messages, generation_prompt=False).ids)
+    def _segment(self, template: ChatTemplate, parts: Sequence[_Part]) -> Prompt:
+        """The prompt that writes these parts. A message counts with its first part."""
+        messages = [part.message for part in parts]
+        rendered = template.render(messages, generation_prompt=False)
+        prompt = self._prompt(rendered, messages, range(len(parts)), shown=_kept(parts))
+        first = [part for part in parts if part.first]
+        return replace(
+            prompt,
+            messages=sum(bool(part.kept) for part in first),
+            unwritten=sum(part.unwritten for part in first),
+        )
 
-    def _fill(self, pieces: Sequence[Message], start: int) -> int:
-        """One past the last message that fits into a segment with those from `start`; at least one does."""
-        low, high = start + 1, len(pieces)
+    def _shortened(
+        self, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool], budget: int
+    ) -> tuple[dict[int, tuple[Stretch, ...]], int, int]:
+        """What is shown of the newest messages, which do not fit whole; none where there is no room for enough of them.
+
+        Also the tokens that this spares, and how many are left out. A quarter of the room is for what came before.
+        """
+        lead, starts = lead_and_starts(messages)
+        rendered = template.render([*messages[:lead], *messages[starts[-1] :]], tools=tools)
+        found = counts(rendered.owner).items()
+        sizes = {owner - lead + starts[-1]: size for owner, size in found if owner >= lead}
+        room = budget - len(rendered.ids) + sum(sizes.values())
+        for reserve in (budget // 4 if starts[-1] > lead else 0, 0):
+            limit = self._limit(sizes.values(), room - reserve)
+            if limit >= LEAST_SHOWN:
+                cut = {position: size for position, size in sizes.items() if size > limit}
+                left_out = sum(size - limit for size in cut.values())
+                marks = sum(len(self._mark(size - limit)) for size in cut.values())
+                shown = {position: head_and_tail(size, limit) for position, size in cut.items()}
+                return shown, left_out - marks, left_out
+        return {}, 0, 0
+
+    def _limit(self, sizes: Collection[int], room: int) -> int:
+        """How much of each message can be shown so that all fit; those that are shorter are shown whole."""
+
+        def taken(limit: int) -> int:
+            return sum(size if size <= limit else limit + len(self._mark(size - limit)) for size in sizes)
+
+        low, high = 0, max(sizes, default=0)
         while low < high:
             middle = (low + high + 1) // 2
-            if self._size(pieces[start:middle]) <= self.tokens:
-                low = middle
-            else:
-                high = middle - 1
+            low, high = (middle, high) if taken(middle) <= room else (low, middle - 1)
         return low
 
-    def _fitting(self, message: Message) -> Iterator[Message]:
-        """The message, in halves of halves where it is larger than a segment."""
-        if self._size([message]) <= self.tokens or len(message.content) < 2:
-            yield message
-            return
-        middle = len(message.content) // 2
-        space = message.content.rfind(" ", 0, middle)
-        cut = space if space > 0 else middle
-        for part in (message.content[:cut], message.content[cut:]):
-            yield from self._fitting(Message(message.role, part, (), message.tool_call_id, message.name))
+    def _mark(self, left_out: int) -> tuple[int, ...]:
+        return self.template.content(f"\n[... {left_out:,} tokens left out ...]\n")
+
+    def _parts(self, template: ChatTemplate, message: Message) -> list[_Part]:
+        """What is written of the message, in parts where that is larger than a segment."""
+        rendered = template.render([message], generation_prompt=False)
+        size = counts(rendered.owner).get(0, 0)
+        kept = head_and_tail(size, self.message_tokens)
+        unwritten = size - sum(map(len, kept))
+        around = len(rendered.ids) - size + (len(self._mark(unwritten)) if unwritten else 0)
+        parts = in_parts(kept, max(1, self.tokens - around))
+        return [_Part(message, part, number == 0, unwritten) for number, part in enumerate(parts)]
+
+    def _fill(self, template: ChatTemplate, parts: Sequence[_Part], start: int) -> int:
+        """One past the last part that fits into a segment with those from `start`; at least one does."""
+
+        def fits(stop: int) -> bool:
+            chosen = parts[start:stop]
+            rendered = template.render([part.message for part in chosen], generation_prompt=False)
+            return len(keep(rendered.ids, rendered.owner, _kept(chosen), self._mark).ids) <= self.tokens
+
+        low, step = start + 1, 1
+        while low < len(parts) and fits(min(low + step, len(parts))):
+            low, step = min(low + step, len(parts)), step * 2
+        high = min(low + step, len(parts))
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if fits(middle + 1) else (low, middle)
+        return low
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Stretches of a message that are written together. `unwritten`: how many tokens the message's parts leave out."""
+
+    message: Message
+    kept: tuple[Stretch, ...]
+    first: bool
+    unwritten: int
+
+
+def _kept(parts: Sequence[_Part]) -> Shown:
+    return {place: part.kept for place, part in enumerate(parts)}
 
 
 def _leading_system(messages: Sequence[Message], start: int) -> list[int]:

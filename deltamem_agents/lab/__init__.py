@@ -1,1 +1,1 @@
-"""What makes and judges adapters: corpus, training, evaluation and pictures. Needs the extras "train" and "eval"."""
+"""What makes and judges adapters: corpus, training, evaluation and pictures. Needs the extra "lab"."""

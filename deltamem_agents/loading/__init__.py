@@ -9,12 +9,22 @@ from deltamem_agents.loading.adapters import adapter_folder, shipped_adapters, s
 from deltamem_agents.loading.dense_copy import CACHE_VARIABLE, cache_dir
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy, installed_gguf
 from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint, weights_hash
-from deltamem_agents.loading.models import LoadedModel, default_dtype, load_model
+from deltamem_agents.loading.models import (
+    LoadedModel,
+    ModelObject,
+    ModelOptions,
+    TokenizerObject,
+    default_dtype,
+    load_model,
+)
 
 __all__ = [
     "CACHE_VARIABLE",
     "EMBEDDED_MODEL",
     "LoadedModel",
+    "ModelObject",
+    "ModelOptions",
+    "TokenizerObject",
     "adapter_folder",
     "cache_dir",
     "default_dtype",

@@ -14,11 +14,11 @@ SHIPPED = Path(__file__).parents[1] / "adapters"
 _WANTED = ("adapter_config.json", "adapter.safetensors", "delta_mem_config.json", "delta_mem_adapter.pt", "README.md")
 
 
-def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str) -> Path:
+def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str, *, token: str | bool | None = None) -> Path:
     """The local folder of an adapter, fetched first when it is a Hub id.
 
     `adapter`: a folder or Hub id; None takes the one that ships for the model of that name, and a single word
-    another that ships for it ("small"), unless there is a folder of that name.
+    another that ships for it ("small"), unless there is a folder of that name. `token`: for the Hub.
     Raises AdapterError when there is none, DownloadError when the Hub does not give it.
     """
     if adapter is None:
@@ -38,7 +38,7 @@ def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str) -> P
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(asked, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(asked, allow_patterns=list(_WANTED), token=token))
     except (OSError, ValueError, RuntimeError) as error:
         raise DownloadError(
             f"adapter {asked!r} is no local folder and could not be fetched from the Hub: {first_line(error)}; "

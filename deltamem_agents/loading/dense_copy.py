@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from deltamem_agents.errors import DeltaMemError, ModelFilesError
 from deltamem_agents.loading.progress import Report, step
+from deltamem_agents.processes import Mutex
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ CONVERSION = 1
 MANIFEST = "complete.json"
 
 # transformers flips process-wide switches while it loads (default dtype, verbosity, progress bars).
-one_load_at_a_time = threading.RLock()
+one_load_at_a_time = Mutex()
 
 
 def cache_dir() -> Path:

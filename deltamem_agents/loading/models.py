@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,10 +19,13 @@ from deltamem_agents.loading.dense_copy import dense_copy, one_load_at_a_time, q
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy
 from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint
 from deltamem_agents.loading.progress import step
+from deltamem_agents.processes import begin_computing, require_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ModelObject: TypeAlias = "PreTrainedModel"
+TokenizerObject: TypeAlias = "PreTrainedTokenizerBase"
 _Kind: TypeAlias = Literal["embedded", "gguf", "folder", "hub"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -49,37 +53,59 @@ class LoadedModel:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
-        """Freeze a model that is already in memory. The model object itself is changed, not copied."""
+        """Freeze a model that is already in memory. The model object itself is changed, not copied.
+
+        Raises ConfigError for weights that were never materialised, ForkedProcessError where nothing can be computed.
+        """
+        require_threads(needed=torch.get_num_threads() > 1)
+        begin_computing()
         model.eval().requires_grad_(False)
         return cls(model, tokenizer, name, model_fingerprint(model), tokenizer_fingerprint(tokenizer))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What goes on to transformers' `from_pretrained` as it is, under the names it has there; None says nothing."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+    device_map: Any = None
+    attn_implementation: str | None = None
+    quantization_config: Any = None
 
 
 def load_model(
     name: str | os.PathLike[str],
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     progress: bool = True,
+    options: ModelOptions = ModelOptions(),
 ) -> LoadedModel:
     """Open a model by name, in evaluation mode, with its weights frozen.
 
     `name`: `"smollm2-135m-instruct"` in any case, a folder with config.json and safetensors, a folder with
     one .gguf, a .gguf file, or a Hub id such as "Qwen/Qwen3-0.6B". The alias wins over a folder of that
     name; write "./smollm2-135m-instruct" for the folder.
-    `dtype`: a torch dtype or its name; None takes `default_dtype(device)`.
+    `device`: None is the CPU, or what `options.device_map` says.
+    `dtype`: a torch dtype or its name; "auto" takes that of the files, None `default_dtype(device)`.
     `progress`: show long work on stderr, as bars on a terminal and as one line a step elsewhere.
 
-    Raises ConfigError for an unknown name, device or dtype, DownloadError when a model asked for by name
-    cannot be fetched or has the wrong checksum, ModelFilesError when files are missing or damaged or the
-    cache cannot be written.
+    Raises ConfigError for an unknown name, device or dtype, or an option that this model cannot have,
+    DownloadError when a model asked for by name cannot be fetched or has the wrong checksum, ModelFilesError
+    when files are missing or damaged or the cache cannot be written.
     """
     asked = os.fspath(name)
-    place = _usable_device(device)
-    precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
     kind = _kind_of(asked)
+    _check_options(asked, kind, device, options)
+    place = _usable_device(_first_device(options.device_map) if device is None else device)
+    precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
+    require_threads(needed=torch.get_num_threads() > 1)
     source = asked if kind == "hub" else str(_local_folder(asked, kind, progress))
-    model, tokenizer = _open(source, asked, precision, progress, from_hub=kind == "hub")
-    cast(nn.Module, model).to(place)
+    model, tokenizer = _open(source, asked, precision, progress, place, options, from_hub=kind == "hub")
+    _require_one_device(asked, model)
+    if options.device_map is None and model.device != place:
+        cast(nn.Module, model).to(place)
     return LoadedModel.of(model, tokenizer, EMBEDDED_MODEL if kind == "embedded" else asked)
 
 
@@ -154,7 +180,38 @@ def _usable_device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def _check_options(name: str, kind: _Kind, device: str | torch.device | None, options: ModelOptions) -> None:
+    if options.revision is not None and kind != "hub":
+        raise ConfigError(
+            f"revision {options.revision!r} was asked for, and {name!r} is no model on the Hub; "
+            "leave revision out, or name the model 'organisation/name'"
+        )
+    if device is not None and options.device_map is not None:
+        raise ConfigError(f"device is {str(device)!r} and device_map {options.device_map!r}; give one of them")
+
+
+def _first_device(device_map: object) -> str | torch.device:
+    """A device that the map names, "cpu" for none: what the default precision is chosen for."""
+    named = next(iter(device_map.values()), "cpu") if isinstance(device_map, Mapping) else device_map
+    if isinstance(named, int):
+        return f"cuda:{named}"
+    if named in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return named if isinstance(named, (str, torch.device)) and named != "disk" else "cpu"
+
+
+def _require_one_device(name: str, model: nn.Module) -> None:
+    places = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(places) > 1 or places == ["meta"]:
+        raise ConfigError(
+            f"device_map spread {name!r} over {', '.join(places)}, and a memory is on one device with its model; "
+            "give device_map={'': 'cuda:0'} or device='cuda:0', or a smaller model or a quantization_config"
+        )
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
+    if dtype == "auto":
+        return "auto"
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ConfigError(f"dtype {dtype!r} is not a floating-point type; use 'float32', 'bfloat16' or 'float16'")
@@ -162,18 +219,35 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _open(
-    source: str, name: str, dtype: torch.dtype, progress: bool, *, from_hub: bool
+    source: str,
+    name: str,
+    dtype: torch.dtype | str,
+    progress: bool,
+    place: torch.device,
+    options: ModelOptions,
+    *,
+    from_hub: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a folder or a Hub id. A Hub download shows the bars of transformers, not ours."""
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    if options.quantization_config is not None:
+        # Quantised weights cannot be moved later.
+        given.setdefault("device_map", {"": place})
+    fetched = {key: given[key] for key in ("revision", "token") if key in given}
     bars_are_theirs = from_hub and progress
     with step(f"opening {name}", progress and not from_hub, long=False), one_load_at_a_time:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             with nullcontext() if bars_are_theirs else quiet_transformers():
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-                tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **given)
+                tokenizer = AutoTokenizer.from_pretrained(source, **fetched)
+        except ImportError as error:
+            raise ConfigError(
+                f"model {name!r} needs a package that is not installed: {first_line(error)}; "
+                "install it, or leave out the option that asks for it"
+            ) from error
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             if from_hub:
                 raise DownloadError(
                     f"model {name!r} is no local folder and could not be opened from the Hub: {first_line(error)}; "

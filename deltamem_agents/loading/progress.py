@@ -18,9 +18,12 @@ def step(text: str, shown: bool, *, long: bool = True) -> Iterator[Report]:
 
     On a terminal a bar that disappears; elsewhere one line, and none for a step that is not `long`.
     """
+    if not shown:
+        yield lambda done, total: None
+        return
     console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        if shown and long:
+    if not console.is_terminal:
+        if long:
             console.print(f"deltamem: {text}", markup=False, highlight=False, soft_wrap=True)
         yield lambda done, total: None
         return

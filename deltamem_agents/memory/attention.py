@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deltamem_agents.config import AdapterConfig, Head
 from deltamem_agents.errors import StateError
 from deltamem_agents.memory.delta_rule import Gates, delta_scan, floored_gate, update_gates
-from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.state import MemoryState, OpenMessages
 
 HEADS: tuple[Head, ...] = ("q", "k", "v", "o")
 
@@ -38,9 +38,10 @@ class MemoryCall:
     `replies` (batch, tokens) bool: from which tokens a reply's are predicted, the only ones to read where the
     adapter's read scope is "replies"; None takes all for such.
     `message_ids` (batch, tokens) int: which message a token belongs to, −1 for none; needed by adapters
-    that write once per message.
-    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which
-    training computes the writes again with gradients.
+    that write once per message. `unfinished`: the tokens of the same prompt go on in the next call, which takes
+    `new_state()` as it is; for such adapters a prompt cut into calls is then what it is whole.
+    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which training
+    computes writes and reads again.
     `queries`, when given, collects each layer slot's queries (batch, heads, tokens, r).
     `written`, when given, collects what each layer slot writes: see `TokenWrites`.
     `applies`: whether the writes change the state. False leaves the state as it is, so that all tokens read the
@@ -52,6 +53,7 @@ class MemoryCall:
     write_mask: Tensor | None = None
     message_ids: Tensor | None = None
     replies: Tensor | None = None
+    unfinished: bool = False
     collect: bool = False
     inputs: dict[int, Tensor] | None = None
     queries: dict[int, Tensor] | None = None
@@ -59,6 +61,8 @@ class MemoryCall:
     applies: bool = True
     matrices: dict[int, Tensor] = field(default_factory=dict)
     carries: dict[int, Tensor] = field(default_factory=dict)
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    sizes: Tensor | None = None
     readouts: dict[int, Tensor] = field(default_factory=dict)
     found: dict[int, Tensor] = field(default_factory=dict)
     votes: dict[int, Tensor] = field(default_factory=dict)
@@ -75,7 +79,13 @@ class MemoryCall:
             )
         matrices = torch.stack([self.matrices[slot] for slot in range(layers)], dim=1)
         carry = torch.stack([self.carries[slot] for slot in range(layers)], dim=1) if self.carries else None
-        return MemoryState(matrices, carry)
+        return MemoryState(matrices, carry, self._open() if self.unfinished else None)
+
+    def _open(self) -> OpenMessages | None:
+        if self.sizes is None:
+            return self.state.open
+        before = self.state.matrices if self.state.open is None else self.state.open.start
+        return OpenMessages(before, torch.stack([self.sums[slot] for slot in range(len(self.sums))], dim=1), self.sizes)
 
 
 @dataclass(frozen=True)
@@ -265,11 +275,12 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
     if carry is not None:
         call.carries[slot] = carry
     state = call.state.matrices[:, slot]
+    start = state if call.state.open is None else call.state.open.start[:, slot]
     projected = memory.project(call, slot, x, keys)
     if call.queries is not None:
         call.queries[slot] = projected.q
     if call.write_mask is None:
-        reads, new = _read(state, projected.q), state
+        reads, new = _read(start, projected.q), state
     elif memory.config.memory_write_granularity == "token":
         writable = call.write_mask if call.token_mask is None else call.write_mask & call.token_mask
         gates = token_gates(memory.config, projected, writable)
@@ -283,8 +294,8 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             beta = floored_gate(projected.beta.detach(), memory.config.gate_floor)
             call.betas.append(beta.mean(dim=(1, 3))[writable])
     else:
-        reads = _read(state, projected.q)
-        new = _write_messages(memory, call, slot, state, x)
+        reads = _read(start, projected.q)
+        new = _write_messages(memory, call, slot, start, x)
     earlier = call.matrices.get(slot)
     if earlier is not None and new.requires_grad and not earlier.requires_grad:
         # Reentrant checkpointing runs a layer without gradient first; what it wrote then stays cut off.
@@ -339,21 +350,34 @@ def _scan(state: Tensor, p: Projections, gates: Gates) -> tuple[Tensor, Tensor]:
     return reads.unflatten(0, (batch, heads)), new.unflatten(0, (batch, heads))
 
 
-def _write_messages(memory: LayerMemory, call: MemoryCall, slot: int, state: Tensor, x: Tensor) -> Tensor:
-    """One write per message, from the mean of its written tokens' hidden states, in message order."""
+def _write_messages(memory: LayerMemory, call: MemoryCall, slot: int, start: Tensor, x: Tensor) -> Tensor:
+    """The state after one write per message of the prompt so far, in message order, from the state `start` before it.
+
+    Written is the mean of the hidden states of a message's written tokens.
+    """
     assert call.message_ids is not None and call.write_mask is not None
     writable = call.write_mask & (call.message_ids >= 0)
     if call.token_mask is not None:
         writable = writable & call.token_mask
-    count = int(call.message_ids.max()) + 1
-    if count <= 0 or not bool(writable.any()):
-        return state
-    member = F.one_hot(call.message_ids.clamp_min(0), count).to(x.dtype) * writable[..., None]
-    sizes = member.sum(dim=1)
-    means = torch.einsum("btm,btd->bmd", member, x) / sizes.clamp_min(1)[..., None]
+    count = max(0, int(call.message_ids.max()) + 1)
+    member = F.one_hot(call.message_ids.clamp_min(0), max(1, count))[..., :count].to(x.dtype) * writable[..., None]
+    sums, sizes = torch.einsum("btm,btd->bmd", member, x), member.sum(dim=1)
+    if call.state.open is not None:
+        sums = _longer_sum(sums, call.state.open.sums[:, slot])
+        sizes = _longer_sum(sizes[..., None], call.state.open.sizes[..., None])[..., 0]
+    call.sums[slot], call.sizes = sums, sizes
+    if not bool(sizes.any()):
+        return start
+    means = sums / sizes.clamp_min(1)[..., None]
     keys, _ = memory.keys(means, None, None)
-    _, new = scan_tokens(memory.config, state, memory.project(call, slot, means, keys), sizes > 0)
+    _, new = scan_tokens(memory.config, start, memory.project(call, slot, means, keys), sizes > 0)
     return new
+
+
+def _longer_sum(one: Tensor, other: Tensor) -> Tensor:
+    """Sums (batch, messages, n) over parts of a prompt that know of different numbers of messages."""
+    missing = one.shape[1] - other.shape[1]
+    return F.pad(one, (0, 0, 0, max(0, -missing))) + F.pad(other, (0, 0, 0, max(0, missing)))
 
 
 def _check_call(config: AdapterConfig, call: MemoryCall, slot: int, x: Tensor) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,18 +12,38 @@ from deltamem_agents.errors import StateError
 
 
 @dataclass(frozen=True, eq=False)
+class OpenMessages:
+    """What an adapter that writes once per message keeps between the parts of one prompt.
+
+    All tokens of a prompt read the state before it, and a message's one write needs the mean over all its tokens. So a
+    later part goes back to `start` (batch, layers, heads, r, r) and writes every message again from `sums`
+    (batch, layers, messages, hidden), the attention inputs of each message's tokens so far, and from their number
+    `sizes` (batch, messages).
+    """
+
+    start: Tensor
+    sums: Tensor
+    sizes: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> OpenMessages:
+        return OpenMessages(change(self.start), change(self.sums), change(self.sizes))
+
+
+@dataclass(frozen=True, eq=False)
 class MemoryState:
     """The state of one or more sequences. Never modified in place; each call returns a new one.
 
     `matrices`: (batch, layers, heads, r, r) float32. Row i of a matrix is a value dimension,
     column j a key dimension.
-    `carry`: (batch, layers, heads·r) float32 or None. The shifted half of the next token's key;
-    it continues a forward pass that was split, as a KV cache does, and is not part of what is
-    remembered: saving drops it.
+    `carry`: (batch, layers, heads·r) float32 or None. The shifted half of the next token's key.
+    `open`: the messages of a prompt of which only a part was processed, or None.
+    Both continue a forward pass that was split, as a KV cache does, and are not part of what is
+    remembered: saving drops them. `matrices` is at all times what there were if nothing followed.
     """
 
     matrices: Tensor
     carry: Tensor | None = None
+    open: OpenMessages | None = None
 
     def __post_init__(self) -> None:
         m = self.matrices
@@ -68,21 +88,24 @@ class MemoryState:
         return float(self.matrices.double().norm())
 
     def settled(self) -> MemoryState:
-        """This state without its carry: what there is to remember once a forward pass is over."""
-        return self if self.carry is None else replace(self, carry=None)
+        """This state alone: what there is to remember once a forward pass is over."""
+        return MemoryState(self.matrices)
 
     def to(self, device: str | torch.device) -> MemoryState:
-        carry = None if self.carry is None else self.carry.to(device)
-        return MemoryState(self.matrices.to(device), carry)
+        return self._map(lambda tensor: tensor.to(device))
 
     def detach(self) -> MemoryState:
-        return MemoryState(self.matrices.detach(), None if self.carry is None else self.carry.detach())
+        return self._map(Tensor.detach)
 
     def __getitem__(self, index: int | slice) -> MemoryState:
         """The state of some sequences; an int keeps the batch dimension."""
         rows = slice(index, index + 1) if isinstance(index, int) and index >= 0 else index
         rows = slice(-1, None) if rows == -1 else rows
-        return MemoryState(self.matrices[rows], None if self.carry is None else self.carry[rows])
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
+        carry = None if self.carry is None else change(self.carry)
+        return MemoryState(change(self.matrices), carry, None if self.open is None else self.open.map(change))
 
     @staticmethod
     def cat(states: Sequence[MemoryState]) -> MemoryState:
@@ -91,6 +114,6 @@ class MemoryState:
             found = ", ".join(str(state.geometry) for state in states) or "no states"
             raise StateError(f"cannot batch states of geometries {found}; expected equal (layers, heads, r)")
         carries = [state.carry for state in states if state.carry is not None]
-        if carries and len(carries) != len(states):
-            raise StateError("cannot batch states of which only some are in the middle of a forward pass")
+        if (carries and len(carries) != len(states)) or any(state.open is not None for state in states):
+            raise StateError("cannot batch states that are in the middle of a forward pass; settle them first")
         return MemoryState(torch.cat([state.matrices for state in states]), torch.cat(carries) if carries else None)

@@ -27,6 +27,11 @@ class Ref:
     length: int
     tags: Mapping[str, str]
 
+    @property
+    def incarnation(self) -> str:
+        """What all journals of one agent have in common, and those of another of its name have not."""
+        return self.journal.removeprefix("journal-").split(".")[0]
+
 
 def snapshot_file(folder: Path, snapshot: str) -> Path:
     return folder / "snapshots" / f"{snapshot}.safetensors"
@@ -115,10 +120,13 @@ def add_move(folder: Path, ref: Ref, move: Move) -> None:
     write_ref(folder, replace(ref, head=move.snapshot, length=ref.length + len(line)))
 
 
-def write_journal(folder: Path, agent: str, moves: Sequence[Move], tags: Mapping[str, str]) -> None:
-    """Puts a new journal in place of the one there may be."""
+def write_journal(
+    folder: Path, agent: str, moves: Sequence[Move], tags: Mapping[str, str], *, incarnation: str | None = None
+) -> None:
+    """Puts a new journal in place of the one there may be. `incarnation`: of the agent, None for a new agent."""
     data = b"".join(map(_line, moves))
-    name = f"journal-{secrets.token_hex(4)}"
+    token = secrets.token_hex(8)
+    name = f"journal-{token}" if incarnation is None else f"journal-{incarnation}.{token}"
     with replacing(folder / name) as file:
         file.write(data)
     write_ref(folder, Ref(agent, moves[-1].snapshot, name, len(data), dict(tags)))

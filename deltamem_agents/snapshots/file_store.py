@@ -4,7 +4,7 @@
     lock                              held by whoever writes
     agents/<sha256 of the id>/
         ref                           id, head, tags, and how much of which journal counts
-        journal-<token>               one move a line
+        journal-<incarnation>[.<n>]   one move a line
         snapshots/<id>.safetensors
     agents/<sha256 of the id>.<token> an agent being made or erased; swept when the store is opened
 
@@ -171,6 +171,11 @@ class FileStore(Store):
             ref = self._ref(agent)
             return None if ref is None else ref.head
 
+    def _incarnation(self, agent: str) -> str | None:
+        with self._reading():
+            ref = self._ref(agent)
+            return None if ref is None else ref.incarnation
+
     def _journal(self, agent: str) -> list[Move]:
         with self._reading():
             while (ref := self._ref(agent)) is not None:
@@ -293,7 +298,7 @@ class FileStore(Store):
                 return Removed()
             removed = weigh(self._folder(agent), sorted(gone), self._other_folders(agent))
             kept = [move for move in journal if move.snapshot not in gone]
-            write_journal(self._folder(agent), agent, kept, ref.tags)
+            write_journal(self._folder(agent), agent, kept, ref.tags, incarnation=ref.incarnation)
             sweep(self._folder(agent))
             return removed
 

@@ -13,7 +13,7 @@ from deltamem_agents.errors import ConfigError
 OPEN_MARK = "open://"
 """Begins the text that stands for an open store where a chat model is written down."""
 
-_EXPECTED = "expected a path, sqlite:///PATH, folder:///PATH or memory:"
+_EXPECTED = "expected sqlite:///PATH, folder:///PATH, memory: or a path"
 _IN_MEMORY = ("memory:", "memory://", ":memory:", "sqlite://", "sqlite:///", "sqlite://:memory:", "sqlite:///:memory:")
 _SHARED_MEMORY = re.compile(r"(sqlite:///)?file::memory:")
 # A file of such a name was never meant: it is a URL that lost its slashes, or SQLite's own name for memory.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from threading import Lock
+from dataclasses import dataclass, field
 
+from deltamem_agents.processes import Mutex
 from deltamem_agents.snapshots.records import Move, Removed
 from deltamem_agents.snapshots.refusals import agent_exists, no_agent, no_snapshot, require_free_tag, require_head
 from deltamem_agents.snapshots.store import Store
@@ -16,13 +17,14 @@ class _Agent:
     journal: list[Move]
     tags: dict[str, str]
     blobs: dict[str, bytes]
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class InMemoryStore(Store):
     """Nothing outlives the process. Forks share the bytes of their snapshots."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = Mutex()
         self._held: dict[str, _Agent] = {}
 
     def _agents(self) -> list[str]:
@@ -39,6 +41,10 @@ class InMemoryStore(Store):
     def _journal(self, agent: str) -> list[Move]:
         with self._lock:
             return list(self._held[agent].journal) if agent in self._held else []
+
+    def _incarnation(self, agent: str) -> str | None:
+        with self._lock:
+            return self._held[agent].incarnation if agent in self._held else None
 
     def _tags(self, agent: str) -> dict[str, str]:
         with self._lock:

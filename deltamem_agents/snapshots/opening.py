@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from threading import Lock
 from typing import TypeAlias
 
 import platformdirs
 
 from deltamem_agents.errors import ConfigError, StoreError
+from deltamem_agents.processes import Mutex
 from deltamem_agents.snapshots.file_store import FileStore
 from deltamem_agents.snapshots.locations import Location, as_path, locate
 from deltamem_agents.snapshots.memory_store import InMemoryStore
@@ -80,9 +80,13 @@ class LazyStore:
     """
 
     def __init__(self, store: StoreLike) -> None:
-        self._lock = Lock()
+        self._lock = Mutex()
         self._store = store if isinstance(store, Store) else None
         self._place = None if store is None or isinstance(store, Store) else locate(store)
+
+    @classmethod
+    def of(cls, store: StoreLike | LazyStore) -> LazyStore:
+        return store if isinstance(store, LazyStore) else cls(store)
 
     def open(self) -> Store:
         """The store. Raises what opening it raises, and then tries again at the next call."""
@@ -90,6 +94,10 @@ class LazyStore:
             if self._store is None:
                 self._store = open_store(None) if self._place is None else _open(self._place)
             return self._store
+
+    def is_same(self, other: LazyStore) -> bool:
+        """Whether both stand for one store that is open, or for the same one to be opened."""
+        return self is other or (self._store is not None and self._store is other._store)
 
     def close(self) -> None:
         """Close the store if it was opened."""

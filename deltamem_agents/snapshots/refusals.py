@@ -8,8 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from deltamem_agents.errors import AgentNotFound, AlreadyExists, ConfigError, InvalidAgentId, StaleHead, StoreError
-from deltamem_agents.snapshots.snapshot import NAME_LENGTH, is_snapshot_id
+from deltamem_agents.errors import (
+    AgentNotFound,
+    AlreadyExists,
+    ConfigError,
+    InvalidAgentId,
+    SnapshotNotFoundError,
+    StaleHead,
+    StoreError,
+)
+from deltamem_agents.names import NAME_LENGTH, name_fault
+from deltamem_agents.snapshots.snapshot import is_snapshot_id
 
 TIMEOUT = 30.0
 """Seconds that a change waits for other writers, where the user does not say."""
@@ -22,15 +31,22 @@ _log = logging.getLogger("deltamem_agents.store")
 
 def check_agent(agent: str) -> str:
     """The agent id; raises InvalidAgentId unless it is Unicode text of 1 to NAME_LENGTH characters."""
-    fault = _fault(agent)
+    fault = name_fault(agent)
     if fault:
         raise InvalidAgentId(f"agent id {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; take another")
     return agent
 
 
+def check_new_agent(agent: str) -> str:
+    """The id of an agent to be made, which is not blank. One that an earlier version made so can still be forgotten."""
+    if not check_agent(agent).strip():
+        raise InvalidAgentId(f"agent id {agent!r} is blank, expected something that can be read; take another")
+    return agent
+
+
 def check_tag(name: str) -> str:
     """The tag; raises ConfigError unless it is text as an agent id is, and not a snapshot's id."""
-    fault = _fault(name) or ("is a snapshot's id" if is_snapshot_id(name) else "")
+    fault = name_fault(name) or ("is a snapshot's id" if is_snapshot_id(name) else "")
     if fault:
         raise ConfigError(f"tag {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; choose another")
     return name
@@ -61,8 +77,8 @@ def no_agent(agent: str) -> AgentNotFound:
     return AgentNotFound(f"no agent {agent!r} in the store; `agents` lists those it has")
 
 
-def no_snapshot(agent: str, at: str) -> AgentNotFound:
-    return AgentNotFound(
+def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(
         f"agent {agent!r} has no snapshot {at!r}, expected an id, its first 6 or more digits, or a tag; "
         "`moves` and `tags` list them"
     )
@@ -132,15 +148,3 @@ def closed(where: str) -> StoreError:
 
 def _short(snapshot: str | None) -> str:
     return "no snapshot" if snapshot is None else f"{snapshot[:12]}…"
-
-
-def _fault(name: object) -> str:
-    if not isinstance(name, str):
-        return f"is {type(name).__name__}"
-    if not 1 <= len(name) <= NAME_LENGTH:
-        return f"has {len(name)} characters"
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return "holds half a surrogate pair"
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,13 +11,13 @@ import torch
 
 from deltamem_agents.errors import ConfigError, ForeignSnapshot, StateError
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.names import NAME_LENGTH
 from deltamem_agents.types import ThreadLog
 
-FORMAT = 1
-"""Version of the snapshot's file format. A reader refuses any later one."""
+FORMAT = 2
+"""Version of the snapshot's file format: 2 keeps `absorbed.opening`. A reader refuses any later one."""
 
-NAME_LENGTH = 512
-"""Most characters of an agent id, a thread's name or a tag."""
+_ID = re.compile("[0-9a-f]{64}")
 
 NOTE_LENGTH = 4096
 VERB_LENGTH = 32
@@ -33,7 +34,8 @@ def utc_now() -> str:
 class Fingerprint:
     """What made a state: without the same model, tokenizer and adapter its numbers mean nothing.
 
-    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format.
+    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format; one that is
+    read in an older format is of the newest.
     """
 
     model: str
@@ -101,6 +103,7 @@ class Snapshot:
             ("note", len(self.note), NOTE_LENGTH, "characters"),
             ("threads", len(self.threads), THREADS, "entries"),
             ("absorbed.tail", len(self.absorbed.tail), ThreadLog.TAIL_MESSAGES, "entries"),
+            ("absorbed.opening", len(self.absorbed.opening), ThreadLog.OPENING_MESSAGES, "entries"),
         )
         for name, found, most, unit in limits:
             if found > most:
@@ -118,7 +121,7 @@ class Snapshot:
 
 def is_snapshot_id(text: str) -> bool:
     """Whether `text` has the form of a snapshot's address: 64 lower-case hex digits."""
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return _ID.fullmatch(text) is not None
 
 
 def _check_state(state: MemoryState) -> None:

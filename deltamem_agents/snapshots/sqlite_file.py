@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -102,11 +102,26 @@ class SQLiteFile:
             with self._transaction(db, deadline):
                 yield db
 
-    def rewrite(self) -> None:
-        """Rewrites the file and empties the log, so that deleted bytes are in neither. Reading goes on meanwhile."""
+    def wipe(self, *, refill: Sequence[str], reindex: Sequence[str]) -> None:
+        """Takes deleted rows' last copies out of the file and its log, where secure_delete zeroed the rows themselves.
+
+        `refill`: tables of small rows, filled anew. `reindex`: tables of which the indexes alone are made anew. The
+        file is rewritten where it would be half empty. Reading goes on meanwhile.
+        """
         deadline = Deadline(self._where, self._timeout)
         with self._exclusively(deadline) as db:
-            db.execute("VACUUM")
+            with self._transaction(db, deadline):
+                for table in refill:
+                    db.execute(f"CREATE TEMP TABLE kept AS SELECT * FROM main.{table}")
+                    # All at once: this frees, and so zeroes, every page of the table and its indexes.
+                    db.execute(f"DELETE FROM main.{table}")
+                    db.execute(f"INSERT INTO main.{table} SELECT * FROM temp.kept")
+                    db.execute("DROP TABLE temp.kept")
+                for table in reindex:
+                    db.execute(f"REINDEX main.{table}")
+            free, pages = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+            if 2 * free > pages:
+                db.execute("VACUUM")
             if db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 raise StoreError("another program is reading the file's log")
             self._merge(db, deadline)
@@ -252,8 +267,8 @@ def _require_owner(path: Path, application: int) -> None:
             owner = None
     if owner is None or not path.stat().st_size:
         raise StoreError(
-            f"{str(path)!r} has {path.stat().st_size} bytes and is no database, expected a SQLite file: it is something "
-            "else or was cut short. It was left alone; choose another path, or restore it from a backup"
+            f"{str(path)!r} has {path.stat().st_size} bytes and is no database, expected a SQLite file: it is "
+            "something else or was cut short. It was left alone; choose another path, or restore it from a backup"
         )
     if owner != application:
         raise StoreError(

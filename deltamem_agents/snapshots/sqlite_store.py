@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -25,11 +26,16 @@ from deltamem_agents.snapshots.store import Store
 SCHEMA = 1
 _APPLICATION = 0x444D454D  # "DMEM", in the field where a SQLite file names its owner
 
+# A row's first 4061 bytes or fewer lie in the tree's own pages, among those of others, and are copied about as the
+# tree grows; what follows has pages of its own, which are zeroed once it is deleted (SQLite's file format 2.3 and
+# PRAGMA secure_delete). Zeros come first, so that forgetting an agent need not rewrite what others remember.
+_SNAPSHOTS = "(pad BLOB NOT NULL DEFAULT (zeroblob(4096)), id TEXT PRIMARY KEY, data BLOB NOT NULL)"
 # Names are UTF-8 in BLOBs: compared byte by byte, and free to hold NUL.
 _TABLES = f"""
+PRAGMA page_size = 4096;
 BEGIN;
 CREATE TABLE agents (key INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE);
-CREATE TABLE snapshots (id TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE snapshots {_SNAPSHOTS};
 CREATE TABLE moves (
     seq INTEGER PRIMARY KEY, agent INTEGER NOT NULL, snapshot TEXT NOT NULL, verb TEXT NOT NULL, at TEXT NOT NULL
 );
@@ -87,6 +93,11 @@ class SQLiteStore(Store):
         with self._reading() as db:
             return _head_of(db, _key(db, agent))
 
+    def _incarnation(self, agent: str) -> str | None:
+        with self._reading() as db:
+            key = _key(db, agent)
+            return None if key is None else str(key)
+
     def _journal(self, agent: str) -> list[Move]:
         with self._reading() as db:
             rows = db.execute("SELECT verb, snapshot, at FROM moves WHERE agent = ? ORDER BY seq", [_key(db, agent)])
@@ -98,9 +109,13 @@ class SQLiteStore(Store):
 
     def _blob(self, agent: str, snapshot: str) -> bytes | None:
         with self._reading() as db:
-            if not _holds(db, _key(db, agent), snapshot):
-                return None
-            row = db.execute("SELECT data FROM snapshots WHERE id = ?", [snapshot]).fetchone()
+            row = db.execute(
+                """
+                SELECT snapshots.data FROM agents JOIN moves ON moves.agent = agents.key
+                JOIN snapshots ON snapshots.id = moves.snapshot WHERE agents.name = ? AND moves.snapshot = ? LIMIT 1
+                """,
+                [agent.encode(), snapshot],
+            ).fetchone()
             return None if row is None else row[0]
 
     def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
@@ -134,7 +149,7 @@ class SQLiteStore(Store):
                 elif not _holds(db, shared, snapshot):
                     raise no_snapshot(source or agent, snapshot)
             replaced = [] if key is None else _clear(db, key)
-            key = _add_agent(db, agent) if key is None else key
+            key = _add_agent(db, agent)
             _record(db, key, moves)
             rows = [(key, name.encode(), snapshot) for name, snapshot in tags.items()]
             db.executemany("INSERT INTO tags (agent, name, snapshot) VALUES (?, ?, ?)", rows)
@@ -168,9 +183,7 @@ class SQLiteStore(Store):
             if key is None:
                 raise no_agent(agent)
             db.execute("INSERT INTO erasures (at) VALUES (datetime())")
-            held = _clear(db, key)
-            db.execute("DELETE FROM agents WHERE key = ?", [key])
-            removed = _release(db, held)
+            removed = _release(db, _clear(db, key))
         try:
             self._scrub()
         except StoreError as error:
@@ -201,11 +214,20 @@ class SQLiteStore(Store):
     def _scrub(self) -> None:
         """Wipes what was erased from the file and its log.
 
-        secure_delete zeroes what is deleted, but copies that the B-trees moved earlier go only with a rewrite.
+        secure_delete zeroes what is deleted, but of small rows SQLite's trees may hold copies that they moved
+        earlier: these trees are filled anew. Costs what was erased and all journals, not what others remember.
         """
         with self._reading() as db:
             last = db.execute("SELECT max(seq) FROM erasures").fetchone()[0]
-        self._file.rewrite()
+            columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('snapshots')")}
+        if "pad" not in columns:
+            with self._writing() as db:
+                # A file of version 0.1.
+                db.execute(f"CREATE TABLE padded {_SNAPSHOTS}")
+                db.execute("INSERT INTO padded (id, data) SELECT id, data FROM snapshots")
+                db.execute("DROP TABLE snapshots")
+                db.execute("ALTER TABLE padded RENAME TO snapshots")
+        self._file.wipe(refill=("agents", "moves", "tags"), reindex=("snapshots",))
         with self._writing() as db:
             db.execute("DELETE FROM erasures WHERE seq <= ?", [last])
 
@@ -216,8 +238,9 @@ def _key(db: sqlite3.Connection, agent: str) -> int | None:
 
 
 def _add_agent(db: sqlite3.Connection, agent: str) -> int:
-    key = db.execute("INSERT INTO agents (name) VALUES (?)", [agent.encode()]).lastrowid
-    assert key is not None
+    """A new agent's key. Chance makes it: SQLite's own would be given again once the agent is forgotten."""
+    key = secrets.randbits(62)
+    db.execute("INSERT INTO agents (key, name) VALUES (?, ?)", [key, agent.encode()])
     return key
 
 
@@ -250,10 +273,11 @@ def _record(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
 
 
 def _clear(db: sqlite3.Connection, key: int) -> list[str]:
-    """Takes all moves and tags from an agent; returns the ids it held."""
+    """Removes an agent with its moves and tags; returns the ids it held."""
     held = [each for (each,) in db.execute("SELECT DISTINCT snapshot FROM moves WHERE agent = ? ORDER BY 1", [key])]
     db.execute("DELETE FROM moves WHERE agent = ?", [key])
     db.execute("DELETE FROM tags WHERE agent = ?", [key])
+    db.execute("DELETE FROM agents WHERE key = ?", [key])
     return held
 
 

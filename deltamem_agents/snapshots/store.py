@@ -12,21 +12,33 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
-from deltamem_agents.errors import AgentNotFound, ConfigError, DamagedSnapshot
+from deltamem_agents.errors import (
+    AgentNotFound,
+    ConfigError,
+    DamagedSnapshot,
+    SnapshotNotFoundError,
+    StaleHead,
+    TagNotFoundError,
+)
 from deltamem_agents.snapshots.archive import Archive, write_archive
-from deltamem_agents.snapshots.codec import decode, encode, snapshot_id
+from deltamem_agents.snapshots.codec import decode, decode_links, encode, snapshot_id
 from deltamem_agents.snapshots.durable import named_faults, replacing
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff, state_diff
-from deltamem_agents.snapshots.refusals import check_agent, check_tag, no_agent, no_snapshot
+from deltamem_agents.snapshots.refusals import check_agent, check_new_agent, check_tag, no_agent, no_snapshot
 from deltamem_agents.snapshots.snapshot import Snapshot, is_snapshot_id, utc_now
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+
+MADE = "made"
+"""The verb of a move whose `at` is when the agent was made; `prune` leaves it where it drops the first move."""
+
+_MAKING = (MADE, "fork", "import")
 
 SHORTEST_PREFIX = 6
 """Fewest digits by which a snapshot can be named."""
@@ -50,6 +62,14 @@ class Store(ABC):
         """Id of the agent's newest snapshot, None when there is no such agent."""
         return self._head(check_agent(agent))
 
+    def incarnation(self, agent: str) -> str | None:
+        """What tells this agent from another one of its name, before or after it; None when there is no such agent.
+
+        It stays the same for as long as the agent is there, and is another one once the agent was forgotten and
+        made anew, or replaced by an import.
+        """
+        return self._incarnation(check_agent(agent))
+
     def load(self, agent: str, at: str | None = None) -> Entry:
         """A snapshot, verified against its id."""
         return self._fetch(agent, self._resolve(agent, at))
@@ -60,7 +80,7 @@ class Store(ABC):
         `expected`: the head this commit replaces, None to create the agent. Raises StaleHead when the head
         is another one by now: load it, redo the work on it and save again.
         """
-        check_agent(agent)
+        check_new_agent(agent) if expected is None else check_agent(agent)
         data = encode(snapshot)
         move = Move(snapshot.origin, snapshot_id(data), utc_now())
         self._append(agent, move, data, expected)
@@ -83,7 +103,7 @@ class Store(ABC):
 
         Snapshots are shared, not copied. Raises AlreadyExists when `agent` is there.
         """
-        check_agent(agent)
+        check_new_agent(agent)
         tip = self._resolve(source, at)
         past = self._reachable(source, tip)
         moves = [move for move in self._require_journal(source) if move.snapshot in past]
@@ -114,7 +134,7 @@ class Store(ABC):
     def untag(self, agent: str, name: str) -> None:
         """Takes a tag away; its snapshot stays."""
         if name not in self.tags(agent):
-            raise AgentNotFound(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
+            raise TagNotFoundError(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
         self._set_tag(agent, name, None)
 
     def tags(self, agent: str) -> dict[str, str]:
@@ -145,12 +165,16 @@ class Store(ABC):
         """
         if keep_last < 1:
             raise ConfigError(f"keep_last is {keep_last}, expected at least 1; to delete everything use forget")
-        held = dict.fromkeys(move.snapshot for move in reversed(self._require_journal(agent)))
+        journal = self._require_journal(agent)
+        held, making = dict.fromkeys(move.snapshot for move in reversed(journal)), _making(journal)
         kept = {*islice(held, keep_last), *self._tags(agent).values(), *self._branch_points(agent)}
         for each in kept & held.keys():
-            snapshot = self._fetch(agent, each).snapshot
-            kept.update(newest for thread, newest in snapshot.threads.items() if thread != snapshot.thread)
-        removed = self._drop(agent, held.keys() - kept)
+            links = decode_links(self._bytes(agent, each))
+            kept.update(newest for thread, newest in links.threads.items() if thread != links.thread)
+        gone = held.keys() - kept
+        if making.snapshot in gone:
+            self._carry_over(agent, making)
+        removed = self._drop(agent, gone)
         return Receipt(agent, utc_now(), removed.removed, removed.kept, (), removed.nbytes)
 
     def export(self, agent: str, file: File) -> None:
@@ -176,7 +200,7 @@ class Store(ABC):
                 with named_faults(f"read the export {os.fspath(file)!r}"):
                     file = stack.enter_context(open(file, "rb"))
             archive = Archive(file)
-            name = check_agent(archive.agent if agent is None else agent)
+            name = check_new_agent(archive.agent if agent is None else agent)
             for tag in archive.tags:
                 check_tag(tag)
             archive.verify()
@@ -255,6 +279,20 @@ class Store(ABC):
     def _erase(self, agent: str) -> Removed:
         """Removes the agent and every byte that is its alone. Raises AgentNotFound."""
 
+    def _incarnation(self, agent: str) -> str | None:
+        """See `incarnation`. Here it is the time at which the agent was made; a store may have a faster way."""
+        journal = self._journal(agent)
+        return _making(journal).at if journal else None
+
+    def _carry_over(self, agent: str, making: Move) -> None:
+        """Note once more when the agent was made, where the incarnation is that time and the move will be dropped."""
+        while self._incarnation(agent) == making.at:
+            head = self._head(agent)
+            with suppress(StaleHead):
+                if head is not None:
+                    self._append(agent, Move(MADE, head, making.at), None, head)
+                return
+
     def _branch_points(self, agent: str) -> set[str]:
         """Ids at which other agents stand or forked off. A store may have a faster way."""
         points: set[str] = set()
@@ -305,12 +343,12 @@ class Store(ABC):
         while ahead:
             snapshot = ahead.pop()
             try:
-                past = self._fetch(agent, snapshot).snapshot
+                past = decode_links(self._bytes(agent, snapshot))
             except AgentNotFound:
                 continue
             found.add(snapshot)
-            new = [each for each in (past.parent, *past.threads.values()) if each is not None and each not in seen]
-            seen.update(new)
+            new = {each for each in (past.parent, *past.threads.values()) if each is not None} - seen
+            seen |= new
             ahead.extend(new)
         return found
 
@@ -330,5 +368,10 @@ class Store(ABC):
         if not matches or len(at) < SHORTEST_PREFIX:
             raise no_snapshot(agent, at)
         if len(matches) > 1:
-            raise AgentNotFound(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
+            raise SnapshotNotFoundError(f"{at!r} fits {len(matches)} snapshots of agent {agent!r}; give more digits")
         return matches.pop()
+
+
+def _making(journal: Sequence[Move]) -> Move:
+    """The move that says when an agent was made."""
+    return next((move for move in reversed(journal) if move.verb in _MAKING), journal[0])

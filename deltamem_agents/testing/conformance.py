@@ -6,10 +6,11 @@ Nothing here needs pytest, and nothing heavy is imported before a test runs.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import TYPE_CHECKING
 
 from deltamem_agents.errors import (
@@ -38,6 +39,7 @@ AWKWARD_IDS = (
     "\0",
     "a\0b",
     "line\nbreak",
+    "a ",
     "%2e%2e",
     "'; DROP TABLE agents; --",
     "é",
@@ -46,7 +48,7 @@ AWKWARD_IDS = (
     "\u202eright to left",
     "x" * 512,
 )
-INVALID_IDS = ("", "x" * 513, "half a pair \ud800", None, 7, b"bytes")
+INVALID_IDS = ("", " ", "\n\t", "\u2003", "x" * 513, "half a pair \ud800", None, 7, True, b"bytes")
 
 
 def example_snapshot(seed: int = 0, after: Entry | None = None, *, thread: str = "", note: str = "") -> Snapshot:
@@ -327,6 +329,39 @@ class StoreConformance:
             assert store.tags("a") == {}
             assert sorted(store.forget("b").removed) == sorted(ids[:2])
 
+    def test_an_incarnation_ends_with_forgetting_and_with_nothing_else(self, tmp_path: Path) -> None:
+        with self.make_store(tmp_path) as store:
+            assert store.incarnation("a") is None
+            ids = grow(store, "a", 3)
+            first = store.incarnation("a")
+            assert first is not None
+            # A store may tell incarnations by the millisecond in which they began.
+            time.sleep(0.002)
+            store.rewind("a", ids[0])
+            grow(store, "a", 4, seed=10)
+            for seed in (20, 30):
+                store.prune("a", keep_last=1)
+                grow(store, "a", 2, seed=seed)
+            store.tag("a", "t")
+            assert store.fork("a", "b") == store.head("a") == store.head("b")
+            assert store.incarnation("a") == first != store.incarnation("b")
+            file = io.BytesIO()
+            store.export("a", file)
+            store.import_(file, replace=True)
+            replaced = store.incarnation("a")
+            time.sleep(0.002)
+            store.forget("a")
+            assert store.incarnation("a") is None
+            grow(store, "a", 1)
+            again = store.incarnation("a")
+            time.sleep(0.002)
+            store.forget("a")
+            store.fork("b", "a")
+            assert len({first, replaced, again, store.incarnation("a"), None}) == 5
+        if self.durable:
+            with self.make_store(tmp_path) as reopened:
+                assert reopened.incarnation("b") not in (None, reopened.incarnation("a"))
+
     def test_export_and_import_keep_everything(self, tmp_path: Path) -> None:
         with self.make_store(tmp_path / "one") as store:
             ids = grow(store, "a", 4)
@@ -392,6 +427,32 @@ class StoreConformance:
             assert store.load("a").id == ids[2]
             store._blob = read  # type: ignore[method-assign]
             assert [entry.id for entry in store.log("a")] == ids[::-1]
+
+    def test_reading_while_others_write_finds_whole_snapshots(self, tmp_path: Path) -> None:
+        with self.make_store(tmp_path) as store:
+            grow(store, "a", 1)
+            done = Event()
+
+            def write() -> None:
+                try:
+                    for turn in range(10):
+                        commit_by_retry(store, "a", thread="", note=str(turn))
+                        store.fork("a", "b")
+                        store.prune("a", keep_last=3)
+                        store.forget("b")
+                finally:
+                    done.set()
+
+            writer = Thread(target=write)
+            writer.start()
+            turns = [1]
+            while not done.is_set():
+                turns.append(store.load("a").snapshot.counters.turns)
+                assert 1 <= len(list(store.log("a"))) <= len(store.moves("a")) + 11
+                assert set(store.agents()) <= {"a", "b"}
+            writer.join()
+            assert turns == sorted(turns)
+            assert store.load("a").snapshot.counters.turns == 11
 
     def test_sixteen_threads_on_one_agent_lose_no_write(self, tmp_path: Path) -> None:
         writers, turns = 16, 4

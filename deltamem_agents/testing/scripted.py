@@ -24,7 +24,7 @@ from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.decode import Reply, as_text, stop_place
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.snapshots import Store, open_store
+from deltamem_agents.snapshots import LazyStore, StoreLike
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.running import Outcome, TurnRequest, TurnRunner
 from deltamem_agents.types import Message, Tool, ToolCall, ToolChoice
@@ -63,7 +63,7 @@ class ScriptedEngine(DeltaMemEngine):
     def __init__(
         self,
         script: Script = "ok",
-        store: Store | str | None = "memory:",
+        store: StoreLike | LazyStore = "memory:",
         *,
         window_tokens: int = WINDOW_TOKENS,
         policy: WritePolicy = WritePolicy(),
@@ -71,7 +71,7 @@ class ScriptedEngine(DeltaMemEngine):
     ) -> None:
         model = _tiny_model()
         loaded = replace(LoadedModel.of(model, _byte_tokenizer(), name), name=name)
-        super().__init__(loaded, _random_adapter(model), open_store(store), window_tokens=window_tokens, policy=policy)
+        super().__init__(loaded, _random_adapter(model), store, window_tokens=window_tokens, policy=policy)
         self._answer = _answers(script)
 
     def _turns(self) -> TurnRunner:
@@ -94,14 +94,16 @@ class _ScriptedRunner(TurnRunner):
         reply = self.answer(Asked(request.agent, request.messages, request.tools, request.tool_choice))
         text = reply if isinstance(reply, str) else _spelled(reply)
         ids = self._ids(text[: stop_place(text, request.sampling.stop, request.unstopped)])
+        whole = True
         if request.grammar is not None and grammars_available():
             matcher = self.speaker.vocabulary.matcher(request.grammar)
             if not matcher.accepts(ids):
-                ids = tuple(matcher.way_out() or ())
+                way = matcher.way_out()
+                ids, whole = tuple(way or ()), way is not None
         room = request.sampling.max_tokens
         kept = ids[:room]
         text = as_text(self.speaker.tokenizer, kept)
-        return Reply(kept, text, "stop" if len(kept) == len(ids) else "length", None)
+        return Reply(kept, text, "stop" if whole and len(kept) == len(ids) else "length", None)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         encoded = self.speaker.tokenizer(text, add_special_tokens=False, split_special_tokens=True)

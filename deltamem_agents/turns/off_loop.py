@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-async def off_loop(items: Generator[Item, None, None]) -> AsyncIterator[Item]:
+async def off_loop(items: Generator[Item, None, None]) -> AsyncGenerator[Item, None]:
     """The items, each made in a worker thread when it is asked for, and none ahead of that.
 
     So whoever stops asking stops the generator, and a worker is free again between two items. Closing or

@@ -5,26 +5,28 @@ Reads the store, decides, and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from deltamem_agents.chat.history import Alignment, Landing, digest, extend, known_ahead, settle, stay
-from deltamem_agents.errors import AgentNotFound, ConfigError, HistoryDiverged
+from deltamem_agents.chat.history import Alignment, align, digest, extend, known_ahead
+from deltamem_agents.errors import ConfigError, HistoryDiverged
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Counters, Entry, Fingerprint, Snapshot, Store
+from deltamem_agents.snapshots import Counters, Entry, Fingerprint, LazyStore, Snapshot, Store
+from deltamem_agents.turns.thread_past import REBUILD, Return, ThreadPast
 from deltamem_agents.types import Message, Role, ThreadLog
 
 OnDivergence: TypeAlias = Literal["append", "rewind", "raise"]
 
 DEFAULT_THREAD = ""
-COPIES_CHECKED = 32
-"""How many other threads are looked at when an unknown one brings a history that may be a copy."""
 
 
 @dataclass(frozen=True)
 class WritePolicy:
     """What is remembered. `roles`: whose messages are written.
+
+    `message_tokens`: how many tokens of one message are written at most. Of a longer one, such as a whole document that
+    a tool returned, it is the first and the last half of so many, wherever the message stands.
 
     `on_divergence`: what to do when a thread's history was edited at a point after which other threads
     wrote: "append" keeps everything and writes what is new, "rewind" goes back and loses what the other
@@ -33,8 +35,11 @@ class WritePolicy:
 
     roles: tuple[Role, ...] = ("user", "assistant", "tool")
     on_divergence: OnDivergence = "append"
+    message_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        if self.message_tokens < 2:
+            raise ConfigError(f"message_tokens is {self.message_tokens}, expected 2 or more: a head and a tail")
         if "system" in self.roles:
             raise ConfigError("role system cannot be written: instructions are given anew in every prompt")
 
@@ -43,153 +48,138 @@ class WritePolicy:
 class Plan:
     """The start of one turn. `new` are positions in its messages, ascending.
 
-    `head`: the agent's head when the plan was made, which the commit must replace. `base`: the snapshot
-    that is continued, None for an empty memory. `log`: what the thread has absorbed as of `base`.
+    `head`: the agent's head when the plan was made, which the commit must replace. `incarnation`: that agent, as
+    `Store.incarnation` tells it from others of its name. `base`: the snapshot that is continued, None for an empty
+    memory. `log`: what the thread has absorbed, to be extended. `digests`: of the messages that may
+    be written, by position. `edited`: how many of `new` have their place in the log already. `undone`: how many
+    messages the memory gives up by going back to `base`.
     """
 
     head: str | None
+    incarnation: str | None
     base: Entry | None
     state: MemoryState
     log: ThreadLog
     outcome: Alignment
     new: tuple[int, ...]
     digests: Mapping[int, str] = field(default_factory=dict)
+    edited: int = 0
+    undone: int = 0
 
     def commit(
         self, state: MemoryState, fingerprint: Fingerprint, thread: str, reply: Message | None, tokens: int, origin: str
-    ) -> Snapshot:
-        """The snapshot to save once the turn is over. `tokens`: how many were written."""
+    ) -> Snapshot | None:
+        """The snapshot to save once the turn is over; None where the newest one holds just these messages.
+
+        `tokens`: how many were written.
+        """
         written = [self.digests[position] for position in self.new]
         if reply is not None:
             written.append(digest(reply))
+        known = [each for position, each in self.digests.items() if not self.new or position < self.new[0]]
+        absorbed = extend(self.log, written[self.edited :], known)
+        if self.base is not None and self.base.id == self.head and absorbed == self._absorbed_before(thread):
+            return None
         before = Counters() if self.base is None else self.base.snapshot.counters
         return Snapshot(
             state=state.settled().detach().to("cpu"),
             fingerprint=fingerprint,
             thread=thread,
-            absorbed=extend(self.log, written),
+            absorbed=absorbed,
             threads={} if self.base is None else self.base.threads(),
             parent=None if self.base is None else self.base.id,
             counters=Counters(before.turns + 1, before.messages + len(written), before.tokens + tokens),
-            origin=origin,
+            origin=REBUILD if self.undone and not self.log.count else origin,
         )
 
-
-def plan_turn(
-    store: Store,
-    agent: str,
-    thread: str | None,
-    messages: Sequence[Message],
-    *,
-    empty: MemoryState,
-    fingerprint: Fingerprint,
-    policy: WritePolicy,
-) -> Plan:
-    """Align `messages` with what the agent absorbed.
-
-    Raises ForeignSnapshot when the agent's memory was made by something else, HistoryDiverged when the
-    policy refuses, and whatever the store raises.
-    """
-    name = DEFAULT_THREAD if thread is None else thread
-    digests = {i: digest(message) for i, message in enumerate(messages) if message.role in policy.roles}
-    positions, incoming = tuple(digests), tuple(digests.values())
-    head = store.head(agent)
-    if head is None:
-        return Plan(None, None, empty, ThreadLog(), Alignment.FRESH, positions, digests)
-    entry = store.load(agent, head)
-    entry.snapshot.fingerprint.require(fingerprint)
-    past = _Past(store, agent, entry)
-    landing = settle(past.absorbed(), name, incoming, continues=thread is not None)
-    if _must_stay(past, name, landing, policy.on_divergence):
-        log = _Absorbed(store, agent, entry).get(name, ThreadLog())
-        landing = replace(stay(log, incoming, continues=thread is not None), outcome=landing.outcome)
-    base = None if landing.depth is None else past.entries[landing.depth]
-    state = empty if base is None else base.snapshot.state
-    return Plan(head, base, state, landing.log, landing.outcome, positions[landing.new :], digests)
-
-
-def plan_absorption(
-    store: Store,
-    agent: str,
-    thread: str | None,
-    leaving: Sequence[Message],
-    *,
-    empty: MemoryState,
-    fingerprint: Fingerprint,
-    policy: WritePolicy,
-) -> Plan:
-    """Write messages that leave a client's window behind everything the agent has absorbed; nothing is gone back to.
-
-    What the thread absorbed of them while it saw them is not new. Raises ForeignSnapshot, and whatever the
-    store raises.
-    """
-    name = DEFAULT_THREAD if thread is None else thread
-    digests = {i: digest(message) for i, message in enumerate(leaving) if message.role in policy.roles}
-    head = store.head(agent)
-    if head is None:
-        return Plan(None, None, empty, ThreadLog(), Alignment.FRESH, tuple(digests), digests)
-    entry = store.load(agent, head)
-    entry.snapshot.fingerprint.require(fingerprint)
-    log = _Absorbed(store, agent, entry).get(name, ThreadLog())
-    known = known_ahead(log, tuple(digests.values()))
-    return Plan(head, entry, entry.snapshot.state, log, Alignment.EXTENDS, tuple(digests)[known:], digests)
-
-
-@dataclass
-class _Past:
-    """An agent's snapshots, newest first, loaded as far as they are asked for."""
-
-    store: Store
-    agent: str
-    head: Entry
-    entries: list[Entry] = field(default_factory=list)
-
-    def absorbed(self) -> Iterator[Mapping[str, ThreadLog]]:
-        for entry in self.store.log(self.agent, self.head.id):
-            self.entries.append(entry)
-            yield _Absorbed(self.store, self.agent, entry)
+    def _absorbed_before(self, thread: str) -> ThreadLog | None:
+        return None if self.base is None or self.base.snapshot.thread != thread else self.base.snapshot.absorbed
 
 
 @dataclass(frozen=True)
-class _Absorbed(Mapping[str, ThreadLog]):
-    """The log of each thread as of one snapshot; those of other threads are loaded when looked at."""
+class Planner:
+    """Plans the turns of one engine. `empty`: the memory that an agent starts with."""
 
-    store: Store
-    agent: str
-    entry: Entry
+    lazy_store: LazyStore
+    empty: MemoryState
+    fingerprint: Fingerprint
+    policy: WritePolicy
 
-    def __getitem__(self, thread: str) -> ThreadLog:
-        newest = self.entry.newest(thread)
-        if newest is None:
-            raise KeyError(thread)
-        if newest == self.entry.id:
-            return self.entry.snapshot.absorbed
-        try:
-            return self.store.load(self.agent, newest).snapshot.absorbed
-        except AgentNotFound:  # pruned
-            raise KeyError(thread) from None
+    @property
+    def store(self) -> Store:
+        return self.lazy_store.open()
 
-    def __iter__(self) -> Iterator[str]:
-        """The threads used last, as many as are worth comparing with one never seen."""
-        return iter([*self.entry.threads()][: -COPIES_CHECKED - 1 : -1])
+    def turn(self, agent: str, thread: str | None, messages: Sequence[Message]) -> Plan:
+        """Align `messages` with what the agent's thread absorbed.
 
-    def __len__(self) -> int:
-        return min(len(self.entry.threads()), COPIES_CHECKED)
+        Looks at no more snapshots than the thread's log has messages, and only where it goes back.
+        Raises ForeignSnapshot when the agent's memory was made by something else, HistoryDiverged when the
+        policy refuses, and whatever the store raises.
+        """
+        start = self._start(agent, messages)
+        if start.base is None:
+            return start
+        positions, incoming = tuple(start.digests), tuple(start.digests.values())
+        past = ThreadPast(self.store, agent, start.base, DEFAULT_THREAD if thread is None else thread)
+        log = past.log()
+        if log.count == 0:
+            log = past.copied(start.base, incoming)
+            return replace(start, log=log, new=positions[log.count :])
+        found = align(log, incoming, named=thread is not None)
+        if found.outcome is Alignment.DIVERGED:
+            back = past.back_to(found, incoming)
+            if back is not None and back.possible and self._may_go_back(past, back):
+                state = self.empty if back.base is None else back.base.snapshot.state
+                new = positions[back.log.count :]
+                return replace(
+                    start, base=back.base, state=state, log=back.log, outcome=found.outcome, new=new, undone=back.undone
+                )
+            if back is None and not found.edited:
+                found = align(log, incoming, named=False)
+        new = tuple(positions[place] for place in found.new)
+        edited = found.changed if found.edited else 0
+        return replace(start, log=found.log, outcome=found.outcome, new=new, edited=edited)
 
-    def values(self) -> ValuesView[ThreadLog]:
-        return {thread: log for thread in self if (log := self.get(thread)) is not None}.values()
+    def absorption(self, agent: str, thread: str | None, leaving: Sequence[Message]) -> Plan:
+        """Write messages that leave a client's window behind everything the agent has absorbed; nothing is undone.
 
+        What the thread absorbed of them while it saw them is not new. Raises ForeignSnapshot, and whatever the
+        store raises.
+        """
+        start = self._start(agent, leaving)
+        if start.base is None:
+            return start
+        past = ThreadPast(self.store, agent, start.base, DEFAULT_THREAD if thread is None else thread)
+        log = past.log()
+        known = known_ahead(log, tuple(start.digests.values()))
+        return replace(start, log=log, outcome=Alignment.EXTENDS, new=tuple(start.digests)[known:])
 
-def _must_stay(past: _Past, thread: str, landing: Landing, on_divergence: OnDivergence) -> bool:
-    """Whether going back would lose what other threads wrote, and the policy is to keep that."""
-    undone = past.entries if landing.depth is None else past.entries[: landing.depth]
-    others = {entry.snapshot.thread for entry in undone} - {thread}
-    if not others or on_divergence == "rewind":
-        return False
-    if on_divergence == "append":
-        return True
-    raise HistoryDiverged(
-        f"thread {thread!r} of agent {past.agent!r} was edited at a point after which other threads wrote "
-        f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep their "
-        "writes or 'rewind' to go back and lose them"
-    )
+    def nobody(self, messages: Sequence[Message]) -> Plan:
+        """A turn whose memory ends with it."""
+        digests = self._digests(messages)
+        return Plan(None, None, None, self.empty, ThreadLog(), Alignment.FRESH, tuple(digests), digests)
+
+    def _start(self, agent: str, messages: Sequence[Message]) -> Plan:
+        """The plan that goes on from the agent's head and takes every message for new."""
+        plan = replace(self.nobody(messages), incarnation=self.store.incarnation(agent), head=self.store.head(agent))
+        if plan.head is None:
+            return plan
+        entry = self.store.load(agent, plan.head)
+        entry.snapshot.fingerprint.require(self.fingerprint)
+        return replace(plan, base=entry, state=entry.snapshot.state)
+
+    def _digests(self, messages: Sequence[Message]) -> dict[int, str]:
+        return {i: digest(message) for i, message in enumerate(messages) if message.role in self.policy.roles}
+
+    def _may_go_back(self, past: ThreadPast, back: Return) -> bool:
+        """Whether the policy lets a thread go back. Raises HistoryDiverged where it refuses."""
+        others = past.writers_since(back.base)
+        if not others or self.policy.on_divergence == "rewind":
+            return True
+        if self.policy.on_divergence == "append":
+            return False
+        raise HistoryDiverged(
+            f"thread {past.thread!r} of agent {past.agent!r} was edited at a point after which other threads wrote "
+            f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep "
+            "their writes or 'rewind' to go back and lose them"
+        )

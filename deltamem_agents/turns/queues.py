@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from weakref import WeakValueDictionary
+
+from deltamem_agents.processes import Mutex
 
 
 class Queues:
     """The mutexes of all agents. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        self._mutexes: WeakValueDictionary[str, _Mutex] = WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._mutexes: WeakValueDictionary[str, Mutex] = WeakValueDictionary()
+        self._lock = Mutex()
 
-    def of(self, agent: str) -> _Mutex:
+    def of(self, agent: str) -> Mutex:
         """The agent's mutex, the same for all who hold it or wait for it."""
         with self._lock:
             mutex = self._mutexes.get(agent)
             if mutex is None:
-                mutex = self._mutexes[agent] = _Mutex()
+                mutex = self._mutexes[agent] = Mutex()
             return mutex
-
-
-class _Mutex:
-    """A lock that a WeakValueDictionary can hold."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from deltamem_agents.chat.grammar import Grammar
-from deltamem_agents.chat.history import Alignment, digest
+from deltamem_agents.chat.history import digest
 from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
-from deltamem_agents.errors import StaleHead
+from deltamem_agents.errors import AgentForgottenError, StaleHead, StateError
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
-from deltamem_agents.snapshots import Fingerprint, Store
-from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, WritePolicy, plan_absorption, plan_turn
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
+from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
 from deltamem_agents.types import (
     CallChunk,
     MemoryMode,
     Message,
     Sampling,
-    ThreadLog,
     Tool,
     ToolChoice,
     Turn,
@@ -31,6 +32,8 @@ from deltamem_agents.types import (
 )
 
 COMMIT_ATTEMPTS = 100
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,33 +70,61 @@ class Outcome:
     reply: Reply
     message: Message
     cut_call: CallChunk | None
-    overflow_tokens: int
+    absorbed_tokens: int
     attempts: int
 
 
 @dataclass(frozen=True)
 class TurnRunner:
-    """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents."""
+    """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
+
+    `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
+    """
 
     speaker: MemoryModel
-    store: Store
+    lazy_store: LazyStore
     policy: WritePolicy
     fingerprint: Fingerprint
     queues: Queues
+    require_usable: Callable[[], None]
+
+    @property
+    def store(self) -> Store:
+        return self.lazy_store.open()
 
     def stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
         """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""
+        self.require_usable()
         attempt = self.attempt(request, 1)
         shown = ReplyStream(bool(request.tools), request.grammar is not None, request.salt)
         try:
             while True:
-                yield from shown.push(next(attempt))
+                yield from shown.push(self._step(attempt))
         except StopIteration as done:
             outcome: Outcome = done.value
         finally:
             attempt.close()
         yield from shown.finish(outcome.message.content, outcome.message.tool_calls, outcome.cut_call)
         yield TurnChunk(turn=self._commit(request, outcome))
+
+    def _step(self, attempt: Generator[str, None, Outcome]) -> str:
+        """The attempt's next piece of text. Raises EngineClosedError where the engine was closed meanwhile."""
+        try:
+            return next(attempt)
+        except StateError:
+            # A model whose memory was taken off in the midst of a pass: say that, not what came of it.
+            self.require_usable()
+            raise
+        finally:
+            self.require_usable()
+
+    def _run_through(self, attempt: Generator[str, None, Outcome]) -> Outcome:
+        try:
+            while True:
+                self._step(attempt)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+            return outcome
 
     def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
         """Everything of a turn but the commit. `forced`: the reply to take instead of drawing one."""
@@ -106,7 +137,11 @@ class TurnRunner:
         run = speaker.begin(None if plan is None else plan.state, collect=True)
         new = plan.new if plan is not None and writes else ()
         window = speaker.prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
-        overflow = speaker.absorb(run, request.messages[: window.start], window.overflow) if window.overflow else 0
+        absorbed = 0
+        if window.absorbed:
+            for tokens in speaker.absorbing(run, request.messages, window.absorbed):
+                absorbed += tokens
+                yield ""
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
@@ -131,25 +166,32 @@ class TurnRunner:
             names = [tool.name for tool in request.tools]
             message, cut = reply_message(reply.text, names, request.salt, held=request.grammar is not None)
         if writes_reply and speaker.per_message:
-            speaker.absorb(run, (message,), None)
-        return Outcome(plan, window, run, reply, message, cut, overflow, number)
+            deque(speaker.absorbing(run, (message,), None), maxlen=0)
+        elif writes_reply and reply.ids:
+            run.measures.messages += 1
+        return Outcome(plan, window, run, reply, message, cut, absorbed, number)
 
-    def absorb_into(self, agent: str, thread: str | None, messages: Sequence[Message]) -> str | None:
+    def absorb_into(
+        self, agent: str, thread: str | None, messages: Sequence[Message], advance: Callable[[int], None]
+    ) -> str | None:
         """What `DeltaMemEngine.absorb_into` does."""
-        empty = self.speaker.adapter.zero_state()
+        first: Plan | None = None
         for _ in range(COMMIT_ATTEMPTS):
-            plan = plan_absorption(
-                self.store, agent, thread, messages, empty=empty, fingerprint=self.fingerprint, policy=self.policy
-            )
+            plan = self._planner.absorption(agent, thread, messages)
+            first = first or plan
+            _require_same_agent(agent, first, plan)
             new = [messages[position] for position in plan.new]
             if not new:
                 return None
             run = self.speaker.begin(plan.state)
-            self.speaker.absorb(run, new, None)
+            for read in self.speaker.absorbing(run, new, None):
+                advance(read)
+                self.require_usable()
             assert run.state is not None
-            tokens = self.speaker.prompts.content_tokens(new)
+            tokens = run.measures.written
             name = DEFAULT_THREAD if thread is None else thread
             snapshot = plan.commit(run.state, self.fingerprint, name, None, tokens, "absorb")
+            assert snapshot is not None
             try:
                 return self.store.save(agent, snapshot, expected=plan.head)
             except StaleHead:
@@ -159,23 +201,17 @@ class TurnRunner:
             "nothing was absorbed; try again"
         )
 
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.lazy_store, self.speaker.adapter.zero_state(), self.fingerprint, self.policy)
+
     def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""
         if request.memory == "off":
             return None
-        empty = self.speaker.adapter.zero_state()
         if request.agent is None:
-            writable = tuple(i for i, m in enumerate(request.messages) if m.role in self.policy.roles)
-            return Plan(None, None, empty, ThreadLog(), Alignment.FRESH, writable)
-        return plan_turn(
-            self.store,
-            request.agent,
-            request.thread,
-            request.messages,
-            empty=empty,
-            fingerprint=self.fingerprint,
-            policy=self.policy,
-        )
+            return self._planner.nobody(request.messages)
+        return self._planner.turn(request.agent, request.thread, request.messages)
 
     def _commit(self, request: TurnRequest, outcome: Outcome) -> Turn:
         """Save the turn. When another writer came first, do it again on the new head with the same reply.
@@ -184,16 +220,18 @@ class TurnRunner:
         """
         if request.agent is None or request.memory != "readwrite":
             return self._turn(request, outcome, None)
+        first = outcome.plan
         try:
-            return self._turn(request, outcome, self._save(request, outcome))
+            return self._saved(request, outcome)
         except StaleHead:
             pass
         # Those who lost line up, so that none of them is beaten by another one over and over.
         with self.queues.of(request.agent):
             for number in range(2, COMMIT_ATTEMPTS + 2):
-                outcome = _run_through(self.attempt(request, number, outcome.reply))
+                outcome = self._run_through(self.attempt(request, number, outcome.reply))
+                _require_same_agent(request.agent, first, outcome.plan)
                 try:
-                    return self._turn(request, outcome, self._save(request, outcome))
+                    return self._saved(request, outcome)
                 except StaleHead:
                     continue
         raise StaleHead(
@@ -201,9 +239,11 @@ class TurnRunner:
             "nothing was changed by this turn; try again"
         )
 
-    def _save(self, request: TurnRequest, outcome: Outcome) -> str:
-        assert outcome.plan is not None and outcome.run.state is not None and request.agent is not None
-        snapshot = outcome.plan.commit(
+    def _saved(self, request: TurnRequest, outcome: Outcome) -> Turn:
+        """The turn once its snapshot is durable. Raises StaleHead where another writer came first."""
+        plan = outcome.plan
+        assert plan is not None and outcome.run.state is not None and request.agent is not None
+        snapshot = plan.commit(
             outcome.run.state,
             self.fingerprint,
             DEFAULT_THREAD if request.thread is None else request.thread,
@@ -211,25 +251,38 @@ class TurnRunner:
             outcome.run.measures.written,
             "turn",
         )
-        return self.store.save(request.agent, snapshot, expected=outcome.plan.head)
+        if snapshot is None:
+            return self._turn(request, _nothing_written(outcome, plan), plan.head)
+        self.require_usable()
+        saved = self.store.save(request.agent, snapshot, expected=plan.head)
+        if plan.undone:
+            _log.warning(
+                "agent %r, thread %r: the client's history was edited or cut short; messages undone: %d. "
+                "Snapshot %s holds them, and Store.rewind goes back to it",
+                request.agent,
+                request.thread,
+                plan.undone,
+                plan.head,
+            )
+        return self._turn(request, outcome, saved)
 
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
         calls = outcome.message.tool_calls
-        writes = request.memory == "readwrite" and outcome.plan is not None
+        undone = outcome.plan.undone if outcome.plan is not None and request.memory == "readwrite" else 0
         return Turn(
             text=outcome.message.content,
             tool_calls=calls,
-            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.overflow_tokens),
+            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.absorbed_tokens),
             snapshot=snapshot,
             facts=TurnFacts(
                 agent=request.agent or "",
                 thread=request.thread,
                 memory=request.memory,
                 alignment="off" if outcome.plan is None else outcome.plan.outcome.value,
-                tokens_read=0 if state is None else sum(outcome.window.prompt.reads) + len(reply.ids),
+                tokens_read=measures.read,
                 tokens_written=measures.written,
-                messages_written=len(outcome.plan.new) + 1 if writes and outcome.plan is not None else 0,
+                messages_written=measures.messages,
                 state_bytes=0 if state is None else state.nbytes,
                 state_norm=0.0 if state is None else state.norm(),
                 mean_beta=measures.mean_beta,
@@ -238,16 +291,26 @@ class TurnRunner:
                 prefill_seconds=measures.prefill_seconds,
                 decode_seconds=measures.decode_seconds,
                 attempts=outcome.attempts,
+                tokens_unshown=outcome.window.unshown,
+                tokens_unwritten=measures.unwritten,
+                undone_messages=undone,
             ),
             finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
             cut_call=outcome.cut_call,
         )
 
 
-def _run_through(attempt: Generator[str, None, Outcome]) -> Outcome:
-    try:
-        while True:
-            next(attempt)
-    except StopIteration as done:
-        outcome: Outcome = done.value
-        return outcome
+def _nothing_written(outcome: Outcome, plan: Plan) -> Outcome:
+    """The outcome of a turn that was tried again and gave the same reply: the memory holds it already."""
+    measures = replace(outcome.run.measures, written=0, messages=0, unwritten=0)
+    return replace(outcome, run=replace(outcome.run, state=plan.state, measures=measures))
+
+
+def _require_same_agent(agent: str, first: Plan | None, now: Plan | None) -> None:
+    """Raises AgentForgottenError when the agent is no longer the one with which the turn began."""
+    if first is None or now is None or first.incarnation in (None, now.incarnation):
+        return
+    raise AgentForgottenError(
+        f"agent {agent!r} was forgotten, or replaced by an import, while this turn was running. Nothing of the turn "
+        "was kept, although its text may have been shown; call again to begin a new memory"
+    )

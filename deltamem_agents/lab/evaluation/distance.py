@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.corpus.small_talk import small_talk
 from deltamem_agents.lab.evaluation.controls import Arm
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_episodes
 from deltamem_agents.lab.evaluation.recall import (
@@ -25,7 +26,6 @@ from deltamem_agents.lab.evaluation.recall import (
     replies_by_arm,
 )
 from deltamem_agents.lab.evaluation.report import Figure
-from deltamem_agents.lab.training.chatter import chatter
 from deltamem_agents.types import Message
 
 FACTS = 4
@@ -68,7 +68,7 @@ class _SmallTalk:
         messages: list[Message] = []
         end = self.tokens + SESSION_TOKENS
         while self.tokens < end:
-            user, reply = chatter(self._rng, evaluation=True)
+            user, reply = small_talk(self._rng, held_out=True)
             messages += [Message("user", user), Message("assistant", reply)]
             self.tokens += sum(len(self._tokenizer.encode(text, add_special_tokens=False)) for text in (user, reply))
         return messages

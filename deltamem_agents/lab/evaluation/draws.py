@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.evaluation.recall import Asked, Case
-from deltamem_agents.lab.training.episodes import Episode, EpisodeGenerator, EpisodeShape
 
 HELD_OUT_VALUES = EpisodeShape(split="evaluation")
 """One fact with up to three exchanges of small talk around it, its value never told in training."""

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from deltamem_agents.errors import ConfigError, MessageError
+from deltamem_agents.lab.corpus.episodes import Episode, Question
 from deltamem_agents.lab.evaluation.matching import words
-from deltamem_agents.lab.training.episodes import Episode, Question
 from deltamem_agents.types import as_messages
 
 

@@ -6,12 +6,13 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.corpus.tables import read_table
 from deltamem_agents.lab.evaluation.controls import Arm
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, generated_episodes
 from deltamem_agents.lab.evaluation.estimates import Estimate
-from deltamem_agents.lab.evaluation.neutral_text import NEUTRAL_REPLIES
 from deltamem_agents.lab.evaluation.recall import (
     Asked,
     Case,
@@ -28,7 +29,6 @@ from deltamem_agents.lab.evaluation.recall import (
 )
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import with_same
-from deltamem_agents.lab.training.prompts_unrelated import UNRELATED_FIRST_PERSON, UNRELATED_PROMPTS
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, Score
 
@@ -49,7 +49,25 @@ PERPLEXITY = "perplexity against frozen"
 
 TOLD = "a told value"
 
+DATA = Path(__file__).parent / "data"
+
 Scored = Mapping[Arm, Sequence[MemoryState] | None]
+
+
+def unrelated_prompts() -> tuple[str, ...]:
+    """What users ask that has nothing to do with memory: other tasks and topics than training's neutral prompts.
+
+    None tells or asks for a fact about anybody in the conversation, though those of "first_person" speak of "my" and
+    "I" too.
+    """
+    table = read_table(DATA, "unrelated_prompts")
+    return (*table["prompts"], *table["first_person"])
+
+
+def neutral_replies() -> tuple[tuple[str, str], ...]:
+    """Prompts and replies about nobody in a conversation. The likelihood of a reply says what a memory disturbs."""
+    found: tuple[tuple[str, str], ...] = read_table(DATA, "neutral_replies")
+    return found
 
 
 def harmless(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
@@ -60,7 +78,7 @@ def harmless(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
     name = f"unrelated prompts, first {REPLY_TOKENS} tokens of the reply"
-    cases = _dealt(words, size, [(prompt, "") for prompt in (*UNRELATED_PROMPTS, *UNRELATED_FIRST_PERSON)])
+    cases = _dealt(words, size, [(prompt, "") for prompt in unrelated_prompts()])
     prompts = [asked.conversation for case in cases for asked in case.questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, len(cases) + 2 * len(Arm) * asked_count(cases))
@@ -80,7 +98,7 @@ def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 def _texts(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
     name = "neutral replies, written by people"
-    cases = _dealt(words, size, NEUTRAL_REPLIES)
+    cases = _dealt(words, size, neutral_replies())
     prompts = [[Message("user", asked.text)] for case in cases for asked in case.questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, len(cases) + len(Arm) * asked_count(cases))

@@ -11,11 +11,11 @@ import torch
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.corpus.episodes import Episode, Question
 from deltamem_agents.lab.evaluation.controls import Arm, arm_states, strangers
 from deltamem_agents.lab.evaluation.estimates import Drawn, Estimate
 from deltamem_agents.lab.evaluation.matching import contains, match, words
 from deltamem_agents.lab.evaluation.report import Figure
-from deltamem_agents.lab.training.episodes import Episode, Question
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.corpus.episodes import EpisodeShape
+from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.evaluation.distance import distance
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_cases, facts_told
 from deltamem_agents.lab.evaluation.harmless import harmless
@@ -14,8 +16,6 @@ from deltamem_agents.lab.evaluation.natural import natural
 from deltamem_agents.lab.evaluation.recall import Title, Watch, evaluate_recall
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import untold
-from deltamem_agents.lab.training.episodes import EpisodeShape
-from deltamem_agents.lab.training.words import open_words
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 """Facts in a conversation."""

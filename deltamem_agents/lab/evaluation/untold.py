@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.evaluation.controls import Arm
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, DrawnEpisode, Size, drawn_episodes
 from deltamem_agents.lab.evaluation.estimates import Drawn, Estimate
@@ -26,7 +27,6 @@ from deltamem_agents.lab.evaluation.recall import (
     replies_by_arm,
 )
 from deltamem_agents.lab.evaluation.report import Figure
-from deltamem_agents.lab.training.episodes import EpisodeGenerator, EpisodeShape
 
 SUITE = "untold"
 FREE, BEGUN, SAME = "another's value", "another's value, reply begun", "same reply as frozen"

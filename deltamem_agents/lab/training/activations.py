@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.batches import (
     HistoryBatch,
     QuestionBatch,
@@ -18,7 +19,6 @@ from deltamem_agents.lab.training.batches import (
     question_batch,
     told_places,
 )
-from deltamem_agents.lab.training.episodes import Episode
 from deltamem_agents.lab.training.objective import run_and_keep
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import MemoryCall
@@ -128,8 +128,6 @@ def collect_activations(
         asked.append(_asked(model, adapter, renderer, some, history.tokens[places[:, 0], places[:, 1]]))
         if start % (20 * COLLECT_BATCH) == 0:
             say(f"activations of {start + len(some)} of {len(episodes)} episodes")
-    asking = [(batch.inputs[:, rows], len(rows)) for batch in asked for rows in batch.questions]
-    ends = torch.tensor([count for _, count in asking]).cumsum(0)
     prompts = tuple(prompt for batch in asked for prompt in batch.prompts)
     answers = torch.tensor([int(prompt.is_answer.sum()) for prompt in prompts])
     told, questions = tellings.exchanges(), [question for episode in episodes for question in episode.questions]
@@ -139,11 +137,7 @@ def collect_activations(
         subjects=tuple(frozenset({question.subject}) for question in questions),
         attributes=tuple(question.attribute for question in questions),
         asides=asides,
-        questions=Exchanges(
-            torch.cat([inputs for inputs, _ in asking], dim=1),
-            tuple(torch.arange(end - count + 1, end) for end, (_, count) in zip(ends.tolist(), asking, strict=True)),
-            torch.zeros(int(ends[-1]), dtype=torch.bool),
-        ),
+        questions=_question_exchanges(asked),
         prompts=prompts,
         asked=torch.cat([batch.at_answers for batch in asked], dim=1),
         target=torch.cat([prompt.targets[prompt.is_answer] for prompt in prompts]),
@@ -265,12 +259,21 @@ class _Asked:
     at_others: Tensor
 
 
+def _question_exchanges(asked: Sequence[_Asked]) -> Exchanges:
+    inputs = [batch.inputs[:, rows] for batch in asked for rows in batch.questions]
+    counts = torch.tensor([one.shape[1] for one in inputs])
+    ends: list[int] = counts.cumsum(0).tolist()
+    # The first of each is the token before its content.
+    contents = tuple(torch.arange(end - count + 1, end) for end, count in zip(ends, counts.tolist(), strict=True))
+    return Exchanges(torch.cat(inputs, dim=1), contents, torch.zeros(ends[-1], dtype=torch.bool))
+
+
 def _asked(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode], told: Tensor) -> _Asked:
     questions = question_batch(renderer, episodes)
     if not torch.equal(told, questions.targets[questions.is_answer]):
         raise ConfigError(
-            "the tokenizer encodes a told value otherwise than the same value in a reply, which a warm start "
-            'compares token by token; train this model with "warm_start": null'
+            "the tokenizer encodes a told value otherwise than the same value in a reply, and training compares them "
+            "token by token; choose a model whose tokenizer puts the space before a word into the word's first token"
         )
     inputs, cache = _run(model, adapter, questions.lead, questions.tokens, questions.valid)
     inputs = inputs.bfloat16()

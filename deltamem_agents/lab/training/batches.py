@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.lab.training.episodes import Episode, Question, Told
+from deltamem_agents.lab.corpus.episodes import Episode, Question, Told
 from deltamem_agents.types import Message
 
 PREFIX_WEIGHT = 0.1

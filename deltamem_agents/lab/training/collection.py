@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations, joined
-from deltamem_agents.lab.training.episodes import Episode
 
 PARTS = 4
 

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem_agents.lab.training.activations import Activations
-from deltamem_agents.lab.training.pairs import Pairs
 from deltamem_agents.lab.training.recipe import GateFit
-from deltamem_agents.lab.training.spoken_values import SpokenValues
 from deltamem_agents.lab.training.strung import WriteWeights, logit
+from deltamem_agents.lab.training.told_tokens import Pairs, SpokenValues
 from deltamem_agents.memory.attach import Adapter
 
 TOLD, SHUT = 1536, 1536
@@ -49,7 +48,7 @@ def fit_gates(
     found: Activations,
     pairs: Pairs,
     plan: GateFit,
-    introduced: SpokenValues | None,
+    introduced: SpokenValues,
     rng: random.Random,
     say: Callable[[str], None],
 ) -> None:
@@ -87,13 +86,14 @@ class _Tokens:
     """Attention inputs of all kinds, a sample of each at a time."""
 
     def __init__(
-        self, found: Activations, pairs: Pairs, introduced: SpokenValues | None, beside: int, rng: random.Random
+        self, found: Activations, pairs: Pairs, introduced: SpokenValues, beside: int, rng: random.Random
     ) -> None:
         self._beside_a_step = beside
         self._generator = torch.Generator().manual_seed(rng.getrandbits(32))
         contents = _places(found.tellings.contents)
         self._tellings, self._beside = found.tellings, contents[~found.tellings.told[contents]]
-        self._told = [pairs.told, *(kind.told for kind in (pairs.spoken, introduced) if kind is not None)]
+        spoken = () if pairs.spoken is None else (pairs.spoken.told,)
+        self._told = [pairs.told, *spoken, introduced.told]
         self._shut = [(kind, _places(kind.contents)) for kind in (found.asides, found.questions)]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,20 +5,33 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeGenerator
+from deltamem_agents.lab.corpus.tables import read_table
 from deltamem_agents.lab.training.batches import Exchange
-from deltamem_agents.lab.training.episodes import Episode, EpisodeGenerator
 from deltamem_agents.lab.training.neutral import own_prompts, own_replies
-from deltamem_agents.lab.training.prompts_neutral import NEUTRAL_FIRST_PERSON, NEUTRAL_PROMPTS, NEUTRAL_SHORT
 from deltamem_agents.lab.training.run_folder import NEUTRAL_FILE, STATEMENTS_FILE, RunFolder
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.types import Message
+
+DATA = Path(__file__).parent / "data"
 
 PROMPT_TOKENS, REPLY_TOKENS = 48, 48
 """Lengths at most of a prompt that the model thinks of and of a kept reply."""
 
 NEAR = 0.5
 """Share of the questions about something never told that ask what was told, of another person."""
+
+
+def neutral_prompts() -> tuple[str, ...]:
+    """What users ask that has nothing to do with memory. None of it is among the unrelated prompts of the evaluation.
+
+    None tells or asks for a fact about anybody in the conversation, though those of "first_person" speak of "my" and
+    "I" too.
+    """
+    table = read_table(DATA, "neutral_prompts")
+    return (*table["prompts"], *table["short"], *table["first_person"])
 
 
 class LeftAlone:
@@ -59,7 +72,7 @@ class LeftAlone:
         return Exchange((Message("user", untold.question), Message("assistant", untold.prefix)), cut=True)
 
     def _neutral_prompts(self) -> Sequence[str]:
-        written = (*NEUTRAL_PROMPTS, *NEUTRAL_SHORT, *NEUTRAL_FIRST_PERSON)
+        written = neutral_prompts()
         if not self._own:
             return written
         own = own_prompts(self._loaded, self._own, max_tokens=PROMPT_TOKENS, seed=self._seed, say=self._say)

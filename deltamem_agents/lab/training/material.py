@@ -11,20 +11,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+from deltamem_agents.lab.corpus.episodes import Episode, EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.corpus.small_talk import small_talk
+from deltamem_agents.lab.corpus.splits import split_values
+from deltamem_agents.lab.corpus.tables import read_table
+from deltamem_agents.lab.corpus.values import values_of
+from deltamem_agents.lab.corpus.words import made_up_words, open_words
 from deltamem_agents.lab.training.activations import Activations, Exchanges, collect_activations, collect_asides
 from deltamem_agents.lab.training.batches import Renderer
-from deltamem_agents.lab.training.chatter import chatter
 from deltamem_agents.lab.training.collection import PARTS, Collection
-from deltamem_agents.lab.training.episodes import Episode, EpisodeGenerator, EpisodeShape
-from deltamem_agents.lab.training.left_alone import LeftAlone
-from deltamem_agents.lab.training.pairs import Pairs, joined_pairs
-from deltamem_agents.lab.training.recipe import Recipe, WarmStart
+from deltamem_agents.lab.training.left_alone import DATA, LeftAlone
+from deltamem_agents.lab.training.recipe import Recipe
 from deltamem_agents.lab.training.run_folder import RunFolder
-from deltamem_agents.lab.training.splits import split_values
-from deltamem_agents.lab.training.spoken_values import WORDS_A_STATEMENT, SpokenValues, collect_behind, collect_spoken
-from deltamem_agents.lab.training.values import values_of
-from deltamem_agents.lab.training.word_facts import INTRODUCTIONS
-from deltamem_agents.lab.training.words import made_up_words, open_words
+from deltamem_agents.lab.training.told_tokens import (
+    WORDS_A_STATEMENT,
+    Pairs,
+    SpokenValues,
+    collect_behind,
+    collect_spoken,
+    joined_pairs,
+)
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.types import Message
@@ -83,36 +89,30 @@ class Material:
 
     @cached_property
     def _more_pairs(self) -> list[Pairs]:
-        parts = math.ceil(self._warm.addressed * PARTS / self._warm.episodes)
+        parts = math.ceil(self._recipe.warm_start.addressed * PARTS / self._recipe.warm_start.episodes)
         return [Pairs.of(self._collect(self._draw_part(-number))) for number in range(1, parts + 1)]
 
     @cached_property
     def _spoken(self) -> SpokenValues:
         rng = random.Random(f"{self._recipe.seed} spoken")
         words = [*split_values(self._words, "train")]
-        words = rng.sample(words, min(len(words), self._warm.spoken))
+        words = rng.sample(words, min(len(words), self._recipe.warm_start.spoken))
         generator = self.generator(SPOKEN_SHAPE, 1)
         statements = [generator.draw(rng) for _ in range(len(words) // WORDS_A_STATEMENT + 1)]
         return collect_spoken(self._model, self._adapter, self._renderer, statements, words)
 
     def introduced(self) -> SpokenValues:
-        """Training's names and jobs behind all of INTRODUCTIONS."""
+        """Training's names and jobs behind all ways in which users introduce themselves."""
         statements = [
             (said, values_of(kind, "train")[start : start + WORDS_A_STATEMENT])
-            for kind, leads in INTRODUCTIONS.items()
+            for kind, leads in read_table(DATA, "introductions").items()
             for said in leads
             for start in range(0, len(values_of(kind, "train")), WORDS_A_STATEMENT)
         ]
         return collect_behind(self._model, self._adapter, self._renderer, statements)
 
-    @property
-    def _warm(self) -> WarmStart:
-        settings = self._recipe.warm_start
-        assert settings is not None
-        return settings
-
     def _draw_part(self, number: int) -> list[Episode]:
-        rng, settings = random.Random(f"{self._recipe.seed} warm {number}"), self._warm
+        rng, settings = random.Random(f"{self._recipe.seed} warm {number}"), self._recipe.warm_start
         generators = [self.generator(shape, facts) for shape in settings.shapes for facts in settings.facts]
         episodes = [rng.choice(generators).draw(rng) for _ in range(max(1, settings.episodes // PARTS))]
         return sorted(episodes, key=lambda episode: _size(episode.messages))
@@ -157,5 +157,5 @@ def _conversations(exchanges: Sequence[Sequence[Message]], rng: random.Random) -
 
 
 def _small_talk(rng: random.Random) -> tuple[Message, ...]:
-    user, reply = chatter(rng)
+    user, reply = small_talk(rng)
     return Message("user", user), Message("assistant", reply)

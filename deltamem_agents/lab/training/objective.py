@@ -1,4 +1,4 @@
-"""The loss: histories written with gradients through the writes, questions answered from the state alone."""
+"""The loss: questions answered from the state alone, other prompts left alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltamem_agents.lab.training.batches import (
     QuestionBatch,
 )
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
-from deltamem_agents.memory.attention import MemoryCall, scan_tokens
+from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
 
@@ -48,38 +48,17 @@ class Outcome:
     direct: float | None = None
 
 
-def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[MemoryState, Tensor]:
-    """The state after each history, and by how much write gates stood open on small talk (a scalar with gradient).
-
-    The forward pass runs without gradient, reading and writing as in use; the writes are then computed
-    again from each layer's input, with gradient to the memory projections and through the whole scan, but
-    not through the frozen model.
-    """
-    groups = history.of_like_length()
-    written = [_write_rows(model, adapter, rows) for _, rows in groups]
-    order = torch.cat([index for index, _ in groups]).argsort()
-    noises = [noise for _, noise in written if noise is not None]
-    noise = torch.stack(noises).mean() if noises else order.new_zeros((), dtype=torch.float32)
-    return MemoryState(torch.cat([state for state, _ in written])[order]), noise
-
-
-def _write_rows(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> tuple[Tensor, Tensor | None]:
-    zero = adapter.zero_state(len(history.tokens))
-    call = MemoryCall(zero, history.valid, history.writable, replies=history.replies, inputs={})
-    with torch.no_grad():
-        run_after_lead(model, history.lead, history.tokens, history.valid, call)
-    assert call.inputs is not None
-    again = MemoryCall(zero)
-    parts, noises = [], []
-    for slot in range(len(adapter.indices)):
-        memory = adapter.layer(slot)
-        x = call.inputs[slot].float()
-        keys, _ = memory.keys(x, history.valid, None)
-        projected = memory.project(again, slot, x, keys)
-        by_token = projected.beta.transpose(1, 2).flatten(2)
-        noises.append(openness(by_token[history.aside], adapter.config.gate_floor))
-        parts.append(scan_tokens(adapter.config, zero.matrices[:, slot], projected, history.writable)[1])
-    return torch.stack(parts, dim=1), torch.stack(noises).mean() if bool(history.aside.any()) else None
+@torch.no_grad()
+def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> MemoryState:
+    """The state after each history, read and written as in use. The model has to carry the adapter."""
+    states, order = [], []
+    for index, rows in history.of_like_length():
+        zero = adapter.zero_state(len(rows.tokens))
+        call = MemoryCall(zero, rows.valid, rows.writable, replies=rows.replies)
+        run_after_lead(model, rows.lead, rows.tokens, rows.valid, call)
+        states.append(call.new_state().matrices)
+        order.append(index)
+    return MemoryState(torch.cat(states)[torch.cat(order).argsort()])
 
 
 def openness(logits: Tensor, floor: float) -> Tensor:
@@ -174,7 +153,7 @@ def run_and_keep(
     return out.last_hidden_state, kept
 
 
-def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
+def judge(logits: Tensor, questions: QuestionBatch) -> Outcome:
     """Cross-entropy of the reply: the tokens of its answer weighted 1, the one behind them END_WEIGHT, its first one
     FIRST_WEIGHT and all others PREFIX_WEIGHT."""
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
@@ -188,14 +167,15 @@ def judge(logits: Tensor, questions: QuestionBatch, noise: Tensor) -> Outcome:
     wrong = torch.zeros(count, device=logits.device).index_add(
         0, questions.places[:, 0], (questions.is_answer & ~right).float()
     )
+    nothing = loss.new_zeros(())
     return Outcome(
         loss=loss,
         answer_nats=float(nats.detach()[questions.is_answer].mean()),
         first_right=right[questions.is_first],
         all_right=wrong == 0,
         begun=nats[first].mean(),
-        noise=noise,
-        gates=noise.new_zeros(()),
-        probed=noise.new_zeros(()),
-        untold=noise.new_zeros(()),
+        noise=nothing,
+        gates=nothing,
+        probed=nothing,
+        untold=nothing,
     )

@@ -14,11 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem_agents.lab.training.activations import Activations
-from deltamem_agents.lab.training.addressing import Asked, matching_loss
-from deltamem_agents.lab.training.direct_path import ReadWeights, directions, said, speaking_weight
-from deltamem_agents.lab.training.pairs import Pairs
-from deltamem_agents.lab.training.spoken_values import spoken_loss
+from deltamem_agents.lab.training.direct_path import (
+    ReadWeights,
+    directions,
+    matching_loss,
+    said,
+    speaking_weight,
+    spoken_loss,
+)
 from deltamem_agents.lab.training.strung import Conversation, WriteWeights, stacked_over_layers
+from deltamem_agents.lab.training.told_tokens import Asked, Pairs
 from deltamem_agents.memory.attach import Adapter
 
 SHARPNESS = 3.0

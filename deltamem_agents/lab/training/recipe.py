@@ -1,17 +1,22 @@
-"""A training run as a value: what is trained, on what, in which order. Recipes are JSON files."""
+"""A training run as a value: what is trained, on what, in which order.
+
+Recipes are JSON files. Episode shapes that several parts of a recipe use stand in its "shapes" by name, and what most
+stages have in common in its "defaults". The adapter may name a preset, beside which it needs few settings.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
-from deltamem_agents.config import ADAPTER_FORMAT, AdapterConfig
-from deltamem_agents.errors import ConfigError
-from deltamem_agents.lab.training.episodes import About, EpisodeShape, Teller, ValueKind
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.lab.corpus.episodes import About, EpisodeShape, Teller, ValueKind
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,13 +25,16 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 
+RECIPE_FORMAT = 2
+"""Format 1, of version 0.1, names no format; its stages could also be trained without replay."""
+
 
 @dataclass(frozen=True)
 class Rehearsal:
     """How long and on what: `steps` of about `questions` answers, each step with one number out of `facts`.
 
     `asides`: most exchanges that tell nothing in one conversation. `addressing`: steps that come before, on told
-    values alone (see `training/addressing.py`).
+    values alone (see `warm_start.py`).
     """
 
     steps: int = 600
@@ -43,11 +51,11 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class GateFit:
-    """Write gates fitted alone, on single tokens, in `steps` steps (see `training/gate_fit.py`).
+    """Write gates fitted alone, on single tokens, in `steps` steps (see `gate_fit.py`).
 
     `opened`: the least that told tokens are to open a gate. `shut`: what a token that tells nothing counts beside
     another. `dropout`: share of the activations that each step leaves out. `beside`: so many other tokens of tellings
-    a step keep the gate they had. `introduced`: users' own names and jobs are among what is to open a gate.
+    a step keep the gate they had.
     """
 
     steps: int = 500
@@ -55,26 +63,23 @@ class GateFit:
     shut: float = 6.0
     dropout: float = 0.1
     beside: int = 768
-    introduced: bool = False
 
     def __post_init__(self) -> None:
         _check(self, ("steps",), *_AT_LEAST_ONE)
         _check(self, ("beside",), "a whole number", lambda value: _is_whole(value, 0))
-        _check(self, ("introduced",), "true or false", lambda value: isinstance(value, bool))
         _check(self, ("opened", "dropout"), "from 0 up to but not 1", lambda value: 0 <= value < 1)
         _check(self, ("shut",), "0 or more", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Activations that are collected before the first step: of `episodes` of one fact each, in one of `shapes`.
+    """Activations that stages replay, collected before the first step: of `episodes` of one fact each, of `shapes`.
 
     `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
     episodes is replaced by new ones (0: never), unless a stage has a number of its own. `addressed`: so many episodes
-    more, of which only told tokens and where they are asked for are kept, to learn addresses from (see
-    `training/addressing.py`). `spoken`: so many words are also told without anything else, for what is stored of a
-    value (see `training/spoken_values.py`). `rehearsal`: how the projections are fitted on the episodes; null leaves
-    these as they are drawn, and the activations to stages that are replayed. `gate_fit`: how write gates are fitted
+    more, of which only told tokens and where they are asked for are kept, to learn addresses from. `spoken`: so many
+    words are also told without anything else, for what is stored of a value (see `told_tokens.py`). `rehearsal`: how
+    the projections are fitted on the episodes; null leaves them as they are. `gate_fit`: how write gates are fitted
     after that; null leaves them.
     """
 
@@ -96,21 +101,20 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training. Each step draws one number of `facts` and as many episodes as give `questions`.
+    """A stretch of training. Each step draws one number of `facts` and as many conversations as give `questions`.
 
-    `shapes`: what episodes look like, one of them a step, their own number of facts left out of account.
-    `asides`: fewest and most exchanges of neutral text that follow what is told. `rate`: learning rate after `warmup`
-    steps, falling along a cosine to `rate_end` at the stage's end. `question_writes`: share of the steps in which
-    question and reply are written while they are read, as in use. `neutral_every`: in every how many-th step other
-    prompts have to be left alone as well (0: never), their loss weighted `neutral_weight`. `begin_weight`: weight of
-    how a reply to a question begins, beside what the answer's loss has of it: whether the model speaks from memory at
-    all. `noise_weight`: of write gates that stand open on neutral text; `gate_weight`: of write gates that do not tell
-    told values from all other tokens, `probe_weight`: of a linear probe's reading the answers from the state and of
-    matching questions with what was told (see `training/probe.py`), `untold_weight`: of answering questions about what
-    was never told as the frozen model does, both known to replayed stages alone. `replayed`: histories are strung
-    together from the warm start's episodes, whatever `shapes` say, with `asides` exchanges of neutral text for every
-    eight facts, and as many questions in between, and only replies are run. `renewed_every`: after so many of its own
-    steps a quarter of these episodes is replaced by new ones (0: as the warm start says).
+    Conversations are strung together from the warm start's episodes, with `asides` (fewest and most) exchanges of
+    neutral text for every eight facts, and as many questions in between; only replies are run (see `replay.py`).
+    `shapes`: what episodes look like that other prompts and progress are drawn by, their own number of facts left out
+    of account. `rate`: learning rate after `warmup` steps, falling along a cosine to `rate_end` at the stage's end.
+    `question_writes`: share of the steps in which question and reply are written while they are read, as in use.
+    `neutral_every`: in every how many-th step other prompts have to be left alone as well (0: never), their loss
+    weighted `neutral_weight`. `begin_weight`: weight of how a reply to a question begins, beside what the answer's loss
+    has of it: whether the model speaks from memory at all. `noise_weight`: of write gates that stand open on neutral
+    text; `gate_weight`: of write gates that do not tell told values from all other tokens, `probe_weight`: of a linear
+    probe's reading the answers from the state and of matching questions with what was told (see `probe.py`),
+    `untold_weight`: of answering questions about what was never told as the frozen model does. `renewed_every`: after
+    so many of its own steps a quarter of the episodes is replaced by new ones (0: as the warm start says).
     `gates_kept`: write gates stay as they are, such as a gate fit has left them.
     """
 
@@ -130,7 +134,6 @@ class Stage:
     gate_weight: float = 0.0
     probe_weight: float = 0.0
     untold_weight: float = 0.0
-    replayed: bool = False
     renewed_every: int = 0
     gates_kept: bool = False
 
@@ -141,8 +144,19 @@ class Stage:
         _check(self, ("question_writes",), *_FROM_0_TO_1)
         _check(self, ("facts",), "a list of whole numbers above 0", lambda value: value and _are_whole(value, 1))
         _check(self, ("asides",), *_FEWEST_AND_MOST)
-        _check(self, ("replayed", "gates_kept"), "true or false", lambda value: isinstance(value, bool))
+        _check(self, ("gates_kept",), "true or false", lambda value: isinstance(value, bool))
         _check_shapes(self)
+
+
+@dataclass(frozen=True)
+class DrawnStep:
+    """A step of a `stage`, before which `into` of its steps come. `rng`: chance for all that is still to be drawn."""
+
+    stage: Stage
+    into: int
+    facts: int
+    shape: EpisodeShape
+    rng: random.Random
 
 
 @dataclass(frozen=True)
@@ -158,7 +172,7 @@ class Recipe:
     model: str
     adapter: AdapterConfig
     stages: tuple[Stage, ...]
-    warm_start: WarmStart | None = field(default_factory=WarmStart)
+    warm_start: WarmStart = field(default_factory=WarmStart)
     seed: int = 0
     made_up_words: int = 0
     own_prompts: int = 0
@@ -172,15 +186,9 @@ class Recipe:
         _check(self, ("erased",), "above 0 and below 1", lambda value: 0 < value < 1)
         _check(self, ("seed", "made_up_words", "own_prompts"), "a whole number", lambda value: _is_whole(value, 0))
         _check(self, ("stages",), "at least one stage", bool)
-        if any(stage.replayed for stage in self.stages) and self.warm_start is None:
-            raise ConfigError(
-                "a stage is replayed, and warm_start is null; expected the episodes to replay, give them there"
-            )
-        if self.adapter.memory_write_granularity != "token":
-            raise ConfigError(
-                f"recipe: adapter.memory_write_granularity is {self.adapter.memory_write_granularity!r}; "
-                "only 'token' can be trained"
-            )
+        for name, trained in (("memory_write_granularity", "token"), ("read_scope", "replies")):
+            if (found := getattr(self.adapter, name)) != trained:
+                raise ConfigError(f"recipe: adapter.{name} is {found!r}; only {trained!r} can be trained")
 
     @property
     def steps(self) -> int:
@@ -188,7 +196,7 @@ class Recipe:
 
     def renewals_before(self, step: int) -> int:
         """How often a quarter of the warm start's episodes has been replaced when step `step` begins."""
-        every = 0 if self.warm_start is None else self.warm_start.renewed_every
+        every = self.warm_start.renewed_every
         begun, renewals = 0, 0
         for stage in self.stages:
             into = min(step - begun, stage.steps)
@@ -207,25 +215,36 @@ class Recipe:
             step -= stage.steps
         raise ConfigError(f"the recipe has {self.steps} steps, expected one of them, counted from 0")
 
+    def drawn_step(self, step: int) -> DrawnStep:
+        """What step `step` of the run is about, from the seed and the step alone: a run that goes on goes on alike."""
+        stage, into = self.stage_at(step)
+        rng = random.Random(f"{self.seed} {step}")
+        return DrawnStep(stage, into, rng.choice(stage.facts), rng.choice(stage.shapes), rng)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping that `from_json` turns back into an equal recipe."""
-        return dataclasses.asdict(self)
+        return {"format": RECIPE_FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """Raises ConfigError naming a key that is missing or not known, or whose value does not fit."""
+        """Raises ConfigError naming a key that is missing or not known, or whose value does not fit.
+
+        A recipe of a later format raises NewerFormat.
+        """
         given = dict(_mapping(data, "recipe"))
+        if _format_of(given) == 1:
+            given = _of_format_1(given)
         if "adapter" in given:
-            adapter = _mapping(given["adapter"], "recipe, adapter")
-            # With its format named, the adapter's config refuses keys it does not know.
-            given["adapter"] = AdapterConfig.from_json({"format": ADAPTER_FORMAT, **adapter})
+            given["adapter"] = _adapter(given["adapter"])
+        shapes = _mapping(given.pop("shapes", {}), "recipe, shapes")
+        named = {name: _build(EpisodeShape, shape, f"recipe, shapes, {name}") for name, shape in shapes.items()}
+        defaults = _mapping(given.pop("defaults", {}), "recipe, defaults")
         if "stages" in given:
-            stages = given["stages"]
-            if not isinstance(stages, list | tuple):
-                raise ConfigError(f"recipe: stages is {stages!r}, expected a list")
-            given["stages"] = tuple(_build(Stage, stage, f"recipe, stage {n}") for n, stage in enumerate(stages, 1))
-        if given.get("warm_start") is not None:
-            given["warm_start"] = _build(WarmStart, given["warm_start"], "recipe, warm_start")
+            given["stages"] = tuple(
+                _build(Stage, {**defaults, **stage}, where, named) for where, stage in _stages(given["stages"])
+            )
+        if "warm_start" in given:
+            given["warm_start"] = _build(WarmStart, given["warm_start"], "recipe, warm_start", named)
         return _build(cls, given, "recipe")
 
     @classmethod
@@ -250,11 +269,57 @@ def _mapping(data: object, where: str) -> Mapping[str, Any]:
     return data
 
 
-def _build(kind: type[_Part], data: object, where: str) -> _Part:
-    """A dataclass from JSON, its lists as tuples."""
+def _stages(stages: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each stage, and what errors call it."""
+    if not isinstance(stages, list | tuple):
+        raise ConfigError(f"recipe: stages is {stages!r}, expected a list")
+    for number, stage in enumerate(stages, 1):
+        where = f"recipe, stage {number}"
+        yield where, _mapping(stage, where)
+
+
+def _adapter(data: object) -> AdapterConfig:
+    settings = dict(_mapping(data, "recipe, adapter"))
+    return AdapterConfig.of_preset(settings.pop("preset", "published"), **settings)
+
+
+def _format_of(given: dict[str, Any]) -> int:
+    """A recipe's format, which is taken out."""
+    found = given.pop("format", 1)
+    if not _is_whole(found, 1):
+        raise ConfigError(f"recipe: format is {found!r}, expected a whole number above 0")
+    if found > RECIPE_FORMAT:
+        raise NewerFormat(f"recipe: format is {found}, this version reads up to {RECIPE_FORMAT}; upgrade the package")
+    return int(found)
+
+
+def _of_format_1(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same recipe as this version has it. What could be left undone then is always done now."""
+    changed = dict(given)
+    if "stages" in given:
+        changed["stages"] = [_without(stage, "replayed", where) for where, stage in _stages(given["stages"])]
+    warm_start = given.get("warm_start")
+    if isinstance(warm_start, Mapping) and isinstance(warm_start.get("gate_fit"), Mapping):
+        where = "recipe, warm_start, gate_fit"
+        changed["warm_start"] = {**warm_start, "gate_fit": _without(warm_start["gate_fit"], "introduced", where)}
+    return changed
+
+
+def _without(part: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A part of a recipe without a setting that used to be false unless said otherwise, and now is always true."""
+    if part.get(name, False) is not True:
+        raise ConfigError(
+            f"{where}: {name} is {part.get(name, 'missing')!r}, expected true: all that this version trains; set it, "
+            f'or leave it out and give the recipe "format": {RECIPE_FORMAT}'
+        )
+    return {key: value for key, value in part.items() if key != name}
+
+
+def _build(kind: type[_Part], data: object, where: str, named: Mapping[str, EpisodeShape] | None = None) -> _Part:
+    """A dataclass from JSON, its lists as tuples. `named`: the shapes that may be named."""
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
     if isinstance(settings.get("shapes"), tuple):
-        settings["shapes"] = tuple(_build(EpisodeShape, shape, f"{where}, shapes") for shape in settings["shapes"])
+        settings["shapes"] = tuple(_shape(shape, where, named or {}) for shape in settings["shapes"])
     for name, part in (("rehearsal", Rehearsal), ("gate_fit", GateFit)):
         if settings.get(name) is not None:
             settings[name] = _build(part, settings[name], f"{where}, {name}")
@@ -270,6 +335,15 @@ def _build(kind: type[_Part], data: object, where: str) -> _Part:
         return kind(**settings)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _shape(shape: object, where: str, named: Mapping[str, EpisodeShape]) -> EpisodeShape:
+    if not isinstance(shape, str):
+        return _build(EpisodeShape, shape, f"{where}, shapes")
+    if shape not in named:
+        known = ", ".join(named) or "none"
+        raise ConfigError(f"{where}: no shape is named {shape!r}; the recipe's shapes are {known}")
+    return named[shape]
 
 
 def _check(part: object, names: Sequence[str], expected: str, fits: Callable[[Any], object]) -> None:

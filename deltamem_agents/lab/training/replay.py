@@ -60,9 +60,11 @@ def replay(
 
     asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
     questions, kept = _questions(lead, found, asked)
-    outcome = judge(_answer(model, read_by(asked), questions, kept, writes=writes), questions, noise)
-    probed, direct = (noise.new_zeros(()), None) if probe is None else probe(written.state)
-    outcome = replace(outcome, probed=probed, direct=direct)
+    outcome = judge(_answer(model, read_by(asked), questions, kept, writes=writes), questions)
+    outcome = replace(outcome, noise=noise)
+    if probe is not None:
+        probed, direct = probe(written.state)
+        outcome = replace(outcome, probed=probed, direct=direct)
     if untold:
         opening = opening_loss(adapter.config, ReadWeights.of(adapter), written.state, found, asked, untold)
         outcome = replace(outcome, gates=opening)

@@ -94,6 +94,11 @@ class WriteWeights:
             votes=config.gate_votes,
         )
 
+    def keys(self, x: Tensor, shifted: Tensor) -> Tensor:
+        """Pre-activations (layers, n, width) of keys at x (layers, n, hidden); `shifted`: of the tokens before."""
+        keys = product(x, self.key)
+        return keys if self.before is None else keys + product(shifted, self.before)
+
     def gates(self, x: Tensor) -> Tensor:
         """Logits (layers, n, gates) of the write gates at attention inputs x (layers, n, hidden)."""
         logits = product(x, self.gate) + self.gate_bias[:, None]
@@ -192,9 +197,6 @@ def write_strung(
     longest = laid.longest
     device = weights.key.device
     x, spot = laid.here.to(device), laid.spots.to(device)
-    keys = product(x, weights.key)
-    if weights.before is not None:
-        keys = keys + product(laid.shifted.to(device), weights.before)
     gates = weights.gates(x)
 
     def laid_out(values: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def write_strung(
         by_row: Tensor = spread.unflatten(1, (rows, longest))
         return by_row.flatten(0, 1).transpose(1, 2)
 
-    k = laid_out(unit(by_head(keys, config)))
+    k = laid_out(unit(by_head(weights.keys(x, laid.shifted.to(device)), config)))
 
     def gate(weight: Tensor | None, bias: Tensor | None, start: float) -> Tensor:
         if weight is None or bias is None:

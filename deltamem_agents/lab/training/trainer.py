@@ -17,11 +17,11 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError, TrainingDiverged
-from deltamem_agents.lab.training.addressing import draw_asked
+from deltamem_agents.lab.corpus.episodes import Episode
+from deltamem_agents.lab.training.activations import Activations
 from deltamem_agents.lab.training.batches import Renderer, history_batch, neutral_batch, question_batch
-from deltamem_agents.lab.training.episodes import Episode
+from deltamem_agents.lab.training.direct_path import gate_loss
 from deltamem_agents.lab.training.gate_fit import HIDDEN, LINEAR, fit_gates
-from deltamem_agents.lab.training.gates import gate_loss
 from deltamem_agents.lab.training.material import Material
 from deltamem_agents.lab.training.objective import (
     Outcome,
@@ -38,16 +38,17 @@ from deltamem_agents.lab.training.run_folder import LOG_FILE, Checkpoint, RunFol
 from deltamem_agents.lab.training.strung import (
     ERASED,
     KEEP_LOGIT,
+    Conversation,
     WriteWeights,
     logit,
     never_told,
     string_together,
 )
-from deltamem_agents.lab.training.warmstart import warm_start
+from deltamem_agents.lab.training.told_tokens import draw_asked
+from deltamem_agents.lab.training.warm_start import warm_start
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.types import Message
 
 __all__ = ["LOG_FILE", "Report", "Trainer", "initialise"]
 
@@ -56,7 +57,7 @@ EVALUATED_QUESTIONS = 48
 PROBE = "probe."
 
 FACTS_BESIDE_ASIDES = 8
-"""A replayed stage's exchanges of neutral text stand beside each so many facts that a conversation tells."""
+"""A stage's exchanges of neutral text stand beside each so many facts that a conversation tells."""
 
 PROBED_AT_ONCE = 64
 """Of so many facts at once a probe also matches questions with what is told."""
@@ -67,9 +68,6 @@ steps have the size of the rate, and would hardly move them."""
 
 NEUTRAL_EXCHANGES = 8
 """So many exchanges a step that looks at what is to be left alone."""
-
-ROWS_WITH_ASIDES = 4
-"""So many of a step's histories are followed by neutral text; in all of them it would cost more than it teaches."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,7 @@ class Trainer:
         self._begun = True
 
     def _train(self) -> None:
-        settings = self._recipe.warm_start
-        rehearsal, gate_fit = (None, None) if settings is None else (settings.rehearsal, settings.gate_fit)
+        rehearsal, gate_fit = self._recipe.warm_start.rehearsal, self._recipe.warm_start.gate_fit
         if not self._begun and (self._started or rehearsal is not None or gate_fit is not None):
             if rehearsal is not None and not self._started:
                 self._warm_start(rehearsal)
@@ -215,8 +212,8 @@ class Trainer:
         begun = time.monotonic() - self.seconds
         _, found = self._material.collected(self.step)
         rng = random.Random(f"{self._recipe.seed} gates")
-        introduced = self._material.introduced() if plan.introduced else None
-        fit_gates(self.adapter, found, self._material.pairs(self.step), plan, introduced, rng, self._say)
+        pairs, introduced = self._material.pairs(self.step), self._material.introduced()
+        fit_gates(self.adapter, found, pairs, plan, introduced, rng, self._say)
         self.seconds = time.monotonic() - begun
 
     @cached_property
@@ -224,25 +221,18 @@ class Trainer:
         return output_directions(self._model)
 
     def _train_step(self, begun: float) -> Report:
-        stage, into = self._recipe.stage_at(self.step)
-        # From the seed and the step alone, so that an interrupted run goes on as an uninterrupted one.
-        rng = random.Random(f"{self._recipe.seed} {self.step}")
-        facts = rng.choice(stage.facts)
-        generator = self._material.generator(rng.choice(stage.shapes), facts)
-        if stage.replayed:
-            episodes, state, outcome = self._replayed(rng, stage, facts)
-        else:
-            episodes = [generator.draw(rng) for _ in range(max(1, stage.questions // facts))]
-            asides = [self._asides(rng, stage) if row < ROWS_WITH_ASIDES else () for row in range(len(episodes))]
-            state, outcome = self._answered(episodes, asides, writes=rng.random() < stage.question_writes)
+        drawn = self._recipe.drawn_step(self.step)
+        stage, rng = drawn.stage, drawn.rng
+        episodes, state, outcome = self._replayed(rng, stage, drawn.facts)
         loss = outcome.loss + stage.noise_weight * outcome.noise + stage.gate_weight * outcome.gates
         loss = loss + stage.begin_weight * outcome.begun + stage.probe_weight * outcome.probed
         loss = loss + stage.untold_weight * outcome.untold
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
-            # Every other kind asks what was never told, which a stage may leave to replay.
+            # Every other kind asks what was never told, which `untold` covers where a stage weighs it.
             kinds = range(0, NEUTRAL_EXCHANGES, 2 if stage.untold_weight else 1)
             rows = [kind % len(episodes) for kind in kinds]
+            generator = self._material.generator(drawn.shape, drawn.facts)
             exchanges = [
                 self._material.left_alone.draw(rng, generator, episodes[row], kind)
                 for kind, row in zip(kinds, rows, strict=True)
@@ -250,18 +240,13 @@ class Trainer:
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)
             neutral = disturbance(self._model, state, batch)
             loss = loss + stage.neutral_weight * neutral
-        self._descend(loss, _rate(stage, into), gates_kept=stage.gates_kept)
-        return _report(self.step, time.monotonic() - begun, facts, outcome, neutral)
+        self._descend(loss, _rate(stage, drawn.into), gates_kept=stage.gates_kept)
+        return _report(self.step, time.monotonic() - begun, drawn.facts, outcome, neutral)
 
     def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
         """Episodes strung together from those collected, the states they leave behind, and how these answer."""
         episodes, found = self._material.collected(self.step)
-        # Longer conversations have more that tells nothing in them.
-        share = -(-facts // FACTS_BESIDE_ASIDES)
-        conversations = [
-            string_together(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
-            for _ in range(max(1, stage.questions // facts))
-        ]
+        conversations = drawn_conversations(found, stage, facts, rng)
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
         probe: Callable[[Tensor], tuple[Tensor, float]] | None = None
         if stage.probe_weight and self._probe is not None:
@@ -279,24 +264,6 @@ class Trainer:
             gates = gate_loss(WriteWeights.of(self.adapter), self._material.pairs(self.step), found.asides, rng)
             outcome = replace(outcome, gates=outcome.gates + gates)
         return [_joined([episodes[index] for index in one.tellings]) for one in conversations], state, outcome
-
-    def _answered(
-        self, episodes: Sequence[Episode], asides: Sequence[Sequence[Message]] | None = None, *, writes: bool
-    ) -> tuple[MemoryState, Outcome]:
-        """The states the episodes and what follows them leave behind, and how questions are answered from these."""
-        messages = [episode.messages for episode in episodes]
-        state, noise = write_history(
-            self._model, self.adapter, history_batch(self._renderer, messages, asides).to(self._device)
-        )
-        questions = question_batch(self._renderer, episodes).to(self._device)
-        return state, judge(answer_questions(self._model, state, questions, writes=writes), questions, noise)
-
-    def _asides(self, rng: random.Random, stage: Stage) -> tuple[Message, ...]:
-        return tuple(
-            message
-            for _ in range(rng.randint(*stage.asides))
-            for message in rng.choice(self._material.left_alone.neutral).messages
-        )
 
     def _descend(self, loss: Tensor, rate: float, *, gates_kept: bool) -> None:
         for group in self._optimiser.param_groups:
@@ -326,10 +293,17 @@ class Trainer:
             found: list[Outcome] = []
             while sum(len(outcome.all_right) for outcome in found) < EVALUATED_QUESTIONS:
                 episodes = [generator.draw(rng) for _ in range(max(1, 16 // facts))]
-                found.append(self._answered(episodes, writes=False)[1])
+                found.append(self._answered(episodes))
             recall[f"{facts} facts, whole answer"] = _share([outcome.all_right for outcome in found])
             recall[f"{facts} facts, first token"] = _share([outcome.first_right for outcome in found])
         self._log({"step": self.step, "seconds": self.seconds, "held_out_values": recall})
+
+    def _answered(self, episodes: Sequence[Episode]) -> Outcome:
+        """How questions about whole episodes are answered, run through the model as in use."""
+        history = history_batch(self._renderer, [episode.messages for episode in episodes]).to(self._device)
+        questions = question_batch(self._renderer, episodes).to(self._device)
+        state = write_history(self._model, self.adapter, history)
+        return judge(answer_questions(self._model, state, questions, writes=False), questions)
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self._folder.log(line)
@@ -342,6 +316,16 @@ class Trainer:
                 f"loss {line['loss']:.2f}, answer {line['answer_nats']:.2f} nats, whole {line['whole']:.2f}, "
                 f"noise {line['noise']:.4f}"
             )
+
+
+def drawn_conversations(found: Activations, stage: Stage, facts: int, rng: random.Random) -> list[Conversation]:
+    """A step's conversations of so many facts each, strung together from what was collected."""
+    # Longer conversations have more that tells nothing in them.
+    share = -(-facts // FACTS_BESIDE_ASIDES)
+    return [
+        string_together(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
+        for _ in range(max(1, stage.questions // facts))
+    ]
 
 
 @contextmanager

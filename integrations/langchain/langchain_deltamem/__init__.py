@@ -7,14 +7,14 @@
 from typing import TYPE_CHECKING, Any
 
 from langchain_deltamem.chat_models import ChatDeltaMem
-from langchain_deltamem.errors import ContextOverflow
+from langchain_deltamem.errors import ContextOverflow, WindowOverflowError
 from langchain_deltamem.identity import use_agent
 
 if TYPE_CHECKING:
     from langchain_deltamem.middleware import DeltaMemMiddleware
 
 __version__ = "0.1.0"
-__all__ = ["ChatDeltaMem", "ContextOverflow", "DeltaMemMiddleware", "use_agent"]
+__all__ = ["ChatDeltaMem", "ContextOverflow", "DeltaMemMiddleware", "WindowOverflowError", "use_agent"]
 
 
 def __getattr__(name: str) -> Any:

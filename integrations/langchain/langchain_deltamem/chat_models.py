@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -13,16 +13,27 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, run_in_executor
 from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
-from pydantic import Field, SkipValidation, model_validator
+from pydantic import BeforeValidator, Field, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling, Store
-from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
-from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, turn_options
+from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling
+from deltamem_agents.bridges import (
+    DEFAULT_MODEL,
+    EPHEMERAL,
+    EngineSpec,
+    Serving,
+    own_agent,
+    read_store,
+    require_names,
+    whose,
+    written_store,
+)
+from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, listed, turn_options
 from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
-from langchain_deltamem.errors import InvalidOption, as_model_errors
-from langchain_deltamem.identity import resolve
+from langchain_deltamem.errors import InvalidOptionError, as_model_errors
+from langchain_deltamem.identity import of_checkpoint, of_run, resolve
 from langchain_deltamem.keywords import check_fields, check_keywords
 from langchain_deltamem.messages import to_messages
 from langchain_deltamem.replies import PROVIDER, to_chunk, to_result
@@ -53,10 +64,10 @@ class ChatDeltaMem(BaseChatModel):
     model: str = Field(default_factory=from_env("DELTAMEM_MODEL", default=DEFAULT_MODEL))
     engine: SkipValidation[DeltaMemEngine] | None = Field(default=None, exclude=True, repr=False)
     adapter: str | None = None
-    store: SkipValidation[Store | str | None] = Field(default_factory=from_env("DELTAMEM_STORE", default=None))
+    store: SkipValidation[StoreLike] = Field(default_factory=from_env("DELTAMEM_STORE", default=None))
     device: str = "cpu"
     window_tokens: int | None = None
-    agent_id: str | None = None
+    agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
     memory: MemoryMode = "readwrite"
     max_tokens: int = 256
     temperature: float = 0.0
@@ -82,6 +93,7 @@ class ChatDeltaMem(BaseChatModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self._sampling()
+        self.store = read_store(self.store, self.engine)
         if self.cache and self.memory != "off":
             raise ConfigError(CACHED)
         if self.engine is not None:
@@ -96,12 +108,12 @@ class ChatDeltaMem(BaseChatModel):
         self.model = engine.model_name
 
     def __getstate__(self) -> dict[Any, Any]:
-        if self.engine is not None or not isinstance(self.store, str | None):
-            raise ConfigError(
-                "a ChatDeltaMem with an open engine or Store cannot be pickled; "
-                "give model= and a store URL, and each process opens its own"
-            )
+        require_names("ChatDeltaMem", self.store, self.engine)
         return super().__getstate__()
+
+    @field_serializer("store")
+    def _written_store(self, store: StoreLike) -> str | None:
+        return written_store(store, self.engine)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()
@@ -125,8 +137,7 @@ class ChatDeltaMem(BaseChatModel):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        # An open engine or store cannot be written down; whoever loads the model gives them again.
-        return {} if self.store is None or isinstance(self.store, str) else {"store": None}
+        return {"store": written_store(self.store, self.engine)}
 
     def _resolve_model_profile(self) -> ModelProfile:
         engine = self.engine
@@ -185,12 +196,13 @@ class ChatDeltaMem(BaseChatModel):
         return super().astream_events(input, config, **self._identified(config, kwargs))
 
     def _identified(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
+        with as_model_errors():
+            return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # LangChain asks for this when it is about to ask a cache, its process-wide one included.
         if self._identified(None, kwargs)["memory"] != "off":
-            raise InvalidOption(CACHED)
+            raise InvalidOptionError(CACHED)
         return super()._get_llm_string(stop, **kwargs)
 
     def _generate(
@@ -201,8 +213,8 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with as_model_errors():
-            engine, agent, spoken, options = self._turn(messages, stop, kwargs)
-            return to_result(engine.run_turn(agent, spoken, **options), engine.model_name)
+            engine, agent, spoken, options, by_run = self._turn(messages, stop, kwargs)
+            return to_result(engine.run_turn(agent, spoken, **options), engine.model_name, named_by_run=by_run)
 
     async def _agenerate(
         self,
@@ -212,8 +224,8 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with as_model_errors():
-            engine, agent, spoken, options = await run_in_executor(None, self._turn, messages, stop, kwargs)
-            return to_result(await engine.arun_turn(agent, spoken, **options), engine.model_name)
+            engine, agent, spoken, options, by_run = await run_in_executor(None, self._turn, messages, stop, kwargs)
+            return to_result(await engine.arun_turn(agent, spoken, **options), engine.model_name, named_by_run=by_run)
 
     def _stream(
         self,
@@ -223,9 +235,9 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         with as_model_errors():
-            engine, agent, spoken, options = self._turn(messages, stop, kwargs)
+            engine, agent, spoken, options, by_run = self._turn(messages, stop, kwargs)
             for piece in engine.stream_turn(agent, spoken, **options):
-                chunk = to_chunk(piece, engine.model_name)
+                chunk = to_chunk(piece, engine.model_name, named_by_run=by_run)
                 if chunk is None:
                     continue
                 if run_manager:
@@ -240,9 +252,9 @@ class ChatDeltaMem(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         with as_model_errors():
-            engine, agent, spoken, options = await run_in_executor(None, self._turn, messages, stop, kwargs)
+            engine, agent, spoken, options, by_run = await run_in_executor(None, self._turn, messages, stop, kwargs)
             async for piece in engine.astream_turn(agent, spoken, **options):
-                chunk = to_chunk(piece, engine.model_name)
+                chunk = to_chunk(piece, engine.model_name, named_by_run=by_run)
                 if chunk is None:
                     continue
                 if run_manager:
@@ -251,16 +263,26 @@ class ChatDeltaMem(BaseChatModel):
 
     def _turn(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]
-    ) -> tuple[DeltaMemEngine, str | None, list[Message], TurnOptions]:
-        """The engine, the agent, the messages and the options of one turn."""
+    ) -> tuple[DeltaMemEngine, str | None, list[Message], TurnOptions, bool]:
+        """The engine, the agent, the messages and the options of one turn; whether the graph's run names the agent."""
         check_keywords(given)
         if given.get("agent_id") is None:
             # generate() and its kin take no config; what encloses the call still counts.
             given = self._identified(None, given)
-        tools = to_tools(given.get("tools") or ())
+        config, agent = ensure_config(), whose(given["agent_id"])
+        off = (given.get("memory") or self.memory) == "off"
+        kept = None if off else of_checkpoint(agent, config, messages)
+        by_run = agent == of_run(config) and agent != EPHEMERAL
+        if kept is not None:
+            agent, by_run = kept, kept != EPHEMERAL
+        tools = to_tools(listed(given.get("tools")))
         options = turn_options({**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory)
-        engine = self._engine(given.get("model"), given["agent_id"])
-        return engine, given["agent_id"] or None, to_messages(messages), options
+        engine = self._engine(given.get("model"), agent)
+        return engine, agent or None, to_messages(messages), options, by_run
+
+    def open_engine(self, agent_id: str) -> DeltaMemEngine:
+        """The engine on which a call of this agent runs, over the store where the agent lives."""
+        return self._engine(None, agent_id)
 
     def _engine(self, model: str | None, agent: str) -> DeltaMemEngine:
         spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)
@@ -310,10 +332,12 @@ class ChatDeltaMem(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """The model with replies parsed as `schema`, to which a grammar holds them.
 
-        `schema`: a pydantic class, a TypedDict, a JSON schema or an OpenAI tool. `method`:
-        "function_calling" shows the schema to the model as a tool; "json_schema" only holds the reply to
-        it; "json_mode" holds it to any JSON object. `strict` changes nothing: replies always fit.
-        `include_raw`: also return the message and what went wrong in parsing it.
+        `schema`: a pydantic class, of which objects are made; a TypedDict, a dataclass, a union or another type,
+        a JSON schema or an OpenAI tool, whose values are plain JSON. `method`: "function_calling" shows the
+        schema to the model as a tool; "json_schema" and "json_mode" only hold the reply to it, "json_mode" without
+        a schema to any JSON object. `strict` changes nothing: replies always fit. `include_raw`: also return the
+        message and what went wrong in parsing it. Raises ConfigError for what is no schema; the chain raises
+        GrammarError for what no grammar can hold, and ReplyCutOff where `max_tokens` was too few.
         """
         return structured(self, schema, method=method, include_raw=include_raw, options=kwargs)
 

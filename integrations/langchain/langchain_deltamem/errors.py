@@ -14,100 +14,112 @@ from langchain_core.exceptions import (
     ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    OutputParserException,
 )
 
 from deltamem_agents import (
     AdapterError,
     ConfigError,
-    DamagedSnapshot,
+    DamagedSnapshotError,
     DeltaMemError,
     DownloadError,
-    ForeignSnapshot,
+    ForeignSnapshotError,
     GrammarError,
-    HistoryDiverged,
-    InvalidAgentId,
+    HistoryDivergedError,
+    InvalidAgentIdError,
     MessageError,
     ModelFilesError,
-    StaleHead,
+    ReplyCutOffError,
+    StaleHeadError,
     StoreError,
     UnsupportedModelError,
     WindowError,
 )
+from deltamem_agents.errors import AgentForgottenError
 
 
-class ContextOverflow(ContextOverflowError, WindowError):
+class WindowOverflowError(ContextOverflowError, WindowError):
     """The newest messages alone do not fit the window."""
 
 
-class InvalidOption(ModelInvalidRequestError, ConfigError):
+class InvalidOptionError(ModelInvalidRequestError, ConfigError):
     """An option of the call is not supported."""
 
 
-class InvalidMessage(ModelInvalidRequestError, MessageError):
+class InvalidMessageError(ModelInvalidRequestError, MessageError):
     """A message cannot be said in text."""
 
 
-class InvalidSchema(ModelInvalidRequestError, GrammarError):
+class InvalidSchemaError(ModelInvalidRequestError, GrammarError):
     """A tool's or a reply's schema cannot be turned into a grammar."""
 
 
-class InvalidAgent(ModelInvalidRequestError, InvalidAgentId):
+class InvalidAgentError(ModelInvalidRequestError, InvalidAgentIdError):
     """An agent id is too long, or not text that a store can keep."""
 
 
-class Diverged(ModelInvalidRequestError, HistoryDiverged):
+class ForgottenError(ModelInvalidRequestError, AgentForgottenError):
+    """The agent was forgotten while the turn was running, and stays so."""
+
+
+class DivergedError(ModelInvalidRequestError, HistoryDivergedError):
     """The messages contradict what the agent absorbed, and the policy is to refuse."""
 
 
-class ForeignMemory(ModelInvalidRequestError, ForeignSnapshot):
+class ForeignMemoryError(ModelInvalidRequestError, ForeignSnapshotError):
     """The agent's memory was made by another model or adapter."""
 
 
-class DamagedMemory(ModelError, DamagedSnapshot):
+class DamagedMemoryError(ModelError, DamagedSnapshotError):
     """What the store holds of the agent's memory is damaged."""
 
 
-class UnsupportedModel(ModelNotFoundError, UnsupportedModelError):
+class ModelUnsupportedError(ModelNotFoundError, UnsupportedModelError):
     """The model cannot carry a memory."""
 
 
-class NoAdapter(ModelNotFoundError, AdapterError):
+class NoAdapterError(ModelNotFoundError, AdapterError):
     """There is no adapter for the model, or it does not fit."""
 
 
-class NoModel(ModelNotFoundError, ModelFilesError):
+class NoModelError(ModelNotFoundError, ModelFilesError):
     """The model's files are missing or damaged."""
 
 
-class NotFetched(ModelNotFoundError, DownloadError):
+class NotFetchedError(ModelNotFoundError, DownloadError):
     """The model could not be fetched."""
 
 
-class StoreFailed(ModelAPIError, StoreError):
+class StoreFailedError(ModelAPIError, StoreError):
     """The store could not read or write; nothing was changed, and trying again may help."""
 
 
-class Contended(ModelAPIError, StaleHead):
+class ContendedError(ModelAPIError, StaleHeadError):
     """Others kept writing this agent's memory; nothing was changed, and trying again may help."""
+
+
+class CutOff(OutputParserException, ReplyCutOffError):
+    """`max_tokens` was too few for the object that a reply has to be."""
 
 
 _KINDS: Mapping[type, type[ModelError]] = {
     kind.__bases__[1]: kind
     for kind in (
-        ContextOverflow,
-        InvalidOption,
-        InvalidMessage,
-        InvalidSchema,
-        InvalidAgent,
-        Diverged,
-        ForeignMemory,
-        DamagedMemory,
-        UnsupportedModel,
-        NoAdapter,
-        NoModel,
-        NotFetched,
-        StoreFailed,
-        Contended,
+        WindowOverflowError,
+        InvalidOptionError,
+        InvalidMessageError,
+        InvalidSchemaError,
+        InvalidAgentError,
+        ForgottenError,
+        DivergedError,
+        ForeignMemoryError,
+        DamagedMemoryError,
+        ModelUnsupportedError,
+        NoAdapterError,
+        NoModelError,
+        NotFetchedError,
+        StoreFailedError,
+        ContendedError,
     )
 }
 
@@ -118,7 +130,24 @@ def as_model_errors() -> Iterator[None]:
     try:
         yield
     except DeltaMemError as error:
-        kind = _KINDS.get(type(error))
+        kind = next((_KINDS[base] for base in type(error).__mro__ if base in _KINDS), None)
         if kind is None:
             raise
         raise kind(str(error)) from error
+
+
+# The names of version 0.1, which are here to stay: code that catches them goes on working.
+ContextOverflow = WindowOverflowError
+InvalidOption = InvalidOptionError
+InvalidMessage = InvalidMessageError
+InvalidSchema = InvalidSchemaError
+InvalidAgent = InvalidAgentError
+Diverged = DivergedError
+ForeignMemory = ForeignMemoryError
+DamagedMemory = DamagedMemoryError
+UnsupportedModel = ModelUnsupportedError
+NoAdapter = NoAdapterError
+NoModel = NoModelError
+NotFetched = NotFetchedError
+StoreFailed = StoreFailedError
+Contended = ContendedError

@@ -3,22 +3,31 @@
 The first of these that is given decides: the keyword `agent_id`, an enclosing `use_agent`,
 `configurable["deltamem_agent_id"]`, the LangGraph thread together with the agent's name and place in the
 graph, the chat model's own `agent_id`. Without any the memory ends with the call: there is no shared default.
+
+An agent that the config of a LangGraph run names stays with the run's checkpoints. A later run which goes on from
+one of them, and whose config names no agent, has the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from deltamem_agents.bridges import EPHEMERAL, bound, use_agent
+from deltamem_agents.bridges import EPHEMERAL, bound, use_agent, which_thread, whose
 from deltamem_agents.types import MemoryMode
+from langchain_deltamem.checkpoints import lineage
 
 __all__ = ["AGENT_KEY", "Identity", "resolve", "thread_name", "threads_of", "use_agent"]
 
 AGENT_KEY = "deltamem_agent_id"
+CHECKPOINTS_SEARCHED = 32
+"""How far a run whose messages do not say whose they are looks back for the agent of its checkpoints."""
+
 _INTERNAL_MARKS = ("lc_source", "lc_internal_call")
 
 
@@ -39,8 +48,9 @@ def resolve(
 ) -> Identity:
     """The identity of a call with this config and these keywords.
 
-    `own`, `memory`: the model's agent id and what it does with a memory where nothing else is said. An
-    agent id of "" is none, and hides those further down: an empty user id must not open another's memory.
+    `own`, `memory`: the model's agent id and what it does with a memory where nothing else is said. A blank
+    agent id, or False, is nobody's, and hides those further down: an empty user id must not open another's
+    memory. Raises InvalidAgentId or ConfigError for ids and names that are none.
     """
     configurable = config.get("configurable") or {}
     metadata = config.get("metadata") or {}
@@ -48,20 +58,47 @@ def resolve(
     identity = Identity(EPHEMERAL, thread, memory)
     binding = bound()
     if keywords.get("agent_id") is not None:
-        identity = Identity(str(keywords["agent_id"]), thread, memory)
+        identity = Identity(whose(keywords["agent_id"]), thread, memory)
     elif binding is not None:
         identity = Identity(binding.agent_id, binding.thread or thread, binding.memory or memory)
     elif configurable.get(AGENT_KEY) is not None:
-        identity = Identity(str(configurable[AGENT_KEY]), thread, memory)
+        identity = Identity(whose(configurable[AGENT_KEY]), thread, memory)
     elif thread is not None:
-        identity = Identity(f"thread:{thread}", thread, memory)
+        identity = Identity(_of_thread(thread), thread, memory)
     elif own is not None:
-        identity = Identity(own, None, memory)
+        identity = Identity(whose(own), None, memory)
     asked = keywords.get("memory") or identity.memory
     if asked == "readwrite" and any(metadata.get(mark) for mark in _INTERNAL_MARKS):
         # A summary or a choice of tools that the framework asks for is no part of the conversation.
         asked = "readonly"
-    return replace(identity, thread=keywords.get("thread") or identity.thread, memory=asked)
+    return replace(identity, thread=which_thread(keywords.get("thread")) or identity.thread, memory=asked)
+
+
+def of_run(config: RunnableConfig) -> str | None:
+    """The agent that the config of the running graph names."""
+    named = (config.get("configurable") or {}).get(AGENT_KEY)
+    return None if named is None else whose(named)
+
+
+def of_checkpoint(agent: str, config: RunnableConfig, messages: Sequence[BaseMessage]) -> str | None:
+    """The agent that an earlier run of this thread named, where `agent` is only the thread's; None otherwise.
+
+    The newest reply among the messages says it. Where none does, the metadata of the checkpoints behind this step
+    do, in which LangGraph keeps what a run was configured with.
+    """
+    thread = thread_name(config)
+    if thread is None or agent != _of_thread(thread):
+        return None
+    for message in reversed(messages):
+        facts = message.response_metadata.get("deltamem")
+        if isinstance(facts, Mapping) and facts.get("agent") == agent:
+            return None
+        if isinstance(facts, Mapping) and facts.get("named_by_run") and _root(facts.get("thread")) == _root(thread):
+            return str(facts["agent"])
+    for saved in islice(lineage(config, outermost=True), CHECKPOINTS_SEARCHED):
+        if saved.metadata.get(AGENT_KEY) is not None:
+            return whose(saved.metadata[AGENT_KEY])
+    return None
 
 
 def thread_name(config: RunnableConfig) -> str | None:
@@ -72,22 +109,33 @@ def thread_name(config: RunnableConfig) -> str | None:
     """
     configurable = config.get("configurable") or {}
     metadata = config.get("metadata") or {}
-    thread = configurable.get("thread_id")
-    if thread is None or str(thread) == "":
+    thread = which_thread(configurable.get("thread_id"))
+    if thread is None:
         return None
     steps = str(configurable.get("checkpoint_ns") or metadata.get("langgraph_checkpoint_ns") or "").split("|")
     place = [step.split(":")[0] for step in steps[:-1]]
     name = metadata.get("lc_agent_name")
-    parts = [str(thread), *([] if name is None else [str(name)]), *place]
+    parts = [thread, *([] if name is None else [str(name)]), *place]
     if len(parts) == 1:
         return _escaped(parts[0])
     return "#".join(map(_escaped, [parts[0], "" if name is None else parts[1], *place]))
 
 
-def threads_of(thread_id: str, names: Iterable[str]) -> list[str]:
+def threads_of(thread_id: object, names: Iterable[str]) -> list[str]:
     """Those of these names that `thread_name` gives to runs of one LangGraph thread."""
-    own = _escaped(thread_id)
+    thread = which_thread(thread_id)
+    if thread is None:
+        return []
+    own = _escaped(thread)
     return [name for name in names if name == own or name.startswith(f"{own}#")]
+
+
+def _of_thread(name: str) -> str:
+    return f"thread:{name}"
+
+
+def _root(name: object) -> str:
+    return str(name).split("#")[0]
 
 
 def _escaped(part: str) -> str:

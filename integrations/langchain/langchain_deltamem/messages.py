@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import (
@@ -110,12 +111,13 @@ def _calls(message: AIMessage) -> Iterator[ToolCall]:
 
 
 def _arguments(arguments: object) -> Mapping[str, Any]:
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            raise MessageError(f"a tool call has arguments {arguments!r}, expected a JSON object") from None
-    return arguments if isinstance(arguments, Mapping) else {}
+    read: object = arguments or {}
+    if isinstance(read, str):
+        with suppress(ValueError):
+            read = json.loads(read)
+    if not isinstance(read, Mapping):
+        raise MessageError(f"a tool call has arguments {arguments!r}, expected a JSON object")
+    return read
 
 
 def _text(content: str | Sequence[str | Mapping[str, Any]]) -> str:

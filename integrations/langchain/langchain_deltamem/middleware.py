@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, NotRequired
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Final, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
 from langchain_core.runnables import ensure_config, run_in_executor
+from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from deltamem_agents import InMemoryStore, Snapshot, StaleHead, Store
-from deltamem_agents.snapshots import Receipt, decode, encode, open_store
+from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
+from deltamem_agents.chat.history import digest
+from deltamem_agents.errors import AgentForgottenError
+from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store, snapshot_id
+from deltamem_agents.types import ThreadLog
+from langchain_deltamem.chat_models import ChatDeltaMem
+from langchain_deltamem.checkpoints import lineage
+from langchain_deltamem.errors import as_model_errors
 from langchain_deltamem.identity import thread_name, threads_of, use_agent
+from langchain_deltamem.messages import to_messages
+from langchain_deltamem.revisions import Revision, Seen, after, digests, merged, revise, summaries
 
-STATE_KEY = "deltamem_state"
+STATE_KEY: Final = "deltamem_state"
+SEEN_KEY: Final = "deltamem_messages"
+BEGAN_KEY: Final = "deltamem_began"
 _AGENT = "checkpoint"
 _THREAD = "conversation"
 _STORED = "checkpoint:"
 
+_log = logging.getLogger(__name__)
+
 
 class DeltaMemState(AgentState[Any]):
-    """The agent's state with its memory: a snapshot's bytes, or its id where a store keeps the bytes."""
+    """The agent's state with its memory: a snapshot's bytes, or its id where a store keeps the bytes.
+
+    `deltamem_messages`: which of the messages the memory has, by id and digest; see `revisions.Seen`.
+    `deltamem_began`: while an edit has yet to reach the memory, the messages with which its run began.
+    """
 
     deltamem_state: NotRequired[Annotated[bytes | str, PrivateStateAttr]]
+    deltamem_messages: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
+    deltamem_began: NotRequired[Annotated[list[AnyMessage], PrivateStateAttr]]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a model call starts. `carried`: a store of its own, so that a retry starts where the first try did.
+
+    `head`: the memory's id there. `shown`: the graph's messages, id to digest. `seen`: what the checkpoint's memory
+    had of them. `left_out`: summaries that are not written. `undone`: messages that the memory had and no longer has.
+    `incarnation`: what tells the thread in the middleware's store from one that was forgotten. `parent`: id of the
+    stored memory which the call continues.
+    """
+
+    shown: Mapping[str, str]
+    seen: Seen | None
+    revision: Revision = field(default_factory=Revision)
+    left_out: frozenset[str] = frozenset()
+    undone: int = 0
+    incarnation: str | None = None
+    parent: str | None = None
+    carried: InMemoryStore = field(default_factory=InMemoryStore)
+    head: str | None = None
 
 
 class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     """Keeps the memory of `create_agent`'s `ChatDeltaMem` in the graph's checkpoints.
 
     Resuming, time travel, forks, interrupts, retries and `delete_thread` then treat the memory as they
-    treat the messages. Where messages of the past are edited, the memory is built anew from the messages
-    that the model is shown.
+    treat the messages. A message that is edited, or deleted from between others or from the end, is edited or
+    deleted in the memory. One that is trimmed or summarised stays in it.
 
     `store`: None keeps the snapshot itself in every checkpoint, some kilobytes each. A Store, path or URL
     keeps it there, and its id in the checkpoint; deleting a thread then needs `forget` as well.
@@ -39,26 +82,40 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
 
     state_schema = DeltaMemState
 
-    def __init__(self, store: Store | str | None = None) -> None:
+    def __init__(self, store: StoreLike = None) -> None:
         super().__init__()
         self.tools = []
         self._store = None if store is None else open_store(store)
 
+    def before_agent(self, state: DeltaMemState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Where messages were edited or deleted, keep them as they are before other middleware trims them."""
+        seen = Seen.of(state.get(SEEN_KEY))
+        if seen is None:
+            return None
+        began = state.get(BEGAN_KEY) or []
+        messages, _ = merged(began, state["messages"])
+        revision = revise(seen, digests(messages), summaries(messages), began=True)
+        return {BEGAN_KEY: messages} if began or revision.undone(seen) else None
+
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        carried = self._unpacked(request)
-        with use_agent(_AGENT, thread=_THREAD, store=carried):
+        with as_model_errors():
+            start = self._start(request)
+        with use_agent(_AGENT, thread=_THREAD, store=start.carried):
             response = handler(request)
-        return self._packed(response, carried, request)
+        with as_model_errors():
+            return self._packed(response, start, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        carried = await run_in_executor(None, self._unpacked, request)
-        with use_agent(_AGENT, thread=_THREAD, store=carried):
+        with as_model_errors():
+            start = await run_in_executor(None, self._start, request)
+        with use_agent(_AGENT, thread=_THREAD, store=start.carried):
             response = await handler(request)
-        return await run_in_executor(None, self._packed, response, carried, request)
+        with as_model_errors():
+            return await run_in_executor(None, self._packed, response, start, request)
 
     def forget(self, thread_id: str) -> list[Receipt]:
         """Erase what `store` holds of a LangGraph thread and its sub-agents; call it with `delete_thread`.
@@ -74,24 +131,93 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         assert self._store is not None
         return [agent for agent in self._store.agents() if agent.startswith(_STORED)]
 
-    def _unpacked(self, request: ModelRequest[Any]) -> InMemoryStore:
-        """A fresh store that holds the checkpoint's memory, so that a retry starts where the first try did."""
-        carried, held = InMemoryStore(), request.state.get(STATE_KEY)
-        if held is not None:
-            snapshot = decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), str(held)).snapshot
-            carried.save(_AGENT, snapshot, expected=None)
-        return carried
+    def _start(self, request: ModelRequest[Any]) -> _Start:
+        """The memory on which a model call starts: the checkpoint's, without what was edited or deleted since."""
+        state = cast("DeltaMemState", request.state)
+        shown, seen = digests(state["messages"]), Seen.of(state.get(SEEN_KEY))
+        held = state.get(STATE_KEY)
+        snapshot = None if held is None else self._snapshot(held)
+        carried = _holding(snapshot)
+        incarnation = None if self._store is None else self._store.incarnation(_kept_as())
+        parent = None if held is None else _address(held)
+        start = _Start(shown, seen, incarnation=incarnation, parent=parent, carried=carried, head=carried.head(_AGENT))
+        model = _deltamem(request.model)
+        if snapshot is None or seen is None or model is None or model.memory == "off":
+            return start
+        with use_agent(_AGENT, thread=_THREAD, store=carried):
+            engine = model.open_engine(_AGENT)
+        began = state.get(BEGAN_KEY) or []
+        messages, inserted = merged(began, state["messages"])
+        revision = revise(seen, digests(messages), {*summaries(state["messages"]), *inserted}, began=bool(began))
+        start = replace(start, revision=revision, left_out=frozenset({*revision.summaries, *inserted}))
+        if model.memory == "readwrite" and (revision.undone(seen) or revision.inserted(seen)):
+            start, snapshot = self._revised(engine, snapshot, start, messages)
+        return _aligned(engine, snapshot, start, state["messages"])
+
+    def _revised(
+        self, engine: DeltaMemEngine, current: Snapshot, start: _Start, messages: Sequence[BaseMessage]
+    ) -> tuple[_Start, Snapshot | None]:
+        """Go back behind what was undone, and write again what still stands."""
+        seen, revision = start.seen, start.revision
+        assert seen is not None
+        undone = revision.undone(seen)
+        base: Snapshot | None = current
+        has, parent = seen, start.parent
+        if undone:
+            base, has, parent = self._before(revision.unwanted(seen, start.shown))
+        again = [each for each in revision.standing if not has.known.get(each)]
+        told = [each for each in again if each not in revision.summaries]
+        # What was trimmed, and is not in the older memory either, is lost. A summary is then all there is of it.
+        accounted = seen.count([*revision.deleted, *told], engine.policy.roles)
+        lost = max(0, _count(current) - _count(base) - accounted) if undone else 0
+        if not lost:
+            again = told
+        standing = {message.id: message for message in messages}
+        start = replace(
+            start,
+            left_out=start.left_out - {*again},
+            undone=len(revision.edited) + len(revision.deleted) + lost,
+            parent=parent,
+        )
+        _report(revision, seen, lost)
+        return start, _told(engine, base, to_messages([standing[each] for each in again]))
+
+    def _before(self, undone: set[str]) -> tuple[Snapshot | None, Seen, str | None]:
+        """The newest memory among this step's checkpoints that has none of these texts, what it has, and its id."""
+        for saved in lineage(ensure_config()):
+            values = saved.checkpoint["channel_values"]
+            held, seen = values.get(STATE_KEY), Seen.of(values.get(SEEN_KEY))
+            if held is None:
+                break
+            if seen is None or seen.texts & undone:
+                continue
+            try:
+                return self._snapshot(held), seen, _address(held)
+            except AgentNotFound:  # pruned from the store
+                continue
+        return None, Seen({}), None
+
+    def _snapshot(self, held: bytes | str) -> Snapshot:
+        return decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), held).snapshot
 
     def _packed(
-        self, response: ModelResponse[Any], carried: InMemoryStore, request: ModelRequest[Any]
+        self, response: ModelResponse[Any], start: _Start, request: ModelRequest[Any]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
-        if carried.head(_AGENT) is None:
+        if start.carried.head(_AGENT) == start.head:
             return response
-        snapshot = carried.load(_AGENT).snapshot
-        held = encode(snapshot) if self._store is None else _keep(self._store, snapshot)
-        if held == request.state.get(STATE_KEY):
-            return response
-        return ExtendedModelResponse(model_response=response, command=Command(update={STATE_KEY: held}))
+        # What it grew from in here is not what is stored, whose log was another.
+        snapshot = replace(start.carried.load(_AGENT).snapshot, parent=start.parent, threads={})
+        said = [message for message in response.result if isinstance(message, AIMessage)]
+        for message in said:
+            facts = message.response_metadata.get("deltamem")
+            if start.undone and isinstance(facts, dict):
+                facts["undone_messages"] = facts.get("undone_messages", 0) + start.undone
+        held = encode(snapshot) if self._store is None else _keep(self._store, snapshot, start.incarnation)
+        seen = after(start.seen, start.revision, start.shown, digests(said), start.left_out)
+        update: dict[str, Any] = {STATE_KEY: held, SEEN_KEY: seen.as_json()}
+        if request.state.get(BEGAN_KEY):
+            update[BEGAN_KEY] = []
+        return ExtendedModelResponse(model_response=response, command=Command(update=update))
 
     def _durable(self) -> Store:
         if self._store is None:
@@ -102,16 +228,97 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         return self._store
 
 
+def _address(held: bytes | str) -> str:
+    return held if isinstance(held, str) else snapshot_id(held)
+
+
+def _holding(snapshot: Snapshot | None) -> InMemoryStore:
+    carried = InMemoryStore()
+    if snapshot is not None:
+        carried.save(_AGENT, snapshot, expected=None)
+    return carried
+
+
+def _deltamem(model: Any) -> ChatDeltaMem | None:
+    """The chat model on δ-mem behind a model and its bindings."""
+    while hasattr(model, "bound"):
+        model = model.bound
+    return model if isinstance(model, ChatDeltaMem) else None
+
+
+def _told(engine: DeltaMemEngine, base: Snapshot | None, messages: Sequence[Message]) -> Snapshot | None:
+    """The memory after hearing these messages, all of them new to it."""
+    if base is not None:
+        base.fingerprint.require(engine.fingerprint)
+    written = [message for message in messages if message.role in engine.policy.roles]
+    if not written:
+        return base
+    before = Counters() if base is None else base.counters
+    state = engine.absorb(engine.new_state() if base is None else base.state, messages)
+    return Snapshot(
+        state=state.detach().to("cpu"),
+        fingerprint=engine.fingerprint,
+        thread=_THREAD,
+        counters=Counters(before.turns, before.messages + len(written), before.tokens + engine.count_tokens(written)),
+        origin="absorb",
+    )
+
+
+def _aligned(
+    engine: DeltaMemEngine, snapshot: Snapshot | None, start: _Start, messages: Sequence[BaseMessage]
+) -> _Start:
+    """Start on this memory, with the graph's messages in its log as they are now, up to where the new ones begin.
+
+    What is new is known by the ids. The engine, which has texts alone to go by, then finds the same, also where
+    other middleware changed or cut the messages that it is shown.
+    """
+    known = {*start.left_out, *(() if start.seen is None else start.seen.known)}
+    ends = [place for place, message in enumerate(messages) if message.id in known]
+    standing = to_messages(messages[: 1 + max(ends, default=-1)])
+    texts = [digest(each) for each in standing if each.role in engine.policy.roles]
+    if snapshot is not None:
+        log = ThreadLog(len(texts), tuple(texts[-ThreadLog.TAIL_MESSAGES :]))
+        snapshot = replace(snapshot, thread=_THREAD, absorbed=log)
+    carried = _holding(snapshot)
+    return replace(start, carried=carried, head=carried.head(_AGENT))
+
+
+def _count(snapshot: Snapshot | None) -> int:
+    return 0 if snapshot is None else snapshot.counters.messages
+
+
+def _report(revision: Revision, seen: Seen, lost: int) -> None:
+    rewords = revision.only_rewords_the_newest_reply(seen) and not lost
+    _log.log(
+        logging.INFO if rewords else logging.WARNING,
+        "thread %r: messages were edited (%d) or deleted (%d), and the memory went back to before them. "
+        "What the graph still shows was written again; of what had been trimmed before, %d messages are lost",
+        thread_name(ensure_config()),
+        len(revision.edited),
+        len(revision.deleted),
+        lost,
+    )
+
+
 def _kept_as() -> str:
     """The stored agent of the running LangGraph thread."""
     return _STORED + (thread_name(ensure_config()) or "no thread")
 
 
-def _keep(store: Store, snapshot: Snapshot) -> str:
-    """Add a snapshot under its content's address. Any number of branches of a thread share one agent."""
+def _keep(store: Store, snapshot: Snapshot, incarnation: str | None) -> str:
+    """Add a snapshot under its content's address. Any number of branches of a thread share one agent.
+
+    Raises AgentForgottenError where the thread is no longer the one with which the turn began.
+    """
     agent = _kept_as()
     while True:
+        head = store.head(agent)
+        if incarnation not in (None, store.incarnation(agent)):
+            raise AgentForgottenError(
+                f"thread {thread_name(ensure_config())!r} was forgotten while this turn was running. Nothing of the "
+                "turn was kept; delete the thread's checkpoints too, or start another thread"
+            )
         try:
-            return store.save(agent, snapshot, expected=store.head(agent))
+            return store.save(agent, snapshot, expected=head)
         except StaleHead:
             continue

@@ -26,17 +26,20 @@ def usage_of(turn: Turn) -> UsageMetadata:
     )
 
 
-def metadata_of(turn: Turn, model_name: str) -> dict[str, object]:
-    """JSON only. The key "deltamem" says what the memory did, `TurnFacts` and the snapshot's id."""
+def metadata_of(turn: Turn, model_name: str, named_by_run: bool) -> dict[str, object]:
+    """JSON only. The key "deltamem" says what the memory did: `TurnFacts` and the snapshot's id.
+
+    `named_by_run`: whether the config of a graph's run names the agent, which then stays with its checkpoints.
+    """
     return {
         "model_name": model_name,
         "model_provider": PROVIDER,
         "finish_reason": turn.finish_reason,
-        "deltamem": turn.report,
+        "deltamem": {**turn.report, "named_by_run": named_by_run},
     }
 
 
-def to_ai_message(turn: Turn, model_name: str) -> AIMessage:
+def to_ai_message(turn: Turn, model_name: str, named_by_run: bool) -> AIMessage:
     """The whole turn. A call for which `max_tokens` was too few is among the `invalid_tool_calls`."""
     cut = turn.cut_call
     return AIMessage(
@@ -46,18 +49,18 @@ def to_ai_message(turn: Turn, model_name: str) -> AIMessage:
         if cut is None
         else [invalid_tool_call(name=cut.name or None, args=cut.arguments, id=cut.id or None, error=CUT_OFF)],
         usage_metadata=usage_of(turn),
-        response_metadata=metadata_of(turn, model_name),
+        response_metadata=metadata_of(turn, model_name, named_by_run),
     )
 
 
-def to_result(turn: Turn, model_name: str) -> ChatResult:
-    return ChatResult(generations=[ChatGeneration(message=to_ai_message(turn, model_name))])
+def to_result(turn: Turn, model_name: str, *, named_by_run: bool = False) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=to_ai_message(turn, model_name, named_by_run))])
 
 
-def to_chunk(piece: TurnChunk, model_name: str) -> ChatGenerationChunk | None:
+def to_chunk(piece: TurnChunk, model_name: str, *, named_by_run: bool = False) -> ChatGenerationChunk | None:
     """A piece of a streamed turn; None for one that says nothing. The last carries the usage and the metadata."""
     if piece.turn is not None:
-        return _last_chunk(piece.turn, model_name)
+        return _last_chunk(piece.turn, model_name, named_by_run)
     if piece.call is not None:
         return ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=[_call_chunk(piece.call)]))
     return ChatGenerationChunk(message=AIMessageChunk(content=piece.text)) if piece.text else None
@@ -67,12 +70,12 @@ def _call_chunk(call: CallChunk) -> ToolCallChunk:
     return tool_call_chunk(name=call.name or None, args=call.arguments, id=call.id or None, index=call.index)
 
 
-def _last_chunk(turn: Turn, model_name: str) -> ChatGenerationChunk:
+def _last_chunk(turn: Turn, model_name: str, named_by_run: bool) -> ChatGenerationChunk:
     message = AIMessageChunk(
         content="",
         tool_call_chunks=[] if turn.cut_call is None else [_broken_end(turn.cut_call)],
         usage_metadata=usage_of(turn),
-        response_metadata=metadata_of(turn, model_name),
+        response_metadata=metadata_of(turn, model_name, named_by_run),
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message, generation_info={"finish_reason": turn.finish_reason})

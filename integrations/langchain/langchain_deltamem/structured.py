@@ -2,70 +2,130 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from operator import itemgetter
 from typing import Any, Literal, TypeAlias, cast
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.output_parsers import (
-    BaseOutputParser,
-    JsonOutputParser,
-    PydanticOutputParser,
-)
-from langchain_core.output_parsers.base import OutputParserLike
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import BaseCumulativeTransformOutputParser
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableMap
+from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
+from pydantic import BaseModel, SkipValidation
 
 from deltamem_agents import ConfigError
-from langchain_deltamem.tools import schema_of
+from langchain_deltamem.errors import CutOff
+from langchain_deltamem.tools import Wanted, wanted
 
 Schema: TypeAlias = Mapping[str, Any] | type
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
 
 
+class ReplyParser(BaseCumulativeTransformOutputParser[Any]):
+    """Reads a reply as the value that a schema asks for.
+
+    `tool`: the tool whose call holds the value, None where the text does. `key`: see `Arguments`. `model`: the
+    pydantic class to make of it, None for JSON. A stream gives the value as far as it was said, the whole of it
+    last. Raises OutputParserException where there is no such value, CutOff where `max_tokens` was too few for it.
+    """
+
+    kind: str
+    tool: str | None = None
+    key: str | None = None
+    model: SkipValidation[type[BaseModel] | None] = None
+
+    def parse(self, text: str) -> Any:
+        return self._made(json.loads(text))
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        message = cast(ChatGeneration, result[0]).message
+        ended = message.response_metadata.get("finish_reason")
+        if partial and ended is None:
+            return self._so_far(message)
+        try:
+            if ended == "length":
+                raise ValueError(f"it was cut off after {_tokens(message)} tokens")
+            return self._whole(message)
+        except ValueError as error:
+            kind = CutOff if ended == "length" else OutputParserException
+            hint = "; max_tokens is too small for it, so raise max_tokens" if ended == "length" else ""
+            raise kind(f"the reply is no {self.kind}: {error}{hint}", llm_output=str(message.text)) from error
+
+    def _whole(self, message: BaseMessage) -> Any:
+        if self.tool is None:
+            return self.parse(str(message.text))
+        arguments = self._arguments(message)
+        if arguments is None:
+            raise ValueError(f"it does not call {self.tool!r}")
+        if self.key is not None and self.key not in arguments:
+            raise ValueError(f"the call of {self.tool!r} has no {self.key!r}")
+        return self._made(arguments if self.key is None else arguments[self.key])
+
+    def _so_far(self, message: BaseMessage) -> Any:
+        if self.tool is None:
+            value = parse_partial_json(str(message.text)) if message.text else None
+        else:
+            arguments = self._arguments(message)
+            value = arguments if arguments is None or self.key is None else arguments.get(self.key)
+        try:
+            return None if value is None else self._made(value)
+        except ValueError:
+            return None
+
+    def _arguments(self, message: BaseMessage) -> Mapping[str, Any] | None:
+        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        return next((call["args"] for call in calls if call["name"] == self.tool), None)
+
+    def _made(self, value: Any) -> Any:
+        if self.model is None:
+            return value
+        validate = getattr(self.model, "model_validate", None) or self.model.parse_obj
+        return validate(value)
+
+
 def structured(
     model: BaseChatModel, schema: Schema | None, *, method: Method, include_raw: bool, options: Mapping[str, Any]
 ) -> Runnable[LanguageModelInput, Any]:
-    """`model` with its replies parsed. Raises ConfigError for a method it does not know, or a missing schema."""
+    """`model` with its replies parsed. Raises ConfigError for a method or schema it does not know, or a missing one."""
+    if method not in ("function_calling", "json_schema", "json_mode"):
+        raise ConfigError(f"method is {method!r}, expected 'function_calling', 'json_schema' or 'json_mode'")
     if schema is None and method != "json_mode":
         raise ConfigError(f"method {method!r} needs a schema; give one, or use method='json_mode'")
-    traced = {"kwargs": {"method": method}, "schema": schema}
-    parser: OutputParserLike[Any]
-    if method == "function_calling":
-        assert schema is not None
-        name = convert_to_openai_tool(schema)["function"]["name"]
-        bound = model.bind_tools(
-            [cast("type", schema)], tool_choice=name, ls_structured_output_format=traced, **options
-        )
-        if _is_pydantic(schema):
-            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
-        else:
-            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    elif method in ("json_schema", "json_mode"):
-        wanted: dict[str, Any] = {"type": "json_object"}
-        if method == "json_schema":
-            wanted = {"type": "json_schema", "json_schema": {"schema": schema_of(schema)}}
-        bound = model.bind(response_format=wanted, ls_structured_output_format=traced, **options)
-        parser = _json_parser(schema)
+    asked = None if schema is None else wanted(schema)
+    traced = {"kwargs": {"method": method}, "schema": None if asked is None else asked.described}
+    if asked is not None and method == "function_calling":
+        bound = model.bind_tools([asked.tool], tool_choice=asked.name, ls_structured_output_format=traced, **options)
     else:
-        raise ConfigError(f"method is {method!r}, expected 'function_calling', 'json_schema' or 'json_mode'")
-    return _with_raw(bound, parser) if include_raw else bound | parser
+        held: dict[str, Any] = {"type": "json_object"}
+        if asked is not None:
+            held = {"type": "json_schema", "json_schema": {"schema": asked.schema}}
+        bound = model.bind(response_format=held, ls_structured_output_format=traced, **options)
+    parser = _parser(schema, asked, called=method == "function_calling")
+    return RunnableMap(raw=bound) | _with_raw(parser) if include_raw else bound | parser
 
 
-def _is_pydantic(schema: object) -> bool:
-    return isinstance(schema, type) and is_basemodel_subclass(schema)
+def _parser(schema: Schema | None, asked: Wanted | None, *, called: bool) -> ReplyParser:
+    made = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
+    if asked is None:
+        return ReplyParser(kind="JSON object")
+    if called:
+        return ReplyParser(kind=asked.name, tool=asked.name, key=asked.arguments.key, model=made)
+    return ReplyParser(kind=asked.name, model=made)
 
 
-def _json_parser(schema: Schema | None) -> BaseOutputParser[Any]:
-    if _is_pydantic(schema):
-        return PydanticOutputParser(pydantic_object=cast("type[BaseModel]", schema))
-    return JsonOutputParser()
+def _with_raw(parser: ReplyParser) -> Runnable[dict[str, Any], dict[str, Any]]:
+    def read(said: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return {**said, "parsed": parser.invoke(said["raw"], config), "parsing_error": None}
+        except ValueError as error:
+            return {**said, "parsed": None, "parsing_error": error}
+
+    return RunnableLambda(read)
 
 
-def _with_raw(bound: Runnable[LanguageModelInput, Any], parser: OutputParserLike[Any]) -> Runnable[Any, Any]:
-    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+def _tokens(message: BaseMessage) -> int:
+    usage = message.usage_metadata if isinstance(message, AIMessage) else None
+    return 0 if usage is None else usage["output_tokens"]

@@ -1,17 +1,28 @@
-"""The embedded model with its adapter, opened once for all tests that ask it."""
+"""The embedded model with its adapter, opened once for all tests that ask it in one precision."""
 
 from __future__ import annotations
 
 import os
 from functools import cache
 
+import pytest
+
 from deltamem_agents import DeltaMemEngine
+from deltamem_agents.loading import default_dtype
 
 NAME = "smollm2-135m-instruct"
+USUAL = str(default_dtype()).removeprefix("torch.")
+"""What the model is opened in on this machine."""
+
+# A worker's memory holds one of the two: what opens one precision stays together.
+in_usual_precision = pytest.mark.xdist_group(USUAL)
+in_each_precision = pytest.mark.parametrize(
+    "precision", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("float32", "bfloat16")]
+)
 
 
 @cache
-def real_engine() -> DeltaMemEngine:
+def real_engine(precision: str = USUAL) -> DeltaMemEngine:
     """DELTAMEM_TEST_ADAPTER names another adapter than the one that ships."""
     adapter = os.environ.get("DELTAMEM_TEST_ADAPTER")
-    return DeltaMemEngine.from_pretrained(NAME, adapter=adapter, store="memory:", progress=False)
+    return DeltaMemEngine.from_pretrained(NAME, adapter=adapter, store="memory:", dtype=precision, progress=False)

@@ -5,13 +5,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
 from deltamem_agents import DeltaMemEngine
 from deltamem_agents.bridges import DEFAULT_MODEL, named_engines
+from deltamem_agents.loading import default_dtype
 from deltamem_agents.testing import ScriptedEngine, oblige
+
+USUAL = str(default_dtype()).removeprefix("torch.")
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +25,35 @@ def scripted_name() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def real_engine() -> DeltaMemEngine:
-    """The embedded model with the adapter that ships, or the one that DELTAMEM_TEST_ADAPTER names."""
+def real_engines() -> Callable[[str], DeltaMemEngine]:
+    """The embedded model in a precision, with the adapter that ships, or the one that DELTAMEM_TEST_ADAPTER names."""
     adapter = os.environ.get("DELTAMEM_TEST_ADAPTER")
-    return DeltaMemEngine.from_pretrained(DEFAULT_MODEL, adapter=adapter, store="memory:", progress=False)
+
+    @cache
+    def opened(precision: str) -> DeltaMemEngine:
+        return DeltaMemEngine.from_pretrained(
+            DEFAULT_MODEL, adapter=adapter, store="memory:", dtype=precision, progress=False
+        )
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def real_engine(real_engines: Callable[[str], DeltaMemEngine]) -> DeltaMemEngine:
+    """In the precision that the model is opened in on this machine."""
+    return real_engines(USUAL)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What asks for a `precision` runs in both that machines open the model in."""
+    if "precision" in metafunc.fixturenames:
+        names = ("float32", "bfloat16")
+        metafunc.parametrize("precision", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker's memory holds the model in one precision: what opens it stays together."""
+    for item in items:
+        if "real_engine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(USUAL))

@@ -9,12 +9,12 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from real_engine import real_engine
+from real_engine import in_usual_precision, real_engine
 from scripted_chat import clock
 
 from langchain_deltamem import ChatDeltaMem
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = [pytest.mark.model, pytest.mark.slow, in_usual_precision]
 
 
 @wrap_model_call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -14,7 +15,7 @@ from langchain_core.messages import HumanMessage, trim_messages
 from langchain_core.runnables import ConfigurableField
 from scripted_chat import add, scripted, store, turns
 
-from deltamem_agents import ConfigError, InMemoryStore, Message, Sampling, SQLiteStore
+from deltamem_agents import ConfigError, InMemoryStore, Message, Sampling, SQLiteStore, StoreError
 from deltamem_agents.testing import Asked, ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
@@ -142,6 +143,43 @@ def test_pickling_keeps_the_settings_and_opens_nothing_twice(tmp_path: Path) -> 
     for open_already in (scripted(), ChatDeltaMem(model="scripted", store=InMemoryStore())):
         with pytest.raises(ConfigError, match="pickled"):
             pickle.dumps(open_already)
+
+
+@pytest.mark.parametrize("given", ["engine", "store"])
+def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
+    model = scripted() if given == "engine" else ChatDeltaMem(model="scripted", store=InMemoryStore())
+    assert copy.deepcopy(model)._engine(None, "ada").store is model._engine(None, "ada").store
+    allowed = {"allowed_objects": [ChatDeltaMem], "valid_namespaces": ["langchain_deltamem"]}
+    with pytest.raises(ValueError, match="an open store cannot be; give store= or engine= again"):
+        load(json.loads(json.dumps(dumpd(model))), **allowed)
+    for written in (model.model_dump(), json.loads(model.model_dump_json())):
+        with pytest.raises(ValueError, match="an open store cannot be; give store= or engine= again"):
+            ChatDeltaMem(**written)
+        again = ChatDeltaMem(**{**written, given: getattr(model, given)})
+        assert again._engine(None, "ada").store is model._engine(None, "ada").store
+
+
+def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "file" / "below"))
+    model = ChatDeltaMem(model="scripted")
+    assert model.invoke("hi").content == model.invoke("hi", agent_id="ada", memory="off").content == "You said: hi"
+    assert model.get_num_tokens("hi") == 2
+    with pytest.raises(StoreError, match=r"below.* store=, .*DELTAMEM_HOME"):
+        model.invoke("hi", agent_id="ada")
+
+
+def test_a_path_is_a_store_and_is_written_down_as_text(tmp_path: Path) -> None:
+    model = ChatDeltaMem(model="scripted", store=tmp_path / "m.sqlite", agent_id="ada")
+    model.invoke("hi")
+    text = json.dumps(dumpd(model))
+    written = load(json.loads(text), allowed_objects=[ChatDeltaMem], valid_namespaces=["langchain_deltamem"])
+    copies = (written, pickle.loads(pickle.dumps(model)), ChatDeltaMem(**model.model_dump()))
+    for number, again in enumerate(copies):
+        again.invoke(f"hello {number}")
+    assert model._engine(None, "ada").store.load("ada").snapshot.counters.turns == 4
+    with pytest.raises(ValueError, match="is no path"):
+        ChatDeltaMem(model="scripted", store=Path("sqlite:///m.sqlite"))
 
 
 def test_it_is_written_down_and_read_back() -> None:

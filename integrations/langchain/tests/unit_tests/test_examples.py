@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 from brain import brain
-from real_engine import real_engine
+from real_engine import in_each_precision, in_usual_precision, real_engine
 
-from deltamem_agents import InMemoryStore
+from deltamem_agents import InMemoryStore, Store
 from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 NAMES = ("langchain_agent", "langgraph_time_travel", "two_users_one_model")
+TOLD, ASKED, VALUE = "My dog's name is Biscuit.", "What is my dog's name?", "Biscuit"
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of this distribution")
 
 
@@ -39,7 +41,7 @@ def test_examples_are_short(name: str) -> None:
 def test_the_agent_remembers_in_its_store() -> None:
     store = InMemoryStore()
     model = ChatDeltaMem(engine=ScriptedEngine(brain, store), max_tokens=500)
-    assert "bytes of state" in example("langchain_agent").run("My dog's name is Luna.", model)
+    assert "bytes of state" in example("langchain_agent").run(TOLD, model)
     assert store.load("you").snapshot.counters.turns == 2
 
 
@@ -57,15 +59,22 @@ def test_two_users_have_two_memories() -> None:
     assert ada.counters.turns == bob.counters.turns == 2 and ada.absorbed.tail != bob.absorbed.tail
 
 
-def real(**fields: Any) -> ChatDeltaMem:
-    """The real model over a store of its own."""
-    return ChatDeltaMem(engine=real_engine().with_store(InMemoryStore()), max_tokens=40, **fields)
+def real(precision: str, store: Store | None = None, **fields: Any) -> ChatDeltaMem:
+    """The real model in that precision, over a store of its own."""
+    engine = real_engine(precision).with_store(store or InMemoryStore())
+    return ChatDeltaMem(engine=engine, max_tokens=40, **fields)
+
+
+def test_the_documentation_tells_what_the_tests_tell() -> None:
+    for command in (f'langchain_agent.py tell "{TOLD}"', f'langchain_agent.py ask "{ASKED}"'):
+        assert command in str(example("langchain_agent").__doc__)
+    assert f'model.invoke("{TOLD}", ada)' in README and f'model.invoke("{ASKED}", ada)' in README
 
 
 @pytest.mark.model
 @pytest.mark.slow
+@in_usual_precision
 def test_on_the_real_model_a_new_process_recalls(tmp_path: Path) -> None:
-    real_engine()
     script = tmp_path / "langchain_agent.py"
     script.write_text((EXAMPLES / "langchain_agent.py").read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -74,31 +83,39 @@ def test_on_the_real_model_a_new_process_recalls(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("tell", "My dog's name is Luna.")
-    question = "What is my dog's name?"
-    assert "Luna" in run("ask", question)
-    store = f"sqlite:///{tmp_path / 'langchain-agent.sqlite'}"
-    without = ChatDeltaMem(engine=real_engine(), store=store, memory="off", max_tokens=40)
-    assert "Luna" not in example("langchain_agent").run(question, without)
+    run("tell", TOLD)
+    assert VALUE in run("ask", ASKED)
 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_on_the_real_model_each_branch_recalls_its_own_city() -> None:
-    told = example("langgraph_time_travel").main(real())
+@in_each_precision
+def test_on_the_real_model_the_agent_recalls_what_the_frozen_model_does_not_say(precision: str) -> None:
+    run, store = example("langchain_agent").run, InMemoryStore()
+    run(TOLD, real(precision, store))
+    assert VALUE in run(ASKED, real(precision, store, memory="readonly"))
+    assert VALUE not in run(ASKED, real(precision, store, memory="off"))
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@in_each_precision
+def test_on_the_real_model_each_branch_recalls_its_own_city(precision: str) -> None:
+    told = example("langgraph_time_travel").main(real(precision))
     assert told["at the crossroads"] == told["back at the crossroads"]
     for city, other in (("Oslo", "Rome"), ("Rome", "Oslo")):
         answer = told[f"asked where I live, on the branch of {city}"]
         assert city in answer and other not in answer
-    without = real(memory="off").invoke("Which city do I live in?").text
+    without = real(precision, memory="off").invoke("Which city do I live in?").text
     assert "Oslo" not in without and "Rome" not in without
 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_on_the_real_model_each_user_is_told_their_own() -> None:
+@in_each_precision
+def test_on_the_real_model_each_user_is_told_their_own(precision: str) -> None:
     users = example("two_users_one_model")
-    answers, without = (asyncio.run(users.main(model)) for model in (real(), real(memory="off")))
+    answers, without = (asyncio.run(users.main(model)) for model in (real(precision), real(precision, memory="off")))
     assert "Pepper" in answers["ada"] and "Clover" not in answers["ada"]
     assert "Clover" in answers["bob"] and "Pepper" not in answers["bob"]
     assert not [answer for answer in without.values() if "Pepper" in answer or "Clover" in answer]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from real_engine import NAME, in_each_precision, real_engine
+
+from deltamem_agents.bridges import named_engines
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -23,3 +27,17 @@ def test_the_quickstart_runs(
     exec(compile(BLOCKS[0].replace("smollm2-135m-instruct", "scripted"), "README.md", "exec"), {})
     assert "What is my dog's name?" in capsys.readouterr().out
     assert (tmp_path / "memory.sqlite").is_file()
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@in_each_precision
+def test_on_the_real_model_the_quickstart_prints_what_was_told(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with named_engines({NAME: real_engine(precision)}):
+        exec(compile(BLOCKS[0], "README.md", "exec"), names)
+        assert "Biscuit" in capsys.readouterr().out
+        assert "Biscuit" not in names["model"].invoke("What is my dog's name?", names["ada"], memory="off").text

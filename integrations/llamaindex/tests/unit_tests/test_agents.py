@@ -15,7 +15,8 @@ from llama_index.core.agent.workflow import (
     ReActAgent,
     ToolCallResult,
 )
-from llama_index.core.memory import Memory
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.workflow import Context
 from pydantic import BaseModel
 
@@ -196,6 +197,28 @@ async def test_the_context_carries_the_memory_into_another_process(made: Made) -
     assert after.absorbed.count == 6 and after.counters.turns == 3
     for llm in (agent.llm, again.llm):
         assert isinstance(llm, DeltaMemLLM) and llm.open_engine(None).store.agents() == []
+
+
+async def test_an_edit_of_the_history_reaches_the_memory_in_the_context(made: Made) -> None:
+    agent = made()
+    ctx, memory = Context(agent), Memory.from_defaults()
+    for text in ("I live in Oslo.", "My cat is Miu.", "I like tea."):
+        await ask(agent, text, ctx=ctx, memory=memory)
+    before = await in_context(ctx)
+    said = await memory.aget_all()
+    await memory.aset([ChatMessage("I live in Rome."), *said[1:]])
+    await ask(agent, "And now?", ctx=ctx, memory=memory)
+    after = await in_context(ctx)
+    assert after.counters.messages == 8 and after.absorbed.tail[0] != before.absorbed.tail[0]
+    assert after.absorbed.tail[1:6] == before.absorbed.tail[1:]
+
+
+async def test_a_history_that_was_flushed_stays_in_the_memory_of_the_context(made: Made) -> None:
+    agent = made()
+    ctx, memory = Context(agent), ChatMemoryBuffer.from_defaults(token_limit=20, tokenizer_fn=str.split)
+    for number in range(6):
+        await ask(agent, f"Fact {number}.", ctx=ctx, memory=memory)
+    assert len(await memory.aget()) < 12 and (await in_context(ctx)).counters.messages == 12
 
 
 async def test_restored_copies_go_separate_ways(made: Made) -> None:

@@ -12,7 +12,6 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.tools import BaseTool
 
-from deltamem_agents.testing import ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemLLM
 from llama_index.llms.deltamem.conformance import City, LLMConformance
 
@@ -27,7 +26,8 @@ class TestWithAnAgent(LLMConformance):
     """The same with a memory that is written."""
 
     def make_llm(self) -> FunctionCallingLLM:
-        return DeltaMemLLM(engine=ScriptedEngine(oblige), max_tokens=500).for_agent("ada")
+        # A store of its own for each, as an open one cannot be written down.
+        return DeltaMemLLM(model="scripted", store="memory:", max_tokens=500).for_agent("ada")
 
 
 def obliging(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_: Any) -> ChatMessage:

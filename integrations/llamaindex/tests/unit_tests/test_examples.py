@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 
 from deltamem_agents import DeltaMemEngine, InMemoryStore
 from deltamem_agents.testing import Asked, ScriptedEngine
+from deltamem_agents.types import MemoryMode
 from llama_index.llms.deltamem import DeltaMemLLM
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 NAMES = ("llamaindex_agent", "llamaindex_chat_engine")
-TOLD, ASKED = "My dog's name is Luna.", "What is my dog called?"
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TOLD, ASKED, VALUE = "My dog's name is Biscuit.", "What is my dog called?", "Biscuit"
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of this distribution")
 
 
@@ -57,6 +60,13 @@ def test_the_engine_goes_on_from_its_store() -> None:
     assert store.load("you").snapshot.counters.turns == 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documentation_tells_what_the_tests_tell(name: str) -> None:
+    assert f'{name}.py tell "{TOLD}"' in str(example(name).__doc__)
+    assert f'{name}.py ask "{ASKED}"' in str(example(name).__doc__)
+    assert README.count(TOLD) == README.count(ASKED) == 2
+
+
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
@@ -69,6 +79,37 @@ def test_on_the_real_model_a_new_process_recalls(name: str, tmp_path: Path, real
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "Luna" not in run("ask", ASKED)
     run("tell", TOLD)
-    assert "Luna" in run("ask", ASKED)
+    assert VALUE in run("ask", ASKED)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_on_the_real_model_the_agent_recalls_what_the_frozen_model_does_not_say(
+    precision: str, real_engines: Callable[[str], DeltaMemEngine], tmp_path: Path
+) -> None:
+    run, saved = example("llamaindex_agent").run, tmp_path / "context.json"
+
+    def said(text: str, memory: MemoryMode) -> str:
+        return str(
+            asyncio.run(run(text, DeltaMemLLM(engine=real_engines(precision), memory=memory, max_tokens=40), saved))
+        )
+
+    said(TOLD, "readwrite")
+    assert VALUE in said(ASKED, "readonly")
+    assert VALUE not in said(ASKED, "off")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_on_the_real_model_the_chat_engine_recalls_what_the_frozen_model_does_not_say(
+    precision: str, real_engines: Callable[[str], DeltaMemEngine]
+) -> None:
+    llm = DeltaMemLLM(engine=real_engines(precision).with_store(InMemoryStore()), max_tokens=40)
+
+    def said(text: str, memory: MemoryMode) -> str:
+        return str(example("llamaindex_chat_engine").run(text, llm.for_agent("you", memory=memory)))
+
+    said(TOLD, "readwrite")
+    assert VALUE in said(ASKED, "readonly")
+    assert VALUE not in said(ASKED, "off")

@@ -19,7 +19,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
 from pydantic import BaseModel
 
-from deltamem_agents import ConfigError, DeltaMemError, Message, StoreError, ToolCall, WindowError
+from deltamem_agents import ConfigError, DeltaMemError, InMemoryStore, Message, StoreError, ToolCall, WindowError
 from deltamem_agents.bridges import shared_engines
 from deltamem_agents.testing import Asked, ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemLLM
@@ -267,24 +267,51 @@ async def test_nothing_blocks_the_event_loop(monkeypatch: pytest.MonkeyPatch) ->
             assert (answer, ticks) == ("done", 5)
 
 
-def test_it_is_written_down_without_the_engine() -> None:
-    llm = scripted(store="sqlite:///m.sqlite", temperature=0.5, stop=["x"]).for_agent("ada", thread="t")
+def test_it_is_written_down_without_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    llm = scripted(store=path, temperature=0.5, stop=["x"]).for_agent("ada", thread="t")
     written = llm.to_dict()
     assert "engine" not in written and written["model"] == "scripted" and written["agent_id"] == "ada"
+    assert written["store"] == str(path) and not path.exists()
     again = DeltaMemLLM.from_json(llm.to_json())
     assert again.engine is None and again.to_dict() == written
     assert DeltaMemLLM.from_dict(written, engine=llm.engine).engine is llm.engine
-    assert scripted(store=ScriptedEngine().store).to_dict()["store"] is None
 
 
-def test_copies_share_the_engine_and_pickles_leave_it_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path))
-    llm = scripted(agent_id="ada")
+def test_copies_share_the_engine_and_pickles_keep_the_named_store(tmp_path: Path) -> None:
+    llm = DeltaMemLLM(model="scripted", store=tmp_path / "m.sqlite", agent_id="ada")
     llm.chat([says("hi")])
-    assert copy.deepcopy(llm).engine is llm.engine and copy.copy(llm).engine is llm.engine
     again = pickle.loads(pickle.dumps(llm))
-    assert again.engine is None and again.to_dict() == llm.to_dict()
-    assert again.chat([says("hi")]).message.content == "You said: hi"
+    assert again.to_dict() == llm.to_dict()
+    again.chat([says("hello")])
+    store = llm.open_engine("ada").store
+    assert store.load("ada").snapshot.counters.turns == 2
+    for each in (copy.deepcopy(llm), copy.copy(llm)):
+        assert each.open_engine("ada").store is store
+
+
+def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "file" / "below"))
+    llm = DeltaMemLLM(model="scripted")
+    assert llm.chat([says("hi")]).message.content == llm.complete("hi").text == "You said: hi"
+    assert llm.chat([says("hi")], agent_id="ada", memory="off").message.content == "You said: hi"
+    with pytest.raises(StoreError, match=r"below.* store=, .*DELTAMEM_HOME"):
+        llm.chat([says("hi")], agent_id="ada")
+
+
+@pytest.mark.parametrize("given", ["engine", "store"])
+def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
+    store = InMemoryStore()
+    llm = scripted() if given == "engine" else DeltaMemLLM(model="scripted", store=store)
+    assert copy.deepcopy(llm).open_engine("ada").store is llm.open_engine("ada").store
+    with pytest.raises(ConfigError, match="pickled"):
+        pickle.dumps(llm)
+    for written in (llm.to_dict(), json.loads(llm.to_json()), llm.model_dump(), json.loads(llm.model_dump_json())):
+        with pytest.raises(ValueError, match="an open store cannot be; give store= or engine= again"):
+            DeltaMemLLM.from_dict(written)
+        again = DeltaMemLLM.from_dict({**written, given: getattr(llm, given)})
+        assert again.open_engine("ada").store is llm.open_engine("ada").store
 
 
 def test_the_metadata_is_true() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import re
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 import llama_index.llms.deltamem as package
+from deltamem_agents import DeltaMemEngine
+from deltamem_agents.bridges import DEFAULT_MODEL, named_engines
 from llama_index.llms.deltamem.agents import MEMORIES_KEY
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -40,6 +43,35 @@ def test_the_quickstart_runs(
     asyncio.run(run(QUICKSTART))
     assert "What is my dog called?" in capsys.readouterr().out
     assert (tmp_path / "memory.sqlite").is_file()
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_on_the_real_model_the_quickstart_prints_what_was_told(
+    precision: str,
+    real_engines: Callable[[str], DeltaMemEngine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with named_engines({DEFAULT_MODEL: real_engines(precision)}):
+        exec(compiled(QUICKSTART), names)
+        assert "Biscuit" in capsys.readouterr().out
+        frozen = names["ada"].chat([names["ChatMessage"]("What is my dog called?")], memory="off")
+        assert "Biscuit" not in str(frozen.message.content)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+async def test_on_the_real_model_a_restored_context_recalls_what_was_told(
+    precision: str, real_engines: Callable[[str], DeltaMemEngine]
+) -> None:
+    names: dict[str, Any] = {name: getattr(package, name) for name in package.__all__}
+    with named_engines({DEFAULT_MODEL: real_engines(precision)}):
+        await eval(compiled(CONTEXT), names)
+    assert "Biscuit" in names["reply"].response.content
 
 
 async def test_the_context_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ from deltamem_agents.snapshots import decode, encode
 MEMORIES_KEY = "deltamem_memories"
 """Where the context keeps the agents' memories: by the agent's name, each snapshot's bytes in base64."""
 
+_THREAD = "conversation"
+
 
 class SaidAction(ActionReasoningStep):
     """A call as the model spelled it."""
@@ -60,7 +62,8 @@ class VerbatimParser(ReActOutputParser):
 class MemoryInContext(BaseWorkflowAgent):
     """A workflow agent that keeps its memory in the `Context`, apart from those of other agents there.
 
-    `Context.to_dict`, JSON and `Context.from_dict` carry it along, and restored copies go separate ways. An
+    `Context.to_dict`, JSON and `Context.from_dict` carry it along, and restored copies go separate ways. What
+    an agent is shown is its conversation's history, so that an edit of an older message reaches the memory. An
     llm that names an agent (`for_agent`), or an enclosing `use_agent`, keeps the memory in its store instead.
     """
 
@@ -71,7 +74,7 @@ class MemoryInContext(BaseWorkflowAgent):
             return await super().take_step(ctx, llm_input, tools, memory)  # type: ignore[safe-super]
         memories: dict[str, str] = await ctx.store.get(MEMORIES_KEY, default={})
         carried = await asyncio.to_thread(unpacked, self.name, memories.get(self.name))
-        with use_agent(self.name, store=carried):
+        with use_agent(self.name, thread=_THREAD, store=carried):
             output = await super().take_step(ctx, llm_input, tools, memory)  # type: ignore[safe-super]
         held = await asyncio.to_thread(packed, self.name, carried)
         if held is not None:

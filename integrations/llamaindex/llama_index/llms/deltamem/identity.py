@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deltamem_agents.bridges import bound
+from deltamem_agents.bridges import bound, which_thread, whose
 from deltamem_agents.types import MemoryMode
 
 
@@ -33,11 +33,13 @@ def resolve(given: Mapping[str, Any], own: Identity, *, asks_for_itself: bool = 
     memory: MemoryMode = "readonly" if asks_for_itself and own.memory == "readwrite" else own.memory
     binding = bound()
     if given.get("agent_id") is not None:
-        identity = Identity(given["agent_id"], None, memory)
+        identity = Identity(whose(given["agent_id"]), None, memory)
     elif binding is not None:
         identity = Identity(binding.agent_id, binding.thread, binding.memory or memory)
     else:
         identity = replace(own, memory=memory)
     return Identity(
-        identity.agent_id or None, given.get("thread") or identity.thread, given.get("memory") or identity.memory
+        identity.agent_id or None,
+        which_thread(given.get("thread")) or identity.thread,
+        given.get("memory") or identity.memory,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -18,26 +18,35 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
+from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.program.utils import get_program_for_llm
-from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
-from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
-from pydantic import BaseModel, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling, Store
-from deltamem_agents.bridges import DEFAULT_MODEL, EPHEMERAL, EngineSpec, Serving
-from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, refuse_unknown, turn_options
+from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling
+from deltamem_agents.bridges import (
+    DEFAULT_MODEL,
+    EPHEMERAL,
+    AgentId,
+    EngineSpec,
+    Serving,
+    own_agent,
+    read_store,
+    require_names,
+    which_thread,
+    whose,
+    written_store,
+)
+from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, listed, refuse_unknown, turn_options
 from deltamem_agents.engine import WINDOW_TOKENS
+from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
 from llama_index.llms.deltamem.identity import Identity, resolve
-from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema
+from llama_index.llms.deltamem.messages import to_messages, to_tools, tool_schema, with_properties
 from llama_index.llms.deltamem.replies import GrowingReply, to_chat_response, to_completion, tool_selections
-
-_CALLS_FOR_OBJECTS = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
+from llama_index.llms.deltamem.structured import ObjectLLM
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class _Call:
     options: TurnOptions
 
 
-class DeltaMemLLM(FunctionCallingLLM):
+class DeltaMemLLM(ObjectLLM):
     """A local LLM that remembers each agent in a few kilobytes of its own state.
 
     `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id; opened at the first call and
@@ -70,11 +79,11 @@ class DeltaMemLLM(FunctionCallingLLM):
     model: str = DEFAULT_MODEL
     engine: SkipValidation[DeltaMemEngine] | None = Field(default=None, exclude=True, repr=False)
     adapter: str | None = None
-    store: SkipValidation[Store | str | None] = None
+    store: SkipValidation[StoreLike] = None
     device: str = "cpu"
     window_tokens: int | None = None
-    agent_id: str | None = None
-    thread: str | None = None
+    agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
+    thread: Annotated[str | None, BeforeValidator(which_thread)] = None
     memory: MemoryMode = "readwrite"
     max_tokens: int = 256
     temperature: float = 0.0
@@ -97,6 +106,7 @@ class DeltaMemLLM(FunctionCallingLLM):
     @model_validator(mode="after")
     def _checked(self) -> Self:
         self._sampling()
+        self.store = read_store(self.store, self.engine)
         if self.engine is not None:
             self.model = self.engine.model_name
         return self
@@ -105,13 +115,12 @@ class DeltaMemLLM(FunctionCallingLLM):
         return self.model_copy()
 
     def __getstate__(self) -> dict[Any, Any]:
-        # An open engine or store cannot be written down; whoever loads the LLM gives them again.
-        portable = self.model_copy(update={"engine": None, "store": self._named_store(self.store)})
-        return super(DeltaMemLLM, portable).__getstate__()
+        require_names("DeltaMemLLM", self.store, self.engine)
+        return super().__getstate__()
 
     @field_serializer("store")
-    def _named_store(self, store: Store | str | None) -> str | None:
-        return store if isinstance(store, str) else None
+    def _written_store(self, store: StoreLike) -> str | None:
+        return written_store(store, self.engine)
 
     @classmethod
     def class_name(cls) -> str:
@@ -128,16 +137,17 @@ class DeltaMemLLM(FunctionCallingLLM):
             model_name=self.model,
         )
 
-    def for_agent(self, agent_id: str, *, thread: str | None = None, memory: MemoryMode | None = None) -> Self:
+    def for_agent(self, agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None) -> Self:
         """A view that speaks for one agent. It shares the engine and the store with this LLM, and no memory.
 
         `thread`: which of the agent's conversations, for callers that send the whole of it with every call.
         `memory`: None is this LLM's own. Raises InvalidAgentId for no name at all.
         """
-        if not agent_id:
+        agent = whose(agent_id)
+        if not agent:
             raise InvalidAgentId(f"agent_id is {agent_id!r}, expected a name; an LLM without one remembers nobody")
-        whose = {"agent_id": agent_id, "thread": thread, "memory": memory or self.memory}
-        return self.model_copy(update=whose)
+        view = {"agent_id": agent, "thread": which_thread(thread), "memory": memory or self.memory}
+        return self.model_copy(update=view)
 
     def open_engine(self, agent_id: str | None, *, model: str | None = None) -> DeltaMemEngine:
         """The engine over the store where this agent lives; opens both where they are not open yet.
@@ -219,15 +229,15 @@ class DeltaMemLLM(FunctionCallingLLM):
         asked = [name for name, value in given.items() if value is not None]
         refuse_unknown("a call of DeltaMemLLM", "keyword", asked, CALL_KEYWORDS)
         own = Identity(self.agent_id, self.thread, self.memory)
-        whose = resolve(given, own, asks_for_itself=asks_for_itself)
+        speaks = resolve(given, own, asks_for_itself=asks_for_itself)
         options = turn_options(
-            {**given, "thread": whose.thread, "memory": whose.memory},
-            to_tools(given.get("tools") or ()),
+            {**given, "thread": speaks.thread, "memory": speaks.memory},
+            to_tools(listed(given.get("tools"))),
             sampling=self._sampling(),
-            memory=whose.memory,
+            memory=speaks.memory,
         )
-        engine = self.open_engine(whose.agent_id, model=given.get("model"))
-        return _Call(engine, whose.agent_id, to_messages(messages), options)
+        engine = self.open_engine(speaks.agent_id, model=given.get("model"))
+        return _Call(engine, speaks.agent_id, to_messages(messages), options)
 
     async def _acall(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, asks_for_itself: bool = False
@@ -277,32 +287,13 @@ class DeltaMemLLM(FunctionCallingLLM):
             raise ValueError(f"the reply calls no tool, expected at least one: {response.message.content!r}; {hint}")
         return selections
 
+    def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
+        return super().predict_and_call(with_properties(tools), *args, **kwargs)
+
+    async def apredict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
+        return await super().apredict_and_call(with_properties(tools), *args, **kwargs)
+
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
         """This LLM with its replies as objects. It reads the memory and does not write; agents use it for summaries."""
         memory: MemoryMode = "readonly" if self.memory == "readwrite" else self.memory
         return StructuredLLM(llm=self.model_copy(update={"memory": memory}), output_cls=output_cls, **kwargs)
-
-    def _structured_stream_call(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[Any, None, None]:
-        program = self._program(output_cls, prompt)
-        return program.stream_call(llm_kwargs=llm_kwargs, **prompt_args)
-
-    async def _structured_astream_call(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[Any, None]:
-        program = self._program(output_cls, prompt)
-        return await program.astream_call(llm_kwargs=llm_kwargs, **prompt_args)
-
-    def _program(self, output_cls: type[Any], prompt: PromptTemplate) -> BasePydanticProgram[Any]:
-        """LlamaIndex's program for objects. Its streams do not ask for the call that the object is made from."""
-        forced = {"tool_choice": "any"} if self.pydantic_program_mode in _CALLS_FOR_OBJECTS else {}
-        return get_program_for_llm(output_cls, prompt, self, self.pydantic_program_mode, **forced)

@@ -28,7 +28,7 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        if self.llm.agent_id is None:
+        if not self.llm.agent_id:
             raise ConfigError("the block's llm has no agent, so nobody would remember; pass llm.for_agent(…)")
         return self
 

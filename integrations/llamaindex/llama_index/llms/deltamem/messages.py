@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -15,11 +17,12 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
-from llama_index.core.tools import BaseTool
+from llama_index.core.tools import BaseTool, FunctionTool, ToolMetadata
 from pydantic import BaseModel
 
-from deltamem_agents import Message, MessageError, Tool
+from deltamem_agents import ConfigError, Message, MessageError, Tool
 from deltamem_agents.bridges.dialects import ROLE_NAMES, as_tool, tool_result
+from deltamem_agents.bridges.schemas import as_arguments, json_schema
 from deltamem_agents.types import as_tool_call
 
 # What was thought, where a cache may begin, and where a statement came from is not part of what was said.
@@ -46,12 +49,61 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 def to_tools(tools: Sequence[BaseTool | Mapping[str, Any]]) -> tuple[Tool, ...]:
     """LlamaIndex's tools, or the dicts that `tool_schema` of these returns."""
-    return tuple(as_tool(tool if isinstance(tool, Mapping) else tool_schema(tool)) for tool in tools)
+    return tuple(as_tool(tool_schema(tool) if isinstance(tool, BaseTool) else tool) for tool in tools)
 
 
 def tool_schema(tool: BaseTool) -> dict[str, Any]:
-    """The tool as JSON, which may be traced."""
-    return tool.metadata.to_openai_tool(skip_length_check=True)
+    """The tool as JSON, which may be traced.
+
+    It keeps its own name, by which LlamaIndex looks it up when it is called. Raises ConfigError for a tool
+    without a name, or whose arguments are no object.
+    """
+    metadata = tool.metadata
+    if metadata.name is None:
+        raise ConfigError(f"a tool has no name ({metadata.description!r}); give its metadata one")
+    function = {"name": metadata.name, "description": metadata.description, "parameters": _parameters(metadata)}
+    return {"type": "function", "function": function}
+
+
+def with_properties(tools: Sequence[BaseTool]) -> list[BaseTool]:
+    """The tools with the properties of their arguments listed, which LlamaIndex looks for when it calls one."""
+    return [_listing(tool) if isinstance(tool, FunctionTool) else tool for tool in tools]
+
+
+@dataclass
+class _Listing(ToolMetadata):
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def get_parameters_dict(self) -> dict[str, Any]:
+        return self.parameters
+
+
+def _listing(tool: FunctionTool) -> FunctionTool:
+    parameters = _parameters(tool.metadata)
+    if type(tool.metadata) is not ToolMetadata or parameters == tool.metadata.get_parameters_dict():
+        return tool
+    view = copy(tool)
+    view._metadata = _Listing(**vars(tool.metadata), parameters={"properties": {}, **parameters})
+    return view
+
+
+def _parameters(metadata: ToolMetadata) -> dict[str, Any]:
+    """The schema of a tool's arguments. LlamaIndex leaves out what is not listed as properties at its top."""
+    try:
+        given: dict[str, Any] = metadata.get_parameters_dict()
+    except AttributeError:
+        raise ConfigError(
+            f"tool {metadata.name!r} has fn_schema {metadata.fn_schema!r}, expected a pydantic model class"
+        ) from None
+    if "properties" in given or metadata.fn_schema is None:
+        return given
+    schema = json_schema(metadata.fn_schema)
+    arguments = as_arguments({key: value for key, value in schema.items() if key not in ("title", "description")})
+    if arguments.key is not None:
+        raise ConfigError(
+            f"tool {metadata.name!r} takes {schema!r}, expected an object; put the value into a property of one"
+        )
+    return dict(arguments.parameters)
 
 
 def _converted(message: ChatMessage, names: Mapping[str, str]) -> Message:

@@ -1,0 +1,114 @@
+"""One thread's snapshots of an agent's memory, and where among them a history that was changed leads back to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltamem_agents.chat.history import Aligned, as_shown, extend, shared_prefix, stands_in
+from deltamem_agents.errors import AgentNotFound
+from deltamem_agents.snapshots import Entry, Store
+from deltamem_agents.types import ThreadLog
+
+REBUILD = "rebuild"
+"""The origin of a snapshot in which all of a thread was written anew."""
+
+COPIES_CHECKED = 32
+"""How many other threads are looked at when an unknown one brings a history that may be a copy."""
+
+
+@dataclass(frozen=True)
+class Return:
+    """Where a turn goes back to. `base`: None for the empty memory. `log`: what the thread has absorbed there.
+
+    `undone`: how many messages the memory gives up. `possible`: False where the client shows a real departure, and
+    yet all older snapshots hold something else that it changed.
+    """
+
+    base: Entry | None
+    log: ThreadLog
+    undone: int
+    possible: bool = True
+
+
+@dataclass(frozen=True)
+class ThreadPast:
+    """What an agent's memory, as of the snapshot `head`, knows of one thread."""
+
+    store: Store
+    agent: str
+    head: Entry
+    thread: str
+
+    def log(self) -> ThreadLog:
+        """What the thread has absorbed; empty for an unknown thread."""
+        entry = self._load(self.head, self.head.newest(self.thread))
+        return ThreadLog() if entry is None else entry.snapshot.absorbed
+
+    def copied(self, at: Entry, incoming: Sequence[str]) -> ThreadLog:
+        """What other threads have absorbed, as of `at`, of the history that an unknown thread brings."""
+        recent = [*at.threads()][: -COPIES_CHECKED - 1 : -1]
+        logs = [entry.snapshot.absorbed for name in recent if (entry := self._load(at, at.newest(name))) is not None]
+        shared = max((shared_prefix(log, incoming) for log in logs), default=0)
+        return extend(ThreadLog(), incoming[:shared])
+
+    def back_to(self, found: Aligned, incoming: Sequence[str]) -> Return | None:
+        """The newest snapshot that holds nothing of the thread from the first changed message on.
+
+        None where there is none. After a departure it has to hold some of the thread: only then has the client shown
+        a reply with which a turn ended, and not just a prefix of its own. A thread that was rebuilt is no such doubt.
+        """
+        entry, stood = self._load(self.head, self.head.newest(self.thread)), False
+        for _ in range(ThreadLog.TAIL_MESSAGES):
+            if entry is None:
+                return self._rebuilt(found, self.head)
+            log, older = entry.snapshot.absorbed, entry.snapshot.threads.get(self.thread)
+            if 0 < log.count <= found.stands:
+                if stands_in(log, incoming):
+                    return self._return(entry, as_shown(log, incoming), found)
+                stood = True
+            if older is None:
+                back = self._before(entry, found, incoming)
+                return Return(None, ThreadLog(), 0, possible=False) if back is None and stood else back
+            entry = self._load(entry, older)
+        return None
+
+    def _before(self, first: Entry, found: Aligned, incoming: Sequence[str]) -> Return | None:
+        """Where the thread did not exist yet, except perhaps as the source of which it is a copy."""
+        if first.snapshot.parent is None:
+            return self._rebuilt(found, first)
+        entry = self._load(first, first.snapshot.parent)
+        if entry is None:
+            return self._rebuilt(found, self.head)
+        log = self.copied(entry, incoming[: found.stands])
+        return self._return(entry, log, found) if log.count or _may_rebuild(found, first) else None
+
+    def _rebuilt(self, found: Aligned, at: Entry) -> Return | None:
+        """The empty memory, if the client shows all that the memory at this snapshot has absorbed."""
+        log = self.log()
+        whole = at.snapshot.counters.messages == at.snapshot.absorbed.count and log.count == len(log.tail)
+        return self._return(None, ThreadLog(), found) if whole and _may_rebuild(found, at) else None
+
+    def _return(self, base: Entry | None, log: ThreadLog, found: Aligned) -> Return:
+        before = 0 if base is None else base.snapshot.counters.messages
+        others = self.head.snapshot.counters.messages - before - (self.log().count - log.count)
+        return Return(base, log, found.changed + max(0, others))
+
+    def writers_since(self, base: Entry | None) -> set[str]:
+        """The other threads that wrote after `base`."""
+        before = {} if base is None else base.threads()
+        return {name for name, newest in self.head.threads().items() if before.get(name) != newest} - {self.thread}
+
+    def _load(self, at: Entry, snapshot: str | None) -> Entry | None:
+        """A snapshot; None without an id, or where it was pruned."""
+        if snapshot is None or snapshot == at.id:
+            return None if snapshot is None else at
+        try:
+            return self.store.load(self.agent, snapshot)
+        except AgentNotFound:
+            return None
+
+
+def _may_rebuild(found: Aligned, first: Entry) -> bool:
+    """Whether the client is known to show its thread's whole history, by an edit in place now or at first."""
+    return found.edited or first.snapshot.origin == REBUILD

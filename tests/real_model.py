@@ -1,0 +1,20 @@
+"""The embedded model with the adapter that ships, opened once a process in each precision that machines open it in."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from deltamem_agents import DeltaMemEngine
+
+MODEL = "smollm2-135m-instruct"
+
+# A worker's memory holds one of the two: what opens one precision stays together.
+PRECISIONS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("float32", "bfloat16")]
+in_each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+
+
+@cache
+def real_engine(precision: str) -> DeltaMemEngine:
+    return DeltaMemEngine.from_pretrained(MODEL, store="memory:", dtype=precision, progress=False)

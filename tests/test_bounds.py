@@ -1,0 +1,160 @@
+"""Laws of cost: what a call computes and keeps is bounded by its window, however long the history is."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltamem_agents.bridges import EngineSpec, shared_engine, shared_engines
+from deltamem_agents.chat.template import ChatTemplate
+from deltamem_agents.inference.decode import StoppingText
+from deltamem_agents.snapshots import InMemoryStore
+from deltamem_agents.testing import ScriptedEngine
+from deltamem_agents.types import Message, Sampling, ToolCall
+from tiny_engine import byte_tokenizer, tiny_engine
+
+SHORT = Sampling(max_tokens=4)
+
+
+def talk(count: int) -> list[Message]:
+    return [Message("assistant" if n % 2 else "user", f"Message {n:05} of a long talk.") for n in range(count)]
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many messages each rendering was of."""
+    counts: list[int] = []
+    render = ChatTemplate.render
+
+    def counting(template: ChatTemplate, messages: Sequence[Message], **options: object) -> object:
+        counts.append(len(messages))
+        return render(template, messages, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChatTemplate, "render", counting)
+    return counts
+
+
+def test_fitting_a_window_costs_the_same_for_every_length_of_history(rendered: list[int]) -> None:
+    prompts = tiny_engine(window_tokens=400)._prompts
+    costs = []
+    for length in (40, 400, 12_800):
+        rendered.clear()
+        window = prompts.window(talk(length), (), 40, ())
+        costs.append((sum(rendered), length - window.start))
+    assert len(set(costs)) == 1 and costs[0][1] > 4
+    assert costs[0][0] < 12 * costs[0][1]
+
+
+def test_cutting_a_history_into_segments_costs_as_much_for_every_message(rendered: list[int]) -> None:
+    prompts = tiny_engine(window_tokens=400)._prompts
+    costs = []
+    for length in (100, 800):
+        rendered.clear()
+        assert sum(prompt.messages for prompt in prompts.segments(talk(length), None)) == length
+        costs.append(sum(rendered) / length)
+    assert costs[1] < 1.1 * costs[0] and costs[0] < 12
+
+
+@settings(max_examples=50)
+@given(text=st.text("ab\nU", max_size=60), stop=st.text("ab\nU", min_size=1, max_size=8), call=st.booleans())
+def test_no_more_states_are_kept_than_a_stop_string_reaches_back(text: str, stop: str, call: bool) -> None:
+    tokenizer = byte_tokenizer()
+    watching = StoppingText(tokenizer, (stop,), "U" if call else None, (None, 0))
+    for fed, token in enumerate(tokenizer(text, add_special_tokens=False)["input_ids"], 1):
+        watching.push(token)
+        if watching.stopped:
+            break
+        watching.passed((None, fed))
+        assert watching.kept <= len(stop)
+    # A token is a character here: what is remembered is what is left of the text.
+    assert watching.remembered[1] == len(watching.text) == (text.index(stop) if watching.stopped else len(text))
+
+
+def test_text_that_begins_no_stop_string_keeps_one_state() -> None:
+    watching = StoppingText(byte_tokenizer(), ("\nUser:",), None, (None, 0))
+    for number, token in enumerate(byte_tokenizer()("A long reply. " * 20, add_special_tokens=False)["input_ids"]):
+        watching.push(token)
+        watching.passed((None, number + 1))
+        assert watching.kept == 1
+
+
+def holders(secret: str) -> list[object]:
+    """Everything in this process that holds the text, as text or as the tiny tokenizer's tokens."""
+    tokens = byte_tokenizer()(secret, add_special_tokens=False)["input_ids"]
+    gc.collect()
+    found: list[object] = []
+    seen = {id(tokens), id(secret)}
+    # What holds only texts and numbers is not among the tracked objects, but is held by one of them.
+    waiting = [one for one in gc.get_objects() if type(one) is not FrameType]
+    seen.update(map(id, waiting), (id(waiting), id(found)))
+    while waiting:
+        one = waiting.pop()
+        for held in gc.get_referents(one):
+            if id(held) in seen or type(held) is FrameType:
+                continue
+            seen.add(id(held))
+            if type(held) is str:
+                if secret in held:
+                    found.append((type(one), held[:60]))
+                continue
+            if type(held) in (list, tuple) and _spells(held, tokens):
+                found.append((type(one), "tokens"))
+            if type(held) in (tuple, dict, list):
+                waiting.append(held)
+    return found
+
+
+def _spells(values: Sequence[object], tokens: list[int]) -> bool:
+    if len(values) < len(tokens) or tokens[0] not in values:
+        return False
+    return any(list(values[at : at + len(tokens)]) == tokens for at in range(len(values) - len(tokens) + 1))
+
+
+def test_no_text_of_an_agent_stays_in_the_process_once_it_is_forgotten() -> None:
+    secret = "".join(chr(ord("a") + n * 7 % 26) for n in range(20))
+    engine = tiny_engine(InMemoryStore(), window_tokens=300)
+    assert not holders(secret)
+
+    def live() -> None:
+        said = [Message("user", f"My word is {secret}, number {n}.") for n in range(6)]
+        said.append(Message("assistant", "", (ToolCall("keep", {"word": f"x{secret}"}, "1"),)))
+        said.append(Message("tool", f"{secret} is kept", tool_call_id="1", name="keep"))
+        engine.run_turn("ada", said, sampling=SHORT)
+        engine.absorb_into("ada", [Message("user", f"Also {secret}!")], thread="b")
+        engine.score(None, [Message("user", f"And {secret}?")], secret + ".")
+        engine.count_tokens([Message("user", f"So {secret}.")])
+
+    live()
+    engine.store.forget("ada")
+    assert not holders(secret)
+
+
+def test_opening_a_model_makes_nobody_wait_who_uses_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, opened = threading.Event(), threading.Event(), []
+
+    def opening(spec: EngineSpec) -> ScriptedEngine:
+        opened.append(spec.model)
+        if spec.model == "slow":
+            begun.set()
+            assert go_on.wait(60)
+        return ScriptedEngine(name=spec.model)
+
+    monkeypatch.setattr(shared_engines, "_open", opening)
+    monkeypatch.setattr(shared_engines, "_opened", {})
+    ready = shared_engine(EngineSpec("ready"))
+    threads = [threading.Thread(target=shared_engine, args=(EngineSpec("slow"),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(60)
+    assert shared_engine(EngineSpec("ready")) is ready
+    assert shared_engine(EngineSpec("another")) is not ready
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert opened == ["ready", "slow", "another"]

@@ -1,0 +1,69 @@
+"""Laws of small talk and neutral prompts: they tell nothing, and evaluation shares none of it with training."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from deltamem_agents.lab.corpus.small_talk import small_talk
+from deltamem_agents.lab.corpus.tables import read_table
+from deltamem_agents.lab.evaluation import harmless
+from deltamem_agents.lab.training import left_alone
+
+TRAINED, KEPT = left_alone.neutral_prompts(), harmless.unrelated_prompts()
+TRAINED_FIRST_PERSON = read_table(left_alone.DATA, "neutral_prompts")["first_person"]
+KEPT_FIRST_PERSON = read_table(harmless.DATA, "unrelated_prompts")["first_person"]
+SELF = re.compile(r"\b(I|I'm|I'd|me|my|My|mine)\b")
+FACT = re.compile(
+    r"\b[Mm]y( \S+){1,3} (is|are|was) (?![^.!]*\?)|\bI (live|work|drive|play|own|was born)\b|"
+    r"\b(named|my name|call me|I'm a|I am an?)\b",
+    re.IGNORECASE,
+)
+
+
+def spoken(held_out: bool) -> set[str]:
+    rng = random.Random(0)
+    return {text for _ in range(2000) for text in small_talk(rng, held_out=held_out)}
+
+
+def normal(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def test_small_talk_of_evaluation_is_none_of_training() -> None:
+    assert not spoken(True) & spoken(False)
+    assert all("{" not in text for text in spoken(True) | spoken(False))
+
+
+def test_small_talk_is_seldom_the_same() -> None:
+    assert len(spoken(False)) > 1500 and len(spoken(True)) > 1000
+
+
+def test_equal_states_give_equal_small_talk() -> None:
+    first, second = random.Random(7), random.Random(7)
+    assert [small_talk(first) for _ in range(20)] == [small_talk(second) for _ in range(20)]
+
+
+def test_there_are_enough_prompts_and_none_twice() -> None:
+    assert len(TRAINED) >= 330 and len(KEPT) >= 230
+    assert min(len(TRAINED_FIRST_PERSON), len(KEPT_FIRST_PERSON)) >= 30
+    assert len({normal(prompt) for prompt in (*TRAINED, *KEPT)}) == len(TRAINED) + len(KEPT)
+
+
+@pytest.mark.parametrize("prompts", [TRAINED_FIRST_PERSON, KEPT_FIRST_PERSON])
+def test_hard_negatives_speak_of_the_user(prompts: tuple[str, ...]) -> None:
+    assert not [prompt for prompt in prompts if not SELF.search(prompt)]
+
+
+def test_no_prompt_states_a_fact() -> None:
+    assert not [prompt for prompt in (*TRAINED, *KEPT) if FACT.search(prompt)]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    ["My city is Oslo.", "By the way, my lucky charm is blue.", "I live in Oslo.", "I am a baker.", "Call me Al."],
+)
+def test_a_fact_would_be_noticed(fact: str) -> None:
+    assert FACT.search(fact)
