@@ -268,6 +268,7 @@ def test_the_numbers_of_labels_mean_something_else_in_every_row() -> None:
 # The commands.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "names"),
     [

@@ -59,6 +59,7 @@ def test_only_the_distances_asked_for_are_gone(tiny: Tiny) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_several_suites_are_shown_under_their_names(tiny: Tiny) -> None:
     shown = run("eval", "recall", "held-out", "updates", *tiny.options, "--quick", "--questions", "4")
     assert shown.exit_code == 0, shown.output
