@@ -159,7 +159,7 @@ class TestMemory:
         with FileStore(tmp_path / "folder") as made:
             grow(made, "ada", 2)
         assert len(ids(f"folder:///{tmp_path}/folder")) == 2
-        assert "expected sqlite" in refusal("memory", "list", "--store", "redis://x")
+        assert "sqlite:///PATH" in refusal("memory", "list", "--store", "redis://x")
 
     def test_log_follows_the_parents_and_stops_at_the_limit(self, store: str) -> None:
         rows = run_json("memory", "log", "ada", "--store", store)["snapshots"]
