@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
-from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.errors import ConfigError, NewerFormatError
 
 Head: TypeAlias = Literal["q", "k", "v", "o"]
 UpdateMode: TypeAlias = Literal["standard", "lambda_outside", "no_lambda"]
@@ -177,13 +177,13 @@ class AdapterConfig:
         Missing keys take the published defaults. Keys known to do nothing at their present value are
         ignored; a key never heard of is ignored with a warning in a published file and refused in our own,
         which names its format. Raises ConfigError for those, for a value of a wrong kind and for a key that
-        asks for a mechanism that is not implemented, NewerFormat for a file of a later version.
+        asks for a mechanism that is not implemented, NewerFormatError for a file of a later version.
         """
         version = data.get("format", ADAPTER_FORMAT)
         if not _is_whole(version):
             raise ConfigError(f"adapter config: format is {version!r}, expected a whole number of at least 1")
         if version > ADAPTER_FORMAT:
-            raise NewerFormat(
+            raise NewerFormatError(
                 f"adapter config has format {version}, this version reads up to {ADAPTER_FORMAT}; upgrade the package"
             )
         for key, inert in _INERT_PUBLISHED_KEYS.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 from uuid import UUID
 
-from deltamem_agents.errors import ConfigError, InvalidAgentId
+from deltamem_agents.errors import ConfigError, InvalidAgentIdError
 
 NAME_LENGTH = 512
 """Most characters of an agent id, a thread's name or a tag."""
@@ -16,14 +16,14 @@ _EXPECTED = f"Unicode text of 1 to {NAME_LENGTH} characters that is not blank, a
 def agent_name(given: object) -> str | None:
     """The agent of an id, None for None. A whole number or a UUID is the agent of that text: 7 is "7".
 
-    Raises InvalidAgentId for anything else that is not text, and for text that is blank or that no store keeps.
+    Raises InvalidAgentIdError for anything else that is not text, and for text that is blank or that no store keeps.
     """
     if given is None:
         return None
     name = _as_text(given)
     fault = name_fault(name) or ("is blank" if isinstance(name, str) and not name.strip() else "")
     if fault or not isinstance(name, str):
-        raise InvalidAgentId(f"agent id {given!r:.60} {fault}, expected {_EXPECTED}; take another")
+        raise InvalidAgentIdError(f"agent id {given!r:.60} {fault}, expected {_EXPECTED}; take another")
     return name
 
 

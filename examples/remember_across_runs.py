@@ -8,7 +8,7 @@ python examples/remember_across_runs.py forget
 import sys
 from pathlib import Path
 
-from deltamem_agents import AgentNotFound, DeltaMemEngine, Sampling, SQLiteStore
+from deltamem_agents import AgentNotFoundError, DeltaMemEngine, Sampling, SQLiteStore
 
 AGENT = "you"
 STORE = Path(__file__).parent / "remember.sqlite"
@@ -19,7 +19,7 @@ def main(verb: str, text: str = "", store: Path = STORE) -> str:
         if verb == "forget":
             try:
                 receipt = memories.forget(AGENT)
-            except AgentNotFound as nothing:
+            except AgentNotFoundError as nothing:
                 return str(nothing)
             return f"forgotten: {len(receipt.removed)} snapshots, {receipt.nbytes} bytes"
         engine = DeltaMemEngine.from_pretrained("smollm2-135m-instruct", store=memories)

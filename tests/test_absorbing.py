@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deltamem_agents.chat.history import extend, known_ahead
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import ForeignSnapshot, InvalidAgentId, MessageError
+from deltamem_agents.errors import ForeignSnapshotError, InvalidAgentIdError, MessageError
 from deltamem_agents.types import Message, Sampling, ThreadLog
 from tiny_engine import tiny_engine
 
@@ -81,9 +81,9 @@ def test_a_refused_absorption_changes_nothing(engine: DeltaMemEngine) -> None:
     before = engine.store.head("ada")
     with pytest.raises(MessageError):
         engine.absorb_into("ada", [U2, {"role": "robot", "content": "x"}])
-    with pytest.raises(InvalidAgentId):
+    with pytest.raises(InvalidAgentIdError):
         engine.absorb_into("", [U2])
-    with pytest.raises(ForeignSnapshot):
+    with pytest.raises(ForeignSnapshotError):
         tiny_engine(engine.store, seed=1).absorb_into("ada", [U2])
     assert engine.store.head("ada") == before
 

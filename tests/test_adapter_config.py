@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import deltamem_agents
 from deltamem_agents.config import ADAPTER_FORMAT, PRESETS, AdapterConfig
-from deltamem_agents.errors import ConfigError, DeltaMemError, NewerFormat
+from deltamem_agents.errors import ConfigError, DeltaMemError, NewerFormatError
 from deltamem_agents.memory.adapter_file import PUBLISHED_CONFIG_FILE, read_config
 from tiny_models import MESSAGE_MEAN
 
@@ -130,7 +130,7 @@ def test_a_preset_takes_other_settings_beside_it_and_has_to_be_there() -> None:
 
 @pytest.mark.parametrize("version", [ADAPTER_FORMAT + 1, 99])
 def test_a_newer_format_is_refused_by_name(version: int) -> None:
-    with pytest.raises(NewerFormat, match=f"format {version}, this version reads up to {ADAPTER_FORMAT}; upgrade"):
+    with pytest.raises(NewerFormatError, match=f"format {version}, this version reads up to {ADAPTER_FORMAT}; upgrade"):
         AdapterConfig.from_json({"format": version, "surprise": 1})
 
 

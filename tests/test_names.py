@@ -18,7 +18,7 @@ from langchain_core.messages import HumanMessage
 from llama_index.core.base.llms.types import ChatMessage
 from pydantic import ValidationError
 
-from deltamem_agents import ConfigError, InMemoryStore, InvalidAgentId
+from deltamem_agents import ConfigError, InMemoryStore, InvalidAgentIdError
 from deltamem_agents.bridges import use_agent, which_thread, whose
 from deltamem_agents.names import NAME_LENGTH, agent_name, thread_name
 from deltamem_agents.snapshots.codec import encode, snapshot_id
@@ -130,10 +130,10 @@ def test_what_names_nobody_hides_who_comes_further_down() -> None:
 @pytest.mark.parametrize("way", [*AGENTS, *VIEWS])
 def test_what_is_no_id_is_refused_in_both_frameworks(way: str) -> None:
     for name in NO_NAMES:
-        with pytest.raises((InvalidAgentId, ValidationError), match="agent id"):
+        with pytest.raises((InvalidAgentIdError, ValidationError), match="agent id"):
             (AGENTS | VIEWS)[way](name)
     for name in NOBODY if way in VIEWS else ():
-        with pytest.raises(InvalidAgentId):
+        with pytest.raises(InvalidAgentIdError):
             VIEWS[way](name)
     assert engine.store.agents() == []
 
@@ -141,7 +141,7 @@ def test_what_is_no_id_is_refused_in_both_frameworks(way: str) -> None:
 @pytest.mark.parametrize("way", ENGINES)
 def test_the_engine_refuses_what_is_no_id_when_it_is_called(way: str) -> None:
     for name in (*NOBODY, *NO_NAMES):
-        with pytest.raises(InvalidAgentId, match="agent id"):
+        with pytest.raises(InvalidAgentIdError, match="agent id"):
             ENGINES[way](name)
     assert engine.store.agents() == []
 
@@ -186,7 +186,7 @@ def test_a_memory_block_of_nobody_is_refused() -> None:
 def test_every_text_is_an_agent_or_is_refused_and_never_changed(text: str) -> None:
     try:
         named = agent_name(text)
-    except InvalidAgentId:
+    except InvalidAgentIdError:
         named = None
     storable = 0 < len(text) <= NAME_LENGTH and text.encode("utf-8", "replace").decode() == text and text.strip()
     assert named == (text if storable else None)
@@ -202,7 +202,7 @@ def test_awkward_ids_are_ids() -> None:
 def test_a_blank_agent_of_an_earlier_version_can_be_looked_at_and_forgotten() -> None:
     store, data = InMemoryStore(), encode(example_snapshot())
     store._append(" ", Move("turn", snapshot_id(data), utc_now()), data, None)
-    with pytest.raises(InvalidAgentId):
+    with pytest.raises(InvalidAgentIdError):
         store.fork(" ", "\n")
     assert store.load(" ").id == store.fork(" ", "ada")
     store.forget(" ")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deltamem_agents.config import PRESETS, AdapterConfig
-from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.errors import ConfigError, NewerFormatError
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.training.recipe import RECIPES, Recipe, Rehearsal, Stage, WarmStart
 from tiny_training import LEARNED_WORDS, RECIPE
@@ -180,7 +180,7 @@ def test_parts_of_a_recipe_name_its_shapes_and_stages_share_its_defaults() -> No
 
 
 def test_a_recipe_of_a_later_format_is_refused_by_name() -> None:
-    with pytest.raises(NewerFormat, match="recipe: format is 3, this version reads up to 2; upgrade"):
+    with pytest.raises(NewerFormatError, match="recipe: format is 3, this version reads up to 2; upgrade"):
         Recipe.from_json(altered(["format"], 3))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.errors import ConfigError, NewerFormatError
 from deltamem_agents.lab.evaluation.controls import Arm
 from deltamem_agents.lab.evaluation.estimates import Estimate
 from deltamem_agents.lab.evaluation.report import Figure, Report, Subject, read_report
@@ -88,7 +88,7 @@ def test_a_report_with_a_foreign_field_is_refused(tmp_path: Path) -> None:
 def test_a_report_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "later.json"
     path.write_text(json.dumps({**report().to_json(), "format": 2}), encoding="utf-8")
-    with pytest.raises(NewerFormat, match="format 2, this version reads up to 1; upgrade"):
+    with pytest.raises(NewerFormatError, match="format 2, this version reads up to 1; upgrade"):
         read_report(path)
 
 

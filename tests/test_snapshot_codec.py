@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents.errors import ConfigError, DamagedSnapshot, ForeignSnapshot, NewerFormat, StateError
+from deltamem_agents.errors import ConfigError, DamagedSnapshotError, ForeignSnapshotError, NewerFormatError, StateError
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import NAME_LENGTH
 from deltamem_agents.snapshots import (
@@ -122,19 +122,19 @@ def test_any_flipped_bit_is_damage() -> None:
     for bit in range(len(DATA) * 8):
         flipped = bytearray(DATA)
         flipped[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(DamagedSnapshot, match=r"expected .* Nothing was overwritten"):
+        with pytest.raises(DamagedSnapshotError, match=r"expected .* Nothing was overwritten"):
             decode(bytes(flipped))
 
 
 def test_any_truncation_is_damage() -> None:
     for length in range(len(DATA)):
-        with pytest.raises(DamagedSnapshot, match="expected"):
+        with pytest.raises(DamagedSnapshotError, match="expected"):
             decode(DATA[:length])
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=100).map(lambda extra: DATA + b"\0" + extra))
 def test_other_bytes_are_damage(data: bytes) -> None:
-    with pytest.raises(DamagedSnapshot):
+    with pytest.raises(DamagedSnapshotError):
         decode(data)
 
 
@@ -169,7 +169,7 @@ def test_a_newer_format_is_refused_by_name_whatever_else_it_holds() -> None:
             data=b"\0" * 8,
         ),
     ):
-        with pytest.raises(NewerFormat, match=r"format \d+, .* reads up to 2; upgrade"):
+        with pytest.raises(NewerFormatError, match=r"format \d+, .* reads up to 2; upgrade"):
             decode(data)
 
 
@@ -212,7 +212,7 @@ def test_a_newer_format_is_refused_by_name_whatever_else_it_holds() -> None:
     ],
 )
 def test_well_sealed_nonsense_is_damage(data: bytes) -> None:
-    with pytest.raises(DamagedSnapshot, match="expected"):
+    with pytest.raises(DamagedSnapshotError, match="expected"):
         decode(data)
 
 
@@ -253,11 +253,11 @@ def test_an_agent_of_format_1_goes_on_is_forked_and_exported() -> None:
 
 def test_a_foreign_fingerprint_is_refused_by_the_parts_that_differ() -> None:
     MADE_BY.require(Fingerprint("model", "tokenizer", "adapter"))
-    with pytest.raises(ForeignSnapshot, match="adapter is 'adapter', expected 'other'") as caught:
+    with pytest.raises(ForeignSnapshotError, match="adapter is 'adapter', expected 'other'") as caught:
         MADE_BY.require(replace(MADE_BY, adapter="other"))
     assert "model is" not in str(caught.value)
     assert "tokenizer is" not in str(caught.value)
-    with pytest.raises(ForeignSnapshot, match=r"model is 'model', expected 'm'; format is 2, expected 3\. "):
+    with pytest.raises(ForeignSnapshotError, match=r"model is 'model', expected 'm'; format is 2, expected 3\. "):
         MADE_BY.require(replace(MADE_BY, model="m", format=3))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from children import in_child
-from deltamem_agents import ConfigError, DeltaMemEngine, NewerFormat, StoreError
+from deltamem_agents import ConfigError, DeltaMemEngine, NewerFormatError, StoreError
 from deltamem_agents.snapshots import FileStore, InMemoryStore, LazyStore, SQLiteStore, Store, open_store, opening
 from deltamem_agents.snapshots.locations import locate
 from deltamem_agents.testing import ScriptedEngine
@@ -331,7 +331,7 @@ class TestParted:
         newer = sqlite3.connect(path, isolation_level=None)
         newer.execute("PRAGMA user_version = 7")
         assert int.from_bytes(path.read_bytes()[60:64], "big") == 1
-        with pytest.raises(NewerFormat, match=r"schema 7, .* reads up to 1; upgrade"):
+        with pytest.raises(NewerFormatError, match=r"schema 7, .* reads up to 1; upgrade"):
             SQLiteStore(path)
         assert newer.execute("PRAGMA user_version").fetchone() == (7,)
         newer.close()

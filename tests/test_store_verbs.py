@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from deltamem_agents.errors import (
-    AgentNotFound,
-    DamagedSnapshot,
+    AgentNotFoundError,
+    DamagedSnapshotError,
     DeltaMemError,
-    InvalidAgentId,
-    NewerFormat,
+    InvalidAgentIdError,
+    NewerFormatError,
     StateError,
 )
 from deltamem_agents.memory.state import MemoryState
@@ -212,7 +212,7 @@ class TestNames:
         twin = ids[0][:10] + "0" * 54
         held = store._held["a"]  # type: ignore[attr-defined]
         held.journal.insert(0, replace(held.journal[0], snapshot=twin))
-        with pytest.raises(AgentNotFound, match="fits 2 snapshots"):
+        with pytest.raises(AgentNotFoundError, match="fits 2 snapshots"):
             store.load("a", ids[0][:10])
         assert store.load("a", ids[0]).id == ids[0]
 
@@ -241,9 +241,9 @@ class TestLog:
 
     def test_is_lazy_but_refuses_at_once(self) -> None:
         store, _ = in_memory()
-        with pytest.raises(AgentNotFound):
+        with pytest.raises(AgentNotFoundError):
             store.log("nobody")
-        with pytest.raises(AgentNotFound):
+        with pytest.raises(AgentNotFoundError):
             store.log("a", "no such tag")
 
     def test_a_snapshot_that_is_listed_and_gone_is_damage_not_an_end(self) -> None:
@@ -251,7 +251,7 @@ class TestLog:
         del store._held["a"].blobs[ids[1]]  # type: ignore[attr-defined]
         log = store.log("a")
         assert next(log).id == ids[2]
-        with pytest.raises(DamagedSnapshot, match=ids[1]):
+        with pytest.raises(DamagedSnapshotError, match=ids[1]):
             next(log)
 
 
@@ -314,7 +314,7 @@ class TestArchive:
             store = InMemoryStore()
             try:
                 store.import_(io.BytesIO(bytes(flipped)))
-            except DamagedSnapshot as error:
+            except DamagedSnapshotError as error:
                 refusals += 1
                 assert "expected" in str(error)
                 assert store.agents() == []
@@ -328,7 +328,7 @@ class TestArchive:
     def test_a_truncation_is_refused(self, whole: bytes) -> None:
         for length in range(0, len(whole), 3):
             store = InMemoryStore()
-            with pytest.raises(DamagedSnapshot, match="archive is damaged"):
+            with pytest.raises(DamagedSnapshotError, match="archive is damaged"):
                 store.import_(io.BytesIO(whole[:length]))
             assert store.agents() == []
 
@@ -367,11 +367,11 @@ class TestArchive:
             lambda m: m.pop("format"),
             lambda m: m.update(format="1"),
         ):
-            with pytest.raises(DamagedSnapshot):
+            with pytest.raises(DamagedSnapshotError):
                 InMemoryStore().import_(self.altered(whole, change))
-        with pytest.raises(InvalidAgentId):
+        with pytest.raises(InvalidAgentIdError):
             InMemoryStore().import_(self.altered(whole, lambda m: m.update(agent=7)))
-        with pytest.raises(NewerFormat, match=r"format 2, .* reads up to 1"):
+        with pytest.raises(NewerFormatError, match=r"format 2, .* reads up to 1"):
             InMemoryStore().import_(self.altered(whole, lambda m: m.update(format=2, moves=None)))
 
     def test_other_files_inside_or_compression_are_refused(self, whole: bytes) -> None:
@@ -382,7 +382,7 @@ class TestArchive:
             io.BytesIO(b"PK no zip at all"),
             io.BytesIO(),
         ):
-            with pytest.raises(DamagedSnapshot):
+            with pytest.raises(DamagedSnapshotError):
                 InMemoryStore().import_(file)
 
     def test_a_damaged_snapshot_inside_is_found_before_anything_is_written(self, whole: bytes, store: Store) -> None:
@@ -390,7 +390,7 @@ class TestArchive:
             victim = sorted(archive.namelist())[0]
             at = whole.index(archive.read(victim))
         damaged = whole[: at + 300] + b"\xff" + whole[at + 301 :]
-        with pytest.raises(DamagedSnapshot):
+        with pytest.raises(DamagedSnapshotError):
             store.import_(io.BytesIO(damaged))
         assert store.agents() == []
 
@@ -401,7 +401,7 @@ class TestArchive:
                 store.fork("a", "fork")
                 store.export("a", tmp_path / "backup")
                 spoil(store, "a", ids[1])
-                with pytest.raises(DamagedSnapshot):
+                with pytest.raises(DamagedSnapshotError):
                     list(store.log("a"))
                 store.import_(tmp_path / "backup", replace=True)
                 assert [entry.id for entry in store.log("a")] == ids[::-1]
@@ -412,7 +412,7 @@ class TestArchive:
         store.export("a", path)
         before = path.read_bytes()
         del store._held["a"].blobs[ids[0]]  # type: ignore[attr-defined]
-        with pytest.raises(DamagedSnapshot):
+        with pytest.raises(DamagedSnapshotError):
             store.export("a", path)
         assert path.read_bytes() == before
         assert [each.name for each in tmp_path.iterdir()] == ["export"]

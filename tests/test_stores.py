@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_agents.errors import AgentNotFound, DamagedSnapshot, NewerFormat, StaleHead, StoreError
+from deltamem_agents.errors import (
+    AgentNotFoundError,
+    DamagedSnapshotError,
+    NewerFormatError,
+    StaleHeadError,
+    StoreError,
+)
 from deltamem_agents.snapshots import FileStore, InMemoryStore, SQLiteStore, Store
 from deltamem_agents.testing.conformance import StoreConformance, example_snapshot, grow
 
@@ -97,7 +103,7 @@ class TestSQLiteFile:
         with SQLiteStore(path) as store, store._reading() as db:
             db.execute("PRAGMA user_version = 2")
         before = contents(tmp_path)
-        with pytest.raises(NewerFormat, match=r"schema 2, .* reads up to 1; upgrade"):
+        with pytest.raises(NewerFormatError, match=r"schema 2, .* reads up to 1; upgrade"):
             SQLiteStore(path)
         assert contents(tmp_path) == before
 
@@ -108,7 +114,7 @@ class TestSQLiteFile:
         whole = path.read_bytes()
         for length in (50, 5000, len(whole) // 2, len(whole) - 1000):
             path.write_bytes(whole[:length])
-            with pytest.raises((DamagedSnapshot, StoreError)), SQLiteStore(path) as store:
+            with pytest.raises((DamagedSnapshotError, StoreError)), SQLiteStore(path) as store:
                 list(store.log("a"))
             assert path.read_bytes() == whole[:length]
 
@@ -175,9 +181,9 @@ class TestFileFolder:
             grow(store, "a", 1)
         marker = tmp_path / "store.json"
         for text, error in (
-            ('{"deltamem_store": 2}', NewerFormat),
-            ('{"delta', DamagedSnapshot),
-            ("", DamagedSnapshot),
+            ('{"deltamem_store": 2}', NewerFormatError),
+            ('{"delta', DamagedSnapshotError),
+            ("", DamagedSnapshotError),
         ):
             marker.write_text(text)
             before = contents(tmp_path)
@@ -195,9 +201,9 @@ class TestFileFolder:
         cuts = [whole[:length] for length in range(len(whole))]
         for data in flips + cuts:
             path.write_bytes(data)
-            with pytest.raises(DamagedSnapshot, match=path.name):
+            with pytest.raises(DamagedSnapshotError, match=path.name):
                 store.moves("a")
-            with pytest.raises(DamagedSnapshot, match=path.name):
+            with pytest.raises(DamagedSnapshotError, match=path.name):
                 store.rewind("a", ids[0])
             assert path.read_bytes() == data
         path.write_bytes(whole)
@@ -209,7 +215,7 @@ class TestFileFolder:
         path = self.agent_file(tmp_path, "journal-*")
         path.write_bytes(path.read_bytes()[:-3])
         before = contents(tmp_path)
-        with pytest.raises(DamagedSnapshot, match="journal"):
+        with pytest.raises(DamagedSnapshotError, match="journal"):
             store.save("a", example_snapshot(9), expected=ids[1])
         assert contents(tmp_path) == before
 
@@ -218,9 +224,9 @@ class TestFileFolder:
         grow(store, "a", 2)
         self.agent_file(tmp_path, "ref").unlink()
         for act in (store.head, store.load, store.moves):
-            with pytest.raises(DamagedSnapshot, match="ref"):
+            with pytest.raises(DamagedSnapshotError, match="ref"):
                 act("a")
-        with pytest.raises(DamagedSnapshot):
+        with pytest.raises(DamagedSnapshotError):
             store.save("a", example_snapshot(9), expected=None)
 
     def test_an_agents_folder_under_another_name_is_damage(self, tmp_path: Path) -> None:
@@ -229,7 +235,7 @@ class TestFileFolder:
         grow(store, "b", 1)
         shutil.rmtree(store._folder("b"))
         os.rename(store._folder("a"), store._folder("b"))
-        with pytest.raises(DamagedSnapshot, match="agent 'a', expected 'b'"):
+        with pytest.raises(DamagedSnapshotError, match="agent 'a', expected 'b'"):
             store.load("b")
 
     def test_a_damaged_agent_can_be_forgotten(self, tmp_path: Path) -> None:
@@ -245,7 +251,7 @@ class TestFileFolder:
         ids = grow(store, "a", 2)
         store.export("a", tmp_path / "backup")
         self.agent_file(tmp_path / "store", name).unlink()
-        with pytest.raises(DamagedSnapshot):
+        with pytest.raises(DamagedSnapshotError):
             store.moves("a")
         store.import_(tmp_path / "backup", replace=True)
         assert [entry.id for entry in store.log("a")] == ids[::-1]
@@ -284,11 +290,11 @@ def test_two_stores_at_one_place_see_each_others_commits(make: type[FileStore | 
         ids = grow(one, "a", 2)
         assert two.load("a").id == ids[1]
         more = grow(two, "a", 1, seed=7)
-        with pytest.raises(StaleHead):
+        with pytest.raises(StaleHeadError):
             one.save("a", example_snapshot(9), expected=ids[1])
         assert [entry.id for entry in one.log("a")] == [*more, *ids[::-1]]
         two.forget("a")
-        with pytest.raises(AgentNotFound):
+        with pytest.raises(AgentNotFoundError):
             one.load("a")
 
 

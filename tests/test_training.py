@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.errors import ConfigError, TrainingDiverged
+from deltamem_agents.errors import ConfigError, TrainingDivergedError
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.corpus.splits import split_of
 from deltamem_agents.lab.training import left_alone, warm_start
@@ -309,7 +309,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_pa
     saved = (tmp_path / OPTIMISER_FILE).read_bytes()
     with torch.no_grad():
         next(run.adapter.parameters()).fill_(torch.nan)
-    with pytest.raises(TrainingDiverged, match="step 0: the loss is nan"):
+    with pytest.raises(TrainingDivergedError, match="step 0: the loss is nan"):
         run.run()
     assert (tmp_path / OPTIMISER_FILE).read_bytes() == saved
     assert not (tmp_path / LOG_FILE).exists()

@@ -19,8 +19,8 @@ from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import (
     AgentForgottenError,
     ConfigError,
-    ForeignSnapshot,
-    HistoryDiverged,
+    ForeignSnapshotError,
+    HistoryDivergedError,
     MessageError,
     StoreError,
     UnsupportedModelError,
@@ -285,7 +285,7 @@ def test_divergence_behind_another_threads_writes_follows_the_policy(policy: Any
     grow(engine, "ada", [], U2, thread="b")
     before = engine.store.head("ada")
     if policy == "raise":
-        with pytest.raises(HistoryDiverged, match="'b'"):
+        with pytest.raises(HistoryDivergedError, match="'b'"):
             engine.run_turn("ada", [*a[:2], U3], thread="a", sampling=SHORT)
         assert engine.store.head("ada") == before
         return
@@ -563,7 +563,7 @@ def test_a_memory_made_by_another_adapter_is_refused_and_kept() -> None:
     tiny_engine(store).run_turn("ada", [U1], sampling=SHORT)
     before = store.head("ada")
     other = tiny_engine(store, config=AdapterConfig(rank=4))
-    with pytest.raises(ForeignSnapshot, match="adapter"):
+    with pytest.raises(ForeignSnapshotError, match="adapter"):
         other.run_turn("ada", [U2], sampling=SHORT)
     assert store.head("ada") == before
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import StaleHead
+from deltamem_agents.errors import StaleHeadError
 from deltamem_agents.memory import attach
 from deltamem_agents.snapshots import InMemoryStore, Snapshot
 from deltamem_agents.testing import ScriptedEngine
@@ -106,7 +106,7 @@ def test_a_turn_that_was_run_again_counts_what_its_last_attempt_did() -> None:
         def save(self, agent: str, snapshot: Snapshot, *, expected: str | None) -> str:
             if self.refusals:
                 self.refusals -= 1
-                raise StaleHead("another came first")
+                raise StaleHeadError("another came first")
             return super().save(agent, snapshot, expected=expected)
 
     alone, contended = (tiny_engine(store) for store in (InMemoryStore(), Contended()))

@@ -34,7 +34,7 @@ def whose(given: object) -> str:
     """The agent of an id in any form that a framework passes on; EPHEMERAL for None, False and blank text.
 
     Such an id is nobody's: an empty user id must not open another's memory, nor make an agent of that name.
-    Raises InvalidAgentId for what names nobody clearly and is no agent id either.
+    Raises InvalidAgentIdError for what names nobody clearly and is no agent id either.
     """
     nobody = given is None or given is False or (isinstance(given, str) and not given.strip())
     return EPHEMERAL if nobody else agent_name(given) or EPHEMERAL
@@ -65,7 +65,7 @@ def use_agent(
     """Every chat model on δ-mem called inside uses this agent's memory, unless its call names another.
 
     `thread`: which of the agent's conversations. `memory`: "readonly" or "off" instead of what the model
-    says. `store`: where the agent lives, instead of the model's store. Raises InvalidAgentId or ConfigError for
+    says. `store`: where the agent lives, instead of the model's store. Raises InvalidAgentIdError or ConfigError for
     ids and names that are none; a blank id is nobody's.
     """
     token = _bound.set(Binding(whose(agent_id), which_thread(thread), memory, store))

@@ -10,7 +10,7 @@ import typer
 
 from deltamem_agents.cli.options import Json
 from deltamem_agents.cli.screen import emit, nbytes, plural, printable, stdout
-from deltamem_agents.errors import AlreadyExists
+from deltamem_agents.errors import AlreadyExistsError
 
 app = typer.Typer(no_args_is_help=True, help="Look at adapters, convert and tune them; no model is loaded.")
 
@@ -98,7 +98,7 @@ def _check_free(target: Path) -> None:
     from deltamem_agents.memory.adapter_file import CONFIG_FILE
 
     if (target / CONFIG_FILE).exists():
-        raise AlreadyExists(f"{target} holds an adapter already and was left alone; choose another folder")
+        raise AlreadyExistsError(f"{target} holds an adapter already and was left alone; choose another folder")
 
 
 def _print(folder: Path, as_json: bool) -> None:

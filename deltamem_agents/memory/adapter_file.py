@@ -46,7 +46,7 @@ def load_adapter(folder: Path, model: nn.Module, base_model: str | None = None) 
     the two names have to agree, in any case: "Qwen/Qwen3-4B" is "./models/qwen3-4b".
     Raises AdapterError when files are missing or damaged, when a weight is missing, surplus or of another
     shape, or when the adapter was made for another model; ConfigError for an unsupported config and
-    NewerFormat for one of a later version.
+    NewerFormatError for one of a later version.
     """
     config = read_config(folder)
     if base_model and config.base_model and _last_part(base_model) != _last_part(config.base_model):

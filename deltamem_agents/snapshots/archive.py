@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from deltamem_agents.errors import DamagedSnapshot, NewerFormat
+from deltamem_agents.errors import DamagedSnapshotError, NewerFormatError
 from deltamem_agents.snapshots.codec import decode, snapshot_id
 from deltamem_agents.snapshots.records import Move
 from deltamem_agents.snapshots.snapshot import check_verb, is_snapshot_id
@@ -55,7 +55,7 @@ def write_archive(
 class Archive(Mapping[str, bytes]):
     """An archive open for reading: the bytes of each snapshot by its id, checked whenever they are read.
 
-    Raises NewerFormat for an archive of a later version, DamagedSnapshot for anything else that is not whole.
+    Raises NewerFormatError for an archive of a later version, DamagedSnapshotError for anything else that is not whole.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -66,7 +66,7 @@ class Archive(Mapping[str, bytes]):
             if type(version) is not int or version < 1:
                 raise ValueError(f"its format is {version!r}")
         if version > ARCHIVE_FORMAT:
-            raise NewerFormat(
+            raise NewerFormatError(
                 f"archive has format {version}, this version of deltamem_agents reads up to {ARCHIVE_FORMAT}; "
                 "upgrade the package to import it. Nothing was written"
             )
@@ -124,10 +124,10 @@ def _text(value: object) -> str:
 def _unzipping() -> Iterator[None]:
     try:
         yield
-    except (NewerFormat, DamagedSnapshot):
+    except (NewerFormatError, DamagedSnapshotError):
         raise
     except _FAULTS as error:
-        raise DamagedSnapshot(
+        raise DamagedSnapshotError(
             f"archive is damaged: {error}, expected a whole file written by export. "
             "Nothing was written; export it again or fetch another copy"
         ) from error

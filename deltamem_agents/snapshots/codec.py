@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
-from deltamem_agents.errors import ConfigError, DamagedSnapshot, NewerFormat, StateError
+from deltamem_agents.errors import ConfigError, DamagedSnapshotError, NewerFormatError, StateError
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot
 from deltamem_agents.types import ThreadLog
@@ -55,7 +55,7 @@ def encode(snapshot: Snapshot) -> bytes:
 def decode(data: bytes) -> Snapshot:
     """The snapshot of `encode`'s bytes.
 
-    Raises DamagedSnapshot when the bytes are not, or no longer, a snapshot; NewerFormat when they are
+    Raises DamagedSnapshotError when the bytes are not, or no longer, a snapshot; NewerFormatError when they are
     one of a later version of this package.
     """
     length = _header_length(data)
@@ -80,7 +80,7 @@ class Links:
 def decode_links(data: bytes) -> Links:
     """A snapshot's links alone, much faster than all of it. `data` has to be what its id says.
 
-    Raises DamagedSnapshot and NewerFormat as `decode` does.
+    Raises DamagedSnapshotError and NewerFormatError as `decode` does.
     """
     fields = _fields(data, _header_length(data))
     try:
@@ -100,7 +100,7 @@ def _fields(data: bytes, length: int) -> dict[str, Any]:
     if type(version) is not int or version < 1:
         _damaged(f"its format is {version!r}", f"a number from 1 to {FORMAT}")
     if version > FORMAT:
-        raise NewerFormat(
+        raise NewerFormatError(
             f"snapshot has format {version}, this version of deltamem_agents reads up to {FORMAT}; "
             "upgrade the package to open it. It was left as it is"
         )
@@ -115,7 +115,7 @@ def _digest(data: bytes | bytearray) -> str:
 
 
 def _header_length(data: bytes) -> int:
-    """Length of the header in bytes; DamagedSnapshot when the frame is not a snapshot's."""
+    """Length of the header in bytes; DamagedSnapshotError when the frame is not a snapshot's."""
     if len(data) < _DIGEST.stop:
         _damaged(f"it has {len(data)} bytes", f"more than {_DIGEST.stop}")
     length = int.from_bytes(data[:8], "little")
@@ -213,7 +213,7 @@ def _time(value: object) -> str:
 
 
 def _damaged(found: str, expected: str) -> NoReturn:
-    raise DamagedSnapshot(
+    raise DamagedSnapshotError(
         f"snapshot is damaged: {found}, expected {expected}. Nothing was overwritten; "
         "go back to another snapshot of the agent's log, or import an export of it"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from deltamem_agents.errors import DamagedSnapshot, NewerFormat
+from deltamem_agents.errors import DamagedSnapshotError, NewerFormatError
 from deltamem_agents.snapshots.durable import append, replacing
 from deltamem_agents.snapshots.records import Move, Removed
 
@@ -53,7 +53,7 @@ def require_layout(marker: Path) -> None:
     if not isinstance(layout, int):
         raise damaged(marker, repr(marker.read_bytes()[:40]), "a JSON object with 'deltamem_store'")
     if layout > LAYOUT:
-        raise NewerFormat(
+        raise NewerFormatError(
             f"the store {str(marker.parent)!r} has layout {layout}, this version of deltamem_agents reads up to "
             f"{LAYOUT}; upgrade the package to open it. It was left alone"
         )
@@ -167,8 +167,8 @@ def sweep(folder: Path) -> None:
             path.unlink()
 
 
-def damaged(path: Path, found: str, expected: str) -> DamagedSnapshot:
-    return DamagedSnapshot(
+def damaged(path: Path, found: str, expected: str) -> DamagedSnapshotError:
+    return DamagedSnapshotError(
         f"the store's file {str(path)!r} is damaged: it holds {found}, expected {expected}. Nothing was overwritten; "
         "restore it from a backup, or import an export of the agent with replace=True"
     )

@@ -9,12 +9,12 @@ from pathlib import Path
 from time import monotonic
 
 from deltamem_agents.errors import (
-    AgentNotFound,
-    AlreadyExists,
+    AgentNotFoundError,
+    AlreadyExistsError,
     ConfigError,
-    InvalidAgentId,
+    InvalidAgentIdError,
     SnapshotNotFoundError,
-    StaleHead,
+    StaleHeadError,
     StoreError,
 )
 from deltamem_agents.names import NAME_LENGTH, name_fault
@@ -30,17 +30,19 @@ _log = logging.getLogger("deltamem_agents.store")
 
 
 def check_agent(agent: str) -> str:
-    """The agent id; raises InvalidAgentId unless it is Unicode text of 1 to NAME_LENGTH characters."""
+    """The agent id; raises InvalidAgentIdError unless it is Unicode text of 1 to NAME_LENGTH characters."""
     fault = name_fault(agent)
     if fault:
-        raise InvalidAgentId(f"agent id {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; take another")
+        raise InvalidAgentIdError(
+            f"agent id {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; take another"
+        )
     return agent
 
 
 def check_new_agent(agent: str) -> str:
     """The id of an agent to be made, which is not blank. One that an earlier version made so can still be forgotten."""
     if not check_agent(agent).strip():
-        raise InvalidAgentId(f"agent id {agent!r} is blank, expected something that can be read; take another")
+        raise InvalidAgentIdError(f"agent id {agent!r} is blank, expected something that can be read; take another")
     return agent
 
 
@@ -53,28 +55,30 @@ def check_tag(name: str) -> str:
 
 
 def require_head(agent: str, found: str | None, expected: str | None) -> None:
-    """Raises StaleHead unless the agent's head is the expected one; None stands for no agent."""
+    """Raises StaleHeadError unless the agent's head is the expected one; None stands for no agent."""
     if found != expected:
-        raise StaleHead(
+        raise StaleHeadError(
             f"agent {agent!r} is at {_short(found)}, expected {_short(expected)}: another commit came first. "
             "Load the agent again, redo the work on its new head and save that"
         )
 
 
 def require_free_tag(agent: str, name: str, found: str | None, wanted: str | None) -> None:
-    """Raises AlreadyExists when the tag stands for another snapshot than the wanted one."""
+    """Raises AlreadyExistsError when the tag stands for another snapshot than the wanted one."""
     if wanted is not None and found not in (None, wanted):
-        raise AlreadyExists(
+        raise AlreadyExistsError(
             f"tag {name!r} of agent {agent!r} stands for {_short(found)}; untag it first or take another"
         )
 
 
-def agent_exists(agent: str) -> AlreadyExists:
-    return AlreadyExists(f"agent {agent!r} is in the store and was left alone; choose another id, or forget it first")
+def agent_exists(agent: str) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"agent {agent!r} is in the store and was left alone; choose another id, or forget it first"
+    )
 
 
-def no_agent(agent: str) -> AgentNotFound:
-    return AgentNotFound(f"no agent {agent!r} in the store; `agents` lists those it has")
+def no_agent(agent: str) -> AgentNotFoundError:
+    return AgentNotFoundError(f"no agent {agent!r} in the store; `agents` lists those it has")
 
 
 def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:

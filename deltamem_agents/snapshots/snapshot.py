@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from deltamem_agents.errors import ConfigError, ForeignSnapshot, StateError
+from deltamem_agents.errors import ConfigError, ForeignSnapshotError, StateError
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import NAME_LENGTH
 from deltamem_agents.types import ThreadLog
@@ -44,14 +44,14 @@ class Fingerprint:
     format: int = FORMAT
 
     def require(self, expected: Fingerprint) -> None:
-        """Raises ForeignSnapshot naming each part in which this fingerprint is not the expected one."""
+        """Raises ForeignSnapshotError naming each part in which this fingerprint is not the expected one."""
         parts = [
             f"{part} is {getattr(self, part)!r}, expected {getattr(expected, part)!r}"
             for part in ("model", "tokenizer", "adapter", "format")
             if getattr(self, part) != getattr(expected, part)
         ]
         if parts:
-            raise ForeignSnapshot(
+            raise ForeignSnapshotError(
                 f"this memory was made elsewhere: {'; '.join(parts)}. "
                 "Open it with what made it, or start another agent; it was left as it is"
             )

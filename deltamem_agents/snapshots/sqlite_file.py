@@ -16,7 +16,7 @@ from threading import Lock
 
 from filelock import FileLock
 
-from deltamem_agents.errors import DamagedSnapshot, NewerFormat, StoreError
+from deltamem_agents.errors import DamagedSnapshotError, NewerFormatError, StoreError
 from deltamem_agents.snapshots.durable import named_faults, sync_folder
 from deltamem_agents.snapshots.refusals import (
     Deadline,
@@ -36,7 +36,8 @@ class SQLiteFile:
     """One file in write-ahead-log mode, made with `tables` when it is not there.
 
     `application`: the number by which the file names its owner. `schema`: the newest `user_version` that is read.
-    `timeout`: seconds that a change waits for other writers. Raises StoreError, NewerFormat or DamagedSnapshot.
+    `timeout`: seconds that a change waits for other writers. Raises StoreError, NewerFormatError or
+    DamagedSnapshotError.
     """
 
     def __init__(self, path: Path, *, tables: str, application: int, schema: int, timeout: float) -> None:
@@ -66,7 +67,7 @@ class SQLiteFile:
             # Through the connection, so that what is in the log alone counts.
             found = self._reader.execute("PRAGMA user_version").fetchone()[0]
             if found > schema:
-                raise NewerFormat(
+                raise NewerFormatError(
                     f"{self._where} has schema {found}, this version of deltamem_agents reads up to {schema}; "
                     "upgrade the package to open it. It was left alone"
                 )
@@ -198,7 +199,7 @@ class SQLiteFile:
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise DamagedSnapshot(
+                raise DamagedSnapshotError(
                     f"{self._where} is damaged: {error}. Nothing was overwritten; "
                     "restore the file from a backup, or import an export into a new store"
                 ) from error

@@ -19,11 +19,11 @@ from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
 from deltamem_agents.errors import (
-    AgentNotFound,
+    AgentNotFoundError,
     ConfigError,
-    DamagedSnapshot,
+    DamagedSnapshotError,
     SnapshotNotFoundError,
-    StaleHead,
+    StaleHeadError,
     TagNotFoundError,
 )
 from deltamem_agents.snapshots.archive import Archive, write_archive
@@ -50,8 +50,9 @@ class Store(ABC):
     An agent id is any Unicode text of 1 to 512 characters, compared exactly. `at` and `to` name a snapshot of
     the agent by its id, a tag, or the first six or more digits of its id; None is the head.
 
-    Every verb may raise InvalidAgentId, AgentNotFound for what is not there, DamagedSnapshot or NewerFormat for
-    bytes that cannot be trusted, and StoreError when the storage fails; the memory is then as it was.
+    Every verb may raise InvalidAgentIdError, AgentNotFoundError for what is not there, DamagedSnapshotError or
+    NewerFormatError for bytes that cannot be trusted, and StoreError when the storage fails; the memory is then as
+    it was.
     """
 
     def agents(self) -> list[str]:
@@ -77,7 +78,7 @@ class Store(ABC):
     def save(self, agent: str, snapshot: Snapshot, *, expected: str | None) -> str:
         """Commits a snapshot as the agent's new head and returns its id, once it is durable.
 
-        `expected`: the head this commit replaces, None to create the agent. Raises StaleHead when the head
+        `expected`: the head this commit replaces, None to create the agent. Raises StaleHeadError when the head
         is another one by now: load it, redo the work on it and save again.
         """
         check_new_agent(agent) if expected is None else check_agent(agent)
@@ -101,7 +102,7 @@ class Store(ABC):
     def fork(self, source: str, agent: str, at: str | None = None) -> str:
         """Starts `agent` at a snapshot of `source`, with its whole past; returns the id. `source` is not touched.
 
-        Snapshots are shared, not copied. Raises AlreadyExists when `agent` is there.
+        Snapshots are shared, not copied. Raises AlreadyExistsError when `agent` is there.
         """
         check_new_agent(agent)
         tip = self._resolve(source, at)
@@ -114,7 +115,7 @@ class Store(ABC):
         """Makes an older snapshot the head again, bit for bit; returns its id.
 
         Nothing is deleted: `moves` still lists what was the head, and a rewind there undoes this one.
-        Raises StaleHead when another commit came first.
+        Raises StaleHeadError when another commit came first.
         """
         head = self.head(agent)
         target = self._resolve(agent, to)
@@ -125,7 +126,7 @@ class Store(ABC):
     def tag(self, agent: str, name: str, at: str | None = None) -> str:
         """Gives a snapshot a name that `prune` respects; returns its id.
 
-        Raises AlreadyExists when the name stands for another snapshot, ConfigError for a name that cannot be one.
+        Raises AlreadyExistsError when the name stands for another snapshot, ConfigError for a name that cannot be one.
         """
         target = self._resolve(agent, at)
         self._set_tag(agent, check_tag(name), target)
@@ -152,7 +153,7 @@ class Store(ABC):
         check_agent(agent)
         try:
             tags = tuple(self._tags(agent))
-        except DamagedSnapshot:
+        except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)
         return Receipt(agent, utc_now(), removed.removed, removed.kept, tags, removed.nbytes)
@@ -192,7 +193,7 @@ class Store(ABC):
     def import_(self, file: File, agent: str | None = None, *, replace: bool = False) -> str:
         """Brings in an exported agent, under its own id or another; returns the id.
 
-        Everything is verified before anything is written. Raises AlreadyExists when the agent is there,
+        Everything is verified before anything is written. Raises AlreadyExistsError when the agent is there,
         unless `replace`, which then puts the import in its place in one step.
         """
         with ExitStack() as stack:
@@ -243,9 +244,9 @@ class Store(ABC):
 
     @abstractmethod
     def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
-        """Moves the head if it is `expected` (None: no such agent), else raises StaleHead.
+        """Moves the head if it is `expected` (None: no such agent), else raises StaleHeadError.
 
-        `data`: the bytes of `move.snapshot`; None when the agent must hold it already (else AgentNotFound).
+        `data`: the bytes of `move.snapshot`; None when the agent must hold it already (else AgentNotFoundError).
         """
 
     @abstractmethod
@@ -259,16 +260,16 @@ class Store(ABC):
         source: str | None,
         replace: bool,
     ) -> None:
-        """Makes an agent with this journal and these tags. Raises AlreadyExists, or replaces it whole.
+        """Makes an agent with this journal and these tags. Raises AlreadyExistsError, or replaces it whole.
 
-        The bytes of a move's snapshot are in `blobs`, or the agent `source` holds them (else AgentNotFound).
+        The bytes of a move's snapshot are in `blobs`, or the agent `source` holds them (else AgentNotFoundError).
         """
 
     @abstractmethod
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
-        """Sets a tag on a snapshot the agent holds (else AgentNotFound) or removes it (None).
+        """Sets a tag on a snapshot the agent holds (else AgentNotFoundError) or removes it (None).
 
-        Raises AlreadyExists when it stands for another snapshot.
+        Raises AlreadyExistsError when it stands for another snapshot.
         """
 
     @abstractmethod
@@ -277,7 +278,7 @@ class Store(ABC):
 
     @abstractmethod
     def _erase(self, agent: str) -> Removed:
-        """Removes the agent and every byte that is its alone. Raises AgentNotFound."""
+        """Removes the agent and every byte that is its alone. Raises AgentNotFoundError."""
 
     def _incarnation(self, agent: str) -> str | None:
         """See `incarnation`. Here it is the time at which the agent was made; a store may have a faster way."""
@@ -288,7 +289,7 @@ class Store(ABC):
         """Note once more when the agent was made, where the incarnation is that time and the move will be dropped."""
         while self._incarnation(agent) == making.at:
             head = self._head(agent)
-            with suppress(StaleHead):
+            with suppress(StaleHeadError):
                 if head is not None:
                     self._append(agent, Move(MADE, head, making.at), None, head)
                 return
@@ -317,7 +318,7 @@ class Store(ABC):
                 raise no_snapshot(agent, snapshot)
             data = b""
         if snapshot_id(data) != snapshot:
-            raise DamagedSnapshot(
+            raise DamagedSnapshotError(
                 f"snapshot {snapshot} of agent {agent!r} is damaged: its {len(data)} bytes have the checksum "
                 f"{snapshot_id(data)[:12]}…, expected {snapshot[:12]}…. Nothing was overwritten; rewind to another "
                 "snapshot of the agent's log, or import an export of it"
@@ -332,7 +333,7 @@ class Store(ABC):
         while entry.snapshot.parent is not None:
             try:
                 entry = self._fetch(agent, entry.snapshot.parent)
-            except AgentNotFound:
+            except AgentNotFoundError:
                 return
             yield entry
 
@@ -344,7 +345,7 @@ class Store(ABC):
             snapshot = ahead.pop()
             try:
                 past = decode_links(self._bytes(agent, snapshot))
-            except AgentNotFound:
+            except AgentNotFoundError:
                 continue
             found.add(snapshot)
             new = {each for each in (past.parent, *past.threads.values()) if each is not None} - seen

@@ -14,12 +14,12 @@ from threading import Barrier, Event, Thread
 from typing import TYPE_CHECKING
 
 from deltamem_agents.errors import (
-    AgentNotFound,
-    AlreadyExists,
+    AgentNotFoundError,
+    AlreadyExistsError,
     ConfigError,
-    DamagedSnapshot,
-    InvalidAgentId,
-    StaleHead,
+    DamagedSnapshotError,
+    InvalidAgentIdError,
+    StaleHeadError,
     StoreError,
 )
 
@@ -137,7 +137,7 @@ class StoreConformance:
             assert store.agents() == []
             assert store.head("nobody") is None
             for verb in (store.load, store.log, store.moves, store.tags, store.forget):
-                with refused(AgentNotFound):
+                with refused(AgentNotFoundError):
                     verb("nobody")
             for ask in (
                 lambda: store.fork("nobody", "b"),
@@ -147,26 +147,26 @@ class StoreConformance:
                 lambda: store.prune("nobody", keep_last=1),
                 lambda: store.export("nobody", io.BytesIO()),
             ):
-                with refused(AgentNotFound):
+                with refused(AgentNotFoundError):
                     ask()
             grow(store, "a", 1)
             for at in ("f" * 64, "ffffff", "no such tag"):
                 for act in (store.load, store.log, store.rewind):
-                    with refused(AgentNotFound):
+                    with refused(AgentNotFoundError):
                         act("a", at)
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store.fork("a", "b", "f" * 64)
             assert store.agents() == ["a"]
 
     def test_a_save_on_another_head_is_refused_and_changes_nothing(self, tmp_path: Path) -> None:
         with self.make_store(tmp_path) as store:
-            with refused(StaleHead):
+            with refused(StaleHeadError):
                 store.save("a", example_snapshot(), expected="f" * 64)
             assert store.agents() == []
             ids = grow(store, "a", 2)
             moves = store.moves("a")
             for expected in (None, ids[0], "f" * 64):
-                with refused(StaleHead):
+                with refused(StaleHeadError):
                     store.save("a", example_snapshot(9), expected=expected)
             assert store.head("a") == ids[1]
             assert store.moves("a") == moves
@@ -187,7 +187,7 @@ class StoreConformance:
             for at in (ids[0], ids[0][:6], ids[0][:20], "start"):
                 assert store.load("a", at).id == ids[0]
             for at in (ids[0][:5], "", ids[0].upper()):
-                with refused(AgentNotFound):
+                with refused(AgentNotFoundError):
                     store.load("a", at)
             # Which wins where a tag looks like the start of an id: what somebody chose.
             store.tag("a", ids[1][:8], ids[0])
@@ -198,17 +198,17 @@ class StoreConformance:
             ids = grow(store, "a", 2)
             store.tag("a", "t", ids[0])
             store.tag("a", "t", ids[0])
-            with refused(AlreadyExists):
+            with refused(AlreadyExistsError):
                 store.tag("a", "t", ids[1])
             assert store.tags("a") == {"t": ids[0]}
             store.untag("a", "t")
             assert store.tags("a") == {}
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store.untag("a", "t")
             for name in ("", "x" * 513, "\ud800", ids[0]):
                 with refused(ConfigError):
                     store.tag("a", name)
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store.tag("a", "t", "f" * 64)
             for name in AWKWARD_IDS:
                 store.tag("a", name)
@@ -220,9 +220,9 @@ class StoreConformance:
             assert store.agents() == sorted(AWKWARD_IDS)
             assert {agent: store.load(agent).id for agent in AWKWARD_IDS} == ids
             for agent in INVALID_IDS:
-                with refused(InvalidAgentId):
+                with refused(InvalidAgentIdError):
                     store.save(agent, example_snapshot(), expected=None)  # type: ignore[arg-type]
-                with refused(InvalidAgentId):
+                with refused(InvalidAgentIdError):
                     store.fork("a", agent)  # type: ignore[arg-type]
             store.forget("a")
             assert store.agents() == sorted(set(AWKWARD_IDS) - {"a"})
@@ -238,16 +238,16 @@ class StoreConformance:
             assert [entry.id for entry in store.log("b")] == ids[2::-1]
             assert store.tags("b") == {}
             assert store.moves("b")[0].verb == "fork"
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store.load("b", ids[3])
             own = grow(store, "b", 2, seed=100)
             assert [entry.id for entry in store.log("b")] == [*own[::-1], *ids[2::-1]]
             assert (store.moves("a"), store.tags("a")) == before
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store.load("a", own[0])
-            with refused(AlreadyExists):
+            with refused(AlreadyExistsError):
                 store.fork("a", "b")
-            with refused(AlreadyExists):
+            with refused(AlreadyExistsError):
                 store.fork("a", "a")
             assert store.head("b") == own[1]
 
@@ -321,7 +321,7 @@ class StoreConformance:
             assert receipt.nbytes > 0
             assert store.agents() == ["b"]
             assert store.head("a") is None
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store.forget("a")
             assert [entry.id for entry in store.log("b")] == ids[1::-1]
             again = grow(store, "a", 1, seed=40)
@@ -372,7 +372,7 @@ class StoreConformance:
             store.export("a", file)
             store.export("a", tmp_path / "a.deltamem")
             assert (tmp_path / "a.deltamem").read_bytes() == file.getvalue()
-            with refused(AlreadyExists):
+            with refused(AlreadyExistsError):
                 store.import_(file)
             assert store.import_(file, "copy") == "copy"
             assert store.head("copy") == ids[2]
@@ -398,7 +398,7 @@ class StoreConformance:
             for agent in ("a", "b"):
                 with refused(StoreError):
                     store._create(agent, journal, {}, blobs, source=None, replace=True)
-            with refused(AgentNotFound):
+            with refused(AgentNotFoundError):
                 store._create("b", journal, {}, {}, source="nobody", replace=False)
             assert store.agents() == ["a"]
             assert store.moves("a")[::-1] == journal
@@ -421,7 +421,7 @@ class StoreConformance:
                 lambda: store.fork("a", "b"),
                 lambda: store.export("a", io.BytesIO()),
             ):
-                with refused(DamagedSnapshot):
+                with refused(DamagedSnapshotError):
                     act()
             assert store.agents() == ["a"]
             assert store.load("a").id == ids[2]
@@ -481,5 +481,5 @@ def commit_by_retry(store: Store, agent: str, *, thread: str, note: str) -> str:
         entry = None if head is None else store.load(agent, head)
         try:
             return store.save(agent, example_snapshot(len(note), entry, thread=thread, note=note), expected=head)
-        except StaleHead:
+        except StaleHeadError:
             continue

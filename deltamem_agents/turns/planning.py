@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from deltamem_agents.chat.history import Alignment, align, digest, extend, known_ahead
-from deltamem_agents.errors import ConfigError, HistoryDiverged
+from deltamem_agents.errors import ConfigError, HistoryDivergedError
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Counters, Entry, Fingerprint, LazyStore, Snapshot, Store
 from deltamem_agents.turns.thread_past import REBUILD, Return, ThreadPast
@@ -113,7 +113,7 @@ class Planner:
         """Align `messages` with what the agent's thread absorbed.
 
         Looks at no more snapshots than the thread's log has messages, and only where it goes back.
-        Raises ForeignSnapshot when the agent's memory was made by something else, HistoryDiverged when the
+        Raises ForeignSnapshotError when the agent's memory was made by something else, HistoryDivergedError when the
         policy refuses, and whatever the store raises.
         """
         start = self._start(agent, messages)
@@ -143,7 +143,7 @@ class Planner:
     def absorption(self, agent: str, thread: str | None, leaving: Sequence[Message]) -> Plan:
         """Write messages that leave a client's window behind everything the agent has absorbed; nothing is undone.
 
-        What the thread absorbed of them while it saw them is not new. Raises ForeignSnapshot, and whatever the
+        What the thread absorbed of them while it saw them is not new. Raises ForeignSnapshotError, and whatever the
         store raises.
         """
         start = self._start(agent, leaving)
@@ -172,13 +172,13 @@ class Planner:
         return {i: digest(message) for i, message in enumerate(messages) if message.role in self.policy.roles}
 
     def _may_go_back(self, past: ThreadPast, back: Return) -> bool:
-        """Whether the policy lets a thread go back. Raises HistoryDiverged where it refuses."""
+        """Whether the policy lets a thread go back. Raises HistoryDivergedError where it refuses."""
         others = past.writers_since(back.base)
         if not others or self.policy.on_divergence == "rewind":
             return True
         if self.policy.on_divergence == "append":
             return False
-        raise HistoryDiverged(
+        raise HistoryDivergedError(
             f"thread {past.thread!r} of agent {past.agent!r} was edited at a point after which other threads wrote "
             f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep "
             "their writes or 'rewind' to go back and lose them"

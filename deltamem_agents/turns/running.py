@@ -11,7 +11,7 @@ from deltamem_agents.chat.grammar import Grammar
 from deltamem_agents.chat.history import digest
 from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
-from deltamem_agents.errors import AgentForgottenError, StaleHead, StateError
+from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateError
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
@@ -194,9 +194,9 @@ class TurnRunner:
             assert snapshot is not None
             try:
                 return self.store.save(agent, snapshot, expected=plan.head)
-            except StaleHead:
+            except StaleHeadError:
                 continue
-        raise StaleHead(
+        raise StaleHeadError(
             f"agent {agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
             "nothing was absorbed; try again"
         )
@@ -223,7 +223,7 @@ class TurnRunner:
         first = outcome.plan
         try:
             return self._saved(request, outcome)
-        except StaleHead:
+        except StaleHeadError:
             pass
         # Those who lost line up, so that none of them is beaten by another one over and over.
         with self.queues.of(request.agent):
@@ -232,15 +232,15 @@ class TurnRunner:
                 _require_same_agent(request.agent, first, outcome.plan)
                 try:
                     return self._saved(request, outcome)
-                except StaleHead:
+                except StaleHeadError:
                     continue
-        raise StaleHead(
+        raise StaleHeadError(
             f"agent {request.agent!r} was written by others during each of {COMMIT_ATTEMPTS} attempts; "
             "nothing was changed by this turn; try again"
         )
 
     def _saved(self, request: TurnRequest, outcome: Outcome) -> Turn:
-        """The turn once its snapshot is durable. Raises StaleHead where another writer came first."""
+        """The turn once its snapshot is durable. Raises StaleHeadError where another writer came first."""
         plan = outcome.plan
         assert plan is not None and outcome.run.state is not None and request.agent is not None
         snapshot = plan.commit(

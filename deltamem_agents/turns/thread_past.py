@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltamem_agents.chat.history import Aligned, as_shown, extend, shared_prefix, stands_in
-from deltamem_agents.errors import AgentNotFound
+from deltamem_agents.errors import AgentNotFoundError
 from deltamem_agents.snapshots import Entry, Store
 from deltamem_agents.types import ThreadLog
 
@@ -105,7 +105,7 @@ class ThreadPast:
             return None if snapshot is None else at
         try:
             return self.store.load(self.agent, snapshot)
-        except AgentNotFound:
+        except AgentNotFoundError:
             return None
 
 

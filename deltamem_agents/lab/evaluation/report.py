@@ -10,7 +10,7 @@ from typing import Any
 
 from deltamem_agents import __version__
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.errors import ConfigError, NewerFormatError
 from deltamem_agents.lab.evaluation.estimates import Estimate
 
 REPORT_FORMAT = 1
@@ -84,14 +84,14 @@ class Report:
 
 
 def read_report(path: Path) -> Report:
-    """A report that was saved. Raises ConfigError naming what does not fit, NewerFormat for one of a later version."""
+    """A report that was saved. Raises ConfigError naming what does not fit, NewerFormatError for a later version's."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _misfit(path, str(error)) from None
     version = data.get("format") if isinstance(data, dict) else None
     if isinstance(version, int) and version > REPORT_FORMAT:
-        raise NewerFormat(
+        raise NewerFormatError(
             f"{path} is a report of format {version}, this version reads up to {REPORT_FORMAT}; upgrade the package"
         )
     if version != REPORT_FORMAT:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.errors import ConfigError, NewerFormat
+from deltamem_agents.errors import ConfigError, NewerFormatError
 from deltamem_agents.lab.corpus.episodes import About, EpisodeShape, Teller, ValueKind
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Recipe:
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
         """Raises ConfigError naming a key that is missing or not known, or whose value does not fit.
 
-        A recipe of a later format raises NewerFormat.
+        A recipe of a later format raises NewerFormatError.
         """
         given = dict(_mapping(data, "recipe"))
         if _format_of(given) == 1:
@@ -289,7 +289,9 @@ def _format_of(given: dict[str, Any]) -> int:
     if not _is_whole(found, 1):
         raise ConfigError(f"recipe: format is {found!r}, expected a whole number above 0")
     if found > RECIPE_FORMAT:
-        raise NewerFormat(f"recipe: format is {found}, this version reads up to {RECIPE_FORMAT}; upgrade the package")
+        raise NewerFormatError(
+            f"recipe: format is {found}, this version reads up to {RECIPE_FORMAT}; upgrade the package"
+        )
     return int(found)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.errors import ConfigError, TrainingDiverged
+from deltamem_agents.errors import ConfigError, TrainingDivergedError
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations
 from deltamem_agents.lab.training.batches import Renderer, history_batch, neutral_batch, question_batch
@@ -137,7 +137,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the recipe's end, saving on the way. The model carries the adapter meanwhile.
 
-        Raises TrainingDiverged when a loss is not finite, ConfigError when the folder is in use.
+        Raises TrainingDivergedError when a loss is not finite, ConfigError when the folder is in use.
         """
         with self._folder.claimed():
             attachment = attach(self._model, self.adapter)
@@ -276,7 +276,7 @@ class Trainer:
                     value.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._names.values(), 1.0)
         if not bool(torch.isfinite(norm)):
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"step {self.step}: the loss is {float(loss.detach())}, its gradient's norm {float(norm)}, expected "
                 "finite numbers; nothing of it was saved. Lower the recipe's rates"
             )

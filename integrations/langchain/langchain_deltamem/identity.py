@@ -50,7 +50,7 @@ def resolve(
 
     `own`, `memory`: the model's agent id and what it does with a memory where nothing else is said. A blank
     agent id, or False, is nobody's, and hides those further down: an empty user id must not open another's
-    memory. Raises InvalidAgentId or ConfigError for ids and names that are none.
+    memory. Raises InvalidAgentIdError or ConfigError for ids and names that are none.
     """
     configurable = config.get("configurable") or {}
     metadata = config.get("metadata") or {}

@@ -14,7 +14,7 @@ from langchain_core.runnables import ensure_config, run_in_executor
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from deltamem_agents import AgentNotFound, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHead, Store
+from deltamem_agents import AgentNotFoundError, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHeadError, Store
 from deltamem_agents.chat.history import digest
 from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store, snapshot_id
@@ -193,7 +193,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
                 continue
             try:
                 return self._snapshot(held), seen, _address(held)
-            except AgentNotFound:  # pruned from the store
+            except AgentNotFoundError:  # pruned from the store
                 continue
         return None, Seen({}), None
 
@@ -320,5 +320,5 @@ def _keep(store: Store, snapshot: Snapshot, incarnation: str | None) -> str:
             )
         try:
             return store.save(agent, snapshot, expected=head)
-        except StaleHead:
+        except StaleHeadError:
             continue

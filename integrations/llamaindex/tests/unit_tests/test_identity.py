@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
-from deltamem_agents import InMemoryStore, InvalidAgentId, SQLiteStore
+from deltamem_agents import InMemoryStore, InvalidAgentIdError, SQLiteStore
 from deltamem_agents.testing import ScriptedEngine, oblige
 from llama_index.llms.deltamem import DeltaMemLLM, use_agent
 from llama_index.llms.deltamem.conformance import WAYS, heard
@@ -81,7 +81,7 @@ def test_a_call_may_name_another_model() -> None:
 
 
 def test_a_view_of_nobody_is_refused(llm: DeltaMemLLM) -> None:
-    with pytest.raises(InvalidAgentId, match="expected a name"):
+    with pytest.raises(InvalidAgentIdError, match="expected a name"):
         llm.for_agent("")
 
 

@@ -25,7 +25,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import DeltaMemEngine, InvalidAgentId, Message, Sampling
+from deltamem_agents import DeltaMemEngine, InvalidAgentIdError, Message, Sampling
 from deltamem_agents.bridges import (
     DEFAULT_MODEL,
     EPHEMERAL,
@@ -141,11 +141,11 @@ class DeltaMemLLM(ObjectLLM):
         """A view that speaks for one agent. It shares the engine and the store with this LLM, and no memory.
 
         `thread`: which of the agent's conversations, for callers that send the whole of it with every call.
-        `memory`: None is this LLM's own. Raises InvalidAgentId for no name at all.
+        `memory`: None is this LLM's own. Raises InvalidAgentIdError for no name at all.
         """
         agent = whose(agent_id)
         if not agent:
-            raise InvalidAgentId(f"agent_id is {agent_id!r}, expected a name; an LLM without one remembers nobody")
+            raise InvalidAgentIdError(f"agent_id is {agent_id!r}, expected a name; an LLM without one remembers nobody")
         view = {"agent_id": agent, "thread": which_thread(thread), "memory": memory or self.memory}
         return self.model_copy(update=view)
 
