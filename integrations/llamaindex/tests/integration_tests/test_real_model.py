@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 
 from deltamem_agents import DeltaMemEngine, InMemoryStore
+from deltamem_agents.bridges import named_engines
 from llama_index.llms.deltamem import DeltaMemLLM, DeltaMemoryBlock
 from llama_index.llms.deltamem.conformance import LLMConformance
 
@@ -17,12 +18,14 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 class TestRealModel(LLMConformance):
     @pytest.fixture(autouse=True)
-    def _opened(self, real_engine: DeltaMemEngine) -> None:
-        self.engine = real_engine.with_store(InMemoryStore())
+    def _opened(self, real_engine: DeltaMemEngine) -> Iterator[None]:
+        with named_engines({"real": real_engine}):
+            yield
 
     def make_llm(self) -> FunctionCallingLLM:
         # A sentence is enough; a call that is held to its schema needs the rest.
-        return DeltaMemLLM(engine=self.engine, max_tokens=32, stop=["."]).for_agent("ada", memory="readonly")
+        llm = DeltaMemLLM(model="real", store="memory:", max_tokens=32, stop=["."])
+        return llm.for_agent("ada", memory="readonly")
 
     @pytest.mark.xfail(reason="135M parameters rarely choose to call a tool they may leave alone", strict=False)
     def test_an_agent_uses_its_tool(self, streaming: str) -> None:
