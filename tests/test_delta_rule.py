@@ -357,12 +357,14 @@ def test_a_floored_gate_is_shut_below_its_floor_and_reaches_from_0_to_1_above(
 ) -> None:
     values = torch.tensor(sorted(logits))
     gates = floored_gate(values, floor)
+    # float32 rounds the gate and the floor, and dividing by 1 − floor enlarges that.
+    slack = 1e-5 + 2**-22 / (1 - floor)
     for logit, gate in zip(values.tolist(), gates.tolist(), strict=True):
         share = 1 / (1 + math.exp(-logit))
-        assert gate == pytest.approx(max(0.0, (share - floor) / (1 - floor)), abs=1e-5)
+        assert gate == pytest.approx(max(0.0, (share - floor) / (1 - floor)), abs=slack)
         assert gate == 0 or share > floor - 1e-6
     assert bool((gates[1:] >= gates[:-1]).all())
-    assert floored_gate(torch.tensor(50.0), floor).item() == pytest.approx(1.0, abs=1e-6)
+    assert floored_gate(torch.tensor(50.0), floor).item() == pytest.approx(1.0, abs=slack)
 
 
 @given(floor=FLOORS, seed=st.integers(0, 2**31))
