@@ -53,6 +53,12 @@ ON: Any = {"configurable": {"thread_id": "a"}}
 TOLD = ("I live in Oslo.", "My cat is Miu.", "I like tea.")
 
 
+@tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
 def says(text: str) -> dict[str, Any]:
     return {"messages": [HumanMessage(text)]}
 
@@ -187,11 +193,6 @@ def test_an_edit_deletes_and_another_edit_does_not_bring_it_back(
 
 
 def test_an_edit_while_the_graph_is_interrupted_counts(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
-    @tool
-    def get_weather(city: str) -> str:
-        """The weather in a city."""
-        return f"sunny in {city}"
-
     approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
     graph = made(middleware, saver, approval, tools=[get_weather])
     told(graph, "I live in Oslo.", "How is the weather in Paris?")
@@ -200,6 +201,20 @@ def test_an_edit_while_the_graph_is_interrupted_counts(saver: SqliteSaver, middl
     graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), ON)
     assert [m.type for m in shown(graph)] == ["human", "ai", "human", "ai", "tool", "ai"]
     assert remembered(graph, middleware)
+
+
+def test_a_deletion_while_the_graph_is_interrupted_counts_as_trimmed(
+    saver: SqliteSaver, middleware: DeltaMemMiddleware
+) -> None:
+    approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
+    graph = made(middleware, saver, approval, tools=[get_weather])
+    before = told(graph, "I live in Oslo.", "How is the weather in Paris?")
+    graph.update_state(ON, {"messages": [RemoveMessage(before[1].id)]})
+    graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), ON)
+    said = [*before, *shown(graph)[3:]]
+    assert len(shown(graph)) == len(said) - 1 and remembered(graph, middleware, said)
+    graph.invoke(says("So?"), ON)
+    assert remembered(graph, middleware, [*said, *shown(graph)[5:]])
 
 
 def test_time_travel_goes_back_behind_an_edit(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
