@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,17 @@ def saver(tmp_path: Path) -> Iterator[SqliteSaver]:
         yield opened
 
 
-@pytest.fixture(params=["inline", "by reference"])
+HELD = ("inline", "by reference")
+
+
+def with_each_store(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """`parametrize` whose values take turns at the two ways to hold a memory, which do not depend on them."""
+    return pytest.mark.parametrize(
+        (name, "middleware"), [*zip(values, cycle(HELD), strict=False)], indirect=["middleware"]
+    )
+
+
+@pytest.fixture(params=HELD)
 def middleware(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeltaMemMiddleware]:
     if request.param == "inline":
         yield DeltaMemMiddleware()
@@ -139,7 +150,7 @@ def test_the_check_of_these_laws_tells_memories_apart(saver: SqliteSaver, middle
     assert not remembered(graph, middleware, [*messages[2:4], *messages[:2], *messages[4:]])
 
 
-@pytest.mark.parametrize("place", range(6))
+@with_each_store("place", range(6))
 def test_an_edited_message_is_replaced_in_the_memory(
     place: int, saver: SqliteSaver, middleware: DeltaMemMiddleware, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,7 +167,7 @@ def test_an_edited_message_is_replaced_in_the_memory(
     assert remembered(graph, middleware) and undone(graph) == 0
 
 
-@pytest.mark.parametrize("places", [[2], [3], [2, 3], [4], [5], [4, 5], [1, 4, 5], [1, 2, 3, 4, 5]])
+@with_each_store("places", [[2], [3], [2, 3], [4], [5], [4, 5], [1, 4, 5], [1, 2, 3, 4, 5]])
 def test_a_message_deleted_behind_others_leaves_the_memory(
     places: list[int], saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
@@ -271,7 +282,7 @@ def whole(texts: Sequence[str]) -> list[BaseMessage]:
     return [each for text in texts for each in (HumanMessage(text), AIMessage(f"You said: {text}"))]
 
 
-@pytest.mark.parametrize("trimming", TRIMMING)
+@with_each_store("trimming", TRIMMING)
 def test_what_is_trimmed_or_summarised_stays_in_the_memory(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
@@ -283,7 +294,7 @@ def test_what_is_trimmed_or_summarised_stays_in_the_memory(
     assert snapshot.counters.messages == 12 and undone(graph) == 0
 
 
-@pytest.mark.parametrize("trimming", TRIMMING)
+@with_each_store("trimming", TRIMMING)
 def test_an_edit_of_what_is_shown_loses_nothing_that_was_trimmed(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
