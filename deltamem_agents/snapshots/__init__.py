@@ -5,8 +5,9 @@ from deltamem_agents.snapshots.file_store import FileStore
 from deltamem_agents.snapshots.memory_store import InMemoryStore
 from deltamem_agents.snapshots.opening import LazyStore, StoreLike, default_store_path, open_store, store_path
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff
-from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot
+from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot, inline
 from deltamem_agents.snapshots.sqlite_store import SQLiteStore
+from deltamem_agents.snapshots.statements import Statement, StatementList
 from deltamem_agents.snapshots.store import Store
 
 __all__ = [
@@ -23,11 +24,14 @@ __all__ = [
     "SQLiteStore",
     "Snapshot",
     "StateDiff",
+    "Statement",
+    "StatementList",
     "Store",
     "StoreLike",
     "decode",
     "default_store_path",
     "encode",
+    "inline",
     "open_store",
     "snapshot_id",
     "store_path",

@@ -48,6 +48,7 @@ class TurnRequest:
     memory: MemoryMode
     tool_choice: ToolChoice
     grammar: Grammar | None
+    recall: Recall = Recall()
 
     @property
     def unstopped(self) -> str | None:
@@ -72,11 +73,15 @@ class Outcome:
     cut_call: CallChunk | None
     absorbed_tokens: int
     attempts: int
+    recollection: Recollection | None = None
+    said: tuple[Said, ...] = ()
 
 
 @dataclass(frozen=True)
 class TurnRunner:
     """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
+
+    `memories`: those at hand. `matcher`: chooses statements.
 
     `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
     """
@@ -86,6 +91,8 @@ class TurnRunner:
     policy: WritePolicy
     fingerprint: Fingerprint
     queues: Queues
+    memories: Memories
+    matcher: Matcher
     require_usable: Callable[[], None]
 
     @property
@@ -134,14 +141,25 @@ class TurnRunner:
             constraint = speaker.vocabulary.matcher(request.grammar, max_tokens=request.sampling.max_tokens)
         plan = self._plan(request)
         writes = request.memory == "readwrite"
-        run = speaker.begin(None if plan is None else plan.state, collect=True)
+        # Where the memory is a list of statements, what is new does not change the state that is read.
+        reads_all = not speaker.keeps_writes or request.recall.read == "all"
+        run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all)
         new = plan.new if plan is not None and writes else ()
-        window = speaker.prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
-        absorbed = 0
+        recorder = Recorder(request.messages, request.thread or DEFAULT_THREAD, self.policy.keep_text)
+        messages, recollection, absorbed = request.messages, None, 0
+        if speaker.keeps_writes and plan is not None:
+            reserve = request.recall.window_tokens if plan.memory.listed.newest else 0
+            window = self._window(request, messages, new, reserve)
+            if window.absorbed:
+                absorbed = yield from self._absorbing(run, messages, window.absorbed)
+                recorder.record(run, plan, window.absorbed)
+            recollection = recollect(speaker, plan.memory, recorder.statements, messages, request.recall, self.matcher)
+            run.state = recollection.state.to(speaker.model.device)
+            messages = shown_before_question(messages, recollection.shown)
+            new = tuple(position for position in new if position not in window.absorbed)
+        window = self._window(request, messages, shifted(new, messages, request.messages))
         if window.absorbed:
-            for tokens in speaker.absorbing(run, request.messages, window.absorbed):
-                absorbed += tokens
-                yield ""
+            absorbed += yield from self._absorbing(run, messages, window.absorbed)
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
