@@ -187,11 +187,10 @@ class Recall:
     def __post_init__(self) -> None:
         if self.read not in READ_MODES:
             raise ConfigError(f"Recall.read is {self.read!r}, expected one of {', '.join(READ_MODES)}")
-        tokens = self.window_tokens
-        if isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < 0:
+        tokens: object = self.window_tokens
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
             raise ConfigError(f"Recall.window_tokens is {tokens!r}, expected a whole number of at least 0")
-        unknown = [role for role in self.roles if role not in ROLES]
-        if isinstance(self.roles, str) or unknown:
+        if not isinstance(self.roles, tuple) or not all(role in ROLES for role in self.roles):
             raise ConfigError(f"Recall.roles is {self.roles!r}, expected a tuple of {', '.join(ROLES)}")
         if self.max_age is not None and not isinstance(self.max_age, timedelta):
             raise ConfigError(f"Recall.max_age is {self.max_age!r}, expected a datetime.timedelta or None")

@@ -111,13 +111,14 @@ class StoredWrites:
         values = writes.values.float()
         scales = values.abs().amax(dim=3) / 127
         steps = values / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
-        return cls(
+        parts = (
             (writes.keys.float() * 127).round().clamp(-127, 127).to(torch.int8),
             steps.round().clamp(-127, 127).to(torch.int8),
             scales,
             writes.write.half(),
             writes.erase.half(),
         )
+        return cls(*(part.cpu() for part in parts))
 
     def writes(self) -> Writes:
         """In float32."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deltamem_agents.errors import StateError
 from deltamem_agents.snapshots.snapshot import THREADS, Counters, Snapshot
+from deltamem_agents.snapshots.statements import Statement
 
 
 @dataclass(frozen=True)
@@ -103,4 +104,22 @@ class Receipt:
     removed: tuple[str, ...]
     kept: tuple[str, ...]
     tags: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StatementReceipt:
+    """Proof that a statement was forgotten.
+
+    `removed`: ids of the statements, with earlier versions, whose bytes are gone, `nbytes` of them. `kept`: ids whose
+    bytes stay because the agents `forks` hold them. `alike`: other statements that say the same words, which were left
+    as they are. `at`: ISO 8601 UTC.
+    """
+
+    agent: str
+    at: str
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+    forks: tuple[str, ...]
+    alike: tuple[Statement, ...]
     nbytes: int

@@ -182,17 +182,17 @@ class StatementList:
 
     def changed(
         self, pages: Mapping[str, Sequence[str]], *, add: Sequence[str] = (), drop: frozenset[str] = frozenset()
-    ) -> tuple[StatementList, dict[str, bytes]]:
-        """The list with other statements, and the bytes of its new pages by address.
+    ) -> tuple[StatementList, dict[str, tuple[str, ...]]]:
+        """The list with other statements, and what its new pages hold, by address.
 
         `pages`: what the pages hold, as far as `drop` may be in it.
         """
-        made: dict[str, bytes] = {}
+        made: dict[str, tuple[str, ...]] = {}
 
         def page(ids: Sequence[str]) -> str:
-            data = encode_page(ids)
-            made[address(data)] = data
-            return address(data)
+            at = address(encode_page(ids))
+            made[at] = tuple(ids)
+            return at
 
         kept = []
         for each in self.pages:

@@ -135,6 +135,13 @@ class Store(ABC):
             raise no_agent(agent)
         return self._release(agent, ids, forgotten=True)
 
+    def holders(self, ids: Collection[str], *, but: str) -> tuple[str, ...]:
+        """The agents, `but` for one, that hold any of these statements; sorted."""
+        if not ids:
+            return ()
+        found = {other: self._objects(other, ids) for other in self._agents() if other != but}
+        return tuple(sorted(other for other, held in found.items() if any(data != FORGOTTEN for data in held.values())))
+
     def log(self, agent: str, at: str | None = None) -> Iterator[Entry]:
         """The snapshot at `at` and those it grew from, newest first, as far back as the store holds them."""
         return self._lineage(agent, self.load(agent, at))
@@ -392,7 +399,7 @@ class Store(ABC):
     def _scanned(self, agent: str, listed: StatementList, base: MemoryState, fades: bool) -> MemoryState:
         """The state that the statements of a list make of `base`."""
         statements = self.read_statements(agent, self.statement_ids(agent, listed))
-        writes = [each.writes for each in statements if each.writes is not None]
+        writes = [each.writes for each in statements if each.wrote and each.writes is not None]
         return scanned(Writes.cat(writes), base, fades=fades) if writes else base
 
     def _incarnation(self, agent: str) -> str | None:

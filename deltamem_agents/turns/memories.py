@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import cast
+
+from torch import Tensor
 
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.memory.recall import Matcher, StatementIndex
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.memory.writes import Writes, scanned
+from deltamem_agents.memory.writes import ScannedState, Writes, scanned
 from deltamem_agents.snapshots import Entry, Snapshot, Statement, StatementList, Store
 
 KEPT_AGENTS = 64
@@ -28,10 +29,12 @@ class AgentMemory:
     """
 
     base: MemoryState
-    listed: StatementList = StatementList()
+    listed: StatementList = field(default_factory=StatementList)
     fades: bool = False
     store: Store | None = None
     agent: str = ""
+    lock: Lock = field(default_factory=Lock)
+    _index: StatementIndex | None = None
 
     @classmethod
     def of(cls, store: Store, agent: str, snapshot: Snapshot, fades: bool) -> AgentMemory:
@@ -51,40 +54,53 @@ class AgentMemory:
         ids = [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
         return tuple(self.store.read_statements(self.agent, ids))
 
-    def index(self, matcher: Matcher) -> StatementIndex:
-        """Its statements, ready to be matched, numbered as `statements` are."""
-        found = self.__dict__.get("_index")
-        if found is None:
-            found = index_of(self.statements, matcher)
-            self.__dict__["_index"] = found
-        return cast(StatementIndex, found)
+    def scores(self, matcher: Matcher, queries: Tensor, terms: Sequence[int]) -> Tensor:
+        """How well each statement matches a question; see `StatementIndex.scores`."""
+        with self.lock:
+            if self._index is None:
+                self._index = index_of(self.statements, matcher)
+            return self._index.scores(queries, terms)
+
+    @property
+    def scanned(self) -> MemoryState:
+        """The state that all statements make, worked out when its numbers are looked at."""
+        return ScannedState(self.base, lambda: self.state)
 
     @cached_property
     def state(self) -> MemoryState:
         """The state that all statements make."""
         return scan_statements(self.statements, self.base, self.fades)
 
-    def after(self, listed: StatementList, pages: Mapping[str, Sequence[str]], new: Sequence[Statement]) -> AgentMemory:
+    def after(
+        self,
+        store: Store,
+        agent: str,
+        listed: StatementList,
+        pages: Mapping[str, Sequence[str]],
+        new: Sequence[Statement],
+    ) -> AgentMemory:
         """The memory once these statements were added and those that `listed` leaves out were dropped.
 
-        What is at hand here is at hand there: only what is new is worked out.
+        `pages`: what its new pages hold. What is at hand here is at hand there.
         """
-        found = replace(self, listed=listed)
-        known = {**self.__dict__.get("pages", {}), **pages}
-        if all(page in known for page in listed.pages):
-            found.__dict__["pages"] = {page: tuple(known[page]) for page in listed.pages}
-        if "statements" in self.__dict__ and "pages" in found.__dict__:
-            held = {*listed.newest, *(each for page in found.pages.values() for each in page)}
-            kept = tuple(each for each in self.statements if each.id in held)
-            found.__dict__["statements"] = (*kept, *new)
-            if len(kept) == len(self.statements):
-                if "state" in self.__dict__:
-                    found.__dict__["state"] = scan_statements(new, self.state, self.fades)
-                # It grows in place, so it goes on with the newer memory.
-                index = self.__dict__.pop("_index", None)
-                if index is not None:
-                    add_to(index, new)
-                    found.__dict__["_index"] = index
+        found = AgentMemory(self.base, listed, self.fades, store, agent, self.lock)
+        known = {**(self.pages if self.store is None else self.__dict__.get("pages", {})), **pages}
+        if (self.store is not None and "statements" not in self.__dict__) or any(
+            each not in known for each in listed.pages
+        ):
+            return found
+        held = {*listed.newest, *(each for page in listed.pages for each in known[page])}
+        kept = tuple(each for each in self.statements if each.id in held)
+        found.__dict__["pages"] = {page: tuple(known[page]) for page in listed.pages}
+        found.__dict__["statements"] = (*kept, *new)
+        if len(kept) == len(self.statements):
+            if "state" in self.__dict__:
+                found.__dict__["state"] = scan_statements(new, self.state, self.fades)
+            with self.lock:
+                # It grows in place, and so goes on with the newer memory alone.
+                if self._index is not None:
+                    found._index, self._index = self._index, None
+                    add_to(found._index, new)
         return found
 
     def ids_of(self, thread: str, *, places: Collection[int] = (), start: int) -> frozenset[str]:
@@ -108,7 +124,7 @@ def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
 
 def scan_statements(statements: Sequence[Statement], base: MemoryState, fades: bool) -> MemoryState:
     """The state after the writes of statements, oldest first, from `base`."""
-    writes = [each.writes for each in statements if each.writes is not None]
+    writes = [each.writes for each in statements if each.wrote and each.writes is not None]
     return scanned(Writes.cat(writes), base, fades=fades) if writes else base
 
 

@@ -66,9 +66,9 @@ class Plan:
 
     `head`: the agent's head when the plan was made, which the commit must replace. `incarnation`: that agent, as
     `Store.incarnation` tells it from others of its name. `base`: the snapshot that is continued, None for an empty
-    memory. `memory`: what it holds. `log`: what the thread has absorbed, to be extended. `digests`: of the messages that
-    may be written, by position. `edited`: how many of `new` have their place in the log already. `undone`: how many
-    messages the memory gives up. `counted`: how many messages the thread had absorbed before.
+    memory. `memory`: what it holds. `log`: what the thread has absorbed, to be extended; `counted`: how many messages
+    that was before. `digests`: of the messages that may be written, by position. `edited`: how many of `new` have their
+    place in the log already. `undone`: how many messages the memory gives up.
     """
 
     head: str | None

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
+from torch import Tensor
 
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of
+from deltamem_agents.inference.decode import Pointing
 from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.pointer import Candidates, Pointer
 from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Statement
@@ -39,6 +43,11 @@ class Recollection:
     chosen: tuple[tuple[Statement, float], ...] = ()
     shown: tuple[Message, ...] = ()
     in_window: frozenset[str] = frozenset()
+
+    def shown_in(self, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
+        """The messages with what returns to the window before the question, and at which position that stands."""
+        at = len(messages) - len(asked_of(messages))
+        return [*messages[:at], *self.shown, *messages[at:]], at
 
     @property
     def recalled(self) -> tuple[Recalled, ...]:
@@ -100,9 +109,9 @@ def choose(
     able = torch.tensor([each.wrote and _allowed(each, recall) for each in statements], dtype=torch.bool)
     if not able.any():
         return []
-    index = index_of(statements, matcher) if fresh else memory.index(matcher)
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
-    scores = index.scores(queries, [term for message in asked for term in terms_of(message.content)])
+    terms = [term for message in asked for term in terms_of(message.content)]
+    scores = index_of(statements, matcher).scores(queries, terms) if fresh else memory.scores(matcher, queries, terms)
     return [(statements[number], score) for number, score in matcher.best(scores.masked_fill(~able, -torch.inf))]
 
 
@@ -166,3 +175,32 @@ def _exchange(statement: Statement, by_place: dict[tuple[str, int], Statement]) 
 def _message(statement: Statement) -> Message:
     """A statement as a message to show. What a tool said without its call is told as the assistant's."""
     return Message("assistant" if statement.role == "tool" else statement.role, statement.text)
+
+
+def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | None:
+    """What says the chosen statements exactly; None where nothing was chosen or their tokens are not kept."""
+    told = [each for each, _ in recollection.chosen if each.tokens and each.written]
+    if pointer is None or not told:
+        return None
+    parts = []
+    for each in told:
+        assert each.writes is not None
+        parts.append((each.writes, [each.tokens[place] for place in each.written], each.tokens))
+    return _Pointing(pointer, Candidates.of(parts))
+
+
+@dataclass
+class _Pointing:
+    """Raises the odds of the candidates; knows what the reply said so far."""
+
+    pointer: Pointer
+    candidates: Candidates
+    said: list[int] | None = None
+
+    def added(self, logits: Tensor, call: MemoryCall, token: int) -> Tensor:
+        # The first token is the prompt's last one.
+        self.said = [] if self.said is None else [*self.said, token]
+        assert call.queries is not None
+        queries = torch.stack([call.queries[slot][0, :, -1] for slot in sorted(call.queries)]).cpu()
+        ids, bonus = self.pointer.bonus(logits.cpu(), queries, self.candidates, self.said)
+        return logits.index_add(0, ids.to(logits.device), bonus.to(logits.device))

@@ -15,13 +15,19 @@ from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateErr
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
-from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
-from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, Planner, WritePolicy
+from deltamem_agents.memory.pointer import Pointer
+from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, encode_page
+from deltamem_agents.turns.memories import AgentMemory, Memories
+from deltamem_agents.turns.planning import DEFAULT_THREAD, Kept, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
+from deltamem_agents.turns.recalling import Recollection, pointing, recollect
+from deltamem_agents.turns.recording import Recorder
 from deltamem_agents.types import (
     CallChunk,
     MemoryMode,
     Message,
+    Recall,
     Sampling,
     Tool,
     ToolChoice,
@@ -48,7 +54,7 @@ class TurnRequest:
     memory: MemoryMode
     tool_choice: ToolChoice
     grammar: Grammar | None
-    recall: Recall = Recall()
+    recall: Recall
 
     @property
     def unstopped(self) -> str | None:
@@ -73,15 +79,15 @@ class Outcome:
     cut_call: CallChunk | None
     absorbed_tokens: int
     attempts: int
-    recollection: Recollection | None = None
-    said: tuple[Said, ...] = ()
+    recollection: Recollection | None
+    recorder: Recorder
 
 
 @dataclass(frozen=True)
 class TurnRunner:
     """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
 
-    `memories`: those at hand. `matcher`: chooses statements.
+    `memories`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
 
     `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
     """
@@ -93,6 +99,7 @@ class TurnRunner:
     queues: Queues
     memories: Memories
     matcher: Matcher
+    pointer: Pointer | None
     require_usable: Callable[[], None]
 
     @property
@@ -146,20 +153,17 @@ class TurnRunner:
         run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all)
         new = plan.new if plan is not None and writes else ()
         recorder = Recorder(request.messages, request.thread or DEFAULT_THREAD, self.policy.keep_text)
-        messages, recollection, absorbed = request.messages, None, 0
+        recollection, absorbed = None, 0
         if speaker.keeps_writes and plan is not None:
             reserve = request.recall.window_tokens if plan.memory.listed.newest else 0
-            window = self._window(request, messages, new, reserve)
-            if window.absorbed:
-                absorbed = yield from self._absorbing(run, messages, window.absorbed)
-                recorder.record(run, plan, window.absorbed)
-            recollection = recollect(speaker, plan.memory, recorder.statements, messages, request.recall, self.matcher)
-            run.state = recollection.state.to(speaker.model.device)
-            messages = shown_before_question(messages, recollection.shown)
-            new = tuple(position for position in new if position not in window.absorbed)
-        window = self._window(request, messages, shifted(new, messages, request.messages))
-        if window.absorbed:
-            absorbed += yield from self._absorbing(run, messages, window.absorbed)
+            ahead = self._window(request, new, reserve=reserve).absorbed
+            absorbed = yield from self._absorbing(run, request, ahead)
+            recorder.record(run, plan, ahead)
+            found = recollect(speaker, plan.memory, recorder.statements, request.messages, request.recall, self.matcher)
+            run.state, recollection = found.state.to(speaker.model.device), found
+            new = tuple(position for position in new if position not in ahead)
+        window = self._window(request, new, recollection=recollection)
+        absorbed += yield from self._absorbing(run, request, window.absorbed)
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
@@ -174,6 +178,8 @@ class TurnRunner:
             forced=None if forced is None else forced.ids,
             unstopped=request.unstopped,
         )
+        if recollection is not None and forced is None:
+            run.pointing = pointing(self.pointer, recollection)
         yield from decoding
         reply = decoding.reply
         assert reply is not None
@@ -187,7 +193,42 @@ class TurnRunner:
             deque(speaker.absorbing(run, (message,), None), maxlen=0)
         elif writes_reply and reply.ids:
             run.measures.messages += 1
-        return Outcome(plan, window, run, reply, message, cut, absorbed, number)
+        if plan is not None and writes:
+            recorder.record(run, plan, plan.new, message if writes_reply else None)
+        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder)
+
+    def _window(
+        self,
+        request: TurnRequest,
+        new: Sequence[int],
+        *,
+        recollection: Recollection | None = None,
+        reserve: int = 0,
+    ) -> Window:
+        """The prompt of a turn, with positions of the request's own messages. `reserve`: tokens to leave free."""
+        prompts, tokens = self.speaker.prompts, request.sampling.max_tokens
+        if recollection is None or not recollection.shown:
+            reserve = max(0, min(reserve, (prompts.tokens - tokens) // 2))
+            return prompts.window(request.messages, request.tools, tokens + reserve, new)
+        messages, at = recollection.shown_in(request.messages)
+        more = len(recollection.shown)
+        moved = {position + more if position >= at else position for position in new}
+        window = prompts.window(messages, request.tools, tokens, moved)
+
+        def back(positions: Sequence[int]) -> tuple[int, ...]:
+            return tuple(position - more if position >= at + more else position for position in positions)
+
+        prompt = replace(window.prompt, positions=back(window.prompt.positions or ()))
+        return replace(window, prompt=prompt, absorbed=back(window.absorbed))
+
+    def _absorbing(self, run: Pass, request: TurnRequest, positions: Sequence[int]) -> Generator[str, None, int]:
+        """Write messages ahead of the prompt; returns how many tokens that took."""
+        absorbed = 0
+        if positions:
+            for tokens in self.speaker.absorbing(run, request.messages, positions):
+                absorbed += tokens
+                yield ""
+        return absorbed
 
     def absorb_into(
         self, agent: str, thread: str | None, messages: Sequence[Message], advance: Callable[[int], None]
@@ -198,20 +239,17 @@ class TurnRunner:
             plan = self._planner.absorption(agent, thread, messages)
             first = first or plan
             _require_same_agent(agent, first, plan)
-            new = [messages[position] for position in plan.new]
-            if not new:
+            if not plan.new:
                 return None
-            run = self.speaker.begin(plan.state)
-            for read in self.speaker.absorbing(run, new, None):
+            run = self.speaker.begin(plan.memory.base, applies=not self.speaker.keeps_writes)
+            for read in self.speaker.absorbing(run, messages, plan.new):
                 advance(read)
                 self.require_usable()
-            assert run.state is not None
-            tokens = run.measures.written
             name = DEFAULT_THREAD if thread is None else thread
-            snapshot = plan.commit(run.state, self.fingerprint, name, None, tokens, "absorb")
-            assert snapshot is not None
+            recorder = Recorder(messages, name, self.policy.keep_text, "absorb")
+            recorder.record(run, plan, plan.new)
             try:
-                return self.store.save(agent, snapshot, expected=plan.head)
+                return self._save(agent, name, plan, run, recorder, None)
             except StaleHeadError:
                 continue
         raise StaleHeadError(
@@ -221,7 +259,9 @@ class TurnRunner:
 
     @property
     def _planner(self) -> Planner:
-        return Planner(self.lazy_store, self.speaker.adapter.zero_state(), self.fingerprint, self.policy)
+        drops = self.speaker.keeps_writes
+        empty = AgentMemory(self.speaker.adapter.zero_state().to("cpu"), fades=self.memories.fades)
+        return Planner(self.lazy_store, empty, self.memories, self.fingerprint, self.policy, drops)
 
     def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""
@@ -260,19 +300,12 @@ class TurnRunner:
     def _saved(self, request: TurnRequest, outcome: Outcome) -> Turn:
         """The turn once its snapshot is durable. Raises StaleHeadError where another writer came first."""
         plan = outcome.plan
-        assert plan is not None and outcome.run.state is not None and request.agent is not None
-        snapshot = plan.commit(
-            outcome.run.state,
-            self.fingerprint,
-            DEFAULT_THREAD if request.thread is None else request.thread,
-            outcome.message if "assistant" in self.policy.roles else None,
-            outcome.run.measures.written,
-            "turn",
-        )
-        if snapshot is None:
+        assert plan is not None and request.agent is not None
+        thread = DEFAULT_THREAD if request.thread is None else request.thread
+        reply = outcome.message if "assistant" in self.policy.roles else None
+        saved = self._save(request.agent, thread, plan, outcome.run, outcome.recorder, reply)
+        if saved is None:
             return self._turn(request, _nothing_written(outcome, plan), plan.head)
-        self.require_usable()
-        saved = self.store.save(request.agent, snapshot, expected=plan.head)
         if plan.undone:
             _log.warning(
                 "agent %r, thread %r: the client's history was edited or cut short; messages undone: %d. "
@@ -283,6 +316,30 @@ class TurnRunner:
                 plan.head,
             )
         return self._turn(request, outcome, saved)
+
+    def _save(
+        self, agent: str, thread: str, plan: Plan, run: Pass, recorder: Recorder, reply: Message | None
+    ) -> str | None:
+        """Commit what was recorded; None where the newest snapshot holds just that. Raises StaleHeadError."""
+        undone = plan.undone_statements(thread)
+        ids = [each.id for each in recorder.statements]
+        listed, pages = plan.memory.listed.changed(plan.memory.pages if undone else {}, add=ids, drop=undone)
+        objects = {page: encode_page(held) for page, held in pages.items()}
+        if self.speaker.keeps_writes:
+            after = plan.memory.after(self.store, agent, listed, pages, recorder.statements)
+            kept = Kept(after.scanned, listed, after.base, after.fades)
+        else:
+            assert run.state is not None
+            state = run.state.settled().detach().to("cpu")
+            after = AgentMemory(state, listed, store=self.store, agent=agent)
+            kept = Kept(state, listed)
+        snapshot = plan.commit(kept, self.fingerprint, thread, reply, run.measures.written, recorder.origin)
+        if snapshot is None:
+            return None
+        self.require_usable()
+        saved = self.store.save(agent, snapshot, expected=plan.head, objects={**objects, **recorder.objects})
+        self.memories.keep(self.store, agent, saved, after)
+        return saved
 
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
@@ -312,6 +369,7 @@ class TurnRunner:
                 tokens_unshown=outcome.window.unshown,
                 tokens_unwritten=measures.unwritten,
                 undone_messages=undone,
+                recalled=() if outcome.recollection is None else outcome.recollection.recalled,
             ),
             finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
             cut_call=outcome.cut_call,
@@ -321,7 +379,8 @@ class TurnRunner:
 def _nothing_written(outcome: Outcome, plan: Plan) -> Outcome:
     """The outcome of a turn that was tried again and gave the same reply: the memory holds it already."""
     measures = replace(outcome.run.measures, written=0, messages=0, unwritten=0)
-    return replace(outcome, run=replace(outcome.run, state=plan.state, measures=measures))
+    state = plan.memory.base if outcome.recollection is None else outcome.run.state
+    return replace(outcome, run=replace(outcome.run, state=state, measures=measures))
 
 
 def _require_same_agent(agent: str, first: Plan | None, now: Plan | None) -> None:
