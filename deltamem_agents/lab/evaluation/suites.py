@@ -18,7 +18,7 @@ from deltamem_agents.lab.evaluation.recall import Title, Watch, evaluate_recall
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import untold
 
-COUNTS = (1, 2, 4, 8, 16, 32, 200)
+COUNTS = (1, 2, 4, 8, 16, 32, 100)
 """Facts in a conversation."""
 
 CHANGES_AROUND = 50
