@@ -63,4 +63,5 @@ def test_a_statement_asked_for_with_its_own_words_is_found() -> None:
     found = writes_of(engine._speaker, told(engine))
     assert all(isinstance(writes, Writes) and len(writes) for writes in found.values())
     layers, heads, _ = found[0].geometry
-    assert queries_of(engine._speaker, told(engine)).shape == (layers, heads, CONFIG.rank)
+    prompt = told(engine)
+    assert queries_of(engine._speaker, prompt).shape == (sum(prompt.reads), layers, heads, CONFIG.rank)

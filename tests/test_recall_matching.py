@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.recall import KeyIndex, Matcher
+from deltamem_agents.memory.recall import Matcher, StatementIndex
 from deltamem_agents.memory.writes import Writes
 
 LAYERS, RANK = 3, 16
@@ -22,9 +22,10 @@ def statement(seed: int, tokens: int = 3, strength: float = 0.8) -> Writes:
     return Writes(keys, torch.randn(keys.shape, generator=generator), gates, gates)
 
 
-def index(matcher: Matcher, *statements: Writes) -> KeyIndex:
-    found = KeyIndex(matcher)
-    found.add(statements)
+def index(matcher: Matcher, *statements: Writes) -> StatementIndex:
+    found = StatementIndex(matcher)
+    for writes in statements:
+        found.add(writes, None, "user")
     return found
 
 
@@ -32,40 +33,43 @@ def test_the_statement_whose_key_is_asked_for_comes_first() -> None:
     statements = [statement(seed) for seed in range(50)]
     matcher = Matcher.uniform(LAYERS, 1)
     for number in (0, 17, 49):
-        scores = index(matcher, *statements).scores(statements[number].keys[1])
-        assert matcher.chosen(scores) == [number]
+        queries = statements[number].keys[1][None]
+        scores = index(matcher, *statements).scores(queries, [])
+        assert index(matcher, *statements).chosen(queries, []) == [(number, float(scores[number]))]
         assert scores[number] == pytest.approx(1, abs=1e-5) and scores.abs().max() <= 1 + 1e-5
 
 
 def test_added_one_by_one_scores_as_added_at_once() -> None:
     statements = [statement(seed, tokens=1 + seed % 4) for seed in range(9)]
     matcher = Matcher.uniform(LAYERS, 1)
-    queries = statement(77).keys[0]
-    found = KeyIndex(matcher)
+    queries = statement(77).keys
+    found = StatementIndex(matcher)
     for each in statements:
-        found.add([each])
-        found.scores(queries)
-    assert torch.equal(found.scores(queries), index(matcher, *statements).scores(queries))
+        found.add(each, None, "user")
+        found.scores(queries, [])
+    assert torch.equal(found.scores(queries, []), index(matcher, *statements).scores(queries, []))
 
 
 def test_a_token_that_was_hardly_written_is_not_matched() -> None:
     weak = statement(1, strength=0.01)
-    assert index(Matcher.uniform(LAYERS, 1), weak).scores(weak.keys[0]).tolist() == [-1]
+    assert index(Matcher.uniform(LAYERS, 1), weak).scores(weak.keys, []).tolist() == [-1]
 
 
 def test_kept_in_half_precision_the_order_stays() -> None:
     statements = [statement(seed) for seed in range(40)]
-    matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys[0]
+    matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys
     full, half = index(matcher, *statements), index(matcher, *(each.half() for each in statements))
-    torch.testing.assert_close(full.scores(queries), half.scores(queries), atol=1e-3, rtol=0)
+    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=1e-3, rtol=0)
 
 
 @given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
 def test_what_is_chosen_is_above_the_floor_near_the_best_and_bounded(
     scores: list[float], floor: float, margin: float, most: int
 ) -> None:
-    matcher = Matcher(torch.ones(1, 1), floor, margin, most)
-    chosen = matcher.chosen(torch.tensor(scores))
+    matcher = Matcher(torch.ones(1, 1), floor=floor, margin=margin, most=most)
+    found = matcher.best(torch.tensor(scores))
+    chosen = [place for place, _ in found]
+    assert [score for _, score in found] == torch.tensor(scores)[chosen].tolist()
     assert len(chosen) <= most and len(set(chosen)) == len(chosen)
     assert bool(chosen) == any(score >= floor for score in torch.tensor(scores).tolist())
     for place in chosen:
@@ -73,9 +77,23 @@ def test_what_is_chosen_is_above_the_floor_near_the_best_and_bounded(
     assert chosen == sorted(chosen, key=lambda place: -scores[place])
 
 
+def test_a_word_in_common_decides_between_equal_keys() -> None:
+    found, writes = StatementIndex(Matcher.uniform(LAYERS, 1)), statement(5)
+    for terms in ([1, 2, 3], [1, 2, 4], [1, 5, 5, 6]):
+        found.add(writes, terms, "user")
+    assert [found.chosen(writes.keys, [1, rare])[0][0] for rare in (3, 4, 5)] == [0, 1, 2]
+
+
+def test_what_the_assistant_said_itself_stands_behind_what_it_was_told() -> None:
+    found, writes = StatementIndex(Matcher.uniform(LAYERS, 1)), statement(5)
+    for role in ("assistant", "user", "assistant"):
+        found.add(writes, [1], role)
+    assert found.chosen(writes.keys, [1])[0][0] == 1
+
+
 def test_no_statement_is_found_in_no_statements() -> None:
     matcher = Matcher.uniform(LAYERS, 1)
-    assert matcher.chosen(KeyIndex(matcher).scores(torch.zeros(LAYERS, 1, RANK))) == []
+    assert StatementIndex(matcher).chosen(torch.zeros(1, LAYERS, 1, RANK), []) == []
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -28,11 +28,14 @@ def writes_of(speaker: MemoryModel, prompt: Prompt) -> dict[int, Writes]:
 
 
 def queries_of(speaker: MemoryModel, prompt: Prompt) -> Tensor:
-    """(layers, heads, r) float32: the queries of the prompt's last token, where a reply begins."""
-    for _, call in _passes(speaker, prompt):
-        last = call
-    assert last.queries is not None
-    return torch.stack([last.queries[slot][0, :, -1] for slot in sorted(last.queries)])
+    """(tokens, layers, heads, r) float32: the queries of the prompt's reading tokens; a reply begins at the last."""
+    found = []
+    for start, call in _passes(speaker, prompt):
+        assert call.queries is not None
+        reading = torch.tensor(prompt.reads[start : start + PREFILL_CHUNK])
+        stacked = torch.stack([call.queries[slot][0] for slot in sorted(call.queries)])
+        found.append(stacked.permute(2, 0, 1, 3)[reading])
+    return torch.cat(found)
 
 
 @torch.no_grad()
