@@ -75,6 +75,25 @@ if TYPE_CHECKING:
         Store,
     )
     from deltamem_agents.turns.planning import WritePolicy
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "engine": ("DeltaMemEngine",),
+            "memory.attach": ("Adapter",),
+            "memory.state": ("MemoryState",),
+            "snapshots": (
+                "FileStore",
+                "InMemoryStore",
+                "Snapshot",
+                "SQLiteStore",
+                "Statement",
+                "StatementReceipt",
+                "Store",
+            ),
+            "turns.planning": ("WritePolicy",),
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -140,25 +159,6 @@ __all__ = [
     "WindowError",
     "WritePolicy",
 ]
-
-__getattr__ = names_of(
-    __name__,
-    {
-        "engine": ("DeltaMemEngine",),
-        "memory.attach": ("Adapter",),
-        "memory.state": ("MemoryState",),
-        "snapshots": (
-            "FileStore",
-            "InMemoryStore",
-            "Snapshot",
-            "SQLiteStore",
-            "Statement",
-            "StatementReceipt",
-            "Store",
-        ),
-        "turns.planning": ("WritePolicy",),
-    },
-)
 
 
 def __dir__() -> list[str]:

@@ -29,6 +29,32 @@ if TYPE_CHECKING:
         shared_engine,
         written_store,
     )
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "binding": (
+                "EPHEMERAL",
+                "AgentId",
+                "Binding",
+                "bound",
+                "own_agent",
+                "use_agent",
+                "which_thread",
+                "whose",
+            ),
+            "shared_engines": (
+                "DEFAULT_MODEL",
+                "EngineSpec",
+                "Serving",
+                "named_engines",
+                "read_store",
+                "require_names",
+                "shared_engine",
+                "written_store",
+            ),
+        },
+    )
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -48,29 +74,3 @@ __all__ = [
     "whose",
     "written_store",
 ]
-
-__getattr__ = names_of(
-    __name__,
-    {
-        "binding": (
-            "EPHEMERAL",
-            "AgentId",
-            "Binding",
-            "bound",
-            "own_agent",
-            "use_agent",
-            "which_thread",
-            "whose",
-        ),
-        "shared_engines": (
-            "DEFAULT_MODEL",
-            "EngineSpec",
-            "Serving",
-            "named_engines",
-            "read_store",
-            "require_names",
-            "shared_engine",
-            "written_store",
-        ),
-    },
-)

@@ -12,6 +12,25 @@ if TYPE_CHECKING:
     from deltamem_agents.testing.conformance import AWKWARD_IDS, INVALID_IDS, StoreConformance, example_snapshot
     from deltamem_agents.testing.scripted import Asked, Scripted, ScriptedEngine, oblige
     from deltamem_agents.testing.statement_conformance import StatementConformance
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "conformance": (
+                "AWKWARD_IDS",
+                "INVALID_IDS",
+                "StoreConformance",
+                "example_snapshot",
+            ),
+            "scripted": (
+                "Asked",
+                "Scripted",
+                "ScriptedEngine",
+                "oblige",
+            ),
+            "statement_conformance": ("StatementConformance",),
+        },
+    )
 
 __all__ = [
     "AWKWARD_IDS",
@@ -24,22 +43,3 @@ __all__ = [
     "example_snapshot",
     "oblige",
 ]
-
-__getattr__ = names_of(
-    __name__,
-    {
-        "conformance": (
-            "AWKWARD_IDS",
-            "INVALID_IDS",
-            "StoreConformance",
-            "example_snapshot",
-        ),
-        "scripted": (
-            "Asked",
-            "Scripted",
-            "ScriptedEngine",
-            "oblige",
-        ),
-        "statement_conformance": ("StatementConformance",),
-    },
-)
