@@ -125,6 +125,10 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
         rest = {name: value for name, value in kwargs.items() if name != CALL_KEYWORD}
         call: MemoryCall = kwargs[CALL_KEYWORD]
         hidden = args[0] if args else kwargs["hidden_states"]
+        if call.quiet:
+            if call.inputs is not None:
+                call.inputs[slot] = hidden
+            return args, rest
         running.active = _Active(memory, call, read_and_write(memory, call, slot, hidden))
         return args, rest
 
