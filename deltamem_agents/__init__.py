@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         StaleHead,
         StaleHeadError,
         StateError,
+        StatementNotFoundError,
         StoreError,
         TagNotFoundError,
         TrainingDiverged,
@@ -49,11 +50,21 @@ if TYPE_CHECKING:
     )
     from deltamem_agents.memory.attach import Adapter
     from deltamem_agents.memory.state import MemoryState
-    from deltamem_agents.snapshots import FileStore, InMemoryStore, Snapshot, SQLiteStore, Store
+    from deltamem_agents.snapshots import (
+        FileStore,
+        InMemoryStore,
+        Snapshot,
+        SQLiteStore,
+        Statement,
+        StatementReceipt,
+        Store,
+    )
     from deltamem_agents.turns.planning import WritePolicy
     from deltamem_agents.types import (
         CallChunk,
         Message,
+        Recall,
+        Recalled,
         Sampling,
         Score,
         Tool,
@@ -72,9 +83,24 @@ _HOMES = {
     "DeltaMemEngine": "engine",
     "MemoryState": "memory.state",
     "WritePolicy": "turns.planning",
-    **dict.fromkeys(("FileStore", "InMemoryStore", "Snapshot", "SQLiteStore", "Store"), "snapshots"),
     **dict.fromkeys(
-        ("CallChunk", "Message", "Sampling", "Score", "Tool", "ToolCall", "Turn", "TurnChunk", "TurnFacts", "Usage"),
+        ("FileStore", "InMemoryStore", "Snapshot", "SQLiteStore", "Statement", "StatementReceipt", "Store"), "snapshots"
+    ),
+    **dict.fromkeys(
+        (
+            "CallChunk",
+            "Message",
+            "Recall",
+            "Recalled",
+            "Sampling",
+            "Score",
+            "Tool",
+            "ToolCall",
+            "Turn",
+            "TurnChunk",
+            "TurnFacts",
+            "Usage",
+        ),
         "types",
     ),
     **dict.fromkeys(
@@ -108,6 +134,7 @@ _HOMES = {
             "StaleHead",
             "StaleHeadError",
             "StateError",
+            "StatementNotFoundError",
             "StoreError",
             "TagNotFoundError",
             "TrainingDiverged",
@@ -152,6 +179,8 @@ __all__ = [
     "ModelFilesError",
     "NewerFormat",
     "NewerFormatError",
+    "Recall",
+    "Recalled",
     "ReplyCutOffError",
     "SQLiteStore",
     "Sampling",
@@ -161,6 +190,9 @@ __all__ = [
     "StaleHead",
     "StaleHeadError",
     "StateError",
+    "Statement",
+    "StatementNotFoundError",
+    "StatementReceipt",
     "Store",
     "StoreError",
     "TagNotFoundError",

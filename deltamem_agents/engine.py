@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -30,15 +30,28 @@ from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import agent_name, thread_name
 from deltamem_agents.processes import require_threads
-from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, StoreLike, open_store
+from deltamem_agents.snapshots import (
+    Fingerprint,
+    LazyStore,
+    Statement,
+    StatementReceipt,
+    Store,
+    StoreLike,
+    open_store,
+)
+from deltamem_agents.turns.editing import StatementEditor
+from deltamem_agents.turns.in_batches import recalled_replies, recollect_batch, remember_batch
+from deltamem_agents.turns.memories import AgentMemory, Memories
 from deltamem_agents.turns.off_loop import off_loop
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.queues import Queues
+from deltamem_agents.turns.recalling import Recollection
 from deltamem_agents.turns.running import TurnRequest, TurnRunner
 from deltamem_agents.types import (
     MEMORY_MODES,
     MemoryMode,
     MessageLike,
+    Recall,
     Sampling,
     Score,
     Tool,
@@ -67,6 +80,7 @@ class DeltaMemEngine:
         *,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
+        recall: Recall = Recall(),
         progress: bool = False,
     ) -> None:
         context = loaded.context_tokens
@@ -75,6 +89,7 @@ class DeltaMemEngine:
         self.model_name = loaded.name
         self.lazy_store = LazyStore.of(store)
         self.policy = policy
+        self.recall = recall
         self.adapter = adapter
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
@@ -86,6 +101,8 @@ class DeltaMemEngine:
         self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress)
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
+        self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
+        self._matcher, self._pointer = adapter.recall
         self._life = _Life()
 
     @classmethod
@@ -99,6 +116,7 @@ class DeltaMemEngine:
         dtype: torch.dtype | str | None = None,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
+        recall: Recall = Recall(),
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -113,6 +131,7 @@ class DeltaMemEngine:
         id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
+        `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
         is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
 
@@ -131,7 +150,7 @@ class DeltaMemEngine:
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = _fitted(adapter, loaded, base_model, token)
         opened = LazyStore.of(None if store is None else open_store(store))
-        return cls(loaded, fitted, opened, window_tokens=window_tokens, policy=policy, progress=progress)
+        return cls(loaded, fitted, opened, window_tokens=window_tokens, policy=policy, recall=recall, progress=progress)
 
     @classmethod
     def from_model(
@@ -144,6 +163,7 @@ class DeltaMemEngine:
         name: str | None = None,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
+        recall: Recall = Recall(),
         progress: bool = False,
     ) -> Self:
         """An engine from a transformers model and its tokenizer that are in memory.
@@ -158,7 +178,7 @@ class DeltaMemEngine:
         called = name or model.config.name_or_path or str(model.config.model_type)
         loaded = LoadedModel.of(model, tokenizer, called)
         fitted = _fitted(adapter, loaded, name, None)
-        return cls(loaded, fitted, store, window_tokens=window_tokens, policy=policy, progress=progress)
+        return cls(loaded, fitted, store, window_tokens=window_tokens, policy=policy, recall=recall, progress=progress)
 
     def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """One reply of `agent` to `messages`; returns once the memory is committed.
@@ -182,6 +202,7 @@ class DeltaMemEngine:
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
         response_schema: Mapping[str, Any] | None = None,
+        recall: Recall | None = None,
     ) -> Generator[TurnChunk, None, None]:
         """One reply of `agent` to `messages`, text and tool calls as they are decided; the committed Turn last.
 
@@ -189,7 +210,8 @@ class DeltaMemEngine:
         the conversation. Only in a named one may the memory go back, where `messages` show that the conversation was
         edited or cut short (see `docs/memory-semantics.md`); `facts.undone_messages` says how much went.
         `agent`: text, or a whole number or UUID for the agent of that text; None is a memory that ends with the
-        turn. `memory`: "readonly" reads and leaves the agent as it was, "off" is the base model.
+        turn. `memory`: "readonly" reads and leaves the agent as it was, "off" is the base model. `recall`: how the
+        memory is read, None for the engine's own; `facts.recalled` says which statements the reply rests on.
 
         `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
         `parallel_tool_calls`: whether one reply may hold several. `response_schema`: a JSON schema which the
@@ -211,7 +233,9 @@ class DeltaMemEngine:
         self._require_usable()
         offered = () if tool_choice == "none" else tools
         spoken = as_messages(messages)
-        request = TurnRequest(agent, spoken, thread, offered, sampling, memory, tool_choice, grammar)
+        request = TurnRequest(
+            agent, spoken, thread, offered, sampling, memory, tool_choice, grammar, recall or self.recall
+        )
         return self._turns().stream(request)
 
     async def arun_turn(
@@ -228,6 +252,43 @@ class DeltaMemEngine:
     ) -> AsyncGenerator[TurnChunk, None]:
         """`stream_turn` off the event loop."""
         return _heard(self.stream_turn(agent, messages, **options))
+
+    def statements(self, agent: str, at: str | None = None, *, superseded: bool = False) -> list[Statement]:
+        """What the agent's memory holds, message by message, oldest first.
+
+        A statement is a message that left something in the memory: `id`, `text`, `role`, `thread`, `created`, and how
+        strongly each of its `tokens` was written (`strengths`). `at`: a snapshot, None for the newest. `superseded`:
+        with the earlier versions of corrected statements.
+        Raises AgentNotFoundError, ForeignSnapshotError, StoreError or DamagedSnapshotError.
+        """
+        return self._editor().listed(_name(agent), at, superseded=superseded)
+
+    def search_statements(self, agent: str, query: str, *, limit: int = 4) -> list[tuple[Statement, float]]:
+        """The statements that a query is about with their scores, best first, as a reply to it would choose them.
+
+        At most `limit`, however low their scores. Raises what `statements` raises.
+        """
+        if limit < 1:
+            raise ConfigError(f"limit is {limit}, expected at least 1")
+        return self._editor().matching(_name(agent), query, limit, self.recall)
+
+    def forget_statement(self, agent: str, id: str) -> StatementReceipt:
+        """Forget one statement: no byte of its text or its writes stays in the store's files, nor in any state.
+
+        `id`: as `statements` lists it, or its first six or more digits. The receipt names other statements that say the
+        same words, such as the reply to it, so that they can be forgotten too, and forks that still hold it. A client
+        that sends the message again does not bring it back. Backups and exports are outside the store.
+        Raises StatementNotFoundError, StateError for an adapter whose gates never shut, or what `statements` raises.
+        """
+        return self._editor().forget(_name(agent), id)
+
+    def correct_statement(self, agent: str, id: str, text: str) -> Statement:
+        """Put a true text in a statement's place; returns the new statement.
+
+        The earlier version is not read any more. It stays in the store until it, or the new one, is forgotten.
+        Raises what `forget_statement` raises, and ConfigError for a text that leaves nothing in the memory.
+        """
+        return self._editor().correct(_name(agent), id, text)
 
     def new_state(self) -> MemoryState:
         """An empty memory, batch 1."""
@@ -267,10 +328,7 @@ class DeltaMemEngine:
         ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError, and then nothing was changed.
         """
         self._require_usable()
-        name = agent_name(agent)
-        if name is None:
-            raise InvalidAgentIdError("agent id is None, expected the name of who is to remember the messages")
-        return self._turns().absorb_into(name, thread_name(thread), as_messages(messages), advance)
+        return self._turns().absorb_into(_name(agent), thread_name(thread), as_messages(messages), advance)
 
     def absorb_batch(
         self,
@@ -287,6 +345,52 @@ class DeltaMemEngine:
         spoken = [as_messages(messages) for messages in conversations]
         placed = [state.settled().to(self.model.device) for state in states]
         return absorb_batch(self.model, self._prompts, placed, spoken, advance)
+
+    @property
+    def selects(self) -> bool:
+        """Whether a reply reads statements that are chosen for it, and not one state of everything."""
+        return self._speaker.keeps_writes and self.recall.read == "selected"
+
+    def remember_batch(
+        self,
+        conversations: Sequence[Sequence[MessageLike]],
+        memories: Sequence[AgentMemory] | None = None,
+        *,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> list[AgentMemory]:
+        """What memories hold after conversations, each a thread of its own: `absorb_batch` for statements.
+
+        `memories`: those before, empty ones where nothing is said. `advance(tokens)` is called as tokens are read.
+        """
+        self._require_usable()
+        before = [self._turns().empty] * len(conversations) if memories is None else memories
+        return remember_batch(self._turns(), before, [as_messages(each) for each in conversations], advance)
+
+    def recall_batch(
+        self,
+        memories: Sequence[AgentMemory],
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        whatever: bool = False,
+    ) -> list[Recollection]:
+        """What the reply to each conversation rests on. `whatever`: read a statement even where none fits."""
+        self._require_usable()
+        turns = self._turns()
+        if whatever:
+            turns = replace(turns, matcher=turns.matcher.without_floor())
+        return recollect_batch(turns, memories, [as_messages(each) for each in conversations], self.recall)
+
+    def recalled_replies(
+        self,
+        recollections: Sequence[Recollection],
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        max_tokens: int,
+    ) -> list[str]:
+        """`greedy_replies`, each resting on what was recalled for it."""
+        self._require_usable()
+        spoken = [as_messages(messages) for messages in conversations]
+        return recalled_replies(self._turns(), recollections, spoken, max_tokens)
 
     def score(self, state: MemoryState | None, messages: Sequence[MessageLike], answer: str) -> Score:
         """How likely `answer` is as the reply to `messages`, reading `state` (None: memory off).
@@ -370,11 +474,31 @@ class DeltaMemEngine:
 
     def _turns(self) -> TurnRunner:
         return TurnRunner(
-            self._speaker, self.lazy_store, self.policy, self.fingerprint, self._queues, self._require_usable
+            self._speaker,
+            self.lazy_store,
+            self.policy,
+            self.fingerprint,
+            self._queues,
+            self._memories,
+            self._matcher,
+            self._pointer,
+            self._require_usable,
         )
+
+    def _editor(self) -> StatementEditor:
+        self._require_usable()
+        return StatementEditor(self._turns())
 
     def _joined(self, states: Sequence[MemoryState] | None) -> MemoryState | None:
         return None if states is None else MemoryState.cat([s.settled() for s in states]).to(self.model.device)
+
+
+def _name(agent: str) -> str:
+    """The agent's name. Raises InvalidAgentIdError for None, whose memory ends with a turn."""
+    name = agent_name(agent)
+    if name is None:
+        raise InvalidAgentIdError("agent id is None, expected the name of who remembers")
+    return name
 
 
 async def _heard(chunks: Generator[TurnChunk, None, None]) -> AsyncGenerator[TurnChunk, None]:

@@ -51,6 +51,10 @@ class SnapshotNotFoundError(AgentNotFoundError):
     """The agent has no such snapshot, or several whose ids begin as given."""
 
 
+class StatementNotFoundError(AgentNotFoundError):
+    """The agent's memory holds no such statement, or several whose ids begin as given."""
+
+
 class TagNotFoundError(AgentNotFoundError):
     """The agent has no such tag."""
 

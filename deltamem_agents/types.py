@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
@@ -14,10 +15,12 @@ from deltamem_agents.errors import ConfigError, MessageError
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 MemoryMode: TypeAlias = Literal["readwrite", "readonly", "off"]
+ReadMode: TypeAlias = Literal["selected", "all", "none"]
 ToolChoice: TypeAlias = str
 """Whether tools have to be called: "auto", "any", "none", or the name of the one to call."""
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+READ_MODES: tuple[ReadMode, ...] = ("selected", "all", "none")
 MEMORY_MODES: tuple[MemoryMode, ...] = ("readwrite", "readonly", "off")
 
 
@@ -166,6 +169,49 @@ def _as_stops(given: object) -> tuple[str, ...]:
     return stops
 
 
+@dataclass(frozen=True)
+class Recall:
+    """How a reply reads the memory.
+
+    `read`: "selected" reads the statements that the question is about, "all" the state of everything, "none" nothing.
+    An adapter whose gates never shut has one state and no writes of single statements: it reads "all" for "selected".
+    `window_tokens`: tokens of the prompt in which the chosen statements are shown, with what was said around them, as
+    the messages they were; 0 shows none. `roles`: whose statements may be chosen. `max_age`: older ones are not.
+    """
+
+    read: ReadMode = "selected"
+    window_tokens: int = 0
+    roles: tuple[Role, ...] = ("user", "assistant", "tool")
+    max_age: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        if self.read not in READ_MODES:
+            raise ConfigError(f"Recall.read is {self.read!r}, expected one of {', '.join(READ_MODES)}")
+        tokens: object = self.window_tokens
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+            raise ConfigError(f"Recall.window_tokens is {tokens!r}, expected a whole number of at least 0")
+        if not isinstance(self.roles, tuple) or not all(role in ROLES for role in self.roles):
+            raise ConfigError(f"Recall.roles is {self.roles!r}, expected a tuple of {', '.join(ROLES)}")
+        if self.max_age is not None and not isinstance(self.max_age, timedelta):
+            raise ConfigError(f"Recall.max_age is {self.max_age!r}, expected a datetime.timedelta or None")
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A statement that a reply rests on. `score`: how well it matches what was asked, higher is better.
+
+    `created`: ISO 8601, UTC. `read_from`: "state", "window" or both joined by "+".
+    """
+
+    id: str
+    text: str
+    role: Role
+    thread: str
+    created: str
+    score: float
+    read_from: str
+
+
 class TurnOptions(TypedDict, total=False):
     """The options of a turn, as `DeltaMemEngine.stream_turn` describes them."""
 
@@ -176,6 +222,7 @@ class TurnOptions(TypedDict, total=False):
     tool_choice: ToolChoice
     parallel_tool_calls: bool
     response_schema: Mapping[str, Any] | None
+    recall: Recall | None
 
 
 @dataclass(frozen=True)
@@ -199,7 +246,8 @@ class TurnFacts:
     of which tokens were written, the reply included. `tokens_unwritten`: of these messages, beyond
     `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
     head and tail. `undone_messages`: how many messages the memory no longer holds, because the client showed that its
-    history was edited or cut short.
+    history was edited or cut short. `recalled`: the statements that the reply rests on, best first. `state_bytes` and
+    `state_norm` are of the state that the reply read.
     """
 
     agent: str
@@ -220,6 +268,7 @@ class TurnFacts:
     tokens_unshown: int = 0
     tokens_unwritten: int = 0
     undone_messages: int = 0
+    recalled: tuple[Recalled, ...] = ()
 
 
 @dataclass(frozen=True)

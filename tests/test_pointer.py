@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Candidates, Pointer, Statement
+from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Candidates, PointedAt, Pointer
 from deltamem_agents.memory.writes import Writes
 
 LAYERS, RANK, VOCABULARY = 3, 16, 50
@@ -38,7 +38,7 @@ def bonuses(candidates: Candidates, queries: torch.Tensor, *said: int) -> dict[i
     return dict(zip(ids.tolist(), bonus.tolist(), strict=True))
 
 
-def told(*statements: Statement, queries: torch.Tensor = NOWHERE, asked: tuple[int, ...] = ()) -> Candidates:
+def told(*statements: PointedAt, queries: torch.Tensor = NOWHERE, asked: tuple[int, ...] = ()) -> Candidates:
     return POINTER.candidates(statements, queries, asked)
 
 

@@ -53,7 +53,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, POINTER)
     path = tmp_path / RECALL_FILE
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(AdapterError, match="recall.safetensors is damaged"):
+    with pytest.raises(AdapterError, match=r"recall\.safetensors is damaged"):
         load_recall(tmp_path, *GEOMETRY)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -33,6 +33,7 @@ from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import Writes, collected
 from deltamem_agents.types import Sampling
 
 PREFILL_CHUNK = 512
@@ -55,9 +56,40 @@ class Prompt:
     replies: tuple[bool, ...]
     messages: int = 0
     unwritten: int = 0
+    positions: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def last(self, tokens: int) -> Prompt:
+        """Its last tokens, at most so many."""
+        if len(self) <= tokens:
+            return self
+        parts = ("ids", "reads", "writes", "message_ids", "replies")
+        return replace(self, **{part: getattr(self, part)[-tokens:] for part in parts})
+
+    def position(self, message: int) -> int:
+        """Where a message stands among those that the prompt was made of; REPLY for the reply itself."""
+        return message if message < 0 or self.positions is None else self.positions[message]
+
+
+REPLY = -1
+"""In place of a message's position: the reply that is being decoded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a stretch of one message's tokens wrote. `tokens`: their ids; `written`: which of them wrote, ascending."""
+
+    position: int
+    tokens: tuple[int, ...]
+    written: tuple[int, ...]
+    writes: Writes
+
+    def then(self, more: Piece) -> Piece:
+        """This stretch and the one behind it."""
+        written = (*self.written, *(len(self.tokens) + place for place in more.written))
+        return Piece(self.position, self.tokens + more.tokens, written, Writes.cat([self.writes, more.writes]))
 
 
 @dataclass
@@ -110,6 +142,8 @@ class Pass:
     """One sequence going through the model: its KV cache, and its memory or None for the base model.
 
     `replies_read`: only tokens from which a reply's are predicted read the memory, as the adapter's read scope says.
+    `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`.
+    `pointing`: when given, what was recalled says more in the logits.
     """
 
     model: PreTrainedModel
@@ -118,6 +152,9 @@ class Pass:
     measures: Measures = field(default_factory=Measures)
     collect: bool = False
     cache: KeyValueCache = field(default_factory=empty_cache)
+    pieces: list[Piece] | None = None
+    applies: bool = True
+    pointing: Pointing | None = None
 
     @torch.no_grad()
     def feed(self, prompt: Prompt) -> Tensor:
@@ -142,7 +179,18 @@ class Pass:
             ids = row(prompt.message_ids, torch.long) if writes is not None else None
             replies = row(prompt.replies, torch.bool)
             more = part.stop < len(prompt)
-            call = MemoryCall(self.state, taking_part, writes, ids, replies, unfinished=more, collect=self.collect)
+            call = MemoryCall(
+                self.state,
+                taking_part,
+                writes,
+                ids,
+                replies,
+                unfinished=more,
+                collect=self.collect,
+                queries=None if self.pointing is None else {},
+                written=None if self.pieces is None or writes is None else {},
+                applies=self.applies,
+            )
         memory = {} if call is None else {CALL_KEYWORD: call}
         out = self.model(
             input_ids=row(prompt.ids, torch.long),
@@ -156,8 +204,43 @@ class Pass:
             self.measures.read += sum(reads and (says or not self.replies_read) for reads, says in reading)
             self.measures.written += sum(prompt.writes[part])
             self.measures.add(call)
+            if call.written is not None and self.pieces is not None:
+                self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
         logits: Tensor = out.logits[0, -1].float()
+        if call is not None and self.pointing is not None and part.stop >= len(prompt):
+            logits = self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
         return logits
+
+
+class Pointing(Protocol):
+    """Raises the odds of tokens that what was recalled says, where the memory's queries ask for them."""
+
+    def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
+        """The logits (vocabulary,) of the token after `token`, whose queries are (layers, heads, r)."""
+        ...
+
+
+def newest_queries(call: MemoryCall) -> Tensor:
+    """The queries (batch, layers, heads, r) of the last token of a forward pass, which was made with `queries={}`."""
+    assert call.queries is not None
+    return torch.stack([call.queries[slot][:, :, -1] for slot in sorted(call.queries)], dim=1)
+
+
+def pieces_of(places: Tensor, writes: Writes, prompt: Prompt, part: slice) -> Iterator[Piece]:
+    """What a stretch of a prompt's tokens wrote, message by message.
+
+    `places`: those within `part` that wrote, (N,); `writes`: theirs.
+    """
+    wrote, owners = set(places.tolist()), prompt.message_ids[part]
+    writable = [place for place, may in enumerate(prompt.writes[part]) if may]
+    for owner in dict.fromkeys(owners[place] for place in writable):
+        own = [place for place in writable if owners[place] == owner]
+        yield Piece(
+            prompt.position(owner),
+            tuple(prompt.ids[part][place] for place in own),
+            tuple(number for number, place in enumerate(own) if place in wrote),
+            writes.select(torch.tensor([owners[place] == owner for place in places.tolist()], dtype=torch.bool)),
+        )
 
 
 def last_place(device: torch.device) -> Tensor:
@@ -169,8 +252,8 @@ def last_place(device: torch.device) -> Tensor:
     return torch.tensor([-1], device=device)
 
 
-Remembered: TypeAlias = tuple[MemoryState | None, int]
-"""A state, and how many tokens had been written by then."""
+Remembered: TypeAlias = tuple[MemoryState | None, int, int]
+"""A state, how many tokens had been written by then, and in how many pieces."""
 
 
 @dataclass(frozen=True)
@@ -248,11 +331,13 @@ class Decoding:
         if rest:
             yield rest
         run.measures.decode_seconds += clock() - begun
-        run.state, run.measures.written = text.remembered
+        run.state, run.measures.written, pieces = text.remembered
+        if run.pieces is not None:
+            del run.pieces[pieces:]
         self.reply = Reply(tuple(ids), text.text, reason, run.state)
 
     def _remembered(self) -> Remembered:
-        return self._run.state, self._run.measures.written
+        return self._run.state, self._run.measures.written, len(self._run.pieces or ())
 
     @property
     def _one_by_one(self) -> bool:

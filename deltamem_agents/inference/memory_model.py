@@ -9,12 +9,13 @@ from functools import cached_property
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.chat.grammar import Vocabulary
-from deltamem_agents.inference.decode import Measures, Pass, definition
+from deltamem_agents.inference.decode import Measures, Pass, Piece, definition
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.loading.progress import step
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.backbones import empty_cache
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Message
 
 LONG_CHARACTERS = 16_000
@@ -45,10 +46,22 @@ class MemoryModel:
         width = self.model.get_output_embeddings().weight.shape[0]
         return Vocabulary(definition(self.tokenizer), width, self.prompts.end_ids)
 
-    def begin(self, state: MemoryState | None, *, collect: bool = False) -> Pass:
-        """A new sequence that reads and writes `state`, None for the base model."""
+    @property
+    def keeps_writes(self) -> bool:
+        """Whether the memory is a list of statements with their writes, and not one state."""
+        return self.adapter.config.keeps_writes
+
+    @property
+    def no_writes(self) -> Writes | None:
+        """The writes of nothing; None where the memory is one state."""
+        return Writes.none(*self.adapter.zero_state().geometry) if self.keeps_writes else None
+
+    def begin(self, state: MemoryState | None, *, collect: bool = False, applies: bool = True) -> Pass:
+        """A new sequence that reads `state`, None for the base model; `applies`: and writes it."""
         placed = None if state is None else state.settled().to(self.model.device)
-        return Pass(self.model, placed, self.adapter.config.read_scope == "replies", Measures(), collect)
+        pieces: list[Piece] | None = [] if self.keeps_writes else None
+        replies_read = self.adapter.config.read_scope == "replies"
+        return Pass(self.model, placed, replies_read, Measures(), collect, pieces=pieces, applies=applies)
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:
         """Write `messages` into the run's state, segment by segment; yields how many tokens each took.

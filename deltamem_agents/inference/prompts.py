@@ -93,6 +93,7 @@ class Prompts:
             shown={place: cut[position] for place, position in enumerate(kept) if position in cut},
             prompted=True,
         )
+        prompt = replace(prompt, positions=tuple(kept))
         absorbed = tuple(position for position in sorted(new) if position not in kept or position <= ahead)
         return Window(prompt, start, absorbed, unshown)
 
@@ -104,7 +105,7 @@ class Prompts:
         template = self.template.for_one_call()
         wanted = range(len(messages)) if positions is None else positions
         parts = [
-            part
+            replace(part, position=position)
             for position, message in enumerate(messages)
             if position in wanted and message.role in self.roles
             for part in self._parts(template, message)
@@ -166,6 +167,7 @@ class Prompts:
             prompt,
             messages=sum(bool(part.kept) for part in first),
             unwritten=sum(part.unwritten for part in first),
+            positions=tuple(part.position for part in parts),
         )
 
     def _shortened(
@@ -235,12 +237,16 @@ class Prompts:
 
 @dataclass(frozen=True)
 class _Part:
-    """Stretches of a message that are written together. `unwritten`: how many tokens the message's parts leave out."""
+    """Stretches of a message that are written together. `unwritten`: how many tokens the message's parts leave out.
+
+    `position`: where the message stands among those that are written.
+    """
 
     message: Message
     kept: tuple[Stretch, ...]
     first: bool
     unwritten: int
+    position: int = 0
 
 
 def _kept(parts: Sequence[_Part]) -> Shown:

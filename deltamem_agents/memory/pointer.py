@@ -27,7 +27,7 @@ LEAST_LOG_PROBABILITY = -20.0
 
 _NOTHING = -1
 
-Statement = tuple[Writes, Sequence[int], Sequence[int] | None]
+PointedAt = tuple[Writes, Sequence[int], Sequence[int] | None]
 """What a statement wrote, the ids of the tokens that wrote it, and those of all tokens of its text, None without it."""
 
 
@@ -50,7 +50,7 @@ class Candidates:
         return len(self.ids)
 
     @classmethod
-    def of(cls, statements: Sequence[Statement], queries: Tensor, asked: frozenset[int]) -> Candidates:
+    def of(cls, statements: Sequence[PointedAt], queries: Tensor, asked: frozenset[int]) -> Candidates:
         """From the chosen statements, the queries (layers, heads, r) where the reply begins, and the question's tokens.
 
         Without a statement's text its written tokens alone are candidates.
@@ -82,7 +82,7 @@ class Pointer:
                 f"{tuple(self.out.shape)}, expected (units, {count}), (units,) and (units,)"
             )
 
-    def candidates(self, statements: Sequence[Statement], queries: Tensor, asked: Sequence[int]) -> Candidates:
+    def candidates(self, statements: Sequence[PointedAt], queries: Tensor, asked: Sequence[int]) -> Candidates:
         """What a reply on these statements may be pointed at.
 
         `queries`: (layers, heads, r), where the reply begins. `asked`: ids of the question's tokens.

@@ -6,10 +6,11 @@ matched with the keys of all statements; the best make the state that the reply 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Matcher:
     near: float = 0.25
     assistant: float = -1.5
     newest: float = 0.1
-    floor: float = float("-inf")
+    floor: float = -math.inf
     margin: float = 0.0
     most: int = 8
     asking: Tensor | None = None
@@ -83,6 +84,10 @@ class Matcher:
         if self.asking is None:
             return True
         return float((queries.float().mean(0) * self.asking).sum()) + self.asking_bias >= 0
+
+    def without_floor(self) -> Matcher:
+        """One that chooses something however little it fits."""
+        return replace(self, floor=-math.inf, asking=None)
 
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
         """The statements to read with their scores, best first, from all scores (S,)."""

@@ -43,8 +43,9 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
 
 
 def load_recall(folder: Path, layers: int, heads: int, rank: int) -> tuple[Matcher, Pointer | None]:
-    """What was fitted for the adapter in `folder`, of that geometry; where nothing was, a uniform matcher and no pointer.
+    """What was fitted for the adapter in `folder`, of that geometry.
 
+    Where nothing was fitted: a uniform matcher and no pointer.
     Raises AdapterError for a file that is damaged, of a later version, or made for another geometry.
     """
     path = folder / RECALL_FILE
@@ -68,19 +69,24 @@ def load_recall(folder: Path, layers: int, heads: int, rank: int) -> tuple[Match
 
 
 def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[Matcher, Pointer | None]:
-    common = zip(tensors["matcher.common_terms"].tolist(), tensors["matcher.commonness"].tolist(), strict=True)
+    terms, weights = (tensors[f"matcher.{name}"].tolist() for name in ("common_terms", "commonness"))
     matcher = Matcher(
         tensors["matcher.weights"],
         **{name: numbers[name] for name in _NUMBERS if name != "most"},
         most=int(numbers["most"]),
         asking=tensors.get("matcher.asking"),
-        commonness=dict(common),
+        commonness=dict(zip(terms, weights, strict=True)),
     )
     if "pointer.hidden" not in tensors:
         return matcher, None
-    weights = (tensors[f"pointer.{name}"] for name in ("hidden", "hidden_bias", "out"))
-    common = frozenset(tensors["pointer.common"].tolist())
-    return matcher, Pointer(*weights, out_bias=numbers["out_bias"], common=common)
+    pointer = Pointer(
+        tensors["pointer.hidden"],
+        tensors["pointer.hidden_bias"],
+        tensors["pointer.out"],
+        numbers["out_bias"],
+        frozenset(tensors["pointer.common"].tolist()),
+    )
+    return matcher, pointer
 
 
 def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tuple[int, int, int]) -> None:

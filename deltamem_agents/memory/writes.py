@@ -7,8 +7,9 @@ of them gives the state as if only these had been told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,10 +57,6 @@ class Writes:
         return layers, heads, rank
 
     @property
-    def nbytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self._parts())
-
-    @property
     def strengths(self) -> Tensor:
         """(N,) float32: each token's mean write gate over layers and heads, from 0 to 1."""
         return self.write.float().mean(dim=(1, 2, 3))
@@ -84,11 +81,49 @@ class Writes:
         return Writes(*(part[tokens] for part in self._parts()))
 
     def half(self) -> Writes:
-        """In float16, as they are kept."""
+        """In float16."""
         return Writes(*(part.half() for part in self._parts()))
+
+    def rounded(self) -> Writes:
+        """As statements keep them: see `StoredWrites`."""
+        return StoredWrites.of(self).writes()
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.keys, self.values, self.write, self.erase
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWrites:
+    """Writes of N tokens in the few bytes in which they are kept.
+
+    `keys`: (N, layers, heads, r) int8, in steps of 1/127, as no number of a key is larger than 1. `values`: the same
+    shape, int8, in steps of `scales` (N, layers, heads) float32. `write`, `erase`: as in `Writes`, float16.
+    """
+
+    keys: Tensor
+    values: Tensor
+    scales: Tensor
+    write: Tensor
+    erase: Tensor
+
+    @classmethod
+    def of(cls, writes: Writes) -> StoredWrites:
+        values = writes.values.float()
+        scales = values.abs().amax(dim=3) / 127
+        steps = values / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+        parts = (
+            (writes.keys.float() * 127).round().clamp(-127, 127).to(torch.int8),
+            steps.round().clamp(-127, 127).to(torch.int8),
+            scales,
+            writes.write.half(),
+            writes.erase.half(),
+        )
+        return cls(*(part.cpu() for part in parts))
+
+    def writes(self) -> Writes:
+        """In float32."""
+        values = self.values.float() * self.scales[..., None]
+        return Writes(self.keys.float() / 127, values, self.write.float(), self.erase.float())
 
 
 def collected(call: MemoryCall) -> list[tuple[Tensor, Writes]]:
@@ -124,11 +159,47 @@ def scan_writes(config: AdapterConfig, writes: Writes, start: MemoryState | None
     """
     if not config.keeps_writes:
         raise StateError("this adapter's state is more than its writes: it fades, or its gates never shut")
+    return scanned(writes, start, fades=config.state_update_mode != "no_lambda")
+
+
+def scanned(writes: Writes, start: MemoryState | None = None, *, fades: bool) -> MemoryState:
+    """`scan_writes` where all that is known of the adapter is whether a write lets what was there fade."""
     layers, heads, rank = writes.geometry
     state = MemoryState.zeros(1, layers, heads, rank, writes.keys.device) if start is None else start
     parts = (writes.keys, writes.values, writes.write, writes.erase)
     keys, values, write, erase = (part.float().permute(1, 2, 0, 3).flatten(0, 1) for part in parts)
-    fades = config.state_update_mode != "no_lambda"
     keep = torch.log1p(-write.clamp_max(1 - 1e-7)) if fades else torch.zeros_like(write)
     _, new = delta_scan(state.matrices[0].flatten(0, 1), keys, keys, values, Gates(write, erase, keep))
     return MemoryState(new.unflatten(0, (layers, heads))[None])
+
+
+class ScannedState(MemoryState):
+    """A state, batch 1, that is scanned from writes when its numbers are first looked at.
+
+    `base`: the state that the writes continue. `scan`: gives the state after them.
+    """
+
+    def __init__(self, base: MemoryState, scan: Callable[[], MemoryState]) -> None:
+        object.__setattr__(self, "base", base)
+        object.__setattr__(self, "scan", scan)
+        object.__setattr__(self, "carry", None)
+        object.__setattr__(self, "open", None)
+
+    base: MemoryState
+    scan: Callable[[], MemoryState]
+
+    @cached_property
+    def matrices(self) -> Tensor:
+        return self.scan().matrices
+
+    @property
+    def batch(self) -> int:
+        return 1
+
+    @property
+    def geometry(self) -> tuple[int, int, int]:
+        return self.base.geometry
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes

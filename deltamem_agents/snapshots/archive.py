@@ -2,8 +2,10 @@
 
     manifest.json             format, agent, moves (oldest first) and tags
     <id>.safetensors          the bytes of each snapshot
+    statements/<address>      the bytes of each statement, and of each page of statements
 
-Every byte that matters is covered: the manifest by the zip's CRC, each snapshot by its id.
+Every byte that matters is covered: the manifest by the zip's CRC, each snapshot by its id, each statement by its
+address. An archive without statements is of format 1.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from deltamem_agents.errors import DamagedSnapshotError, NewerFormatError
 from deltamem_agents.snapshots.codec import decode, snapshot_id
 from deltamem_agents.snapshots.records import Move
 from deltamem_agents.snapshots.snapshot import check_verb, is_snapshot_id
+from deltamem_agents.snapshots.statements import FORGOTTEN, address
 
-ARCHIVE_FORMAT = 1
+ARCHIVE_FORMAT = 2
 _MANIFEST = "manifest.json"
+_FOLDER = "statements/"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # Neither zipfile nor json says what it raises for arbitrary damage; these are what it comes to.
 _FAULTS = (
@@ -37,19 +41,32 @@ _FAULTS = (
 
 
 def write_archive(
-    file: BinaryIO, agent: str, moves: Sequence[Move], tags: Mapping[str, str], blobs: Iterable[tuple[str, bytes]]
+    file: BinaryIO,
+    agent: str,
+    moves: Sequence[Move],
+    tags: Mapping[str, str],
+    blobs: Iterable[tuple[str, bytes]],
+    objects: Sequence[str] = (),
+    found: Iterable[tuple[str, bytes]] = (),
 ) -> None:
-    """Writes the archive, one snapshot at a time; equal contents give equal bytes."""
+    """Writes the archive, one snapshot at a time; equal contents give equal bytes.
+
+    `objects`: the addresses of statements and pages, `found`: the bytes of those that are there.
+    """
     manifest = {
-        "format": ARCHIVE_FORMAT,
+        "format": ARCHIVE_FORMAT if objects else 1,
         "agent": agent,
         "moves": [[move.verb, move.snapshot, move.at] for move in moves],
         "tags": dict(sorted(tags.items())),
     }
+    if objects:
+        manifest["statements"] = list(objects)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(_MANIFEST, _EPOCH), json.dumps(manifest, indent=1))
         for name, data in blobs:
             archive.writestr(zipfile.ZipInfo(f"{name}.safetensors", _EPOCH), data)
+        for name, data in found:
+            archive.writestr(zipfile.ZipInfo(f"{_FOLDER}{name}", _EPOCH), data)
 
 
 class Archive(Mapping[str, bytes]):
@@ -75,22 +92,21 @@ class Archive(Mapping[str, bytes]):
             self.moves = tuple(Move(*map(_text, move)) for move in fields["moves"])
             self.tags: dict[str, str] = {_text(name): _text(target) for name, target in fields["tags"].items()}
             self._ids = dict.fromkeys(move.snapshot for move in self.moves)
+            self.objects: Mapping[str, bytes] = _Objects(self._zip, tuple(map(_text, fields.get("statements", ()))))
             self._check_manifest()
 
     def _check_manifest(self) -> None:
         for move in self.moves:
             check_verb(move.verb)
         wanted = [_MANIFEST, *(f"{snapshot}.safetensors" for snapshot in self._ids)]
+        wanted += [f"{_FOLDER}{each}" for each in self.objects]
         if sorted(self._zip.namelist()) != sorted(wanted) or not all(map(is_snapshot_id, self._ids)):
             raise ValueError("it holds other files than its manifest lists")
         if not self._ids or not self._ids.keys() >= set(self.tags.values()):
             raise ValueError("its manifest lists no snapshots, or tags of others")
 
     def _member(self, name: str) -> bytes:
-        info = self._zip.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed")
-        return self._zip.read(info)
+        return _member(self._zip, name)
 
     def __getitem__(self, snapshot: str) -> bytes:
         with _unzipping():
@@ -112,6 +128,39 @@ class Archive(Mapping[str, bytes]):
         """Reads and decodes everything once, so that an import writes all of it or nothing."""
         for data in self.values():
             decode(data)
+        for each, data in self.objects.items():
+            if data != FORGOTTEN and address(data) != each:
+                raise DamagedSnapshotError(
+                    f"archive is damaged: statement {each} has other bytes than its address says. Nothing was "
+                    "written; export it again or fetch another copy"
+                )
+
+
+class _Objects(Mapping[str, bytes]):
+    """The statements and pages of an archive, by address."""
+
+    def __init__(self, archive: zipfile.ZipFile, ids: Sequence[str]) -> None:
+        self._zip, self._ids = archive, dict.fromkeys(ids)
+
+    def __getitem__(self, each: str) -> bytes:
+        with _unzipping():
+            return _member(self._zip, f"{_FOLDER}{each}")
+
+    def __contains__(self, each: object) -> bool:
+        return each in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(info)
 
 
 def _text(value: object) -> str:

@@ -4,6 +4,8 @@
     header    {"__metadata__":{"deltamem":"<digest> <JSON>"},"state":{"dtype":"F32",…}}, space-padded
     data      the state's float32 numbers, little-endian, (layers, heads, r, r)
 
+Where the state is made of statements, "base" stands for "state": (1, layers, heads, r, r), or (0, …) for zeros.
+
 The digest is the sha256 of every other byte of the file and stands at a fixed place. That rule and the
 JSON's "format" key hold for all later formats, so a reader tells a damaged file from a newer one.
 """
@@ -13,9 +15,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,12 +28,17 @@ from safetensors.torch import load as load_tensors
 
 from deltamem_agents.errors import ConfigError, DamagedSnapshotError, NewerFormatError, StateError
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import ScannedState
 from deltamem_agents.snapshots.snapshot import FORMAT, Counters, Fingerprint, Snapshot
+from deltamem_agents.snapshots.statements import ADDRESS_DIGITS, StatementList
 from deltamem_agents.types import ThreadLog
 
 _PREFIX = b'{"__metadata__":{"deltamem":"'
 _DIGEST = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
-_FIELDS = {"format", *(field.name for field in dataclasses.fields(Snapshot))} - {"state"}
+_FIELDS = {"format", *(field.name for field in dataclasses.fields(Snapshot))} - {"state", "base"}
+_FIELDS_1 = _FIELDS - {"statements", "fades"}
+_ADDRESSES = re.compile(f"([0-9a-f]{{{ADDRESS_DIGITS}}})*")
+_MESSAGE_DIGEST = re.compile("[suat]:[0-9a-f]{32}")
 _T = TypeVar("_T")
 
 
@@ -39,11 +49,14 @@ def snapshot_id(data: bytes) -> str:
 
 def encode(snapshot: Snapshot) -> bytes:
     """The snapshot as safetensors bytes; equal snapshots give equal bytes."""
-    numbers = snapshot.state.matrices[0].detach().to("cpu").contiguous()
-    data = numbers.numpy().astype("<f4", copy=False).tobytes()
+    if snapshot.base is None:
+        name, numbers = "state", snapshot.state.matrices[0]
+    else:
+        name, numbers = "base", snapshot.base.matrices[: int(bool(snapshot.base.matrices.any()))]
+    data = numbers.detach().to("cpu").contiguous().numpy().astype("<f4", copy=False).tobytes()
     header = {
         "__metadata__": {"deltamem": f"{'0' * 64} {_metadata(snapshot)}"},
-        "state": {"dtype": "F32", "shape": list(numbers.shape), "data_offsets": [0, len(data)]},
+        name: {"dtype": "F32", "shape": list(numbers.shape), "data_offsets": [0, len(data)]},
     }
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
@@ -52,8 +65,12 @@ def encode(snapshot: Snapshot) -> bytes:
     return bytes(whole)
 
 
-def decode(data: bytes) -> Snapshot:
-    """The snapshot of `encode`'s bytes.
+Scan: TypeAlias = Callable[[StatementList, MemoryState, bool], MemoryState]
+"""The state that statements make of a base, given whether it fades."""
+
+
+def decode(data: bytes, scan: Scan | None = None) -> Snapshot:
+    """The snapshot of `encode`'s bytes. `scan`: how its store makes the state of its statements.
 
     Raises DamagedSnapshotError when the bytes are not, or no longer, a snapshot; NewerFormatError when they are
     one of a later version of this package.
@@ -63,7 +80,7 @@ def decode(data: bytes) -> Snapshot:
         _damaged(f"its checksum is {data[_DIGEST][:12]!r}…", f"{_digest(data)[:12]!r}…")
     fields = _fields(data, length)
     try:
-        return _snapshot(fields, _state(data))
+        return _snapshot(fields, _numbers(data), scan)
     except (ConfigError, StateError) as error:
         _damaged(str(error), "a snapshot as it is saved")
 
@@ -75,6 +92,7 @@ class Links:
     thread: str
     threads: Mapping[str, str]
     parent: str | None
+    statements: StatementList | None
 
 
 def decode_links(data: bytes) -> Links:
@@ -84,7 +102,7 @@ def decode_links(data: bytes) -> Links:
     """
     fields = _fields(data, _header_length(data))
     try:
-        return Links(fields["thread"], dict(fields["threads"]), fields["parent"])
+        return Links(fields["thread"], dict(fields["threads"]), fields["parent"], _statements(fields.get("statements")))
     except (KeyError, TypeError, ValueError) as error:
         _damaged(f"its metadata has other fields ({error!r})", "'thread', 'threads' and 'parent'")
 
@@ -132,31 +150,72 @@ def _metadata(snapshot: Snapshot) -> str:
         "format": FORMAT,
         "fingerprint": [made_by.model, made_by.tokenizer, made_by.adapter],
         "thread": snapshot.thread,
-        "absorbed": {"count": absorbed.count, "tail": list(absorbed.tail), "opening": list(absorbed.opening)},
+        "absorbed": {"count": absorbed.count, "tail": _short(absorbed.tail), "opening": _short(absorbed.opening)},
         "threads": list(snapshot.threads.items()),
         "parent": snapshot.parent,
         "counters": [counters.turns, counters.messages, counters.tokens],
         "created": snapshot.created,
         "note": snapshot.note,
         "origin": snapshot.origin,
+        "statements": None
+        if snapshot.statements is None
+        else {"pages": "".join(snapshot.statements.pages), "newest": "".join(snapshot.statements.newest)},
+        "fades": snapshot.fades,
     }
     return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 
 
-def _state(data: bytes) -> MemoryState:
+def _numbers(data: bytes) -> tuple[str, MemoryState]:
+    """The state, and whether it is the whole one ("state") or the "base" of statements."""
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, RuntimeError) as error:
         _damaged(f"its numbers cannot be read ({error})", "safetensors")
-    state = tensors.get("state")
-    if set(tensors) != {"state"} or state is None or state.dtype != torch.float32 or state.ndim != 4:
+    ((name, numbers),) = tensors.items() if len(tensors) == 1 else [("", torch.empty(0))]
+    shapes = {"state": 4, "base": 5}
+    if name not in shapes or numbers.dtype != torch.float32 or numbers.ndim != shapes[name]:
         found = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
         _damaged(f"it holds {found}", "'state', torch.float32, (layers, heads, r, r)")
-    return MemoryState(state[None].clone())
+    if name == "state":
+        return name, MemoryState(numbers[None].clone())
+    return name, MemoryState(numbers.clone() if len(numbers) else torch.zeros(1, *numbers.shape[1:]))
 
 
-def _snapshot(fields: object, state: MemoryState) -> Snapshot:
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+def _short(digests: Sequence[str]) -> str | list[str]:
+    """Digests of messages in fewer characters: 17 bytes each, base64."""
+    if not all(map(_MESSAGE_DIGEST.fullmatch, digests)):
+        return list(digests)
+    return b64encode(b"".join(each[0].encode() + bytes.fromhex(each[2:]) for each in digests)).decode()
+
+
+def _long(value: object) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        return _texts(value, "absorbed")
+    try:
+        data = b64decode(value, validate=True)
+    except ValueError as error:
+        _damaged(f"its 'absorbed' does not parse ({error})", "base64")
+    if len(data) % 17:
+        _damaged(f"its 'absorbed' has {len(data)} bytes", "17 for each message")
+    return tuple(f"{chr(data[at])}:{data[at + 1 : at + 17].hex()}" for at in range(0, len(data), 17))
+
+
+def _statements(value: object) -> StatementList | None:
+    if value is None:
+        return None
+    lists = _is(value, dict, "statements")
+
+    def addresses(name: str) -> tuple[str, ...]:
+        text = _is(lists.get(name), str, "statements")
+        if not _ADDRESSES.fullmatch(text):
+            _damaged(f"its 'statements' hold {text[:40]!r}", f"addresses of {ADDRESS_DIGITS} hex digits each")
+        return tuple(text[at : at + ADDRESS_DIGITS] for at in range(0, len(text), ADDRESS_DIGITS))
+
+    return StatementList(addresses("pages"), addresses("newest"))
+
+
+def _snapshot(fields: object, numbers: tuple[str, MemoryState], scan: Scan | None) -> Snapshot:
+    if not isinstance(fields, dict) or set(fields) != (_FIELDS_1 if fields.get("format") == 1 else _FIELDS):
         _damaged("its metadata has other fields", ", ".join(sorted(_FIELDS)))
     absorbed = _is(fields["absorbed"], dict, "absorbed")
     threads = [_texts(pair, "threads") for pair in _is(fields["threads"], list, "threads")]
@@ -166,14 +225,22 @@ def _snapshot(fields: object, state: MemoryState) -> Snapshot:
     made_by = _texts(fields["fingerprint"], "fingerprint")
     if len(made_by) != 3:
         _damaged(f"its fingerprint has {len(made_by)} parts", "model, tokenizer, adapter")
+    kind, state = numbers
+    statements, fades = _statements(fields.get("statements")), _is(fields.get("fades", False), bool, "fades")
+    base = state if kind == "base" else None
+    if base is not None:
+        if statements is None:
+            _damaged("it has a 'base' and no statements", "both, or a 'state'")
+        if scan is not None:
+            state = ScannedState(base, partial(scan, statements, base, fades))
     return Snapshot(
         state=state,
         fingerprint=Fingerprint(*made_by),
         thread=_is(fields["thread"], str, "thread"),
         absorbed=ThreadLog(
             _counts([absorbed.get("count")], 1)[0],
-            _texts(absorbed.get("tail"), "absorbed"),
-            () if fields["format"] == 1 else _texts(absorbed.get("opening"), "absorbed"),
+            _long(absorbed.get("tail")),
+            () if fields["format"] == 1 else _long(absorbed.get("opening")),
         ),
         threads={name: newest for name, newest in threads},
         parent=None if parent is None else _is(parent, str, "parent"),
@@ -181,6 +248,9 @@ def _snapshot(fields: object, state: MemoryState) -> Snapshot:
         created=_time(fields["created"]),
         note=_is(fields["note"], str, "note"),
         origin=_is(fields["origin"], str, "origin"),
+        statements=statements,
+        base=base,
+        fades=fades,
     )
 
 

@@ -6,15 +6,17 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from deltamem_agents.errors import DamagedSnapshotError, NewerFormatError
 from deltamem_agents.snapshots.durable import append, replacing
 from deltamem_agents.snapshots.records import Move, Removed
+from deltamem_agents.snapshots.statements import FORGOTTEN
 
 LAYOUT = 1
+STATEMENTS = "statements"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Ref:
 
 def snapshot_file(folder: Path, snapshot: str) -> Path:
     return folder / "snapshots" / f"{snapshot}.safetensors"
+
+
+def statement_file(folder: Path, at: str) -> Path:
+    return folder / STATEMENTS / at
 
 
 def is_leftover(folder: Path) -> bool:
@@ -147,10 +153,16 @@ def share(source: Path, target: Path) -> bool:
     return True
 
 
-def weigh(folder: Path, snapshots: Iterable[str], others: Sequence[Path]) -> Removed:
-    """What deleting an agent's snapshots will take away: those in one of the other agents' folders stay."""
-    kept = dict.fromkeys(each for each in snapshots if any(snapshot_file(other, each).exists() for other in others))
-    files = {each: snapshot_file(folder, each) for each in snapshots if each not in kept}
+def weigh(
+    folder: Path, ids: Iterable[str], others: Sequence[Path], file: Callable[[Path, str], Path] = snapshot_file
+) -> Removed:
+    """What deleting an agent's snapshots, or statements, will take away: those in another agent's folder stay."""
+
+    def held(path: Path) -> bool:
+        return path.exists() and path.stat().st_size > len(FORGOTTEN)
+
+    kept = dict.fromkeys(each for each in ids if any(held(file(other, each)) for other in others))
+    files = {each: file(folder, each) for each in ids if each not in kept}
     sizes = {each: path.stat().st_size for each, path in files.items() if path.exists()}
     return Removed(tuple(sizes), tuple(kept), sum(sizes.values()))
 
@@ -161,7 +173,7 @@ def sweep(folder: Path) -> None:
     if ref is None:
         return
     held = {f"{move.snapshot}.safetensors" for move in read_journal(folder / ref.journal, ref)}
-    reached = {"ref", "snapshots", ref.journal, *held}
+    reached = {"ref", "snapshots", STATEMENTS, ref.journal, *held}
     for path in [*folder.iterdir(), *(folder / "snapshots").iterdir()]:
         if path.name not in reached:
             path.unlink()

@@ -6,10 +6,11 @@
         ref                           id, head, tags, and how much of which journal counts
         journal-<incarnation>[.<n>]   one move a line
         snapshots/<id>.safetensors
+        statements/<address>      statements, and pages of their list
     agents/<sha256 of the id>.<token> an agent being made or erased; swept when the store is opened
 
 `ref` is the commit point: it is replaced in one step, and what it does not reach does not count.
-Snapshots that forks share are hard links to one file, so deleting an agent cannot harm another.
+Snapshots and statements that forks share are hard links to one file, so deleting an agent cannot harm another.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace as altered
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +32,7 @@ from deltamem_agents.errors import DeltaMemError, StoreError
 from deltamem_agents.snapshots.durable import named_faults, replacing, sync_folder
 from deltamem_agents.snapshots.file_layout import (
     LAYOUT,
+    STATEMENTS,
     Ref,
     add_move,
     aside,
@@ -40,6 +43,7 @@ from deltamem_agents.snapshots.file_layout import (
     require_layout,
     share,
     snapshot_file,
+    statement_file,
     sweep,
     weigh,
     write_journal,
@@ -60,6 +64,7 @@ from deltamem_agents.snapshots.refusals import (
     require_in_place,
     require_own_process,
 )
+from deltamem_agents.snapshots.statements import FORGOTTEN
 from deltamem_agents.snapshots.store import Store
 
 _OTHERS = "another program or thread that writes there"
@@ -199,26 +204,39 @@ class FileStore(Store):
             except FileNotFoundError:
                 return None
 
-    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+    def _append(
+        self,
+        agent: str,
+        move: Move,
+        data: bytes | None,
+        expected: str | None,
+        objects: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         with self._writing():
             ref = self._ref(agent)
             require_head(agent, None if ref is None else ref.head, expected)
             if data is None and all(each.snapshot != move.snapshot for each in self._journal(agent)):
                 raise no_snapshot(agent, move.snapshot)
             if ref is None:
-                self._make(agent, [move], {}, {} if data is None else {move.snapshot: data}, None)
+                self._make(agent, [move], {}, {} if data is None else {move.snapshot: data}, None, objects)
                 return
-            path = snapshot_file(self._folder(agent), move.snapshot)
-            known = path.exists()
+            folder = self._folder(agent)
+            files = {statement_file(folder, each): held for each, held in objects.items()}
+            if data is not None:
+                files[snapshot_file(folder, move.snapshot)] = data
+            new = [path for path in files if not path.exists()]
             try:
-                if data is not None:
+                if objects:
+                    (folder / STATEMENTS).mkdir(exist_ok=True)
+                for path, held in files.items():
                     with replacing(path) as file:
-                        file.write(data)
-                add_move(self._folder(agent), ref, move)
+                        file.write(held)
+                add_move(folder, ref, move)
             except BaseException:
                 with suppress(OSError, DeltaMemError):
-                    if not known and self._head(agent) == ref.head:
-                        path.unlink()
+                    if self._head(agent) == ref.head:
+                        for path in new:
+                            path.unlink(missing_ok=True)
                 raise
 
     def _create(
@@ -230,25 +248,35 @@ class FileStore(Store):
         *,
         source: str | None,
         replace: bool,
+        objects: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> None:
         with self._writing():
             folder = self._folder(agent)
             if not folder.exists():
-                self._make(agent, moves, tags, blobs, source)
+                self._make(agent, moves, tags, blobs, source, objects)
             elif not replace:
                 raise agent_exists(agent)
             else:
-                self._fill(folder, agent, moves, tags, blobs, source)
+                self._fill(folder, agent, moves, tags, blobs, source, objects)
                 sweep(folder)
+                for path in (folder / STATEMENTS).glob("*"):
+                    if path.name not in objects:
+                        path.unlink()
 
     def _make(
-        self, agent: str, moves: Sequence[Move], tags: Mapping[str, str], blobs: Mapping[str, bytes], source: str | None
+        self,
+        agent: str,
+        moves: Sequence[Move],
+        tags: Mapping[str, str],
+        blobs: Mapping[str, bytes],
+        source: str | None,
+        objects: Mapping[str, bytes | None],
     ) -> None:
         """A new agent, made aside and then renamed into place."""
         folder = aside(self._folder(agent))
         try:
             (folder / "snapshots").mkdir(parents=True)
-            self._fill(folder, agent, moves, tags, blobs, source)
+            self._fill(folder, agent, moves, tags, blobs, source, objects)
             os.rename(folder, self._folder(agent))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -263,7 +291,19 @@ class FileStore(Store):
         tags: Mapping[str, str],
         blobs: Mapping[str, bytes],
         source: str | None,
+        objects: Mapping[str, bytes | None],
     ) -> None:
+        if objects:
+            (folder / STATEMENTS).mkdir(exist_ok=True)
+        for each in objects:
+            data = objects[each]
+            if data is not None:
+                with replacing(statement_file(folder, each)) as file:
+                    file.write(data)
+            elif source is not None:
+                share(statement_file(self._folder(source), each), statement_file(folder, each))
+        if objects:
+            sync_folder(folder / STATEMENTS)
         for snapshot in dict.fromkeys(move.snapshot for move in moves):
             target = snapshot_file(folder, snapshot)
             if snapshot in blobs:
@@ -300,6 +340,30 @@ class FileStore(Store):
             kept = [move for move in journal if move.snapshot not in gone]
             write_journal(self._folder(agent), agent, kept, ref.tags, incarnation=ref.incarnation)
             sweep(self._folder(agent))
+            return removed
+
+    def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
+        with self._reading():
+            found = {}
+            for each in ids:
+                with suppress(FileNotFoundError):
+                    found[each] = statement_file(self._folder(agent), each).read_bytes()
+            return found
+
+    def _release(self, agent: str, ids: Collection[str], *, forgotten: bool) -> Removed:
+        with self._writing():
+            folder = self._folder(agent)
+            if self._ref(agent) is None:
+                raise no_agent(agent)
+            paths = {each: statement_file(folder, each) for each in sorted(ids)}
+            gone = [each for each, path in paths.items() if path.exists() and path.read_bytes() != FORGOTTEN]
+            removed = weigh(folder, gone, self._other_folders(agent), statement_file)
+            for path in (paths[each] for each in gone):
+                if forgotten:
+                    with replacing(path) as file:
+                        file.write(FORGOTTEN)
+                else:
+                    path.unlink()
             return removed
 
     def _erase(self, agent: str) -> Removed:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from deltamem_agents.processes import Mutex
 from deltamem_agents.snapshots.records import Move, Removed
 from deltamem_agents.snapshots.refusals import agent_exists, no_agent, no_snapshot, require_free_tag, require_head
+from deltamem_agents.snapshots.statements import FORGOTTEN
 from deltamem_agents.snapshots.store import Store
 
 
@@ -17,6 +19,7 @@ class _Agent:
     journal: list[Move]
     tags: dict[str, str]
     blobs: dict[str, bytes]
+    objects: dict[str, bytes]
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -54,14 +57,22 @@ class InMemoryStore(Store):
         with self._lock:
             return self._held[agent].blobs.get(snapshot) if agent in self._held else None
 
-    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+    def _append(
+        self,
+        agent: str,
+        move: Move,
+        data: bytes | None,
+        expected: str | None,
+        objects: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         with self._lock:
             require_head(agent, self._head_of(agent), expected)
-            held = self._held.get(agent) or _Agent([], {}, {})
+            held = self._held.get(agent) or _Agent([], {}, {}, {})
             if data is not None:
                 held.blobs[move.snapshot] = data
             elif move.snapshot not in held.blobs:
                 raise no_snapshot(agent, move.snapshot)
+            held.objects.update(objects)
             held.journal.append(move)
             self._held[agent] = held
 
@@ -74,17 +85,21 @@ class InMemoryStore(Store):
         *,
         source: str | None,
         replace: bool,
+        objects: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> None:
         with self._lock:
             if agent in self._held and not replace:
                 raise agent_exists(agent)
-            shared = self._held[source].blobs if source in self._held else {}
+            origin = self._held[source] if source in self._held else _Agent([], {}, {}, {})
+            shared, theirs = origin.blobs, origin.objects
             held: dict[str, bytes] = {}
             for snapshot in dict.fromkeys(move.snapshot for move in moves):
                 if snapshot not in blobs and snapshot not in shared:
                     raise no_snapshot(source or agent, snapshot)
                 held[snapshot] = blobs[snapshot] if snapshot in blobs else shared[snapshot]
-            self._held[agent] = _Agent(list(moves), dict(tags), held)
+            found = {each: theirs.get(each) if data is None else data for each, data in objects.items()}
+            kept = {each: data for each, data in found.items() if data is not None}
+            self._held[agent] = _Agent(list(moves), dict(tags), held, kept)
 
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
         with self._lock:
@@ -106,17 +121,34 @@ class InMemoryStore(Store):
                 raise no_agent(agent)
             gone = set(snapshots) & held.blobs.keys() - {held.journal[-1].snapshot, *held.tags.values()}
             held.journal[:] = [move for move in held.journal if move.snapshot not in gone]
-            return self._release(held, gone)
+            return self._taken(held.blobs, gone)
 
     def _erase(self, agent: str) -> Removed:
         with self._lock:
             held = self._held.pop(agent, None)
             if held is None:
                 raise no_agent(agent)
-            return self._release(held, set(held.blobs))
+            return self._taken(held.blobs, set(held.blobs))
 
-    def _release(self, held: _Agent, gone: set[str]) -> Removed:
-        sizes = {snapshot: len(held.blobs.pop(snapshot)) for snapshot in sorted(gone)}
-        kept = tuple(snapshot for snapshot in sizes if any(snapshot in other.blobs for other in self._held.values()))
-        removed = tuple(snapshot for snapshot in sizes if snapshot not in kept)
-        return Removed(removed, kept, sum(sizes[snapshot] for snapshot in removed))
+    def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
+        with self._lock:
+            held = self._held[agent].objects if agent in self._held else {}
+            return {each: held[each] for each in ids if each in held}
+
+    def _release(self, agent: str, ids: Collection[str], *, forgotten: bool) -> Removed:
+        with self._lock:
+            held = self._held.get(agent)
+            if held is None:
+                raise no_agent(agent)
+            gone = {each for each in ids if held.objects.get(each, FORGOTTEN) != FORGOTTEN}
+            removed = self._taken(held.objects, gone)
+            if forgotten:
+                held.objects.update(dict.fromkeys(gone, FORGOTTEN))
+            return removed
+
+    def _taken(self, held: dict[str, bytes], gone: set[str]) -> Removed:
+        sizes = {each: len(held.pop(each)) for each in sorted(gone)}
+        others = [part for other in self._held.values() for part in (other.blobs, other.objects)]
+        kept = tuple(each for each in sizes if any(other.get(each, FORGOTTEN) != FORGOTTEN for other in others))
+        removed = tuple(each for each in sizes if each not in kept)
+        return Removed(removed, kept, sum(sizes[each] for each in removed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import torch
@@ -12,10 +12,11 @@ import torch
 from deltamem_agents.errors import ConfigError, ForeignSnapshotError, StateError
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import NAME_LENGTH
+from deltamem_agents.snapshots.statements import StatementList
 from deltamem_agents.types import ThreadLog
 
 FORMAT = 2
-"""Version of the snapshot's file format: 2 keeps `absorbed.opening`. A reader refuses any later one."""
+"""Version of the snapshot's file format: 2 has statements. A reader refuses any later one."""
 
 _ID = re.compile("[0-9a-f]{64}")
 
@@ -79,6 +80,9 @@ class Snapshot:
     `parent`: id of the snapshot this one continues, None for the first.
     `created`: ISO 8601, UTC. `note`: free text.
     `origin`: the verb that made it ("turn", "absorb", …), one word.
+    `statements`: which statements the memory holds, None in one of version 0.1.
+    `base`: None where `state` is kept whole. Else `state` is what the statements' writes make of `base`; it is scanned
+    when it is looked at, and only `base` is kept. `fades`: whether a write lets what was there fade.
 
     Raises StateError for a state that may not be saved, ConfigError for the other fields.
     """
@@ -93,9 +97,14 @@ class Snapshot:
     created: str = field(default_factory=utc_now)
     note: str = ""
     origin: str = "turn"
+    statements: StatementList | None = None
+    base: MemoryState | None = None
+    fades: bool = False
 
     def __post_init__(self) -> None:
-        _check_state(self.state)
+        _check_state(self.state if self.base is None else self.base)
+        if self.base is not None and self.statements is None:
+            raise ConfigError("snapshot has a base and no statements, expected the statements that change it")
         object.__setattr__(self, "threads", dict(self.threads))
         limits = (
             ("thread", len(self.thread), NAME_LENGTH, "characters"),
@@ -117,6 +126,13 @@ class Snapshot:
             if snapshot_id is not None and not is_snapshot_id(snapshot_id):
                 raise ConfigError(f"{snapshot_id!r} is no snapshot id, expected the 64 hex digits that a save returned")
         check_verb(self.origin)
+
+
+def inline(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with its whole state and without its statements, for where there is no store to keep them."""
+    if snapshot.base is None and snapshot.statements is None:
+        return snapshot
+    return replace(snapshot, state=MemoryState(snapshot.state.matrices), statements=None, base=None, fades=False)
 
 
 def is_snapshot_id(text: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from types import MappingProxyType
 
 from deltamem_agents.errors import StoreError
 from deltamem_agents.snapshots.locations import as_path
@@ -21,15 +23,25 @@ from deltamem_agents.snapshots.refusals import (
     require_head,
 )
 from deltamem_agents.snapshots.sqlite_file import SQLiteFile
+from deltamem_agents.snapshots.statements import FORGOTTEN
 from deltamem_agents.snapshots.store import Store
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 has statements. A file of schema 1 becomes one of 2 with its first statement."""
+
 _APPLICATION = 0x444D454D  # "DMEM", in the field where a SQLite file names its owner
 
 # A row's first 4061 bytes or fewer lie in the tree's own pages, among those of others, and are copied about as the
 # tree grows; what follows has pages of its own, which are zeroed once it is deleted (SQLite's file format 2.3 and
 # PRAGMA secure_delete). Zeros come first, so that forgetting an agent need not rewrite what others remember.
 _SNAPSHOTS = "(pad BLOB NOT NULL DEFAULT (zeroblob(4096)), id TEXT PRIMARY KEY, data BLOB NOT NULL)"
+# The bytes of statements, and of pages of their list, lie among those of snapshots. Which agents hold them says `held`.
+_STATEMENTS = """
+CREATE TABLE held (
+    agent INTEGER NOT NULL, id TEXT NOT NULL, forgotten INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (agent, id)
+) WITHOUT ROWID;
+CREATE INDEX held_by_id ON held (id);
+"""
 # Names are UTF-8 in BLOBs: compared byte by byte, and free to hold NUL.
 _TABLES = f"""
 PRAGMA page_size = 4096;
@@ -42,6 +54,7 @@ CREATE TABLE moves (
 CREATE INDEX moves_by_agent ON moves (agent, seq);
 CREATE INDEX moves_by_snapshot ON moves (snapshot, agent);
 CREATE TABLE tags (agent INTEGER NOT NULL, name BLOB NOT NULL, snapshot TEXT NOT NULL, UNIQUE (agent, name));
+{_STATEMENTS}
 CREATE TABLE erasures (seq INTEGER PRIMARY KEY, at TEXT NOT NULL);
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {SCHEMA};
@@ -118,7 +131,14 @@ class SQLiteStore(Store):
             ).fetchone()
             return None if row is None else row[0]
 
-    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+    def _append(
+        self,
+        agent: str,
+        move: Move,
+        data: bytes | None,
+        expected: str | None,
+        objects: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         with self._writing() as db:
             key = _key(db, agent)
             require_head(agent, _head_of(db, key), expected)
@@ -126,7 +146,9 @@ class SQLiteStore(Store):
                 _put(db, move.snapshot, data)
             elif not _holds(db, key, move.snapshot):
                 raise no_snapshot(agent, move.snapshot)
-            _record(db, _add_agent(db, agent) if key is None else key, [move])
+            key = _add_agent(db, agent) if key is None else key
+            _hold(db, key, objects)
+            _record(db, key, [move])
 
     def _create(
         self,
@@ -137,6 +159,7 @@ class SQLiteStore(Store):
         *,
         source: str | None,
         replace: bool,
+        objects: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> None:
         with self._writing() as db:
             key = _key(db, agent)
@@ -150,10 +173,11 @@ class SQLiteStore(Store):
                     raise no_snapshot(source or agent, snapshot)
             replaced = [] if key is None else _clear(db, key)
             key = _add_agent(db, agent)
+            _hold(db, key, objects, shared)
             _record(db, key, moves)
             rows = [(key, name.encode(), snapshot) for name, snapshot in tags.items()]
             db.executemany("INSERT INTO tags (agent, name, snapshot) VALUES (?, ?, ?)", rows)
-            _release(db, replaced)
+            _free(db, replaced)
 
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
         with self._writing() as db:
@@ -175,7 +199,41 @@ class SQLiteStore(Store):
             gone = sorted(set(snapshots) - {_head_of(db, key), *_tags_of(db, key).values()})
             held = [snapshot for snapshot in gone if _holds(db, key, snapshot)]
             db.executemany("DELETE FROM moves WHERE agent = ? AND snapshot = ?", [(key, each) for each in held])
-            return _release(db, held)
+            return _free(db, held)
+
+    def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
+        with self._reading() as db:
+            if not _has_statements(db):
+                return {}
+            rows = db.execute(
+                """
+                SELECT held.id, CASE held.forgotten WHEN 0 THEN snapshots.data ELSE ? END FROM json_each(?) AS wanted
+                CROSS JOIN held ON held.agent = ? AND held.id = wanted.value
+                LEFT JOIN snapshots ON snapshots.id = held.id
+                """,
+                [FORGOTTEN, json.dumps(list(ids)), _key(db, agent)],
+            )
+            return {at: data for at, data in rows if data is not None}
+
+    def _release(self, agent: str, ids: Collection[str], *, forgotten: bool) -> Removed:
+        with self._writing() as db:
+            key = _key(db, agent)
+            if key is None:
+                raise no_agent(agent)
+            listed = "SELECT id FROM held WHERE agent = ? AND NOT forgotten AND id IN (SELECT value FROM json_each(?))"
+            held = db.execute(listed, [key, json.dumps(list(ids))]) if _has_statements(db) else []
+            rows = [(key, each) for each in sorted(each for (each,) in held)]
+            if not rows:
+                return Removed()
+            if forgotten:
+                db.execute("INSERT INTO erasures (at) VALUES (datetime())")
+                db.executemany("UPDATE held SET forgotten = 1 WHERE agent = ? AND id = ?", rows)
+            else:
+                db.executemany("DELETE FROM held WHERE agent = ? AND id = ?", rows)
+            removed = _free(db, [each for _, each in rows])
+        if forgotten:
+            self._scrub_after(f"statements of agent {agent!r} were forgotten, but their")
+        return removed
 
     def _erase(self, agent: str) -> Removed:
         with self._writing() as db:
@@ -183,15 +241,18 @@ class SQLiteStore(Store):
             if key is None:
                 raise no_agent(agent)
             db.execute("INSERT INTO erasures (at) VALUES (datetime())")
-            removed = _release(db, _clear(db, key))
+            removed = _free(db, _clear(db, key))
+        self._scrub_after(f"agent {agent!r} was forgotten, but its")
+        return removed
+
+    def _scrub_after(self, what: str) -> None:
         try:
             self._scrub()
         except StoreError as error:
             raise StoreError(
-                f"agent {agent!r} was forgotten, but its bytes are not yet wiped from {str(self.path)!r}: {error}. "
+                f"{what} bytes are not yet wiped from {str(self.path)!r}: {error}. "
                 "Close what else uses the file, free disk space, and open the store again: that finishes it"
             ) from error
-        return removed
 
     def _branch_points(self, agent: str) -> set[str]:
         with self._reading() as db:
@@ -220,6 +281,7 @@ class SQLiteStore(Store):
         with self._reading() as db:
             last = db.execute("SELECT max(seq) FROM erasures").fetchone()[0]
             columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('snapshots')")}
+            held = _has_statements(db)
         if "pad" not in columns:
             with self._writing() as db:
                 # A file of version 0.1.
@@ -227,7 +289,7 @@ class SQLiteStore(Store):
                 db.execute("INSERT INTO padded (id, data) SELECT id, data FROM snapshots")
                 db.execute("DROP TABLE snapshots")
                 db.execute("ALTER TABLE padded RENAME TO snapshots")
-        self._file.wipe(refill=("agents", "moves", "tags"), reindex=("snapshots",))
+        self._file.wipe(refill=("agents", "moves", "tags", *(("held",) if held else ())), reindex=("snapshots",))
         with self._writing() as db:
             db.execute("DELETE FROM erasures WHERE seq <= ?", [last])
 
@@ -275,21 +337,54 @@ def _record(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
 def _clear(db: sqlite3.Connection, key: int) -> list[str]:
     """Removes an agent with its moves and tags; returns the ids it held."""
     held = [each for (each,) in db.execute("SELECT DISTINCT snapshot FROM moves WHERE agent = ? ORDER BY 1", [key])]
+    if _has_statements(db):
+        held += [each for (each,) in db.execute("SELECT id FROM held WHERE agent = ? ORDER BY 1", [key])]
+        db.execute("DELETE FROM held WHERE agent = ?", [key])
     db.execute("DELETE FROM moves WHERE agent = ?", [key])
     db.execute("DELETE FROM tags WHERE agent = ?", [key])
     db.execute("DELETE FROM agents WHERE key = ?", [key])
     return held
 
 
-def _release(db: sqlite3.Connection, snapshots: Sequence[str]) -> Removed:
-    """Deletes the bytes of those that no agent holds any more."""
-    removed, kept, nbytes = [], [], 0
-    for snapshot in snapshots:
-        if db.execute("SELECT 1 FROM moves WHERE snapshot = ? LIMIT 1", [snapshot]).fetchone():
-            kept.append(snapshot)
+def _has_statements(db: sqlite3.Connection) -> bool:
+    """Whether the file is of a schema that has statements."""
+    return bool(db.execute("PRAGMA user_version").fetchone()[0] >= 2)
+
+
+def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None], source: int | None = None) -> None:
+    """Makes an agent hold statements and pages. The agent `source` holds those that come without their bytes."""
+    if objects and not _has_statements(db):
+        for statement in filter(str.strip, _STATEMENTS.split(";")):
+            db.execute(statement)
+        db.execute("PRAGMA user_version = 2")
+    for at in objects:
+        data = objects[at]
+        if data is None:
+            db.execute(
+                "INSERT OR REPLACE INTO held (agent, id, forgotten) SELECT ?, id, forgotten FROM held "
+                "WHERE agent = ? AND id = ?",
+                [key, source, at],
+            )
             continue
-        size = db.execute("SELECT length(data) FROM snapshots WHERE id = ?", [snapshot]).fetchone()
+        if data != FORGOTTEN:
+            _put(db, at, data)
+        db.execute(
+            "INSERT OR REPLACE INTO held (agent, id, forgotten) VALUES (?, ?, ?)", [key, at, int(data == FORGOTTEN)]
+        )
+
+
+def _free(db: sqlite3.Connection, ids: Sequence[str]) -> Removed:
+    """Deletes the bytes of those snapshots and statements that no agent holds any more."""
+    removed, kept, nbytes = [], [], 0
+    users = ["SELECT 1 FROM moves WHERE snapshot = ?"]
+    if _has_statements(db):
+        users.append("SELECT 1 FROM held WHERE id = ? AND NOT forgotten")
+    for at in ids:
+        if any(db.execute(f"{user} LIMIT 1", [at]).fetchone() for user in users):
+            kept.append(at)
+            continue
+        size = db.execute("SELECT length(data) FROM snapshots WHERE id = ?", [at]).fetchone()
         nbytes += size[0] if size else 0
-        db.execute("DELETE FROM snapshots WHERE id = ?", [snapshot])
-        removed.append(snapshot)
+        db.execute("DELETE FROM snapshots WHERE id = ?", [at])
+        removed.append(at)
     return Removed(tuple(removed), tuple(kept), nbytes)

@@ -4,18 +4,20 @@ An agent is a name for its newest snapshot, the head. Its journal lists every mo
 snapshot it holds. A commit appends one move, by compare-and-swap on the head.
 
 For a store of your own, subclass `Store`, write its underscored methods, and run
-`deltamem_agents.testing.StoreConformance` on it.
+`deltamem_agents.testing.StoreConformance` on it, and `StatementConformance` where it keeps statements.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
 from deltamem_agents.errors import (
@@ -24,14 +26,25 @@ from deltamem_agents.errors import (
     DamagedSnapshotError,
     SnapshotNotFoundError,
     StaleHeadError,
+    StoreError,
     TagNotFoundError,
 )
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import Writes, scanned
 from deltamem_agents.snapshots.archive import Archive, write_archive
-from deltamem_agents.snapshots.codec import decode, decode_links, encode, snapshot_id
+from deltamem_agents.snapshots.codec import Links, decode, decode_links, encode, snapshot_id
 from deltamem_agents.snapshots.durable import named_faults, replacing
 from deltamem_agents.snapshots.records import Entry, Move, Receipt, Removed, StateDiff, state_diff
 from deltamem_agents.snapshots.refusals import check_agent, check_new_agent, check_tag, no_agent, no_snapshot
 from deltamem_agents.snapshots.snapshot import Snapshot, is_snapshot_id, utc_now
+from deltamem_agents.snapshots.statements import (
+    FORGOTTEN,
+    Statement,
+    StatementList,
+    decode_page,
+    decode_statement,
+    verified,
+)
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
@@ -39,6 +52,9 @@ MADE = "made"
 """The verb of a move whose `at` is when the agent was made; `prune` leaves it where it drops the first move."""
 
 _MAKING = (MADE, "fork", "import")
+
+_AT_ONCE = 256
+"""Statements that are read at a time."""
 
 SHORTEST_PREFIX = 6
 """Fewest digits by which a snapshot can be named."""
@@ -75,17 +91,65 @@ class Store(ABC):
         """A snapshot, verified against its id."""
         return self._fetch(agent, self._resolve(agent, at))
 
-    def save(self, agent: str, snapshot: Snapshot, *, expected: str | None) -> str:
+    def save(
+        self, agent: str, snapshot: Snapshot, *, expected: str | None, objects: Mapping[str, bytes] | None = None
+    ) -> str:
         """Commits a snapshot as the agent's new head and returns its id, once it is durable.
 
-        `expected`: the head this commit replaces, None to create the agent. Raises StaleHeadError when the head
-        is another one by now: load it, redo the work on it and save again.
+        `expected`: the head this commit replaces, None to create the agent. `objects`: the statements and pages that
+        are new in this commit, bytes by address. Raises StaleHeadError when the head is another one by now: load it,
+        redo the work on it and save again.
         """
         check_new_agent(agent) if expected is None else check_agent(agent)
+        if not self.keeps_statements and snapshot.base is None:
+            # Its state is whole without them.
+            snapshot, objects = replace(snapshot, statements=None), None
         data = encode(snapshot)
         move = Move(snapshot.origin, snapshot_id(data), utc_now())
-        self._append(agent, move, data, expected)
+        if objects:
+            self._append(agent, move, data, expected, objects)
+        else:
+            self._append(agent, move, data, expected)
         return move.snapshot
+
+    @property
+    def keeps_statements(self) -> bool:
+        """Whether the store implements what keeps statements, which one of version 0.1 did not have."""
+        return type(self)._objects is not Store._objects
+
+    def statements(self, agent: str, at: str | None = None) -> list[Statement]:
+        """The statements that a snapshot's memory holds, oldest first, without those that were forgotten since."""
+        listed = self.load(agent, at).snapshot.statements
+        return [] if listed is None else self.read_statements(agent, self.statement_ids(agent, listed))
+
+    def statement_ids(self, agent: str, listed: StatementList) -> list[str]:
+        """The addresses in a snapshot's list, oldest first."""
+        pages = self.pages(agent, listed.pages)
+        return [*(each for page in listed.pages for each in pages[page]), *listed.newest]
+
+    def pages(self, agent: str, pages: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """What pages of statements hold, by the page's address."""
+        return {page: decode_page(data, page) for page, data in self._read(agent, pages)}
+
+    def read_statements(self, agent: str, ids: Sequence[str]) -> list[Statement]:
+        """Some statements by their addresses, in that order, without those that were forgotten."""
+        return [decode_statement(data, each) for each, data in self._read(agent, ids) if data != FORGOTTEN]
+
+    def erase_statements(self, agent: str, ids: Collection[str]) -> Removed:
+        """Takes the bytes of statements out of the agent and out of the store's files; what forks hold stays.
+
+        Snapshots that list them stay, without them. A state that was saved whole is not changed.
+        """
+        if self.head(agent) is None:
+            raise no_agent(agent)
+        return self._release(agent, ids, forgotten=True)
+
+    def holders(self, ids: Collection[str], *, but: str) -> tuple[str, ...]:
+        """The agents, `but` for one, that hold any of these statements; sorted."""
+        if not ids:
+            return ()
+        found = {other: self._objects(other, ids) for other in self._agents() if other != but}
+        return tuple(sorted(other for other, held in found.items() if any(data != FORGOTTEN for data in held.values())))
 
     def log(self, agent: str, at: str | None = None) -> Iterator[Entry]:
         """The snapshot at `at` and those it grew from, newest first, as far back as the store holds them."""
@@ -108,7 +172,8 @@ class Store(ABC):
         tip = self._resolve(source, at)
         past = self._reachable(source, tip)
         moves = [move for move in self._require_journal(source) if move.snapshot in past]
-        self._create(agent, [*moves, Move("fork", tip, utc_now())], {}, {}, source=source, replace=False)
+        shared = dict.fromkeys(self._listed(source, past.values()))
+        self._create_agent(agent, [*moves, Move("fork", tip, utc_now())], {}, {}, shared, source=source, replace=False)
         return tip
 
     def rewind(self, agent: str, to: str) -> str:
@@ -156,7 +221,7 @@ class Store(ABC):
         except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)
-        return Receipt(agent, utc_now(), removed.removed, removed.kept, tags, removed.nbytes)
+        return Receipt.of(agent, removed, tags)
 
     def prune(self, agent: str, *, keep_last: int) -> Receipt:
         """Drops all snapshots but the newest `keep_last`, the tagged, those where another agent forked off or
@@ -175,8 +240,14 @@ class Store(ABC):
         gone = held.keys() - kept
         if making.snapshot in gone:
             self._carry_over(agent, making)
+        said = {each: decode_links(self._bytes(agent, each)) for each in held}
+        before = self._listed(agent, said.values())
         removed = self._drop(agent, gone)
-        return Receipt(agent, utc_now(), removed.removed, removed.kept, (), removed.nbytes)
+        dropped = {*removed.removed, *removed.kept}
+        unlisted = before - self._listed(agent, [said[each] for each in held if each not in dropped])
+        also = self._release(agent, unlisted, forgotten=False) if unlisted else Removed()
+        whole = Removed((*removed.removed, *also.removed), removed.kept, removed.nbytes + also.nbytes)
+        return Receipt.of(agent, whole)
 
     def export(self, agent: str, file: File) -> None:
         """Writes everything of one agent to one file, which `import_` reads. A path is replaced in one step."""
@@ -188,7 +259,10 @@ class Store(ABC):
             if isinstance(file, (str, os.PathLike)):
                 stack.enter_context(named_faults(f"write the export {os.fspath(file)!r}"))
                 file = stack.enter_context(replacing(Path(file)))
-            write_archive(file, agent, moves, tags, ((snapshot, self._bytes(agent, snapshot)) for snapshot in held))
+            links = [decode_links(self._bytes(agent, snapshot)) for snapshot in held]
+            objects = sorted(self._listed(agent, links))
+            snapshots = ((snapshot, self._bytes(agent, snapshot)) for snapshot in held)
+            write_archive(file, agent, moves, tags, snapshots, objects, self._read(agent, objects))
 
     def import_(self, file: File, agent: str | None = None, *, replace: bool = False) -> str:
         """Brings in an exported agent, under its own id or another; returns the id.
@@ -206,7 +280,7 @@ class Store(ABC):
                 check_tag(tag)
             archive.verify()
             moves = [*archive.moves, Move("import", archive.moves[-1].snapshot, utc_now())]
-            self._create(name, moves, archive.tags, archive, source=None, replace=replace)
+            self._create_agent(name, moves, archive.tags, archive, archive.objects, source=None, replace=replace)
         return name
 
     def close(self) -> None:
@@ -243,10 +317,18 @@ class Store(ABC):
         """The bytes stored under an id, unverified; None when this agent does not hold it."""
 
     @abstractmethod
-    def _append(self, agent: str, move: Move, data: bytes | None, expected: str | None) -> None:
+    def _append(
+        self,
+        agent: str,
+        move: Move,
+        data: bytes | None,
+        expected: str | None,
+        objects: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         """Moves the head if it is `expected` (None: no such agent), else raises StaleHeadError.
 
         `data`: the bytes of `move.snapshot`; None when the agent must hold it already (else AgentNotFoundError).
+        `objects`: what the agent is to hold besides, bytes by address.
         """
 
     @abstractmethod
@@ -259,11 +341,24 @@ class Store(ABC):
         *,
         source: str | None,
         replace: bool,
+        objects: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> None:
         """Makes an agent with this journal and these tags. Raises AlreadyExistsError, or replaces it whole.
 
         The bytes of a move's snapshot are in `blobs`, or the agent `source` holds them (else AgentNotFoundError).
+        `objects`: what it holds besides; None for one that `source` holds, if it still does.
         """
+
+    def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
+        """The bytes, unverified, of those of the objects that the agent holds; FORGOTTEN for one that was forgotten."""
+        return {}
+
+    def _release(self, agent: str, ids: Collection[str], *, forgotten: bool) -> Removed:
+        """Takes objects from an agent. The bytes that no other agent holds leave the store's files.
+
+        `forgotten`: FORGOTTEN stands in their place from then on.
+        """
+        raise StoreError(f"{type(self).__name__} keeps no statements; it has to implement _objects and _release")
 
     @abstractmethod
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
@@ -279,6 +374,42 @@ class Store(ABC):
     @abstractmethod
     def _erase(self, agent: str) -> Removed:
         """Removes the agent and every byte that is its alone. Raises AgentNotFoundError."""
+
+    def _create_agent(
+        self,
+        agent: str,
+        moves: Sequence[Move],
+        tags: Mapping[str, str],
+        blobs: Mapping[str, bytes],
+        objects: Mapping[str, bytes | None],
+        *,
+        source: str | None,
+        replace: bool,
+    ) -> None:
+        if objects:
+            self._create(agent, moves, tags, blobs, source=source, replace=replace, objects=objects)
+        else:
+            self._create(agent, moves, tags, blobs, source=source, replace=replace)
+
+    def _listed(self, agent: str, links: Iterable[Links]) -> set[str]:
+        """The addresses of all pages and statements that some snapshots list."""
+        lists = [each.statements for each in links if each.statements is not None]
+        pages = self.pages(agent, list({page for each in lists for page in each.pages}))
+        inside = {each for ids in pages.values() for each in ids}
+        return {*pages, *inside, *(each for listed in lists for each in listed.newest)}
+
+    def _read(self, agent: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The verified bytes of pages and statements, FORGOTTEN for what was forgotten."""
+        for start in range(0, len(ids), _AT_ONCE):
+            part = ids[start : start + _AT_ONCE]
+            found = self._objects(agent, part)
+            yield from ((each, verified(found.get(each, b""), each)) for each in part)
+
+    def _scanned(self, agent: str, listed: StatementList, base: MemoryState, fades: bool) -> MemoryState:
+        """The state that the statements of a list make of `base`."""
+        statements = self.read_statements(agent, self.statement_ids(agent, listed))
+        writes = [each.writes for each in statements if each.wrote and each.writes is not None]
+        return scanned(Writes.cat(writes), base, fades=fades) if writes else base
 
     def _incarnation(self, agent: str) -> str | None:
         """See `incarnation`. Here it is the time at which the agent was made; a store may have a faster way."""
@@ -326,7 +457,7 @@ class Store(ABC):
         return data
 
     def _fetch(self, agent: str, snapshot: str) -> Entry:
-        return Entry(snapshot, decode(self._bytes(agent, snapshot)))
+        return Entry(snapshot, decode(self._bytes(agent, snapshot), partial(self._scanned, agent)))
 
     def _lineage(self, agent: str, entry: Entry) -> Iterator[Entry]:
         yield entry
@@ -337,17 +468,18 @@ class Store(ABC):
                 return
             yield entry
 
-    def _reachable(self, agent: str, start: str) -> set[str]:
-        """Ids of a snapshot, its ancestors and the snapshots their threads point to, as far as they are held."""
+    def _reachable(self, agent: str, start: str) -> dict[str, Links]:
+        """A snapshot, its ancestors and the snapshots their threads point to, as far as they are held: by id, their
+        links."""
         seen = {start}
-        ahead, found = [start], set()
+        ahead, found = [start], dict[str, Links]()
         while ahead:
             snapshot = ahead.pop()
             try:
                 past = decode_links(self._bytes(agent, snapshot))
             except AgentNotFoundError:
                 continue
-            found.add(snapshot)
+            found[snapshot] = past
             new = {each for each in (past.parent, *past.threads.values()) if each is not None} - seen
             seen |= new
             ahead.extend(new)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from deltamem_agents.chat.history import Alignment, align, digest, extend, known_ahead
+from deltamem_agents.chat.history import Aligned, Alignment, align, digest, extend, known_ahead
 from deltamem_agents.errors import ConfigError, HistoryDivergedError
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Counters, Entry, Fingerprint, LazyStore, Snapshot, Store
+from deltamem_agents.snapshots import Counters, Entry, Fingerprint, LazyStore, Snapshot, StatementList, Store
+from deltamem_agents.turns.memories import AgentMemory, Memories
 from deltamem_agents.turns.thread_past import REBUILD, Return, ThreadPast
 from deltamem_agents.types import Message, Role, ThreadLog
 
@@ -28,14 +29,19 @@ class WritePolicy:
     `message_tokens`: how many tokens of one message are written at most. Of a longer one, such as a whole document that
     a tool returned, it is the first and the last half of so many, wherever the message stands.
 
-    `on_divergence`: what to do when a thread's history was edited at a point after which other threads
-    wrote: "append" keeps everything and writes what is new, "rewind" goes back and loses what the other
-    threads wrote since, "raise" refuses. Where no other thread wrote, going back is exact and always done.
+    `keep_text`: whether statements keep what was said. Without it nothing returns to the window and nothing moves to
+    another model.
+
+    `on_divergence`: for adapters whose gates never shut, of which single messages cannot be taken out of the memory:
+    what to do when a thread's history was edited at a point after which other threads wrote. "append" keeps everything
+    and writes what is new, "rewind" goes back and loses what the other threads wrote since, "raise" refuses. Where no
+    other thread wrote, going back is exact and always done.
     """
 
     roles: tuple[Role, ...] = ("user", "assistant", "tool")
     on_divergence: OnDivergence = "append"
     message_tokens: int = 1024
+    keep_text: bool = True
 
     def __post_init__(self) -> None:
         if self.message_tokens < 2:
@@ -45,33 +51,68 @@ class WritePolicy:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a memory holds after a turn; see `Snapshot`."""
+
+    state: MemoryState
+    listed: StatementList
+    base: MemoryState | None = None
+    fades: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """The start of one turn. `new` are positions in its messages, ascending.
 
     `head`: the agent's head when the plan was made, which the commit must replace. `incarnation`: that agent, as
     `Store.incarnation` tells it from others of its name. `base`: the snapshot that is continued, None for an empty
-    memory. `log`: what the thread has absorbed, to be extended. `digests`: of the messages that may
-    be written, by position. `edited`: how many of `new` have their place in the log already. `undone`: how many
-    messages the memory gives up by going back to `base`.
+    memory. `memory`: what it holds. `log`: what the thread has absorbed, to be extended; `counted`: how many messages
+    that was before. `digests`: of the messages that may be written, by position. `edited`: how many of `new` have their
+    place in the log already. `undone`: how many messages the memory gives up.
     """
 
     head: str | None
     incarnation: str | None
     base: Entry | None
-    state: MemoryState
+    memory: AgentMemory
     log: ThreadLog
     outcome: Alignment
     new: tuple[int, ...]
     digests: Mapping[int, str] = field(default_factory=dict)
     edited: int = 0
     undone: int = 0
+    counted: int = 0
+
+    @property
+    def places(self) -> dict[int, int]:
+        """Which message of the thread's log each of `new` becomes."""
+        order = {position: place for place, position in enumerate(self.digests)}
+        edited = {position: order[position] for position in self.new[: self.edited]}
+        rest = self.new[self.edited :]
+        return edited | {position: self.log.count + place for place, position in enumerate(rest)}
+
+    def undone_statements(self, thread: str) -> frozenset[str]:
+        """The statements of the thread that the turn's own take the place of, or that the client undid."""
+        before = self.base is not None and self.base.newest(thread) is not None
+        if not before or not (self.memory.listed.pages or self.memory.listed.newest):
+            return frozenset()
+        if not self.edited and self.log.count >= self.counted:
+            return frozenset()
+        edited = [self.places[position] for position in self.new[: self.edited]]
+        return self.memory.ids_of(thread, places=edited, start=self.log.count)
 
     def commit(
-        self, state: MemoryState, fingerprint: Fingerprint, thread: str, reply: Message | None, tokens: int, origin: str
+        self,
+        kept: Kept,
+        fingerprint: Fingerprint,
+        thread: str,
+        reply: Message | None,
+        tokens: int,
+        origin: str,
     ) -> Snapshot | None:
         """The snapshot to save once the turn is over; None where the newest one holds just these messages.
 
-        `tokens`: how many were written.
+        `kept`: what the memory then holds. `tokens`: how many were written.
         """
         written = [self.digests[position] for position in self.new]
         if reply is not None:
@@ -82,7 +123,10 @@ class Plan:
             return None
         before = Counters() if self.base is None else self.base.snapshot.counters
         return Snapshot(
-            state=state.settled().detach().to("cpu"),
+            state=kept.state,
+            statements=kept.listed,
+            base=kept.base,
+            fades=kept.fades,
             fingerprint=fingerprint,
             thread=thread,
             absorbed=absorbed,
@@ -98,12 +142,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans the turns of one engine. `empty`: the memory that an agent starts with."""
+    """Plans the turns of one engine. `empty`: the memory that an agent starts with.
+
+    `drops`: whether single statements can be taken out of a memory, so that nobody has to go back.
+    """
 
     lazy_store: LazyStore
-    empty: MemoryState
+    empty: AgentMemory
+    memories: Memories
     fingerprint: Fingerprint
     policy: WritePolicy
+    drops: bool
 
     @property
     def store(self) -> Store:
@@ -125,15 +174,24 @@ class Planner:
         if log.count == 0:
             log = past.copied(start.base, incoming)
             return replace(start, log=log, new=positions[log.count :])
+        start = replace(start, counted=log.count)
         found = align(log, incoming, named=thread is not None)
         if found.outcome is Alignment.DIVERGED:
             back = past.back_to(found, incoming)
-            if back is not None and back.possible and self._may_go_back(past, back):
-                state = self.empty if back.base is None else back.base.snapshot.state
-                new = positions[back.log.count :]
-                return replace(
-                    start, base=back.base, state=state, log=back.log, outcome=found.outcome, new=new, undone=back.undone
-                )
+            if back is not None and back.possible:
+                if self.drops and not start.memory.base.matrices.any():
+                    return _dropping(start, found, back, positions)
+                if self._may_go_back(past, back):
+                    memory = self.empty if back.base is None else self._memory(agent, back.base)
+                    return replace(
+                        start,
+                        base=back.base,
+                        memory=memory,
+                        log=back.log,
+                        outcome=found.outcome,
+                        new=positions[back.log.count :],
+                        undone=back.undone,
+                    )
             if back is None and not found.edited:
                 found = align(log, incoming, named=False)
         new = tuple(positions[place] for place in found.new)
@@ -166,7 +224,10 @@ class Planner:
             return plan
         entry = self.store.load(agent, plan.head)
         entry.snapshot.fingerprint.require(self.fingerprint)
-        return replace(plan, base=entry, state=entry.snapshot.state)
+        return replace(plan, base=entry, memory=self._memory(agent, entry))
+
+    def _memory(self, agent: str, entry: Entry) -> AgentMemory:
+        return self.memories.at(self.store, agent, entry)
 
     def _digests(self, messages: Sequence[Message]) -> dict[int, str]:
         return {i: digest(message) for i, message in enumerate(messages) if message.role in self.policy.roles}
@@ -183,3 +244,12 @@ class Planner:
             f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep "
             "their writes or 'rewind' to go back and lose them"
         )
+
+
+def _dropping(start: Plan, found: Aligned, back: Return, positions: Sequence[int]) -> Plan:
+    """The plan that takes out what the client undid and keeps all else, whatever other threads wrote since."""
+    if found.edited:
+        log, new, edited = found.log, tuple(positions[place] for place in found.new), found.changed
+    else:
+        log, new, edited = back.log, tuple(positions[back.log.count :]), 0
+    return replace(start, log=log, outcome=found.outcome, new=new, edited=edited, undone=found.changed)

@@ -15,13 +15,19 @@ from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateErr
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
-from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
-from deltamem_agents.turns.planning import DEFAULT_THREAD, Plan, Planner, WritePolicy
+from deltamem_agents.memory.pointer import Pointer
+from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, encode_page
+from deltamem_agents.turns.memories import AgentMemory, Memories
+from deltamem_agents.turns.planning import DEFAULT_THREAD, Kept, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
+from deltamem_agents.turns.recalling import Recollection, pointing, recollect
+from deltamem_agents.turns.recording import Recorder
 from deltamem_agents.types import (
     CallChunk,
     MemoryMode,
     Message,
+    Recall,
     Sampling,
     Tool,
     ToolChoice,
@@ -48,6 +54,7 @@ class TurnRequest:
     memory: MemoryMode
     tool_choice: ToolChoice
     grammar: Grammar | None
+    recall: Recall
 
     @property
     def unstopped(self) -> str | None:
@@ -72,11 +79,15 @@ class Outcome:
     cut_call: CallChunk | None
     absorbed_tokens: int
     attempts: int
+    recollection: Recollection | None
+    recorder: Recorder
 
 
 @dataclass(frozen=True)
 class TurnRunner:
     """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
+
+    `memories`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
 
     `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
     """
@@ -86,6 +97,9 @@ class TurnRunner:
     policy: WritePolicy
     fingerprint: Fingerprint
     queues: Queues
+    memories: Memories
+    matcher: Matcher
+    pointer: Pointer | None
     require_usable: Callable[[], None]
 
     @property
@@ -134,14 +148,22 @@ class TurnRunner:
             constraint = speaker.vocabulary.matcher(request.grammar, max_tokens=request.sampling.max_tokens)
         plan = self._plan(request)
         writes = request.memory == "readwrite"
-        run = speaker.begin(None if plan is None else plan.state, collect=True)
+        # Where the memory is a list of statements, what is new does not change the state that is read.
+        reads_all = not speaker.keeps_writes or request.recall.read == "all"
+        run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all)
         new = plan.new if plan is not None and writes else ()
-        window = speaker.prompts.window(request.messages, request.tools, request.sampling.max_tokens, new)
-        absorbed = 0
-        if window.absorbed:
-            for tokens in speaker.absorbing(run, request.messages, window.absorbed):
-                absorbed += tokens
-                yield ""
+        recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
+        recollection, absorbed = None, 0
+        if speaker.keeps_writes and plan is not None:
+            reserve = request.recall.window_tokens if plan.memory.listed.newest else 0
+            ahead = self._window(request, new, reserve=reserve).absorbed
+            absorbed = yield from self._absorbing(run, request, ahead)
+            recorder.record(run, plan, ahead)
+            found = recollect(speaker, plan.memory, recorder.statements, request.messages, request.recall, self.matcher)
+            run.state, recollection = found.state.to(speaker.model.device), found
+            new = tuple(position for position in new if position not in ahead)
+        window = self._window(request, new, recollection=recollection)
+        absorbed += yield from self._absorbing(run, request, window.absorbed)
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
@@ -156,6 +178,8 @@ class TurnRunner:
             forced=None if forced is None else forced.ids,
             unstopped=request.unstopped,
         )
+        if recollection is not None and forced is None:
+            run.pointing = pointing(self.pointer, recollection)
         yield from decoding
         reply = decoding.reply
         assert reply is not None
@@ -169,7 +193,42 @@ class TurnRunner:
             deque(speaker.absorbing(run, (message,), None), maxlen=0)
         elif writes_reply and reply.ids:
             run.measures.messages += 1
-        return Outcome(plan, window, run, reply, message, cut, absorbed, number)
+        if plan is not None and writes:
+            recorder.record(run, plan, plan.new, message if writes_reply else None)
+        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder)
+
+    def _window(
+        self,
+        request: TurnRequest,
+        new: Sequence[int],
+        *,
+        recollection: Recollection | None = None,
+        reserve: int = 0,
+    ) -> Window:
+        """The prompt of a turn, with positions of the request's own messages. `reserve`: tokens to leave free."""
+        prompts, tokens = self.speaker.prompts, request.sampling.max_tokens
+        if recollection is None or not recollection.shown:
+            reserve = max(0, min(reserve, (prompts.tokens - tokens) // 2))
+            return prompts.window(request.messages, request.tools, tokens + reserve, new)
+        messages, at = recollection.shown_in(request.messages)
+        more = len(recollection.shown)
+        moved = {position + more if position >= at else position for position in new}
+        window = prompts.window(messages, request.tools, tokens, moved)
+
+        def back(positions: Sequence[int]) -> tuple[int, ...]:
+            return tuple(position - more if position >= at + more else position for position in positions)
+
+        prompt = replace(window.prompt, positions=back(window.prompt.positions or ()))
+        return replace(window, prompt=prompt, absorbed=back(window.absorbed))
+
+    def _absorbing(self, run: Pass, request: TurnRequest, positions: Sequence[int]) -> Generator[str, None, int]:
+        """Write messages ahead of the prompt; returns how many tokens that took."""
+        absorbed = 0
+        if positions:
+            for tokens in self.speaker.absorbing(run, request.messages, positions):
+                absorbed += tokens
+                yield ""
+        return absorbed
 
     def absorb_into(
         self, agent: str, thread: str | None, messages: Sequence[Message], advance: Callable[[int], None]
@@ -180,20 +239,17 @@ class TurnRunner:
             plan = self._planner.absorption(agent, thread, messages)
             first = first or plan
             _require_same_agent(agent, first, plan)
-            new = [messages[position] for position in plan.new]
-            if not new:
+            if not plan.new:
                 return None
-            run = self.speaker.begin(plan.state)
-            for read in self.speaker.absorbing(run, new, None):
+            run = self.speaker.begin(plan.memory.base, applies=not self.speaker.keeps_writes)
+            for read in self.speaker.absorbing(run, messages, plan.new):
                 advance(read)
                 self.require_usable()
-            assert run.state is not None
-            tokens = run.measures.written
             name = DEFAULT_THREAD if thread is None else thread
-            snapshot = plan.commit(run.state, self.fingerprint, name, None, tokens, "absorb")
-            assert snapshot is not None
+            recorder = self.recorder(messages, name, "absorb")
+            recorder.record(run, plan, plan.new)
             try:
-                return self.store.save(agent, snapshot, expected=plan.head)
+                return self._save(agent, name, plan, run, recorder, None)
             except StaleHeadError:
                 continue
         raise StaleHeadError(
@@ -202,8 +258,18 @@ class TurnRunner:
         )
 
     @property
+    def empty(self) -> AgentMemory:
+        """The memory that an agent starts with."""
+        return AgentMemory(self.speaker.adapter.zero_state().to("cpu"), fades=self.memories.fades)
+
+    def recorder(self, messages: Sequence[Message], thread: str, origin: str = "turn") -> Recorder:
+        """What makes statements of these messages."""
+        return Recorder(messages, thread, self.policy.keep_text, self.speaker.no_writes, origin)
+
+    @property
     def _planner(self) -> Planner:
-        return Planner(self.lazy_store, self.speaker.adapter.zero_state(), self.fingerprint, self.policy)
+        drops = self.speaker.keeps_writes
+        return Planner(self.lazy_store, self.empty, self.memories, self.fingerprint, self.policy, drops)
 
     def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""
@@ -242,19 +308,12 @@ class TurnRunner:
     def _saved(self, request: TurnRequest, outcome: Outcome) -> Turn:
         """The turn once its snapshot is durable. Raises StaleHeadError where another writer came first."""
         plan = outcome.plan
-        assert plan is not None and outcome.run.state is not None and request.agent is not None
-        snapshot = plan.commit(
-            outcome.run.state,
-            self.fingerprint,
-            DEFAULT_THREAD if request.thread is None else request.thread,
-            outcome.message if "assistant" in self.policy.roles else None,
-            outcome.run.measures.written,
-            "turn",
-        )
-        if snapshot is None:
+        assert plan is not None and request.agent is not None
+        thread = DEFAULT_THREAD if request.thread is None else request.thread
+        reply = outcome.message if "assistant" in self.policy.roles else None
+        saved = self._save(request.agent, thread, plan, outcome.run, outcome.recorder, reply)
+        if saved is None:
             return self._turn(request, _nothing_written(outcome, plan), plan.head)
-        self.require_usable()
-        saved = self.store.save(request.agent, snapshot, expected=plan.head)
         if plan.undone:
             _log.warning(
                 "agent %r, thread %r: the client's history was edited or cut short; messages undone: %d. "
@@ -265,6 +324,30 @@ class TurnRunner:
                 plan.head,
             )
         return self._turn(request, outcome, saved)
+
+    def _save(
+        self, agent: str, thread: str, plan: Plan, run: Pass, recorder: Recorder, reply: Message | None
+    ) -> str | None:
+        """Commit what was recorded; None where the newest snapshot holds just that. Raises StaleHeadError."""
+        undone = plan.undone_statements(thread)
+        ids = [each.id for each in recorder.statements]
+        listed, pages = plan.memory.listed.changed(plan.memory.pages if undone else {}, add=ids, drop=undone)
+        objects = {page: encode_page(held) for page, held in pages.items()}
+        if self.speaker.keeps_writes:
+            after = plan.memory.after(self.store, agent, listed, pages, recorder.statements)
+            kept = Kept(after.scanned, listed, after.base, after.fades)
+        else:
+            assert run.state is not None
+            state = run.state.settled().detach().to("cpu")
+            after = AgentMemory(state, listed, store=self.store, agent=agent)
+            kept = Kept(state, listed)
+        snapshot = plan.commit(kept, self.fingerprint, thread, reply, run.measures.written, recorder.origin)
+        if snapshot is None:
+            return None
+        self.require_usable()
+        saved = self.store.save(agent, snapshot, expected=plan.head, objects={**objects, **recorder.objects})
+        self.memories.keep(self.store, agent, saved, after)
+        return saved
 
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
@@ -294,6 +377,7 @@ class TurnRunner:
                 tokens_unshown=outcome.window.unshown,
                 tokens_unwritten=measures.unwritten,
                 undone_messages=undone,
+                recalled=() if outcome.recollection is None else outcome.recollection.recalled,
             ),
             finish_reason="tool_calls" if calls and outcome.cut_call is None else reply.finish_reason,
             cut_call=outcome.cut_call,
@@ -303,7 +387,8 @@ class TurnRunner:
 def _nothing_written(outcome: Outcome, plan: Plan) -> Outcome:
     """The outcome of a turn that was tried again and gave the same reply: the memory holds it already."""
     measures = replace(outcome.run.measures, written=0, messages=0, unwritten=0)
-    return replace(outcome, run=replace(outcome.run, state=plan.state, measures=measures))
+    state = plan.memory.base if outcome.recollection is None else outcome.run.state
+    return replace(outcome, run=replace(outcome.run, state=state, measures=measures))
 
 
 def _require_same_agent(agent: str, first: Plan | None, now: Plan | None) -> None:

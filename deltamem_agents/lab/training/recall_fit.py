@@ -1,7 +1,7 @@
 """Fits what chooses statements and what points at their tokens, on activations collected once.
 
-The model and its adapter stay as they are. A few hundred numbers are fitted: how much each sign counts. Run it with
-`python -m deltamem_agents.lab.training.recall_fit ADAPTER_FOLDER`; see `recall_material.py` for what it is fitted on.
+The model and its adapter stay as they are. A few hundred numbers are fitted: how much each sign counts. What they are
+fitted on, and how to run it, stands in `recall_material.py`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 150) -> Ma
         weights = log_scale.exp() * layer_logits.flatten().softmax(0).unflatten(0, (layers, heads))
         losses = [_missed(weights, shares, sign) for sign in signs]
         loss = torch.stack(losses).mean() + 0.01 * layer_logits.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         if step % 50 == 49:
             say(f"matcher, step {step + 1}: loss {float(loss):.3f}")
@@ -134,16 +134,22 @@ def fit_asking(questions: Sequence[Question], *, steps: int = 200, decay: float 
         optimiser.zero_grad()
         found = ((means - centre) / spread) @ weights + bias
         loss = (F.binary_cross_entropy_with_logits(found, asks, reduction="none") * balance).mean()
-        (loss + decay * weights.square().sum()).backward()  # type: ignore[no-untyped-call]
+        (loss + decay * weights.square().sum()).backward()
         optimiser.step()
     flat = weights.detach() / spread
     return flat.view_as(questions[0].mean), float(bias.detach()) - float(flat @ centre)
 
 
 def fit_pointer(
-    replies: Sequence[Reply], say: Say, *, units: int = 12, epochs: int = 30, decay: float = 1e-3
+    replies: Sequence[Reply],
+    say: Say,
+    common: frozenset[int] = frozenset(),
+    *,
+    units: int = 12,
+    epochs: int = 30,
+    decay: float = 5e-3,
 ) -> Pointer:
-    """The pointer under which the replies are the likeliest."""
+    """The pointer under which the replies are the likeliest. `common`: tokens that say nothing in a question."""
     every = torch.cat([reply.features.flatten(0, 1) for reply in replies])
     centre, spread = every.mean(0), every.std(0) + 1e-3
     generator = torch.Generator().manual_seed(0)
@@ -162,13 +168,13 @@ def fit_pointer(
                 units_on = torch.tanh((reply.features - centre) / spread @ hidden.T + hidden_bias)
                 losses.append(reply_losses(reply, F.softplus(units_on @ out + out_bias)))
             loss = torch.cat(losses).mean()
-            (loss + decay * (hidden.square().sum() + out.square().sum())).backward()  # type: ignore[no-untyped-call]
+            (loss + decay * (hidden.square().sum() + out.square().sum())).backward()
             optimiser.step()
             total += float(loss) * len(part)
         if epoch % 10 == 9:
             say(f"pointer, epoch {epoch + 1}: {total / len(order):.3f} nats a token")
     weights = (hidden / spread).detach()
-    return Pointer(weights, hidden_bias.detach() - weights @ centre, out.detach(), float(out_bias.detach()))
+    return Pointer(weights, hidden_bias.detach() - weights @ centre, out.detach(), float(out_bias.detach()), common)
 
 
 def reply_losses(reply: Reply, bonus: Tensor) -> Tensor:

@@ -1,0 +1,165 @@
+"""What agents' memories hold, read from the store once and kept in this process while it is the newest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+
+from torch import Tensor
+
+from deltamem_agents.chat.terms import terms_of
+from deltamem_agents.memory.recall import Matcher, StatementIndex
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import ScannedState, Writes, scanned
+from deltamem_agents.snapshots import Entry, Snapshot, Statement, StatementList, Store
+
+KEPT_AGENTS = 64
+"""Agents whose memories an engine keeps at hand."""
+
+
+@dataclass(eq=False)
+class AgentMemory:
+    """The memory of one agent as of one snapshot, or the empty one.
+
+    `listed`: its statements as the snapshot lists them. `base`: the state that they continue; where statements have no
+    writes, all of the state. `fades`: whether a write lets what was there fade.
+    """
+
+    base: MemoryState
+    listed: StatementList = field(default_factory=StatementList)
+    fades: bool = False
+    store: Store | None = None
+    agent: str = ""
+    lock: Lock = field(default_factory=Lock)
+    _index: StatementIndex | None = None
+
+    @classmethod
+    def of(cls, store: Store, agent: str, snapshot: Snapshot, fades: bool) -> AgentMemory:
+        base = snapshot.state if snapshot.base is None else snapshot.base
+        return cls(base, snapshot.statements or StatementList(), fades, store, agent)
+
+    @cached_property
+    def pages(self) -> dict[str, tuple[str, ...]]:
+        """What the pages of the list hold."""
+        return {} if self.store is None else self.store.pages(self.agent, self.listed.pages)
+
+    @cached_property
+    def statements(self) -> tuple[Statement, ...]:
+        """All of them, oldest first, also those that wrote nothing."""
+        if self.store is None:
+            return ()
+        ids = [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
+        return tuple(self.store.read_statements(self.agent, ids))
+
+    def scores(self, matcher: Matcher, queries: Tensor, terms: Sequence[int]) -> Tensor:
+        """How well each statement matches a question; see `StatementIndex.scores`."""
+        with self.lock:
+            if self._index is None:
+                self._index = index_of(self.statements, matcher)
+            return self._index.scores(queries, terms)
+
+    @property
+    def scanned(self) -> MemoryState:
+        """The state that all statements make, worked out when its numbers are looked at."""
+        return ScannedState(self.base, lambda: self.state)
+
+    @cached_property
+    def state(self) -> MemoryState:
+        """The state that all statements make."""
+        return scan_statements(self.statements, self.base, self.fades)
+
+    def after(
+        self,
+        store: Store | None,
+        agent: str,
+        listed: StatementList,
+        pages: Mapping[str, Sequence[str]],
+        new: Sequence[Statement],
+    ) -> AgentMemory:
+        """The memory once these statements were added and those that `listed` leaves out were dropped.
+
+        `store`: where the agent's memory is, None for one that is nowhere saved. `pages`: what its new pages hold. What
+        is at hand here is at hand there.
+        """
+        found = AgentMemory(self.base, listed, self.fades, store, agent, self.lock)
+        known = {**(self.pages if self.store is None else self.__dict__.get("pages", {})), **pages}
+        if (self.store is not None and "statements" not in self.__dict__) or any(
+            each not in known for each in listed.pages
+        ):
+            return found
+        held = {*listed.newest, *(each for page in listed.pages for each in known[page])}
+        kept = tuple(each for each in self.statements if each.id in held)
+        found.__dict__["pages"] = {page: tuple(known[page]) for page in listed.pages}
+        found.__dict__["statements"] = (*kept, *new)
+        if len(kept) == len(self.statements):
+            if "state" in self.__dict__:
+                found.__dict__["state"] = scan_statements(new, self.state, self.fades)
+            with self.lock:
+                # It grows in place, and so goes on with the newer memory alone.
+                if self._index is not None:
+                    found._index, self._index = self._index, None
+                    add_to(found._index, new)
+        return found
+
+    def alone(self, statement: Statement) -> AgentMemory:
+        """A memory of one statement of this one's, nowhere saved."""
+        found = AgentMemory(MemoryState.zeros_like(self.base), StatementList((), (statement.id,)), self.fades)
+        found.__dict__["statements"] = (statement,)
+        return found
+
+    def ids_of(self, thread: str, *, places: Collection[int] = (), start: int) -> frozenset[str]:
+        """The statements at these places of a thread's log, and all from the place `start` on."""
+        found = (each for each in self.statements if each.thread == thread)
+        return frozenset(each.id for each in found if each.place >= start or each.place in places)
+
+
+def index_of(statements: Sequence[Statement], matcher: Matcher) -> StatementIndex:
+    """Statements, ready to be matched, numbered in their order."""
+    index = StatementIndex(matcher)
+    add_to(index, statements)
+    return index
+
+
+def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
+    for each in statements:
+        assert each.writes is not None
+        index.add(each.writes, terms_of(each.text) if each.text else None, each.role)
+
+
+def scan_statements(statements: Sequence[Statement], base: MemoryState, fades: bool) -> MemoryState:
+    """The state after the writes of statements, oldest first, from `base`."""
+    writes = [each.writes for each in statements if each.wrote and each.writes is not None]
+    return scanned(Writes.cat(writes), base, fades=fades) if writes else base
+
+
+@dataclass(eq=False)
+class Memories:
+    """The memories that were read last, each as of its agent's newest snapshot."""
+
+    fades: bool
+    _held: OrderedDict[tuple[int, str], tuple[str, AgentMemory]] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def at(self, store: Store, agent: str, entry: Entry) -> AgentMemory:
+        with self._lock:
+            found = self._held.get((id(store), agent))
+        if found is not None and found[0] == entry.id and found[1].store is store:
+            return found[1]
+        memory = AgentMemory.of(store, agent, entry.snapshot, self.fades)
+        self.keep(store, agent, entry.id, memory)
+        return memory
+
+    def keep(self, store: Store, agent: str, snapshot: str, memory: AgentMemory) -> None:
+        """Have this at hand as the agent's newest memory."""
+        with self._lock:
+            self._held[id(store), agent] = (snapshot, memory)
+            self._held.move_to_end((id(store), agent))
+            while len(self._held) > KEPT_AGENTS:
+                self._held.popitem(last=False)
+
+    def drop(self, store: Store, agent: str) -> None:
+        with self._lock:
+            self._held.pop((id(store), agent), None)

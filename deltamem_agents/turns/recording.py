@@ -1,0 +1,96 @@
+"""What a turn's messages become: statements, and their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from deltamem_agents.inference.decode import REPLY, Pass, Piece
+from deltamem_agents.memory.writes import StoredWrites, Writes
+from deltamem_agents.snapshots import Statement, address, encode_statement, utc_now
+from deltamem_agents.turns.planning import Plan
+from deltamem_agents.types import Message
+
+LEAST_KEPT = 0.02
+"""Mean write gate below which a token's writes are not kept."""
+
+
+@dataclass
+class Recorder:
+    """Makes the statements of one turn, each message's once, in the order in which they are written.
+
+    `messages`: those of the request. `keep_text`: whether what was said is kept. `nothing`: no writes; None where the
+    memory keeps none.
+    """
+
+    messages: Sequence[Message]
+    thread: str
+    keep_text: bool
+    nothing: Writes | None
+    origin: str = "turn"
+    statements: list[Statement] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    _known: set[int] = field(default_factory=set)
+
+    def record(self, run: Pass, plan: Plan, positions: Sequence[int], reply: Message | None = None) -> None:
+        """Make statements of the messages at these positions, and of the reply behind them."""
+        places = {position: plan.places[position] for position in positions}
+        if reply is not None:
+            places[REPLY] = plan.log.count + len(plan.new) - plan.edited
+        self.add(run.pieces, places, reply)
+
+    def add(self, pieces: Sequence[Piece] | None, places: Mapping[int, int], reply: Message | None = None) -> None:
+        """Make statements of messages, given by position the place of each in its thread's log."""
+        for position, place in places.items():
+            if position not in self._known:
+                self._known.add(position)
+                message = self.messages[position] if reply is None or position != REPLY else reply
+                self._add(message, place, self._joined(pieces, position))
+
+    def replace_one(self, run: Pass, earlier: Statement) -> None:
+        """Make the statement that takes an earlier one's place, of the only message; none if it wrote nothing."""
+        piece = self._joined(run.pieces, 0)
+        if piece is not None and len(piece.writes):
+            self._add(self.messages[0], earlier.place, piece, supersedes=earlier.id)
+
+    def _add(self, message: Message, place: int, piece: Piece | None, supersedes: str | None = None) -> None:
+        """A message that wrote nothing is kept for what is shown around others, where text is kept at all."""
+        if not self.keep_text and (piece is None or not len(piece.writes)):
+            return
+        made = Statement(
+            id="",
+            role=message.role,
+            text=message.content if self.keep_text else "",
+            thread=self.thread,
+            place=place,
+            created=utc_now(),
+            tokens=piece.tokens if piece is not None and self.keep_text else (),
+            written=piece.written if piece is not None and self.keep_text else (),
+            stored=None if piece is None else StoredWrites.of(piece.writes),
+            tool_calls=message.tool_calls if self.keep_text else (),
+            origin=self.origin,
+            supersedes=supersedes,
+        )
+        data = encode_statement(made)
+        self.statements.append(replace(made, id=address(data)))
+        self.objects[address(data)] = data
+
+    def _joined(self, pieces: Sequence[Piece] | None, position: int) -> Piece | None:
+        """All that a message wrote; None where the memory keeps no writes."""
+        if self.nothing is None:
+            return None
+        tokens: tuple[int, ...] = ()
+        written: tuple[int, ...] = ()
+        writes = []
+        for piece in (_strong(piece) for piece in pieces or () if piece.position == position):
+            written += tuple(place + len(tokens) for place in piece.written)
+            tokens += piece.tokens
+            writes.append(piece.writes)
+        return Piece(position, tokens, written, Writes.cat(writes) if writes else self.nothing)
+
+
+def _strong(piece: Piece) -> Piece:
+    """A piece without the writes that are too weak to be worth their bytes."""
+    strong = piece.writes.strengths >= LEAST_KEPT
+    written = tuple(place for place, kept in zip(piece.written, strong.tolist(), strict=True) if kept)
+    return Piece(piece.position, piece.tokens, written, piece.writes.select(strong))
