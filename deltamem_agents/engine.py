@@ -27,8 +27,6 @@ from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, TokenizerObject, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
-from deltamem_agents.memory.pointer import Pointer
-from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import agent_name, thread_name
 from deltamem_agents.processes import require_threads
@@ -104,9 +102,7 @@ class DeltaMemEngine:
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
-        layers, heads, _ = adapter.zero_state().geometry
-        self._matcher = Matcher.uniform(layers, heads)
-        self._pointer = Pointer(self._matcher.weights)
+        self._matcher, self._pointer = adapter.recall
         self._life = _Life()
 
     @classmethod

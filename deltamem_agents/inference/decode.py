@@ -98,6 +98,11 @@ class Piece:
     written: tuple[int, ...]
     writes: Writes
 
+    def then(self, more: Piece) -> Piece:
+        """This stretch and the one behind it."""
+        written = (*self.written, *(len(self.tokens) + place for place in more.written))
+        return Piece(self.position, self.tokens + more.tokens, written, Writes.cat([self.writes, more.writes]))
+
 
 @dataclass
 class Measures:

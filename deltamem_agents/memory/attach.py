@@ -19,6 +19,8 @@ from deltamem_agents.config import AdapterConfig, Head
 from deltamem_agents.errors import AdapterError, UnsupportedModelError
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
 from deltamem_agents.memory.backbones import AttentionSite, find_sites
+from deltamem_agents.memory.pointer import Pointer
+from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 
 CALL_KEYWORD = "deltamem"
@@ -28,7 +30,8 @@ _MARK = "_deltamem_attached"
 class Adapter(nn.Module):
     """The memory weights of every target layer. `indices[slot]` is the model layer of a state slot.
 
-    `config` is the one given with the model's layer count and hidden size filled in.
+    `config` is the one given with the model's layer count and hidden size filled in. `recall`: what was fitted to
+    choose statements and to say them exactly; see `recall_file.py`.
     """
 
     def __init__(self, config: AdapterConfig, sites: tuple[AttentionSite, ...]) -> None:
@@ -36,6 +39,8 @@ class Adapter(nn.Module):
         self.config = replace(config, layers=len(sites), hidden_size=sites[0].widths.hidden)
         self.indices = config.layer_indices(len(sites))
         self.layers = nn.ModuleDict({str(i): LayerMemory(config, sites[i].widths) for i in self.indices})
+        matcher = Matcher.uniform(len(self.indices), config.num_state_heads)
+        self.recall: tuple[Matcher, Pointer | None] = (matcher, None)
 
     @classmethod
     def for_model(cls, config: AdapterConfig, model: nn.Module) -> Adapter:
