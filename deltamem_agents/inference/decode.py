@@ -77,11 +77,16 @@ class Prompt:
 def joined(prompts: Iterable[Prompt]) -> Prompt:
     """The tokens of several prompts, one behind another."""
     parts = list(prompts)
+
+    def flags(of: Callable[[Prompt], tuple[bool, ...]]) -> tuple[bool, ...]:
+        return tuple(each for part in parts for each in of(part))
+
     return Prompt(
-        tuple(token for part in parts for token in part.ids),
-        *(tuple(each for part in parts for each in getattr(part, name)) for name in ("reads", "writes")),
-        tuple(message for part in parts for message in part.message_ids),
-        tuple(each for part in parts for each in part.replies),
+        ids=tuple(token for part in parts for token in part.ids),
+        reads=flags(lambda part: part.reads),
+        writes=flags(lambda part: part.writes),
+        message_ids=tuple(message for part in parts for message in part.message_ids),
+        replies=flags(lambda part: part.replies),
     )
 
 
