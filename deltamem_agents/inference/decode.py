@@ -29,9 +29,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
+from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import Writes, collected
 from deltamem_agents.types import Sampling
@@ -159,8 +161,8 @@ class Pass:
     """One sequence going through the model: its KV cache, and its memory or None for the base model.
 
     `replies_read`: only tokens from which a reply's are predicted read the memory, as the adapter's read scope says.
-    `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers`: the
-    adapter's, which work out what a reply writes once it is over.
+    `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
+    `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over.
     `pointing`: when given, what was recalled says more in the logits.
     """
 
@@ -174,6 +176,8 @@ class Pass:
     applies: bool = True
     pointing: Pointing | None = None
     layers: Sequence[LayerMemory] = ()
+    config: AdapterConfig | None = None
+    _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
 
@@ -226,10 +230,14 @@ class Pass:
         logits: Tensor = out.logits[0, -1].float()
         if call is None:
             return logits
-        if later:
+        if later and any(prompt.writes):
             assert call.inputs is not None
             self._waiting.append((prompt, call.inputs))
-        elif not call.quiet:
+        if isinstance(call, FoldedCall):
+            self.measures.read += len(prompt)
+            self.measures.written += sum(prompt.writes)
+            return self._pointed(logits, call, prompt)
+        if not later and not call.quiet:
             self.state = call.new_state()
         if not call.quiet:
             reading = zip(prompt.reads[part], prompt.replies[part], strict=True)
@@ -238,16 +246,25 @@ class Pass:
         self.measures.add(call)
         if call.written is not None and self.pieces is not None:
             self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
-        if self.pointing is not None and part.stop >= len(prompt):
-            logits = self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
-        return logits
+        return self._pointed(logits, call, prompt) if part.stop >= len(prompt) else logits
 
-    def _call(self, prompt: Prompt, part: slice, later: bool) -> MemoryCall | None:
+    def _pointed(self, logits: Tensor, call: MemoryCall | FoldedCall, prompt: Prompt) -> Tensor:
+        if self.pointing is None:
+            return logits
+        return self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
+
+    def _call(self, prompt: Prompt, part: slice, later: bool) -> MemoryCall | FoldedCall | None:
         """The memory's side of a forward pass, None for the base model."""
         if self.state is None:
             return None
         if later and not self._waiting:
             self._carry = self.state.carry
+        queries: dict[int, Tensor] | None = None if self.pointing is None else {}
+        quiet = self._reads_nothing and (later or not any(prompt.writes))
+        if later and len(prompt) == 1 and not quiet:
+            self._fold()
+            if self._folded is not None:
+                return FoldedCall(self._folded, {} if any(prompt.writes) else None, queries)
         writes = self._row(prompt.writes[part], torch.bool) if any(prompt.writes[part]) and not later else None
         return MemoryCall(
             self.state,
@@ -259,12 +276,18 @@ class Pass:
             # Of tokens that come one by one it would take as long as the memory itself.
             collect=self.collect and not later,
             inputs={} if later else None,
-            queries=None if self.pointing is None else {},
+            queries=queries,
             written=None if self.pieces is None or writes is None else {},
             applies=self.applies,
-            quiet=self._reads_nothing and writes is None and (later or not any(prompt.writes)),
+            quiet=quiet,
             later=later,
         )
+
+    def _fold(self) -> None:
+        """Fold the state, which stays as it is for the rest of the reply, into the adapter's layers."""
+        if self._folded is None and self.config is not None and self.state is not None:
+            self._folded = FoldedState.of(self.config, self.layers, self.state)
+            self.config = None
 
     @property
     def _reads_nothing(self) -> bool:
@@ -284,7 +307,7 @@ class Pointing(Protocol):
         ...
 
 
-def newest_queries(call: MemoryCall) -> Tensor:
+def newest_queries(call: MemoryCall | FoldedCall) -> Tensor:
     """The queries (batch, layers, heads, r) of the last token of a forward pass, which was made with `queries={}`."""
     assert call.queries is not None
     return torch.stack([call.queries[slot][:, :, -1] for slot in sorted(call.queries)], dim=1)

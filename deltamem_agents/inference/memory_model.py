@@ -63,7 +63,15 @@ class MemoryModel:
         replies_read = self.adapter.config.read_scope == "replies"
         layers = [self.adapter.layer(slot) for slot in range(len(self.adapter.indices))]
         return Pass(
-            self.model, placed, replies_read, Measures(), collect, pieces=pieces, applies=applies, layers=layers
+            self.model,
+            placed,
+            replies_read,
+            Measures(),
+            collect,
+            pieces=pieces,
+            applies=applies,
+            layers=layers,
+            config=self.adapter.config,
         )
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:
