@@ -96,7 +96,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 150) -> Ma
         loss.backward()
         optimiser.step()
         if step % 50 == 49:
-            say(f"matcher, step {step + 1}: loss {float(loss):.3f}")
+            say(f"matcher, step {step + 1}: loss {loss.item():.3f}")
     words, near, assistant, newest = shares.detach().tolist()
     asking, bias = fit_asking([question for memory in memories for question in memory.questions])
     fitted = replace(
@@ -170,7 +170,7 @@ def fit_pointer(
             loss = torch.cat(losses).mean()
             (loss + decay * (hidden.square().sum() + out.square().sum())).backward()
             optimiser.step()
-            total += float(loss) * len(part)
+            total += loss.item() * len(part)
         if epoch % 10 == 9:
             say(f"pointer, epoch {epoch + 1}: {total / len(order):.3f} nats a token")
     weights = (hidden / spread).detach()
