@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 # A shared machine decides how long an example takes; no law is about that.
 settings.register_profile("deltamem", deadline=None, max_examples=30)
-settings.load_profile("deltamem")
+settings.register_profile("fast", settings.get_profile("deltamem"), max_examples=10)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("fast" if "not slow" in config.getoption("markexpr") else "deltamem")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

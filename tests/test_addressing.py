@@ -37,9 +37,9 @@ def fresh() -> Adapter:
 
 @pytest.fixture(scope="module")
 def addressed() -> Adapter:
-    """After an addressing of 200 steps, and one of rehearsal."""
+    """After an addressing of 130 steps, and one of rehearsal."""
     adapter = fresh().requires_grad_(False)
-    plan = Rehearsal(steps=1, facts=(1,), questions=8, asides=1, addressing=200)
+    plan = Rehearsal(steps=1, facts=(1,), questions=8, asides=1, addressing=130)
     rehearse(adapter, FOUND, PAIRS, WORLD.rows, plan, seed=0, say=silent)
     return adapter
 

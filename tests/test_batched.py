@@ -115,7 +115,7 @@ def test_a_greedy_reply_scores_as_greedy_and_every_other_one_worse() -> None:
     state = engine.absorb(engine.new_state(), TALKS[0])
     asked = [[Message("user", "Who?"), Message("assistant", f"{letter}-")] for letter in letters]
     said = engine.greedy_replies([state] * len(asked), asked, max_tokens=1)
-    spoken = [(question, reply) for question, reply in zip(asked, said, strict=True) if reply in letters and reply]
+    spoken = [(question, reply) for question, reply in zip(asked, said, strict=True) if reply in letters and reply][:3]
     assert spoken, "no prompt of these makes the tiny model say a letter; take other prompts"
     for question, reply in spoken:
         found = engine.score_batch([state] * len(letters), [question] * len(letters), letters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -24,11 +25,11 @@ UPDATES = {
     "lambda outside": {"state_update_mode": "lambda_outside", "couple_lambda": False},
     "no lambda": {"state_update_mode": "no_lambda"},
 }
+# Each number of states meets each way to write and each update, but not each two of them.
+WRITES_AND_UPDATES = product({"token": TOKENWISE, "message": PER_MESSAGE}.items(), UPDATES)
 CONFIGS = {
     f"{write}, {states}, {update}": replace(config, **STATES[states], **UPDATES[update])
-    for write, config in {"token": TOKENWISE, "message": PER_MESSAGE}.items()
-    for states in STATES
-    for update in UPDATES
+    for ((write, config), update), states in zip(WRITES_AND_UPDATES, cycle(STATES), strict=False)
 }
 TALK = [
     Message("system", "Be brief."),

@@ -227,7 +227,7 @@ def test_an_exchange_begins_with_the_user_and_holds_what_was_told(shape: Episode
 def test_an_answer_has_the_tokens_that_its_value_was_told_with(split: Split, template: str) -> None:
     """Whoever tells it, and be it a word, a number, a date, a time or several words."""
     show = renderer(template)
-    episodes = drawn(replace(BY_SPACE, split=split), 40)
+    episodes = drawn(replace(BY_SPACE, split=split), 15)
     histories = history_batch(show, [episode.messages for episode in episodes])
     questions = question_batch(show, episodes)
     places, mask = told_places(show, episodes, histories)

@@ -24,7 +24,7 @@ from tiny_training import GATED
 
 FOUND = WORLD.activations(60, seed=4)
 OTHER = WORLD.activations(60, seed=5)
-PLAN = GateFit(steps=150)
+PLAN = GateFit(steps=60)
 HIDDEN_GATES = replace(GATED, gate_hidden=4)
 NOTHING = SpokenValues(WORLD.activations(1, seed=6).replies[:, :0], torch.zeros(0, dtype=torch.long))
 
@@ -32,8 +32,8 @@ NOTHING = SpokenValues(WORLD.activations(1, seed=6).replies[:, :0], torch.zeros(
 @pytest.fixture(autouse=True)
 def _rates_for_few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates of so few weights have further to go than those of a model."""
-    monkeypatch.setattr(gate_fit, "LINEAR_RATE", 0.02)
-    monkeypatch.setattr(gate_fit, "HIDDEN_RATE", 0.05)
+    monkeypatch.setattr(gate_fit, "LINEAR_RATE", 0.05)
+    monkeypatch.setattr(gate_fit, "HIDDEN_RATE", 0.12)
 
 
 def fitted(

@@ -27,6 +27,7 @@ from children import fork_child, in_child, killed_at
 from deltamem_agents.errors import StoreError
 from deltamem_agents.snapshots import FileStore, SQLiteStore, Store, encode
 from deltamem_agents.testing.conformance import commit_by_retry, example_snapshot, grow
+from fast_set import one_in
 
 resource = pytest.importorskip("resource", reason="needs a Unix")
 
@@ -125,7 +126,7 @@ def fresh_copy(original: Path, folder: Path) -> FileStore:
     return FileStore(folder)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", one_in(4, CHANGES))
 def test_a_folder_killed_between_any_two_steps_holds_the_old_or_the_new(change: str, tmp_path: Path) -> None:
     original = prepared(tmp_path).path
     store = fresh_copy(original, tmp_path / "done")
@@ -188,7 +189,7 @@ def test_a_folder_whose_disk_fails_at_any_step_is_as_it_was(
     assert failures > 0
 
 
-@each_store
+@pytest.mark.parametrize("opened", one_in(2, [OPEN["sqlite"], OPEN["files"]]), ids=["sqlite", "files"])
 def test_killed_while_forgetting_an_agent_is_whole_or_gone(opened: Opener, tmp_path: Path) -> None:
     rounds = 20
     with opened(tmp_path) as store:

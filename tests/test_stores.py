@@ -149,7 +149,7 @@ class TestSQLiteFile:
 
     def test_an_erasure_that_cannot_finish_says_what_is_left_to_do(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.db"
-        with SQLiteStore(path) as store:
+        with SQLiteStore(path, timeout=0.2) as store:
             grow(store, "secret agent", 3)
             reader = sqlite3.connect(path, isolation_level=None)
             reader.execute("BEGIN")

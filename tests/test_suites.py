@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from tiny_training import word_engine
 # One worker runs them all: they share the figures of one run.
 pytestmark = pytest.mark.xdist_group("suites")
 
+Figures = Callable[[str], list[Figure]]
 ARMS = {arm.value for arm in Arm}
 SIZE = Size(4, (1, 2), (0, 1000))
 WORDS = open_words(word_engine().tokenizer)
@@ -51,10 +53,10 @@ def engine() -> DeltaMemEngine:
 
 
 @pytest.fixture(scope="module")
-def figures(engine: DeltaMemEngine) -> dict[str, list[Figure]]:
-    """Every suite once; capacity of two counts."""
+def figures(engine: DeltaMemEngine) -> Figures:
+    """Each suite that is asked for, once; capacity of two counts."""
     runs = {name: suite.run for name, suite in SUITES.items()} | {"capacity": capacity((1, 4))}
-    return {name: list(run_suite(engine, run, SIZE, unwatched)) for name, run in runs.items()}
+    return cache(lambda name: list(run_suite(engine, runs[name], SIZE, unwatched)))
 
 
 def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value: str) -> None:
@@ -65,10 +67,16 @@ def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value:
 # Every suite.
 
 
-@pytest.mark.parametrize("name", SUITE_NAMES)
-def test_every_figure_has_enough_questions_and_every_control(name: str, figures: dict[str, list[Figure]]) -> None:
-    assert figures[name]
-    for figure in figures[name]:
+# The other laws need the figures of these suites, too.
+FAST = ("capacity", "updates", "distance", "harmless")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in SUITE_NAMES]
+)
+def test_every_figure_has_enough_questions_and_every_control(name: str, figures: Figures) -> None:
+    assert figures(name)
+    for figure in figures(name):
         assert figure.suite == name
         assert figure.questions >= SIZE.questions
         assert set(figure.arms) - {natural.READ_ONLY} == ARMS
@@ -83,11 +91,9 @@ def test_every_figure_has_enough_questions_and_every_control(name: str, figures:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["capacity", "updates", "untold", "harmless", "natural"])
-def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(
-    name: str, figures: dict[str, list[Figure]]
-) -> None:
+def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(name: str, figures: Figures) -> None:
     run = capacity((1, 4)) if name == "capacity" else SUITES[name].run
-    assert list(run_suite(word_engine(), run, SIZE, unwatched)) == figures[name]
+    assert list(run_suite(word_engine(), run, SIZE, unwatched)) == figures(name)
 
 
 def test_the_command_line_knows_every_suite() -> None:
@@ -146,27 +152,27 @@ def test_the_other_values_of_a_conversation_count_as_confusions() -> None:
 # Suite by suite.
 
 
-def test_capacity_stands_at_its_numbers_of_facts(figures: dict[str, list[Figure]]) -> None:
-    one, four = figures["capacity"]
+def test_capacity_stands_at_its_numbers_of_facts(figures: Figures) -> None:
+    one, four = figures("capacity")
     assert (one.place, four.place) == (1, 4)
     assert one.conversations > four.conversations or four.conversations == SIZE.questions
     assert set(one.arms["memory"]) == {WHOLE, FIRST}
     assert set(four.arms["memory"]) == {WHOLE, FIRST, "another's value"}
 
 
-def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: dict[str, list[Figure]]) -> None:
-    for figure in figures["updates"]:
+def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: Figures) -> None:
+    for figure in figures("updates"):
         assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
 
 
-def test_fifty_changes_to_others_make_a_long_conversation(figures: dict[str, list[Figure]]) -> None:
-    *_, kept = figures["updates"]
-    once = figures["updates"][0]
+def test_fifty_changes_to_others_make_a_long_conversation(figures: Figures) -> None:
+    *_, kept = figures("updates")
+    once = figures("updates")[0]
     assert kept.history_tokens > 10 * once.history_tokens
 
 
-def test_a_distance_is_as_long_as_it_says(figures: dict[str, list[Figure]]) -> None:
-    at_once, far = figures["distance"]
+def test_a_distance_is_as_long_as_it_says(figures: Figures) -> None:
+    at_once, far = figures("distance")
     assert (at_once.place, far.place) == (0, 1000)
     assert 1000 <= far.history_tokens - at_once.history_tokens < 1200
 
@@ -243,8 +249,9 @@ def test_whoever_names_a_told_value_asserts_it_and_never_told_it_is(
         assert figure.arms["memory"][untold.BEGUN].value > 0.7
 
 
-def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(figures: dict[str, list[Figure]]) -> None:
-    for figure in (*figures["untold"], *figures["harmless"]):
+@pytest.mark.parametrize("name", ["harmless", pytest.param("untold", marks=pytest.mark.slow)])
+def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(name: str, figures: Figures) -> None:
+    for figure in figures(name):
         for arm in ("off", "zero_state"):
             measures = figure.arms[arm]
             if untold.SAME in measures:
@@ -255,9 +262,9 @@ def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(figures: d
                 assert measures[harmless.PERPLEXITY].value == pytest.approx(1, abs=1e-6)
 
 
-def test_a_random_adapter_disturbs_what_it_reads(figures: dict[str, list[Figure]]) -> None:
+def test_a_random_adapter_disturbs_what_it_reads(figures: Figures) -> None:
     """The measures see a disturbance where there is one: the tiny engine's corrections are large."""
-    replies, texts = figures["harmless"]
+    replies, texts = figures("harmless")
     assert replies.arms["memory"][untold.SAME].value < 1.0
     assert replies.arms["memory"][harmless.MARGIN].value > 0
     assert texts.arms["memory"][harmless.PERPLEXITY].value != pytest.approx(1, abs=1e-3)
@@ -312,6 +319,7 @@ def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
             assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
 
 
+@pytest.mark.slow
 def test_read_as_the_controls_are_a_memory_answers_from_what_it_was_told(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

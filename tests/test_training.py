@@ -127,15 +127,16 @@ def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     monkeypatch.setattr(training, "warm_start", fits)
     expected = weights_of(whole_run)
     start = load_adapter(whole_run, word_model().model)
-    run = Trainer(word_model(), renderer(), RECIPE, tmp_path, silent, start)
+    recipe = replace(RECIPE, stages=RECIPE.stages[:1])
+    run = Trainer(word_model(), renderer(), recipe, tmp_path, silent, start)
     interrupt_at(run, 0, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run.run()
     found = weights_of(tmp_path)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    again = trainer(tmp_path)
+    again = trainer(tmp_path, recipe)
     again.run()
-    assert again.step == RECIPE.steps
+    assert again.step == recipe.steps
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
@@ -248,12 +249,13 @@ def raising(error: type[BaseException]) -> Callable[..., Any]:
 
 
 def test_a_warm_start_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trainer(tmp_path)
+    recipe = replace(RECIPE, stages=RECIPE.stages[:1])
+    run = trainer(tmp_path, recipe)
     interrupt_at(run, 0, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run.run()
     monkeypatch.setattr(training, "warm_start", raising(AssertionError))
-    trainer(tmp_path).run()
+    trainer(tmp_path, recipe).run()
 
 
 def test_a_finished_run_is_left_as_it_is(whole_run: Path, tmp_path: Path) -> None:
@@ -337,20 +339,20 @@ def test_a_save_point_that_is_not_whole_is_refused_by_name(whole_run: Path, tmp_
 
 
 def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
-    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = trainer(tmp_path)
-    interrupt_at(run, 3, monkeypatch)
+    recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[1], steps=3),))
+    run = trainer(tmp_path, recipe)
+    interrupt_at(run, 2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run.run()
     attach(run._model, run.adapter).detach()
     made = (tmp_path / NEUTRAL_FILE).read_bytes()
-    kept = RunFolder(tmp_path, RECIPE).own_replies(NEUTRAL_FILE)
+    kept = RunFolder(tmp_path, recipe).own_replies(NEUTRAL_FILE)
     assert kept and kept == own_replies(word_model(), left_alone.neutral_prompts(), max_tokens=6, say=silent)
     monkeypatch.setattr(left_alone, "own_replies", raising(AssertionError))
-    trainer(tmp_path).run()
+    trainer(tmp_path, recipe).run()
     assert (tmp_path / NEUTRAL_FILE).read_bytes() == made
-    assert_same_run(tmp_path, whole_run)
 
 
 @given(texts=st.lists(st.tuples(st.text(), st.text()), max_size=5))
@@ -365,7 +367,8 @@ def test_neutral_texts_survive_the_folder(
 
 
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, trained, watched = trainer(tmp_path), set[str](), set[str]()
+    recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[1], steps=3),))
+    run, trained, watched = trainer(tmp_path, recipe), set[str](), set[str]()
     answered, replayed = run._answered, run._replayed
 
     def watch(episodes: Sequence[Episode]) -> Any:

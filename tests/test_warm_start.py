@@ -20,6 +20,7 @@ from deltamem_agents.lab.training.told_tokens import Pairs
 from deltamem_agents.lab.training.warm_start import GAINS, set_gain, warm_start
 from deltamem_agents.loading import model_fingerprint
 from deltamem_agents.types import Message
+from fast_set import one_in
 from tiny_training import (
     CONFIGS,
     FULL,
@@ -53,7 +54,7 @@ def weights_of(engine: DeltaMemEngine) -> dict[str, Tensor]:
 WITHOUT_O = {"without o": replace(FULL, delta_heads=("q",)), "no o, gated": replace(GATED, delta_heads=("q", "v"))}
 
 
-@pytest.mark.parametrize("config", [*CONFIGS.values(), *WITHOUT_O.values()], ids=[*CONFIGS, *WITHOUT_O])
+@pytest.mark.parametrize("config", one_in(4, [*CONFIGS.values(), *WITHOUT_O.values()]), ids=[*CONFIGS, *WITHOUT_O])
 def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: AdapterConfig) -> None:
     engine = word_engine(config)
     before, weights = model_fingerprint(engine.model), weights_of(engine)
@@ -109,7 +110,7 @@ def nats_of(engine: DeltaMemEngine, episodes: list[Episode]) -> float:
     return -logprobs / tokens
 
 
-@pytest.mark.parametrize(("name", "loud"), [("shipped recipe", 0.01), ("every gate and head", 0.1)])
+@pytest.mark.parametrize(("name", "loud"), one_in(2, [("shipped recipe", 0.01), ("every gate and head", 0.1)]))
 def test_the_gain_is_the_one_that_makes_answers_likeliest_and_scales_o_alone(name: str, loud: float) -> None:
     engine, episodes = word_engine(CONFIGS[name]), episodes_of(5, ONE_FACT)
     scale_o(engine, weights_of(engine), loud)

@@ -37,7 +37,7 @@ from langchain_deltamem.identity import of_checkpoint, of_run, resolve
 from langchain_deltamem.keywords import check_fields, check_keywords
 from langchain_deltamem.messages import to_messages
 from langchain_deltamem.replies import PROVIDER, to_chunk, to_result
-from langchain_deltamem.structured import Method, Schema, structured
+from langchain_deltamem.structured import Method, Schema, answers_only, refusing_cut_off, structured
 from langchain_deltamem.tools import to_tools
 
 CACHED = (
@@ -311,7 +311,8 @@ class ChatDeltaMem(BaseChatModel):
         `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for
         one of these. `parallel_tool_calls`: whether a reply may hold several calls; None allows that where
         the model is free to call none. Calls are held to the tools' schemas by a grammar. Raises ConfigError
-        when `tool_choice` names no tool.
+        when `tool_choice` names no tool. Where an agent waits for a structured response (a `response_format`, or a
+        tool that runs nothing), the model raises ReplyCutOffError for a reply that `max_tokens` cut off.
         """
         offered, choice = to_tools(tools), as_tool_choice(tool_choice)
         if choice not in ("auto", "any", "none", *(tool.name for tool in offered)):
@@ -319,7 +320,9 @@ class ChatDeltaMem(BaseChatModel):
             raise ConfigError(f"tool_choice is {choice!r}, but on offer is {names}")
         if parallel_tool_calls is not None:
             kwargs["parallel_tool_calls"] = parallel_tool_calls
-        return self.bind(tools=[tool_schema(tool) for tool in offered], tool_choice=choice, **kwargs)
+        bound = self.bind(tools=[tool_schema(tool) for tool in offered], tool_choice=choice, **kwargs)
+        awaited = kwargs.get("response_format") is not None or any(map(answers_only, tools))
+        return refusing_cut_off(bound) if awaited else bound
 
     def with_structured_output(
         self,
@@ -337,7 +340,7 @@ class ChatDeltaMem(BaseChatModel):
         schema to the model as a tool; "json_schema" and "json_mode" only hold the reply to it, "json_mode" without
         a schema to any JSON object. `strict` changes nothing: replies always fit. `include_raw`: also return the
         message and what went wrong in parsing it. Raises ConfigError for what is no schema; the chain raises
-        GrammarError for what no grammar can hold, and ReplyCutOff where `max_tokens` was too few.
+        GrammarError for what no grammar can hold, and ReplyCutOffError where `max_tokens` was too few.
         """
         return structured(self, schema, method=method, include_raw=include_raw, options=kwargs)
 

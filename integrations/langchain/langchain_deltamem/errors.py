@@ -98,7 +98,7 @@ class ContendedError(ModelAPIError, StaleHeadError):
     """Others kept writing this agent's memory; nothing was changed, and trying again may help."""
 
 
-class CutOff(OutputParserException, ReplyCutOffError):
+class CutOffError(OutputParserException, ReplyCutOffError):
     """`max_tokens` was too few for the object that a reply has to be."""
 
 
@@ -151,3 +151,4 @@ NoModel = NoModelError
 NotFetched = NotFetchedError
 StoreFailed = StoreFailedError
 Contended = ContendedError
+CutOff = CutOffError

@@ -12,12 +12,13 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableMap
+from langchain_core.tools import StructuredTool
 from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, SkipValidation
 
 from deltamem_agents import ConfigError
-from langchain_deltamem.errors import CutOff
+from langchain_deltamem.errors import CutOffError
 from langchain_deltamem.tools import Wanted, wanted
 
 Schema: TypeAlias = Mapping[str, Any] | type
@@ -29,7 +30,7 @@ class ReplyParser(BaseCumulativeTransformOutputParser[Any]):
 
     `tool`: the tool whose call holds the value, None where the text does. `key`: see `Arguments`. `model`: the
     pydantic class to make of it, None for JSON. A stream gives the value as far as it was said, the whole of it
-    last. Raises OutputParserException where there is no such value, CutOff where `max_tokens` was too few for it.
+    last. Raises OutputParserException where there is no such value, CutOffError where `max_tokens` was too few for it.
     """
 
     kind: str
@@ -45,14 +46,14 @@ class ReplyParser(BaseCumulativeTransformOutputParser[Any]):
         ended = message.response_metadata.get("finish_reason")
         if partial and ended is None:
             return self._so_far(message)
+        if ended == "length":
+            raise _cut_off(message, self.kind)
         try:
-            if ended == "length":
-                raise ValueError(f"it was cut off after {_tokens(message)} tokens")
             return self._whole(message)
         except ValueError as error:
-            kind = CutOff if ended == "length" else OutputParserException
-            hint = "; max_tokens is too small for it, so raise max_tokens" if ended == "length" else ""
-            raise kind(f"the reply is no {self.kind}: {error}{hint}", llm_output=str(message.text)) from error
+            raise OutputParserException(
+                f"the reply is no {self.kind}: {error}", llm_output=str(message.text)
+            ) from error
 
     def _whole(self, message: BaseMessage) -> Any:
         if self.tool is None:
@@ -126,6 +127,30 @@ def _with_raw(parser: ReplyParser) -> Runnable[dict[str, Any], dict[str, Any]]:
     return RunnableLambda(read)
 
 
-def _tokens(message: BaseMessage) -> int:
+def answers_only(tool: Any) -> bool:
+    """Whether nothing runs when this tool is called: agents offer such tools to get a structured response."""
+    return isinstance(tool, StructuredTool) and tool.func is None and tool.coroutine is None
+
+
+def refusing_cut_off(bound: Runnable[LanguageModelInput, AIMessage]) -> Runnable[LanguageModelInput, AIMessage]:
+    """`bound`, raising CutOffError for a reply without a whole call or text that `max_tokens` cut off.
+
+    An agent that waits for a structured response would ask again, to its recursion limit, or end without one.
+    """
+
+    def whole(message: AIMessage) -> AIMessage:
+        if message.response_metadata.get("finish_reason") == "length" and not message.tool_calls:
+            raise _cut_off(message, "structured response")
+        return message
+
+    return bound | RunnableLambda(whole)
+
+
+def _cut_off(message: BaseMessage, kind: str) -> CutOffError:
     usage = message.usage_metadata if isinstance(message, AIMessage) else None
-    return 0 if usage is None else usage["output_tokens"]
+    tokens = 0 if usage is None else usage["output_tokens"]
+    return CutOffError(
+        f"the reply is no {kind}: it was cut off after {tokens} tokens; "
+        "max_tokens is too small for it, so raise max_tokens",
+        llm_output=str(message.text),
+    )

@@ -6,18 +6,31 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
-from brain import brain
 
-from deltamem_agents.bridges import named_engines
-from deltamem_agents.testing import ScriptedEngine
+if TYPE_CHECKING:
+    from deltamem_agents import DeltaMemEngine
 
 NAMES = ("scripted", "scripted-b", "scripted-env")
 
+# pytest reads this file in the process that hands out the tests, too, which needs no model library.
+
+
+@pytest.fixture(scope="session")
+def scripted_engines() -> "Mapping[str, DeltaMemEngine]":
+    from brain import brain
+
+    from deltamem_agents.testing import ScriptedEngine
+
+    return {name: ScriptedEngine(brain, name=name) for name in NAMES}
+
 
 @pytest.fixture(autouse=True)
-def scripted_names() -> Iterator[None]:
-    with named_engines({name: ScriptedEngine(brain, name=name) for name in NAMES}):
+def scripted_names(scripted_engines: "Mapping[str, DeltaMemEngine]") -> Iterator[None]:
+    from deltamem_agents.bridges import named_engines
+
+    with named_engines({name: engine.with_store("memory:") for name, engine in scripted_engines.items()}):
         yield

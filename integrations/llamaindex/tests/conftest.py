@@ -8,25 +8,44 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from collections.abc import Callable, Iterator
 from functools import cache
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from deltamem_agents import DeltaMemEngine
-from deltamem_agents.bridges import DEFAULT_MODEL, named_engines
-from deltamem_agents.loading import default_dtype
-from deltamem_agents.testing import ScriptedEngine, oblige
+if TYPE_CHECKING:
+    from deltamem_agents import DeltaMemEngine
 
-USUAL = str(default_dtype()).removeprefix("torch.")
+# pytest reads this file in the process that hands out the tests, too, which needs no model library.
+
+
+@cache
+def usual_precision() -> str:
+    from deltamem_agents.loading import default_dtype
+
+    return str(default_dtype()).removeprefix("torch.")
+
+
+@pytest.fixture(scope="session")
+def scripted_engine() -> "DeltaMemEngine":
+    from deltamem_agents.testing import ScriptedEngine, oblige
+
+    return ScriptedEngine(oblige)
 
 
 @pytest.fixture(autouse=True)
-def scripted_name() -> Iterator[None]:
-    with named_engines({"scripted": ScriptedEngine(oblige)}):
+def scripted_name(scripted_engine: "DeltaMemEngine") -> Iterator[None]:
+    from deltamem_agents.bridges import named_engines
+
+    with named_engines({"scripted": scripted_engine.with_store("memory:")}):
         yield
 
 
 @pytest.fixture(scope="session")
-def real_engines() -> Callable[[str], DeltaMemEngine]:
+def real_engines() -> "Callable[[str], DeltaMemEngine]":
     """The embedded model in a precision, with the adapter that ships, or the one that DELTAMEM_TEST_ADAPTER names."""
+    from deltamem_agents import DeltaMemEngine
+    from deltamem_agents.bridges import DEFAULT_MODEL
+
     adapter = os.environ.get("DELTAMEM_TEST_ADAPTER")
 
     @cache
@@ -39,9 +58,9 @@ def real_engines() -> Callable[[str], DeltaMemEngine]:
 
 
 @pytest.fixture(scope="session")
-def real_engine(real_engines: Callable[[str], DeltaMemEngine]) -> DeltaMemEngine:
+def real_engine(real_engines: "Callable[[str], DeltaMemEngine]") -> "DeltaMemEngine":
     """In the precision that the model is opened in on this machine."""
-    return real_engines(USUAL)
+    return real_engines(usual_precision())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -56,4 +75,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A worker's memory holds the model in one precision: what opens it stays together."""
     for item in items:
         if "real_engine" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(USUAL))
+            item.add_marker(pytest.mark.xdist_group(usual_precision()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ ON: Any = {"configurable": {"thread_id": "a"}}
 TOLD = ("I live in Oslo.", "My cat is Miu.", "I like tea.")
 
 
+@tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
 def says(text: str) -> dict[str, Any]:
     return {"messages": [HumanMessage(text)]}
 
@@ -63,7 +70,17 @@ def saver(tmp_path: Path) -> Iterator[SqliteSaver]:
         yield opened
 
 
-@pytest.fixture(params=["inline", "by reference"])
+HELD = ("inline", "by reference")
+
+
+def with_each_store(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """`parametrize` whose values take turns at the two ways to hold a memory, which do not depend on them."""
+    return pytest.mark.parametrize(
+        (name, "middleware"), [*zip(values, cycle(HELD), strict=False)], indirect=["middleware"]
+    )
+
+
+@pytest.fixture(params=HELD)
 def middleware(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeltaMemMiddleware]:
     if request.param == "inline":
         yield DeltaMemMiddleware()
@@ -133,7 +150,7 @@ def test_the_check_of_these_laws_tells_memories_apart(saver: SqliteSaver, middle
     assert not remembered(graph, middleware, [*messages[2:4], *messages[:2], *messages[4:]])
 
 
-@pytest.mark.parametrize("place", range(6))
+@with_each_store("place", range(6))
 def test_an_edited_message_is_replaced_in_the_memory(
     place: int, saver: SqliteSaver, middleware: DeltaMemMiddleware, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,7 +167,7 @@ def test_an_edited_message_is_replaced_in_the_memory(
     assert remembered(graph, middleware) and undone(graph) == 0
 
 
-@pytest.mark.parametrize("places", [[2], [3], [2, 3], [4], [5], [4, 5], [1, 4, 5], [1, 2, 3, 4, 5]])
+@with_each_store("places", [[2], [3], [2, 3], [4], [5], [4, 5], [1, 4, 5], [1, 2, 3, 4, 5]])
 def test_a_message_deleted_behind_others_leaves_the_memory(
     places: list[int], saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
@@ -187,11 +204,6 @@ def test_an_edit_deletes_and_another_edit_does_not_bring_it_back(
 
 
 def test_an_edit_while_the_graph_is_interrupted_counts(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
-    @tool
-    def get_weather(city: str) -> str:
-        """The weather in a city."""
-        return f"sunny in {city}"
-
     approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
     graph = made(middleware, saver, approval, tools=[get_weather])
     told(graph, "I live in Oslo.", "How is the weather in Paris?")
@@ -200,6 +212,20 @@ def test_an_edit_while_the_graph_is_interrupted_counts(saver: SqliteSaver, middl
     graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), ON)
     assert [m.type for m in shown(graph)] == ["human", "ai", "human", "ai", "tool", "ai"]
     assert remembered(graph, middleware)
+
+
+def test_a_deletion_while_the_graph_is_interrupted_counts_as_trimmed(
+    saver: SqliteSaver, middleware: DeltaMemMiddleware
+) -> None:
+    approval = HumanInTheLoopMiddleware(interrupt_on={"get_weather": True})
+    graph = made(middleware, saver, approval, tools=[get_weather])
+    before = told(graph, "I live in Oslo.", "How is the weather in Paris?")
+    graph.update_state(ON, {"messages": [RemoveMessage(before[1].id)]})
+    graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), ON)
+    said = [*before, *shown(graph)[3:]]
+    assert len(shown(graph)) == len(said) - 1 and remembered(graph, middleware, said)
+    graph.invoke(says("So?"), ON)
+    assert remembered(graph, middleware, [*said, *shown(graph)[5:]])
 
 
 def test_time_travel_goes_back_behind_an_edit(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
@@ -256,7 +282,7 @@ def whole(texts: Sequence[str]) -> list[BaseMessage]:
     return [each for text in texts for each in (HumanMessage(text), AIMessage(f"You said: {text}"))]
 
 
-@pytest.mark.parametrize("trimming", TRIMMING)
+@with_each_store("trimming", TRIMMING)
 def test_what_is_trimmed_or_summarised_stays_in_the_memory(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
@@ -268,7 +294,7 @@ def test_what_is_trimmed_or_summarised_stays_in_the_memory(
     assert snapshot.counters.messages == 12 and undone(graph) == 0
 
 
-@pytest.mark.parametrize("trimming", TRIMMING)
+@with_each_store("trimming", TRIMMING)
 def test_an_edit_of_what_is_shown_loses_nothing_that_was_trimmed(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:

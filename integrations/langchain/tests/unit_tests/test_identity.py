@@ -82,9 +82,11 @@ COMBINED = [
     for way, wrapped in product(WAYS, WRAPPED)
     if wrapped in ("plain", "bind_tools") or not way.endswith("v3")
 ]
+# One in three is among the fast tests: each way in and each wrapper.
+MARKED = [pytest.param(*one, marks=[pytest.mark.slow] if n % 3 else []) for n, one in enumerate(COMBINED)]
 
 
-@pytest.mark.parametrize(("way", "wrapped"), COMBINED)
+@pytest.mark.parametrize(("way", "wrapped"), MARKED)
 def test_every_way_in_finds_the_agent_of_the_config(model: ChatDeltaMem, way: str, wrapped: str) -> None:
     runnable = WRAPPED[wrapped](model)
     WAYS[way](runnable, {"configurable": {"deltamem_agent_id": "ada"}})

@@ -68,7 +68,7 @@ def test_a_call_that_was_cut_off_is_never_one_to_run() -> None:
     end = spelled.index("123}") + 2
     for length in range(len("<tool_call>"), end):
         cut = model.bind(max_tokens=length)
-        for reply in (cut.invoke("go"), whole(cut.stream("go"))):
+        for reply in (whole(cut.stream("go")), *([] if length % 5 else [cut.invoke("go")])):
             assert reply.content == "" and reply.tool_calls == [] and len(reply.invalid_tool_calls) == 1
             assert reply.response_metadata["finish_reason"] == "length"
     found = model.invoke("go", max_tokens=end).invalid_tool_calls[0]

@@ -121,9 +121,10 @@ def test_an_edited_question_is_answered_from_the_agents_memory(graph: Any, model
 
 def test_however_often_a_thread_goes_on_without_the_id_it_stays_with_the_agent(graph: Any, model: ChatDeltaMem) -> None:
     graph.invoke(says("I live in Oslo."), ADA)
-    for number in range(30):
+    # Each turn leaves three checkpoints, and the newest 32 are searched.
+    for number in range(12):
         graph.invoke(says(f"Fact {number}."), KEYLESS)
-    assert agents(model) == ["ada"] and turns(model) == 31
+    assert agents(model) == ["ada"] and turns(model) == 13
 
 
 def test_where_no_reply_is_left_the_checkpoints_say_whose_thread_it_is(graph: Any, model: ChatDeltaMem) -> None:
