@@ -310,7 +310,13 @@ class Turn:
     @property
     def report(self) -> dict[str, object]:
         """What the memory did, as JSON: the fields of `facts`, and `snapshot`. An ephemeral agent is None."""
-        return {**asdict(self.facts), "agent": self.facts.agent or None, "snapshot": self.snapshot}
+        facts = asdict(self.facts)
+        return {
+            **facts,
+            "recalled": list(facts["recalled"]),
+            "agent": self.facts.agent or None,
+            "snapshot": self.snapshot,
+        }
 
 
 @dataclass(frozen=True)
