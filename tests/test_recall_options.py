@@ -23,10 +23,11 @@ from pydantic import ValidationError
 from deltamem_agents import ConfigError, Recall
 from deltamem_agents.bridges.dialects import as_recall, written_recall
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.testing import SELECTIVE
 from deltamem_agents.types import READ_MODES, ROLES
 from langchain_deltamem import ChatDeltaMem
 from llama_index.llms.deltamem import DeltaMemLLM, source_nodes
-from tiny_engine import SELECTIVE, tiny_engine
+from tiny_engine import tiny_engine
 
 ASKED = "What is the name of my dog?"
 

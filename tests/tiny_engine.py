@@ -19,16 +19,6 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SELECTIVE = AdapterConfig(
-    rank=4,
-    key_shift=True,
-    gate_floor=0.6,
-    state_update_mode="no_lambda",
-    rankwise_gates=False,
-    read_scope="replies",
-)
-"""An adapter whose gates shut, so that the memory is a list of statements with their writes."""
-
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 CONTEXT = 2048
 
