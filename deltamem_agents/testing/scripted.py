@@ -48,6 +48,8 @@ SELECTIVE = AdapterConfig(
 )
 """A small adapter whose gates shut."""
 
+_DEFAULT = AdapterConfig(rank=4)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -79,7 +81,7 @@ class ScriptedEngine(DeltaMemEngine):
         *,
         window_tokens: int = WINDOW_TOKENS,
         policy: WritePolicy = WritePolicy(),
-        config: AdapterConfig = AdapterConfig(rank=4),
+        config: AdapterConfig = _DEFAULT,
         name: str = "scripted",
     ) -> None:
         model = _tiny_model()

@@ -53,10 +53,10 @@ class _Start:
     """Where a model call starts. `carried`: a store of its own, so that a retry starts where the first try did.
 
     `head`: the memory's id there. `objects`: addresses of the statements that it came with. `thread`: which of the
-    conversation's windows the call belongs to, see `_window`. `shown`: the graph's messages, id to digest. `seen`: what the checkpoint's memory
-    had of them. `left_out`: summaries that are not written. `undone`: messages that the memory had and no longer has.
-    `incarnation`: what tells the thread in the middleware's store from one that was forgotten. `parent`: id of the
-    stored memory which the call continues.
+    conversation's windows the call belongs to, see `_window`. `shown`: the graph's messages, id to digest. `seen`: what
+    the checkpoint's memory had of them. `left_out`: summaries that are not written. `undone`: messages that the memory
+    had and no longer has. `incarnation`: what tells the thread in the middleware's store from one that was forgotten.
+    `parent`: id of the stored memory which the call continues.
     """
 
     shown: Mapping[str, str]
