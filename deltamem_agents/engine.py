@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -42,10 +42,12 @@ from deltamem_agents.snapshots import (
     open_store,
 )
 from deltamem_agents.turns.editing import StatementEditor
-from deltamem_agents.turns.memories import Memories
+from deltamem_agents.turns.in_batches import recalled_replies, recollect_batch, remember_batch
+from deltamem_agents.turns.memories import AgentMemory, Memories
 from deltamem_agents.turns.off_loop import off_loop
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.queues import Queues
+from deltamem_agents.turns.recalling import Recollection
 from deltamem_agents.turns.running import TurnRequest, TurnRunner
 from deltamem_agents.types import (
     MEMORY_MODES,
@@ -347,6 +349,52 @@ class DeltaMemEngine:
         spoken = [as_messages(messages) for messages in conversations]
         placed = [state.settled().to(self.model.device) for state in states]
         return absorb_batch(self.model, self._prompts, placed, spoken, advance)
+
+    @property
+    def selects(self) -> bool:
+        """Whether a reply reads statements that are chosen for it, and not one state of everything."""
+        return self._speaker.keeps_writes and self.recall.read == "selected"
+
+    def remember_batch(
+        self,
+        conversations: Sequence[Sequence[MessageLike]],
+        memories: Sequence[AgentMemory] | None = None,
+        *,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> list[AgentMemory]:
+        """What memories hold after conversations, each a thread of its own: `absorb_batch` for statements.
+
+        `memories`: those before, empty ones where nothing is said. `advance(tokens)` is called as tokens are read.
+        """
+        self._require_usable()
+        before = [self._turns().empty] * len(conversations) if memories is None else memories
+        return remember_batch(self._turns(), before, [as_messages(each) for each in conversations], advance)
+
+    def recall_batch(
+        self,
+        memories: Sequence[AgentMemory],
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        whatever: bool = False,
+    ) -> list[Recollection]:
+        """What the reply to each conversation rests on. `whatever`: read a statement even where none fits."""
+        self._require_usable()
+        turns = self._turns()
+        if whatever:
+            turns = replace(turns, matcher=turns.matcher.without_floor())
+        return recollect_batch(turns, memories, [as_messages(each) for each in conversations], self.recall)
+
+    def recalled_replies(
+        self,
+        recollections: Sequence[Recollection],
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        max_tokens: int,
+    ) -> list[str]:
+        """`greedy_replies`, each resting on what was recalled for it."""
+        self._require_usable()
+        spoken = [as_messages(messages) for messages in conversations]
+        return recalled_replies(self._turns(), recollections, spoken, max_tokens)
 
     def score(self, state: MemoryState | None, messages: Sequence[MessageLike], answer: str) -> Score:
         """How likely `answer` is as the reply to `messages`, reading `state` (None: memory off).

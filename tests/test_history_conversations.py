@@ -26,8 +26,9 @@ from hypothesis.stateful import (
 
 from deltamem_agents.chat.history import Alignment
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Fingerprint, InMemoryStore, LazyStore
-from deltamem_agents.turns.planning import OnDivergence, Plan, Planner, WritePolicy
+from deltamem_agents.snapshots import Fingerprint, InMemoryStore, LazyStore, StatementList
+from deltamem_agents.turns.memories import AgentMemory, Memories
+from deltamem_agents.turns.planning import Kept, OnDivergence, Plan, Planner, WritePolicy
 from deltamem_agents.types import Message
 
 MADE_BY = Fingerprint("model", "tokenizer", "adapter")
@@ -68,10 +69,13 @@ class Agent:
 
     def turn(self, thread: str | None, messages: Sequence[Said]) -> Said:
         """Plan as the engine does, write what is new and the reply, commit."""
-        planner = Planner(LazyStore(self.store), EMPTY, MADE_BY, WritePolicy(on_divergence=self.on_divergence))
+        policy = WritePolicy(on_divergence=self.on_divergence)
+        planner = Planner(
+            LazyStore(self.store), AgentMemory(EMPTY), Memories(fades=False), MADE_BY, policy, drops=False
+        )
         self.plan = plan = planner.turn("ada", thread, [each.message for each in messages])
         reply = self.say(f"reply {len(self.said)}", "assistant")
-        snapshot = plan.commit(plan.state, MADE_BY, thread or "", reply.message, 1, "turn")
+        snapshot = plan.commit(Kept(plan.memory.base, StatementList()), MADE_BY, thread or "", reply.message, 1, "turn")
         assert snapshot is not None
         saved = self.store.save("ada", snapshot, expected=plan.head)
         before = self.holds[None if plan.base is None else plan.base.id]

@@ -330,8 +330,8 @@ class TestParted:
             grow(store, "a", 1)
         newer = sqlite3.connect(path, isolation_level=None)
         newer.execute("PRAGMA user_version = 7")
-        assert int.from_bytes(path.read_bytes()[60:64], "big") == 1
-        with pytest.raises(NewerFormatError, match=r"schema 7, .* reads up to 1; upgrade"):
+        assert int.from_bytes(path.read_bytes()[60:64], "big") == 2
+        with pytest.raises(NewerFormatError, match=r"schema 7, .* reads up to 2; upgrade"):
             SQLiteStore(path)
         assert newer.execute("PRAGMA user_version").fetchone() == (7,)
         newer.close()

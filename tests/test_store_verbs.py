@@ -134,20 +134,20 @@ class TestForget:
         path = tmp_path / "memory.sqlite"
         with SQLiteStore(path) as store:
             grow(store, "first", 3)
-            for number in range(20):
+            for number in range(40):
                 grow(store, f"other {number}", 1, seed=100 + number)
         with SQLiteStore(path) as store:
-            others = [store.load(f"other {number}").snapshot.state.matrices for number in range(20)]
+            others = [store.load(f"other {number}").snapshot.state.matrices for number in range(40)]
             places = [path.read_bytes().find(each.numpy().tobytes()[:16]) for each in others]
             store.forget("first")
             assert [path.read_bytes().find(each.numpy().tobytes()[:16]) for each in others] == places
-            assert min(places) > 0 and len(set(places)) == 20
+            assert min(places) > 0 and len(set(places)) == 40
             # A file of which more than half is free is rewritten, smaller.
             before = path.stat().st_size
-            for number in range(15):
+            for number in range(32):
                 store.forget(f"other {number}")
             assert path.stat().st_size < before / 2
-            assert [store.load(f"other {number}").snapshot.counters.turns for number in range(15, 20)] == [1] * 5
+            assert [store.load(f"other {number}").snapshot.counters.turns for number in range(32, 40)] == [1] * 8
 
     def test_in_a_file_of_version_0_1_too(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.sqlite"
@@ -371,8 +371,8 @@ class TestArchive:
                 InMemoryStore().import_(self.altered(whole, change))
         with pytest.raises(InvalidAgentIdError):
             InMemoryStore().import_(self.altered(whole, lambda m: m.update(agent=7)))
-        with pytest.raises(NewerFormatError, match=r"format 2, .* reads up to 1"):
-            InMemoryStore().import_(self.altered(whole, lambda m: m.update(format=2, moves=None)))
+        with pytest.raises(NewerFormatError, match=r"format 3, .* reads up to 2"):
+            InMemoryStore().import_(self.altered(whole, lambda m: m.update(format=3, moves=None)))
 
     def test_other_files_inside_or_compression_are_refused(self, whole: bytes) -> None:
         for file in (

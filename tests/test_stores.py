@@ -20,9 +20,10 @@ from deltamem_agents.errors import (
 )
 from deltamem_agents.snapshots import FileStore, InMemoryStore, SQLiteStore, Store
 from deltamem_agents.testing.conformance import StoreConformance, example_snapshot, grow
+from deltamem_agents.testing.statement_conformance import StatementConformance
 
 
-class TestInMemoryStore(StoreConformance):
+class TestInMemoryStore(StoreConformance, StatementConformance):
     durable = False
 
     def make_store(self, folder: Path) -> Store:
@@ -39,12 +40,12 @@ class TestAStoreThatTellsIncarnationsByItsJournal(TestInMemoryStore):
         return Plain()
 
 
-class TestFileStore(StoreConformance):
+class TestFileStore(StoreConformance, StatementConformance):
     def make_store(self, folder: Path) -> Store:
         return FileStore(folder / "memory")
 
 
-class TestSQLiteStore(StoreConformance):
+class TestSQLiteStore(StoreConformance, StatementConformance):
     def make_store(self, folder: Path) -> Store:
         return SQLiteStore(folder / "memory.db")
 
@@ -101,9 +102,9 @@ class TestSQLiteFile:
     def test_a_newer_schema_is_refused_and_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.db"
         with SQLiteStore(path) as store, store._reading() as db:
-            db.execute("PRAGMA user_version = 2")
+            db.execute("PRAGMA user_version = 3")
         before = contents(tmp_path)
-        with pytest.raises(NewerFormatError, match=r"schema 2, .* reads up to 1; upgrade"):
+        with pytest.raises(NewerFormatError, match=r"schema 3, .* reads up to 2; upgrade"):
             SQLiteStore(path)
         assert contents(tmp_path) == before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import Tensor
 
@@ -103,11 +105,11 @@ def test_a_turn_that_was_run_again_counts_what_its_last_attempt_did() -> None:
     class Contended(InMemoryStore):
         refusals = 2
 
-        def save(self, agent: str, snapshot: Snapshot, *, expected: str | None) -> str:
+        def save(self, agent: str, snapshot: Snapshot, **options: Any) -> str:
             if self.refusals:
                 self.refusals -= 1
                 raise StaleHeadError("another came first")
-            return super().save(agent, snapshot, expected=expected)
+            return super().save(agent, snapshot, **options)
 
     alone, contended = (tiny_engine(store) for store in (InMemoryStore(), Contended()))
     facts, again = (engine.run_turn("ada", TALK, sampling=SHORT).facts for engine in (alone, contended))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deltamem_agents.lab.evaluation.report import Figure, Report
 
 ALL = "all"
-SUITE_NAMES = ("capacity", "held-out", "updates", "sides", "distance", "untold", "harmless", "natural")
+SUITE_NAMES = ("capacity", "held-out", "updates", "sides", "distance", "untold", "harmless", "natural", "people")
 SESSION_TOKENS = 1000
 """Here so that --help and wrong usage do not load the suites; a test compares."""
 
@@ -64,8 +64,8 @@ def recall(
     """Measure recall from the state alone, beside the controls that any such figure needs.
 
     Conversations are absorbed and hidden, then asked about in a fresh prompt and answered greedily. What counts is
-    the whole answer, exactly, after the beginning of the reply ("Your dog's name is"); in the suite natural, the
-    value anywhere in a reply that the model began. No value that is told was ever seen in training.
+    the whole answer, exactly, after the beginning of the reply ("Your dog's name is"); in the suites natural and
+    people, the value anywhere in a reply that the model began. No value that is told was ever seen in training.
 
     The arms are the memory itself; the memory off; a zero state; another conversation's state; and a random state
     of equal norm in every layer. Intervals are 95 %, by bootstrap over conversations; three seeds draw them.

@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from deltamem_agents.inference.decode import PREFILL_CHUNK, Prompt, last_place
+from deltamem_agents.inference.decode import (
+    PREFILL_CHUNK,
+    Piece,
+    Pointing,
+    Prompt,
+    last_place,
+    newest_queries,
+    pieces_of,
+)
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import collected
 from deltamem_agents.types import Message, Score
 
 BATCH_TOKENS = 2048
@@ -52,9 +61,38 @@ def absorb_batch(
     return found
 
 
+def collect_batch(
+    model: nn.Module,
+    prompts: Prompts,
+    empty: MemoryState,
+    conversations: Sequence[Sequence[Message]],
+    advance: Callable[[int], None],
+) -> list[list[Piece]]:
+    """What each conversation writes, as one sequence alone would write it, nothing being read.
+
+    `empty`: the empty memory. `advance(tokens)` is called as tokens are written.
+    """
+    found: list[list[Piece]] = [[] for _ in conversations]
+    waiting = [prompts.segments(messages, None) for messages in conversations]
+    rows = list(range(len(waiting)))
+    while rows:
+        due = [(row, segment) for row in rows if (segment := next(waiting[row], None)) is not None]
+        rows = [row for row, _ in due]
+        for part in _fitting(due):
+            state = MemoryState.cat([empty] * len(part))
+            write_batch(model, state, [segment for _, segment in part], [found[row] for row, _ in part])
+            advance(sum(len(segment) for _, segment in part))
+    return found
+
+
 @torch.no_grad()
-def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt]) -> MemoryState:
-    """The state, a row a prompt, after each prompt was read and written."""
+def write_batch(
+    model: nn.Module, state: MemoryState, prompts: Sequence[Prompt], pieces: Sequence[list[Piece]] | None = None
+) -> MemoryState:
+    """The state, a row a prompt, after each prompt was read and written.
+
+    `pieces`: what each prompt writes is put there instead, and the state stays.
+    """
     rows = _Rows(prompts, model, left=False)
     cache = rows.cache_of_lead()
     for start in range(0, rows.width, PREFILL_CHUNK):
@@ -66,6 +104,8 @@ def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt])
             rows.message_ids[:, part],
             rows.replies[:, part],
             unfinished=part.stop < rows.width,
+            written=None if pieces is None else {},
+            applies=pieces is None,
         )
         # Padding stands behind the tokens, where a causal model's tokens do not see it.
         model(
@@ -75,6 +115,10 @@ def write_batch(model: nn.Module, state: MemoryState, prompts: Sequence[Prompt])
             **{CALL_KEYWORD: call},
         )
         state = call.new_state()
+        if pieces is not None:
+            own = slice(part.start + rows.lead, part.stop + rows.lead)
+            for (places, writes), prompt, into in zip(collected(call), prompts, pieces, strict=True):
+                into.extend(pieces_of(places, writes, prompt, own))
     return state.settled()
 
 
@@ -86,8 +130,12 @@ def greedy_batch(
     *,
     max_tokens: int,
     end_ids: frozenset[int],
+    pointing: Sequence[Pointing | None] | None = None,
 ) -> list[list[int]]:
-    """Greedy replies, each reading its own row of `state`; nothing is written."""
+    """Greedy replies, each reading its own row of `state`; nothing is written.
+
+    `pointing`: what has a say in each reply's logits beside the state.
+    """
     rows = _Rows(prompts, model, left=True)
     tokens, reads, speaks, attended = rows.ids, rows.reads, rows.replies, rows.attended
     cache = rows.cache_of_lead()
@@ -95,7 +143,9 @@ def greedy_batch(
     running = [True] * len(prompts)
     for _ in range(max_tokens):
         positions = (attended.cumsum(-1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        memory = {} if state is None else {CALL_KEYWORD: MemoryCall(state, reads, replies=speaks)}
+        queries: dict[int, Tensor] | None = None if pointing is None else {}
+        call = None if state is None else MemoryCall(state, reads, replies=speaks, queries=queries)
+        memory = {} if call is None else {CALL_KEYWORD: call}
         out = model(
             input_ids=tokens,
             attention_mask=attended,
@@ -104,7 +154,13 @@ def greedy_batch(
             **with_cache(model, cache),
             **memory,
         )
-        chosen = out.logits[:, -1].argmax(-1)
+        logits = out.logits[:, -1].float()
+        if call is not None and pointing is not None:
+            asked = newest_queries(call)
+            for row, each in enumerate(pointing):
+                if each is not None and running[row]:
+                    logits[row] = each.added(logits[row], asked[row], int(tokens[row, -1]))
+        chosen = logits.argmax(-1)
         for index, token in enumerate(chosen.tolist()):
             running[index] = running[index] and token not in end_ids
             if running[index]:
@@ -158,14 +214,14 @@ def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
 class _Rows:
     """Prompts as padded tensors (rows, width), without the lead that all of them share.
 
-    `attended` (rows, lead + width) is 1 for what is no padding.
+    `attended` (rows, lead + width) is 1 for what is no padding. `lead`: tokens of the lead.
     """
 
     def __init__(self, prompts: Sequence[Prompt], model: nn.Module, *, left: bool) -> None:
         self._model, self._count = model, len(prompts)
         self._device = next(model.parameters()).device
         lead = _shared_lead(prompts)
-        self._lead = prompts[0].ids[:lead]
+        self._lead, self.lead = prompts[0].ids[:lead], lead
         self.width = max(map(len, prompts)) - lead
 
         def padded(values: Callable[[Prompt], Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:

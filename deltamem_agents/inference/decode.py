@@ -200,24 +200,32 @@ class Pass:
             self.measures.written += sum(prompt.writes[part])
             self.measures.add(call)
             if call.written is not None and self.pieces is not None:
-                self.pieces.extend(_pieces(call, prompt, part))
+                self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
         logits: Tensor = out.logits[0, -1].float()
         if call is not None and self.pointing is not None and part.stop >= len(prompt):
-            logits = self.pointing.added(logits, call, prompt.ids[-1])
+            logits = self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
         return logits
 
 
 class Pointing(Protocol):
     """Raises the odds of tokens that what was recalled says, where the memory's queries ask for them."""
 
-    def added(self, logits: Tensor, call: MemoryCall, token: int) -> Tensor:
-        """The logits (vocabulary,) of the token after `token`, the last one of the forward pass of `call`."""
+    def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
+        """The logits (vocabulary,) of the token after `token`, whose queries are (layers, heads, r)."""
         ...
 
 
-def _pieces(call: MemoryCall, prompt: Prompt, part: slice) -> Iterator[Piece]:
-    """What the tokens of a forward pass wrote, message by message."""
-    ((places, writes),) = collected(call)
+def newest_queries(call: MemoryCall) -> Tensor:
+    """The queries (batch, layers, heads, r) of the last token of a forward pass, which was made with `queries={}`."""
+    assert call.queries is not None
+    return torch.stack([call.queries[slot][:, :, -1] for slot in sorted(call.queries)], dim=1)
+
+
+def pieces_of(places: Tensor, writes: Writes, prompt: Prompt, part: slice) -> Iterator[Piece]:
+    """What a stretch of a prompt's tokens wrote, message by message.
+
+    `places`: those within `part` that wrote, (N,); `writes`: theirs.
+    """
     wrote, owners = set(places.tolist()), prompt.message_ids[part]
     writable = [place for place, may in enumerate(prompt.writes[part]) if may]
     for owner in dict.fromkeys(owners[place] for place in writable):

@@ -15,6 +15,7 @@ from deltamem_agents.loading.progress import step
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.backbones import empty_cache
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Message
 
 LONG_CHARACTERS = 16_000
@@ -49,6 +50,11 @@ class MemoryModel:
     def keeps_writes(self) -> bool:
         """Whether the memory is a list of statements with their writes, and not one state."""
         return self.adapter.config.keeps_writes
+
+    @property
+    def no_writes(self) -> Writes | None:
+        """The writes of nothing; None where the memory is one state."""
+        return Writes.none(*self.adapter.zero_state().geometry) if self.keeps_writes else None
 
     def begin(self, state: MemoryState | None, *, collect: bool = False, applies: bool = True) -> Pass:
         """A new sequence that reads `state`, None for the base model; `applies`: and writes it."""

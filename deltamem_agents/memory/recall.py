@@ -6,10 +6,11 @@ matched with the keys of all statements; the best make the state that the reply 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +54,10 @@ class Matcher:
     def uniform(cls, layers: int, heads: int) -> Matcher:
         """Every layer counts the same and there is no floor."""
         return cls(torch.full((layers, heads), 1 / (layers * heads)))
+
+    def without_floor(self) -> Matcher:
+        """One that chooses something however little it fits."""
+        return replace(self, floor=-math.inf)
 
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
         """The statements that a reply reads with their scores, best first, from all scores (S,)."""

@@ -146,6 +146,9 @@ class _Objects(Mapping[str, bytes]):
         with _unzipping():
             return _member(self._zip, f"{_FOLDER}{each}")
 
+    def __contains__(self, each: object) -> bool:
+        return each in self._ids
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._ids)
 

@@ -226,7 +226,8 @@ class FileStore(Store):
                 files[snapshot_file(folder, move.snapshot)] = data
             new = [path for path in files if not path.exists()]
             try:
-                (folder / STATEMENTS).mkdir(exist_ok=True)
+                if objects:
+                    (folder / STATEMENTS).mkdir(exist_ok=True)
                 for path, held in files.items():
                     with replacing(path) as file:
                         file.write(held)
@@ -258,7 +259,7 @@ class FileStore(Store):
             else:
                 self._fill(folder, agent, moves, tags, blobs, source, objects)
                 sweep(folder)
-                for path in (folder / STATEMENTS).iterdir():
+                for path in (folder / STATEMENTS).glob("*"):
                     if path.name not in objects:
                         path.unlink()
 
@@ -292,7 +293,8 @@ class FileStore(Store):
         source: str | None,
         objects: Mapping[str, bytes | None],
     ) -> None:
-        (folder / STATEMENTS).mkdir(exist_ok=True)
+        if objects:
+            (folder / STATEMENTS).mkdir(exist_ok=True)
         for each in objects:
             data = objects[each]
             if data is not None:
@@ -300,7 +302,8 @@ class FileStore(Store):
                     file.write(data)
             elif source is not None:
                 share(statement_file(self._folder(source), each), statement_file(folder, each))
-        sync_folder(folder / STATEMENTS)
+        if objects:
+            sync_folder(folder / STATEMENTS)
         for snapshot in dict.fromkeys(move.snapshot for move in moves):
             target = snapshot_file(folder, snapshot)
             if snapshot in blobs:
@@ -355,13 +358,12 @@ class FileStore(Store):
             paths = {each: statement_file(folder, each) for each in sorted(ids)}
             gone = [each for each, path in paths.items() if path.exists() and path.read_bytes() != FORGOTTEN]
             removed = weigh(folder, gone, self._other_folders(agent), statement_file)
-            for path in paths.values():
+            for path in (paths[each] for each in gone):
                 if forgotten:
                     with replacing(path) as file:
                         file.write(FORGOTTEN)
                 else:
-                    path.unlink(missing_ok=True)
-            sync_folder(folder / STATEMENTS)
+                    path.unlink()
             return removed
 
     def _erase(self, agent: str) -> Removed:

@@ -143,7 +143,7 @@ class InMemoryStore(Store):
             gone = {each for each in ids if held.objects.get(each, FORGOTTEN) != FORGOTTEN}
             removed = self._taken(held.objects, gone)
             if forgotten:
-                held.objects.update(dict.fromkeys(ids, FORGOTTEN))
+                held.objects.update(dict.fromkeys(gone, FORGOTTEN))
             return removed
 
     def _taken(self, held: dict[str, bytes], gone: set[str]) -> Removed:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltamem_agents.errors import StateError
-from deltamem_agents.snapshots.snapshot import THREADS, Counters, Snapshot
+from deltamem_agents.snapshots.snapshot import THREADS, Counters, Snapshot, is_snapshot_id, utc_now
 from deltamem_agents.snapshots.statements import Statement
 
 
@@ -96,7 +96,8 @@ class Receipt:
     """Proof of a `forget` or `prune`, for the one who asked for it.
 
     `removed`: ids of the snapshots whose bytes are gone, `nbytes` of them. `kept`: ids this agent no longer
-    holds whose bytes stay because a fork does. `tags`: names of the tags that went. `at`: ISO 8601 UTC.
+    holds whose bytes stay because a fork does. `tags`: names of the tags that went. `statements`: addresses of the
+    statements, and of pages of their list, whose bytes are gone. `at`: ISO 8601 UTC.
     """
 
     agent: str
@@ -105,6 +106,15 @@ class Receipt:
     kept: tuple[str, ...]
     tags: tuple[str, ...]
     nbytes: int
+    statements: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, agent: str, removed: Removed, tags: tuple[str, ...] = ()) -> Receipt:
+        """Of what was removed just now."""
+        snapshots = tuple(each for each in removed.removed if is_snapshot_id(each))
+        others = tuple(each for each in removed.removed if not is_snapshot_id(each))
+        kept = tuple(each for each in removed.kept if is_snapshot_id(each))
+        return cls(agent, utc_now(), snapshots, kept, tags, removed.nbytes, others)
 
 
 @dataclass(frozen=True)

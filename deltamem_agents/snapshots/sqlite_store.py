@@ -220,7 +220,11 @@ class SQLiteStore(Store):
             key = _key(db, agent)
             if key is None:
                 raise no_agent(agent)
-            rows = [(key, each) for each in sorted(ids)]
+            listed = "SELECT id FROM held WHERE agent = ? AND NOT forgotten AND id IN (SELECT value FROM json_each(?))"
+            held = db.execute(listed, [key, json.dumps(list(ids))]) if _has_statements(db) else []
+            rows = [(key, each) for each in sorted(each for (each,) in held)]
+            if not rows:
+                return Removed()
             if forgotten:
                 db.execute("INSERT INTO erasures (at) VALUES (datetime())")
                 db.executemany("UPDATE held SET forgotten = 1 WHERE agent = ? AND id = ?", rows)
@@ -228,7 +232,7 @@ class SQLiteStore(Store):
                 db.executemany("DELETE FROM held WHERE agent = ? AND id = ?", rows)
             removed = _free(db, [each for _, each in rows])
         if forgotten:
-            self._scrub_after(f"statements of agent {agent!r} were")
+            self._scrub_after(f"statements of agent {agent!r} were forgotten, but their")
         return removed
 
     def _erase(self, agent: str) -> Removed:
@@ -238,7 +242,7 @@ class SQLiteStore(Store):
                 raise no_agent(agent)
             db.execute("INSERT INTO erasures (at) VALUES (datetime())")
             removed = _free(db, _clear(db, key))
-        self._scrub_after(f"agent {agent!r} was")
+        self._scrub_after(f"agent {agent!r} was forgotten, but its")
         return removed
 
     def _scrub_after(self, what: str) -> None:
@@ -246,7 +250,7 @@ class SQLiteStore(Store):
             self._scrub()
         except StoreError as error:
             raise StoreError(
-                f"{what} forgotten, but the bytes are not yet wiped from {str(self.path)!r}: {error}. "
+                f"{what} bytes are not yet wiped from {str(self.path)!r}: {error}. "
                 "Close what else uses the file, free disk space, and open the store again: that finishes it"
             ) from error
 

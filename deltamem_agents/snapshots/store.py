@@ -4,7 +4,7 @@ An agent is a name for its newest snapshot, the head. Its journal lists every mo
 snapshot it holds. A commit appends one move, by compare-and-swap on the head.
 
 For a store of your own, subclass `Store`, write its underscored methods, and run
-`deltamem_agents.testing.StoreConformance` on it.
+`deltamem_agents.testing.StoreConformance` on it, and `StatementConformance` where it keeps statements.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -100,6 +101,9 @@ class Store(ABC):
         redo the work on it and save again.
         """
         check_new_agent(agent) if expected is None else check_agent(agent)
+        if not self.keeps_statements and snapshot.base is None:
+            # Its state is whole without them.
+            snapshot, objects = replace(snapshot, statements=None), None
         data = encode(snapshot)
         move = Move(snapshot.origin, snapshot_id(data), utc_now())
         if objects:
@@ -107,6 +111,11 @@ class Store(ABC):
         else:
             self._append(agent, move, data, expected)
         return move.snapshot
+
+    @property
+    def keeps_statements(self) -> bool:
+        """Whether the store implements what keeps statements, which one of version 0.1 did not have."""
+        return type(self)._objects is not Store._objects
 
     def statements(self, agent: str, at: str | None = None) -> list[Statement]:
         """The statements that a snapshot's memory holds, oldest first, without those that were forgotten since."""
@@ -216,7 +225,7 @@ class Store(ABC):
         except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)
-        return Receipt(agent, utc_now(), removed.removed, removed.kept, tags, removed.nbytes)
+        return Receipt.of(agent, removed, tags)
 
     def prune(self, agent: str, *, keep_last: int) -> Receipt:
         """Drops all snapshots but the newest `keep_last`, the tagged, those where another agent forked off or
@@ -240,9 +249,9 @@ class Store(ABC):
         removed = self._drop(agent, gone)
         dropped = {*removed.removed, *removed.kept}
         unlisted = before - self._listed(agent, [said[each] for each in held if each not in dropped])
-        if unlisted:
-            self._release(agent, unlisted, forgotten=False)
-        return Receipt(agent, utc_now(), removed.removed, removed.kept, (), removed.nbytes)
+        also = self._release(agent, unlisted, forgotten=False) if unlisted else Removed()
+        whole = Removed((*removed.removed, *also.removed), removed.kept, removed.nbytes + also.nbytes)
+        return Receipt.of(agent, whole)
 
     def export(self, agent: str, file: File) -> None:
         """Writes everything of one agent to one file, which `import_` reads. A path is replaced in one step."""

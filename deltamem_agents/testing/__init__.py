@@ -1,7 +1,7 @@
 """For tests of code that builds on this package.
 
 `ScriptedEngine` is an engine whose replies are given; `oblige` makes replies that call whatever has to be called.
-`StoreConformance` is the suite that every store passes.
+`StoreConformance` is the suite that every store passes, `StatementConformance` that of stores which keep statements.
 """
 
 from importlib import import_module
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltamem_agents.testing.conformance import AWKWARD_IDS, INVALID_IDS, StoreConformance, example_snapshot
     from deltamem_agents.testing.scripted import SELECTIVE, Asked, Scripted, ScriptedEngine, oblige
+    from deltamem_agents.testing.statement_conformance import StatementConformance
 
 _HOMES = {
     **dict.fromkeys(("AWKWARD_IDS", "INVALID_IDS", "StoreConformance", "example_snapshot"), "conformance"),
     **dict.fromkeys(("SELECTIVE", "Asked", "Scripted", "ScriptedEngine", "oblige"), "scripted"),
+    "StatementConformance": "statement_conformance",
 }
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Asked",
     "Scripted",
     "ScriptedEngine",
+    "StatementConformance",
     "StoreConformance",
     "example_snapshot",
     "oblige",

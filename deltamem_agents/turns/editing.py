@@ -45,7 +45,7 @@ class StatementEditor:
     def matching(self, agent: str, query: str, limit: int, recall: Recall) -> list[tuple[Statement, float]]:
         """The statements that a query is about, best first, at most `limit`, with their scores."""
         memory = self._memory(agent, None)[1]
-        matcher = replace(self.turns.matcher, floor=-float("inf"), margin=float("inf"), most=limit)
+        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit)
         return choose(self.turns.speaker, memory, (), [Message("user", query)], recall, matcher)
 
     def forget(self, agent: str, statement: str) -> StatementReceipt:
@@ -73,7 +73,7 @@ class StatementEditor:
             message = Message("user" if found.role == "tool" else found.role, text)
             for _ in self.turns.speaker.absorbing(run, [message], [0]):
                 self.turns.require_usable()
-            recorder = Recorder([message], found.thread, self.turns.policy.keep_text, "correct")
+            recorder = self.turns.recorder([message], found.thread, "correct")
             recorder.replace_one(run, found)
             if not recorder.statements:
                 raise ConfigError(

@@ -73,7 +73,7 @@ class AgentMemory:
 
     def after(
         self,
-        store: Store,
+        store: Store | None,
         agent: str,
         listed: StatementList,
         pages: Mapping[str, Sequence[str]],
@@ -81,7 +81,8 @@ class AgentMemory:
     ) -> AgentMemory:
         """The memory once these statements were added and those that `listed` leaves out were dropped.
 
-        `pages`: what its new pages hold. What is at hand here is at hand there.
+        `store`: where the agent's memory is, None for one that is nowhere saved. `pages`: what its new pages hold. What
+        is at hand here is at hand there.
         """
         found = AgentMemory(self.base, listed, self.fades, store, agent, self.lock)
         known = {**(self.pages if self.store is None else self.__dict__.get("pages", {})), **pages}
@@ -101,6 +102,12 @@ class AgentMemory:
                 if self._index is not None:
                     found._index, self._index = self._index, None
                     add_to(found._index, new)
+        return found
+
+    def alone(self, statement: Statement) -> AgentMemory:
+        """A memory of one statement of this one's, nowhere saved."""
+        found = AgentMemory(MemoryState.zeros_like(self.base), StatementList((), (statement.id,)), self.fades)
+        found.__dict__["statements"] = (statement,)
         return found
 
     def ids_of(self, thread: str, *, places: Collection[int] = (), start: int) -> frozenset[str]:

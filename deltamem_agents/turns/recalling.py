@@ -13,7 +13,6 @@ from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of
 from deltamem_agents.inference.decode import Pointing
 from deltamem_agents.inference.memory_model import MemoryModel
-from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.pointer import Candidates, Pointer
 from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
@@ -112,7 +111,8 @@ def choose(
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
     terms = [term for message in asked for term in terms_of(message.content)]
     scores = index_of(statements, matcher).scores(queries, terms) if fresh else memory.scores(matcher, queries, terms)
-    return [(statements[number], score) for number, score in matcher.best(scores.masked_fill(~able, -torch.inf))]
+    best = matcher.best(scores.masked_fill(~able, -torch.inf))
+    return [(statements[number], score) for number, score in best if able[number]]
 
 
 def _allowed(statement: Statement, recall: Recall) -> bool:
@@ -197,10 +197,8 @@ class _Pointing:
     candidates: Candidates
     said: list[int] | None = None
 
-    def added(self, logits: Tensor, call: MemoryCall, token: int) -> Tensor:
+    def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
         # The first token is the prompt's last one.
         self.said = [] if self.said is None else [*self.said, token]
-        assert call.queries is not None
-        queries = torch.stack([call.queries[slot][0, :, -1] for slot in sorted(call.queries)]).cpu()
-        ids, bonus = self.pointer.bonus(logits.cpu(), queries, self.candidates, self.said)
+        ids, bonus = self.pointer.bonus(logits.cpu(), queries.cpu(), self.candidates, self.said)
         return logits.index_add(0, ids.to(logits.device), bonus.to(logits.device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from deltamem_agents.inference.decode import REPLY, Pass, Piece
@@ -19,12 +19,14 @@ LEAST_KEPT = 0.02
 class Recorder:
     """Makes the statements of one turn, each message's once, in the order in which they are written.
 
-    `messages`: those of the request. `keep_text`: whether what was said is kept.
+    `messages`: those of the request. `keep_text`: whether what was said is kept. `nothing`: no writes; None where the
+    memory keeps none.
     """
 
     messages: Sequence[Message]
     thread: str
     keep_text: bool
+    nothing: Writes | None
     origin: str = "turn"
     statements: list[Statement] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -32,18 +34,22 @@ class Recorder:
 
     def record(self, run: Pass, plan: Plan, positions: Sequence[int], reply: Message | None = None) -> None:
         """Make statements of the messages at these positions, and of the reply behind them."""
-        places, said = plan.places, [(position, self.messages[position]) for position in positions]
+        places = {position: plan.places[position] for position in positions}
         if reply is not None:
-            places |= {REPLY: plan.log.count + len(plan.new) - plan.edited}
-            said.append((REPLY, reply))
-        for position, message in said:
+            places[REPLY] = plan.log.count + len(plan.new) - plan.edited
+        self.add(run.pieces, places, reply)
+
+    def add(self, pieces: Sequence[Piece] | None, places: Mapping[int, int], reply: Message | None = None) -> None:
+        """Make statements of messages, given by position the place of each in its thread's log."""
+        for position, place in places.items():
             if position not in self._known:
                 self._known.add(position)
-                self._add(message, places[position], _joined(run, position))
+                message = self.messages[position] if reply is None or position != REPLY else reply
+                self._add(message, place, self._joined(pieces, position))
 
     def replace_one(self, run: Pass, earlier: Statement) -> None:
         """Make the statement that takes an earlier one's place, of the only message; none if it wrote nothing."""
-        piece = _joined(run, 0)
+        piece = self._joined(run.pieces, 0)
         if piece is not None and len(piece.writes):
             self._add(self.messages[0], earlier.place, piece, supersedes=earlier.id)
 
@@ -69,21 +75,18 @@ class Recorder:
         self.statements.append(replace(made, id=address(data)))
         self.objects[address(data)] = data
 
-
-def _joined(run: Pass, position: int) -> Piece | None:
-    """All that a message wrote; None where the memory keeps no writes."""
-    if run.pieces is None:
-        return None
-    pieces = [_strong(piece) for piece in run.pieces if piece.position == position]
-    tokens: tuple[int, ...] = ()
-    written: tuple[int, ...] = ()
-    for piece in pieces:
-        written += tuple(place + len(tokens) for place in piece.written)
-        tokens += piece.tokens
-    state = run.state
-    assert state is not None
-    writes = [piece.writes for piece in pieces] or [Writes.none(*state.geometry)]
-    return Piece(position, tokens, written, Writes.cat(writes))
+    def _joined(self, pieces: Sequence[Piece] | None, position: int) -> Piece | None:
+        """All that a message wrote; None where the memory keeps no writes."""
+        if self.nothing is None:
+            return None
+        tokens: tuple[int, ...] = ()
+        written: tuple[int, ...] = ()
+        writes = []
+        for piece in (_strong(piece) for piece in pieces or () if piece.position == position):
+            written += tuple(place + len(tokens) for place in piece.written)
+            tokens += piece.tokens
+            writes.append(piece.writes)
+        return Piece(position, tokens, written, Writes.cat(writes) if writes else self.nothing)
 
 
 def _strong(piece: Piece) -> Piece:

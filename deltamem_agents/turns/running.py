@@ -152,7 +152,7 @@ class TurnRunner:
         reads_all = not speaker.keeps_writes or request.recall.read == "all"
         run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all)
         new = plan.new if plan is not None and writes else ()
-        recorder = Recorder(request.messages, request.thread or DEFAULT_THREAD, self.policy.keep_text)
+        recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
         recollection, absorbed = None, 0
         if speaker.keeps_writes and plan is not None:
             reserve = request.recall.window_tokens if plan.memory.listed.newest else 0
@@ -246,7 +246,7 @@ class TurnRunner:
                 advance(read)
                 self.require_usable()
             name = DEFAULT_THREAD if thread is None else thread
-            recorder = Recorder(messages, name, self.policy.keep_text, "absorb")
+            recorder = self.recorder(messages, name, "absorb")
             recorder.record(run, plan, plan.new)
             try:
                 return self._save(agent, name, plan, run, recorder, None)
@@ -258,10 +258,18 @@ class TurnRunner:
         )
 
     @property
+    def empty(self) -> AgentMemory:
+        """The memory that an agent starts with."""
+        return AgentMemory(self.speaker.adapter.zero_state().to("cpu"), fades=self.memories.fades)
+
+    def recorder(self, messages: Sequence[Message], thread: str, origin: str = "turn") -> Recorder:
+        """What makes statements of these messages."""
+        return Recorder(messages, thread, self.policy.keep_text, self.speaker.no_writes, origin)
+
+    @property
     def _planner(self) -> Planner:
         drops = self.speaker.keeps_writes
-        empty = AgentMemory(self.speaker.adapter.zero_state().to("cpu"), fades=self.memories.fades)
-        return Planner(self.lazy_store, empty, self.memories, self.fingerprint, self.policy, drops)
+        return Planner(self.lazy_store, self.empty, self.memories, self.fingerprint, self.policy, drops)
 
     def _plan(self, request: TurnRequest) -> Plan | None:
         """None when the memory is off."""

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import TypeAlias
 
 import torch
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.turns.memories import AgentMemory
+
+Held: TypeAlias = MemoryState | AgentMemory
+"""What a memory holds: one state of everything, or statements of which a reply reads those that it is about."""
 
 
 class Arm(StrEnum):
-    """Which memory a question is asked with."""
+    """Which memory a question is asked with.
+
+    RANDOM is, for a memory of statements, one of its statements by chance.
+    """
 
     MEMORY = "memory"
     OFF = "off"
@@ -25,25 +33,40 @@ class Arm(StrEnum):
     RANDOM = "random_state"
 
 
-def arm_states(
-    arm: Arm, states: Sequence[MemoryState], strangers: Sequence[int], generator: torch.Generator
-) -> list[MemoryState] | None:
-    """The states to ask with, one an episode, from the episodes' own; None turns the memory off.
+def arm_memories(
+    arm: Arm, memories: Sequence[Held], strangers: Sequence[int], generator: torch.Generator
+) -> list[Held] | None:
+    """The memories to ask with, one an episode, from the episodes' own; None turns the memory off.
 
-    `strangers[i]` is the episode whose state serves as the wrong conversation of episode i; only that arm
+    `strangers[i]` is the episode whose memory serves as the wrong conversation of episode i; only that arm
     needs them.
     """
     match arm:
         case Arm.MEMORY:
-            return list(states)
+            return list(memories)
         case Arm.OFF:
             return None
         case Arm.ZERO:
-            return [MemoryState.zeros_like(state) for state in states]
+            return [_empty(memory) for memory in memories]
         case Arm.WRONG:
-            return [states[stranger] for stranger in strangers]
+            return [memories[stranger] for stranger in strangers]
         case Arm.RANDOM:
-            return [state.random_like(generator) for state in states]
+            return [_random(memory, generator) for memory in memories]
+
+
+def _empty(memory: Held) -> Held:
+    if isinstance(memory, MemoryState):
+        return MemoryState.zeros_like(memory)
+    return AgentMemory(MemoryState.zeros_like(memory.base), fades=memory.fades)
+
+
+def _random(memory: Held, generator: torch.Generator) -> Held:
+    if isinstance(memory, MemoryState):
+        return memory.random_like(generator)
+    able = [each for each in memory.statements if each.wrote]
+    if not able:
+        return _empty(memory)
+    return memory.alone(able[int(torch.randint(len(able), (1,), generator=generator))])
 
 
 def strangers(answers: Sequence[frozenset[str]]) -> list[int]:

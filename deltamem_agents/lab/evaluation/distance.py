@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.lab.corpus.small_talk import small_talk
-from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.controls import Arm, Held
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_episodes
 from deltamem_agents.lab.evaluation.recall import (
     Steps,
@@ -41,7 +41,7 @@ def distance(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
     cases = [one.case() for one in drawn]
     talks = [_SmallTalk(engine, one.rng) for one in drawn]
     told = sum(engine.count_tokens(case.messages) for case in cases)
-    states = [engine.new_state() for _ in cases]
+    states: list[Held] = []
     heard = -1
     for tokens in size.distances:
         name = f"{tokens:,} tokens" if tokens else "at once"

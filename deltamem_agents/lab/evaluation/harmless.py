@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.lab.corpus.tables import read_table
-from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.controls import Arm, Held
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, generated_episodes
 from deltamem_agents.lab.evaluation.estimates import Estimate
 from deltamem_agents.lab.evaluation.recall import (
@@ -30,6 +31,7 @@ from deltamem_agents.lab.evaluation.recall import (
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import with_same
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.turns.memories import AgentMemory
 from deltamem_agents.types import Message, Score
 
 SUITE = "harmless"
@@ -51,7 +53,7 @@ TOLD = "a told value"
 
 DATA = Path(__file__).parent / "data"
 
-Scored = Mapping[Arm, Sequence[MemoryState] | None]
+Scored = Mapping[Arm, Sequence[Held] | None]
 
 
 def unrelated_prompts() -> tuple[str, ...]:
@@ -139,7 +141,10 @@ def _lost(
 
     A text that is None counts for no tokens.
     """
-    scores = {arm: _scores(engine, states, prompts, texts, tick) for arm, states in read.items()}
+    scores = {
+        arm: _scores(engine, _states(engine, arm, memories, prompts), prompts, texts, tick)
+        for arm, memories in read.items()
+    }
     return {
         arm.value: (
             [before.logprob - after.logprob for before, after in zip(scores[Arm.OFF], of_arm, strict=True)],
@@ -147,6 +152,16 @@ def _lost(
         )
         for arm, of_arm in scores.items()
     }
+
+
+def _states(
+    engine: DeltaMemEngine, arm: Arm, memories: Sequence[Held] | None, prompts: Sequence[Sequence[Message]]
+) -> Sequence[MemoryState] | None:
+    """The states that the replies to these prompts read."""
+    if memories is None or not engine.selects:
+        return cast("Sequence[MemoryState] | None", memories)
+    found = engine.recall_batch(cast("Sequence[AgentMemory]", memories), prompts, whatever=arm is Arm.RANDOM)
+    return [each.state for each in found]
 
 
 def _scores(

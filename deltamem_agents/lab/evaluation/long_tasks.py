@@ -8,14 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.evaluation.context import History, Line, Shown, bm25
-from deltamem_agents.lab.evaluation.controls import Arm, arm_states
+from deltamem_agents.lab.evaluation.controls import Arm, arm_memories
 from deltamem_agents.lab.evaluation.estimates import Drawn
 from deltamem_agents.lab.evaluation.recall import Steps, Watch
 from deltamem_agents.lab.evaluation.report import Figure
@@ -156,7 +156,7 @@ def _prompts(engine: DeltaMemEngine, tasks: Sequence[LongTask], shown: Shown, bu
 def _read(arm: Arm, states: Sequence[MemoryState], owners: Sequence[int]) -> list[MemoryState] | None:
     """The state of each question's history, or what the arm puts in its place."""
     others = [(number + 1) % len(states) for number in range(len(states))]
-    given = arm_states(arm, states, others, torch.Generator().manual_seed(0))
+    given = cast("list[MemoryState] | None", arm_memories(arm, states, others, torch.Generator().manual_seed(0)))
     return None if given is None else [given[owner] for owner in owners]
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import product
 
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.lab.evaluation.controls import Arm
+from deltamem_agents.lab.evaluation.controls import Arm, Held
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_cases, facts_told
 from deltamem_agents.lab.evaluation.recall import (
     FREE_REPLY_TOKENS,
@@ -27,6 +27,7 @@ from deltamem_agents.lab.evaluation.recall import (
 )
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.snapshots import InMemoryStore, Snapshot
+from deltamem_agents.turns.memories import AgentMemory
 from deltamem_agents.types import Message, Sampling
 
 COUNTS = (1, 4)
@@ -53,7 +54,7 @@ def natural(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wat
             steps = Steps(advance, users + (1 + len(Arm)) * asked_count(cases))
             told = [_tell(twin, str(number), case, steps.done) for number, case in enumerate(cases)]
             said = [reply for number, case in enumerate(cases) for reply in _ask(twin, str(number), case, steps.done)]
-            read = readings(cases, [snapshot.state for snapshot in told], tuple(Arm))
+            read = readings(cases, [_held(twin, str(number), one) for number, one in enumerate(told)], tuple(Arm))
             replies = replies_by_arm(twin, cases, read, steps.done, tokens=FREE_REPLY_TOKENS)
         tokens = sum(snapshot.counters.tokens for snapshot in told) / len(told)
         title = Title("natural", name, count)
@@ -73,6 +74,13 @@ def _tell(engine: DeltaMemEngine, agent: str, case: Case, tick: Callable[[int], 
     head = engine.store.head(agent)
     assert head is not None
     return engine.store.load(agent, head).snapshot
+
+
+def _held(engine: DeltaMemEngine, agent: str, snapshot: Snapshot) -> Held:
+    """What the agent's memory holds."""
+    if not engine.selects:
+        return snapshot.state
+    return AgentMemory.of(engine.store, agent, snapshot, snapshot.fades)
 
 
 def _ask(engine: DeltaMemEngine, agent: str, case: Case, tick: Callable[[int], None]) -> Iterator[str]:

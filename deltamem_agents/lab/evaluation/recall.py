@@ -1,23 +1,24 @@
-"""Recall from the state alone: a conversation is absorbed, then asked about in a fresh prompt."""
+"""Recall from the memory alone: a conversation is absorbed, then asked about in a fresh prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.corpus.episodes import Episode, Question
-from deltamem_agents.lab.evaluation.controls import Arm, arm_states, strangers
+from deltamem_agents.lab.evaluation.controls import Arm, Held, arm_memories, strangers
 from deltamem_agents.lab.evaluation.estimates import Drawn, Estimate
 from deltamem_agents.lab.evaluation.matching import contains, match, words
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.types import Message
+from deltamem_agents.turns.memories import AgentMemory
+from deltamem_agents.types import Message, Recalled
 
 ABSORBED_AT_ONCE = 32
 ASKED_AT_ONCE = 64
@@ -27,6 +28,9 @@ SPARE_TOKENS = 2
 
 FIRST, WHOLE = "first", "whole"
 """Measures: the share of questions whose answer's first word, and whose whole answer, was right."""
+
+FOUND = "right statement first"
+"""Measure: the share of questions for which the statement that fits best has the answer."""
 
 Watch: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Shows one piece of work by its name; what it gives takes (done, total)."""
@@ -120,9 +124,20 @@ def evaluate_recall(
     check_cases(cases, arms)
     with watch(f"{title.suite}: {title.name}") as advance:
         steps = Steps(advance, len(cases) + len(arms) * asked_count(cases))
-        states = absorbed(engine, [case.messages for case in cases], steps.done)
-        replies = replies_by_arm(engine, cases, readings(cases, states, arms), steps.done)
-    return figure_of(title, cases, replies, mean_tokens(engine, cases))
+        memories = absorbed(engine, [case.messages for case in cases], steps.done)
+        first: list[bool] = []
+        read = readings(cases, memories, arms)
+        replies = replies_by_arm(engine, cases, read, steps.done, found_first=first)
+    return with_found(figure_of(title, cases, replies, mean_tokens(engine, cases)), cases, first)
+
+
+def with_found(figure: Figure, cases: Sequence[Case], found_first: Sequence[bool]) -> Figure:
+    """The figure with how often the statement that fits best has the answer, where that is known."""
+    if not found_first:
+        return figure
+    share = drawn_from(cases).estimate([float(found) for found in found_first])
+    memory = {**figure.arms[Arm.MEMORY.value], FOUND: share}
+    return replace(figure, arms={**figure.arms, Arm.MEMORY.value: memory})
 
 
 class Steps:
@@ -159,28 +174,33 @@ def absorbed(
     engine: DeltaMemEngine,
     conversations: Sequence[Sequence[Message]],
     tick: Callable[[int], None],
-    states: Sequence[MemoryState] | None = None,
-) -> list[MemoryState]:
-    """The state after each conversation, from empty ones or from `states`. `tick` is told of finished conversations."""
-    before = [engine.new_state()] * len(conversations) if states is None else states
-    after: list[MemoryState] = []
+    memories: Sequence[Held] | None = None,
+) -> list[Held]:
+    """The memory after each conversation, from empty ones or from `memories`.
+
+    `tick` is told of finished conversations.
+    """
+    after: list[Held] = []
     for start in range(0, len(conversations), ABSORBED_AT_ONCE):
         part = slice(start, start + ABSORBED_AT_ONCE)
-        after += engine.absorb_batch(before[part], conversations[part])
+        before = None if memories is None else memories[part]
+        if engine.selects:
+            after += engine.remember_batch(conversations[part], cast("Sequence[AgentMemory] | None", before))
+        else:
+            states = [engine.new_state()] * len(conversations[part]) if before is None else before
+            after += engine.absorb_batch(cast("Sequence[MemoryState]", states), conversations[part])
         tick(len(conversations[part]))
     return after
 
 
-def readings(
-    cases: Sequence[Case], states: Sequence[MemoryState], arms: Sequence[Arm]
-) -> dict[Arm, list[MemoryState] | None]:
-    """By arm the state that each question of each case is asked with, in order. `states` holds a state a case."""
+def readings(cases: Sequence[Case], memories: Sequence[Held], arms: Sequence[Arm]) -> dict[Arm, list[Held] | None]:
+    """By arm the memory that each question of each case is asked with, in order. `memories` holds one a case."""
     others = strangers([case.answers for case in cases]) if Arm.WRONG in arms else []
     generator = torch.Generator().manual_seed(cases[0].seed)
     owners = [index for index, case in enumerate(cases) for _ in case.questions]
     found = {}
     for arm in arms:
-        given = arm_states(arm, states, others, generator)
+        given = arm_memories(arm, memories, others, generator)
         found[arm] = None if given is None else [given[owner] for owner in owners]
     return found
 
@@ -188,26 +208,59 @@ def readings(
 def replies_by_arm(
     engine: DeltaMemEngine,
     cases: Sequence[Case],
-    read: Mapping[Arm, Sequence[MemoryState] | None],
+    read: Mapping[Arm, Sequence[Held] | None],
     tick: Callable[[int], None],
     *,
     tokens: int | None = None,
+    found_first: list[bool] | None = None,
 ) -> dict[Arm, list[str]]:
     """Greedy replies to every question of every case in order, by arm.
 
-    `tokens`: of a reply at most, None for as many as the values that are looked for need.
+    `tokens`: of a reply at most, None for as many as the values that are looked for need. `found_first`: is told of
+    each question whether the statement that fits best has the answer, where the memory is one of statements.
     """
     questions = [asked for case in cases for asked in case.questions]
+    conversations = [asked.conversation for asked in questions]
     room = tokens or _room(engine, questions)
-    found: dict[Arm, list[str]] = {arm: [] for arm in read}
-    for arm, states in read.items():
-        for start in range(0, len(questions), ASKED_AT_ONCE):
-            part = slice(start, start + ASKED_AT_ONCE)
-            conversations = [asked.conversation for asked in questions[part]]
-            given = None if states is None else states[part]
-            found[arm] += engine.greedy_replies(given, conversations, max_tokens=room)
-            tick(len(conversations))
+    found: dict[Arm, list[str]] = {}
+    for arm, memories in read.items():
+        rested: list[Sequence[Recalled]] = []
+        found[arm] = replies_of(engine, arm, memories, conversations, room, tick, rested=rested)
+        if found_first is not None and arm is Arm.MEMORY:
+            found_first += [_has_answer(asked, one[:1]) for asked, one in zip(questions, rested, strict=False)]
     return found
+
+
+def replies_of(
+    engine: DeltaMemEngine,
+    arm: Arm,
+    memories: Sequence[Held] | None,
+    conversations: Sequence[Sequence[Message]],
+    tokens: int,
+    tick: Callable[[int], None],
+    *,
+    rested: list[Sequence[Recalled]] | None = None,
+) -> list[str]:
+    """Greedy replies with one arm's memories, None for the frozen model. `rested`: is told what each rests on."""
+    found: list[str] = []
+    for start in range(0, len(conversations), ASKED_AT_ONCE):
+        part = slice(start, start + ASKED_AT_ONCE)
+        asked = conversations[part]
+        if memories is None or not engine.selects:
+            states = None if memories is None else cast("Sequence[MemoryState]", memories[part])
+            found += engine.greedy_replies(states, asked, max_tokens=tokens)
+        else:
+            given = cast("Sequence[AgentMemory]", memories[part])
+            rests_on = engine.recall_batch(given, asked, whatever=arm is Arm.RANDOM)
+            found += engine.recalled_replies(rests_on, asked, max_tokens=tokens)
+            if rested is not None:
+                rested += [one.recalled for one in rests_on]
+        tick(len(asked))
+    return found
+
+
+def _has_answer(asked: Asked, recalled: Sequence[Recalled]) -> bool:
+    return any(contains(each.text, asked.answer) for each in recalled)
 
 
 def _room(engine: DeltaMemEngine, questions: Sequence[Asked]) -> int:

@@ -13,11 +13,12 @@ from deltamem_agents.lab.evaluation.distance import distance
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_cases, facts_told
 from deltamem_agents.lab.evaluation.harmless import harmless
 from deltamem_agents.lab.evaluation.natural import natural
+from deltamem_agents.lab.evaluation.people import people_suite
 from deltamem_agents.lab.evaluation.recall import Title, Watch, evaluate_recall
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import untold
 
-COUNTS = (1, 2, 4, 8, 16, 32)
+COUNTS = (1, 2, 4, 8, 16, 32, 100)
 """Facts in a conversation."""
 
 CHANGES_AROUND = 50
@@ -112,5 +113,6 @@ SUITES: Mapping[str, Suite] = {
     "untold": Suite("asked for what was never told", untold),
     "harmless": Suite("what has nothing to do with memory, with a full one", harmless),
     "natural": Suite("whole turns, the reply begun by the model", natural),
+    "people": Suite("what people tell in their own words, one and ten conversations in a memory", people_suite()),
 }
 """By the name that the command line takes, quick ones first."""
