@@ -331,6 +331,35 @@ class TurnChunk:
     call: CallChunk | None = None
 
 
+@dataclass(frozen=True)
+class ExplainedToken:
+    """What the memory did to one token of a reply.
+
+    `text`: what the token adds to the reply. `kl`: how far the memory moved the model's odds for this place, the
+    Kullback–Leibler divergence in nats of those with the memory from those without it, before sampling and grammars.
+    `frozen`: what the frozen model finds likeliest here, after the same words. `changed`: whether that is another token
+    than with the memory.
+    """
+
+    text: str
+    kl: float
+    frozen: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A turn, and what the memory did to each token of its reply."""
+
+    turn: Turn
+    tokens: tuple[ExplainedToken, ...]
+
+    @property
+    def recalled(self) -> tuple[Recalled, ...]:
+        """The statements that the reply rests on, best first."""
+        return self.turn.facts.recalled
+
+
 class Score(NamedTuple):
     """How the model rates a given answer. `logprob` is the sum over `tokens`, natural log."""
 
