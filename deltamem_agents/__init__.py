@@ -59,9 +59,12 @@ if TYPE_CHECKING:
         StatementReceipt,
         Store,
     )
+    from deltamem_agents.turns.migrating import Migration
     from deltamem_agents.turns.planning import WritePolicy
     from deltamem_agents.types import (
         CallChunk,
+        ExplainedToken,
+        Explanation,
         Message,
         Recall,
         Recalled,
@@ -82,6 +85,7 @@ _HOMES = {
     "AdapterConfig": "config",
     "DeltaMemEngine": "engine",
     "MemoryState": "memory.state",
+    "Migration": "turns.migrating",
     "WritePolicy": "turns.planning",
     **dict.fromkeys(
         ("FileStore", "InMemoryStore", "Snapshot", "SQLiteStore", "Statement", "StatementReceipt", "Store"), "snapshots"
@@ -89,6 +93,8 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CallChunk",
+            "ExplainedToken",
+            "Explanation",
             "Message",
             "Recall",
             "Recalled",
@@ -163,6 +169,8 @@ __all__ = [
     "DeltaMemError",
     "DownloadError",
     "EngineClosedError",
+    "ExplainedToken",
+    "Explanation",
     "FileStore",
     "ForeignSnapshot",
     "ForeignSnapshotError",
@@ -176,6 +184,7 @@ __all__ = [
     "MemoryState",
     "Message",
     "MessageError",
+    "Migration",
     "ModelFilesError",
     "NewerFormat",
     "NewerFormatError",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         which_thread,
         whose,
     )
+    from deltamem_agents.bridges.retrieval import remembered
     from deltamem_agents.bridges.shared_engines import (
         DEFAULT_MODEL,
         EngineSpec,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "remembered": "retrieval",
     **dict.fromkeys(
         ("EPHEMERAL", "AgentId", "Binding", "bound", "own_agent", "use_agent", "which_thread", "whose"), "binding"
     ),
@@ -59,6 +61,7 @@ __all__ = [
     "named_engines",
     "own_agent",
     "read_store",
+    "remembered",
     "require_names",
     "shared_engine",
     "use_agent",

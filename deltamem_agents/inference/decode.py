@@ -572,6 +572,12 @@ def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
+def spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; "" for one that does not complete a character."""
+    backend, stream = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer, DecodeStream(skip_special_tokens=True)
+    return [stream.step(backend, token) or "" for token in ids]
+
+
 def definition(tokenizer: PreTrainedTokenizerBase) -> str:
     """A fast tokenizer in the JSON form of the tokenizers library."""
     return str(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())

@@ -113,20 +113,23 @@ class StatementIndex:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def add(self, writes: Writes, terms: Sequence[int] | None, role: Role) -> None:
+    def add(self, writes: Writes | None, terms: Sequence[int] | None, role: Role) -> None:
         """The next statement. `terms`: numbers of its text's words, None where no text is kept.
+
+        `writes`: None where a statement has its words alone.
 
         Raises StateError for writes of another geometry than the matcher's.
         """
-        if writes.geometry[:2] != tuple(self._matcher.weights.shape):
+        if writes is not None and writes.geometry[:2] != tuple(self._matcher.weights.shape):
             raise StateError(
                 f"writes have (layers, heads, r) = {writes.geometry}, "
                 f"the matcher expects {tuple(self._matcher.weights.shape)} layers and heads"
             )
         number = len(self)
-        strong = writes.strengths >= LEAST_STRENGTH
-        self._keys.append(writes.keys[strong].float().flatten(1))
-        self._owners.append(torch.full((int(strong.sum()),), number))
+        if writes is not None:
+            strong = writes.strengths >= LEAST_STRENGTH
+            self._keys.append(writes.keys[strong].float().flatten(1))
+            self._owners.append(torch.full((int(strong.sum()),), number))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))
         for term, count in Counter(terms or ()).items():
@@ -155,7 +158,9 @@ class StatementIndex:
         return self._matcher.best(self.scores(queries, asked)) if self._matcher.asks(queries) else []
 
     def _by_keys(self, queries: Tensor) -> Tensor:
-        """(S,)"""
+        """(S,): −`weights`.sum() for a statement without a strong token."""
+        if not self._keys:
+            return torch.full((len(self),), -float(self._matcher.weights.sum()))
         if self._joined is None:
             self._joined = torch.cat(self._keys), torch.cat(self._owners)
             self._keys, self._owners = [self._joined[0]], [self._joined[1]]

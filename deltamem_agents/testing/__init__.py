@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltamem_agents.testing.conformance import AWKWARD_IDS, INVALID_IDS, StoreConformance, example_snapshot
-    from deltamem_agents.testing.scripted import Asked, Scripted, ScriptedEngine, oblige
+    from deltamem_agents.testing.scripted import SELECTIVE, Asked, Scripted, ScriptedEngine, oblige
     from deltamem_agents.testing.statement_conformance import StatementConformance
 
 _HOMES = {
     **dict.fromkeys(("AWKWARD_IDS", "INVALID_IDS", "StoreConformance", "example_snapshot"), "conformance"),
-    **dict.fromkeys(("Asked", "Scripted", "ScriptedEngine", "oblige"), "scripted"),
+    **dict.fromkeys(("SELECTIVE", "Asked", "Scripted", "ScriptedEngine", "oblige"), "scripted"),
     "StatementConformance": "statement_conformance",
 }
 
 __all__ = [
     "AWKWARD_IDS",
     "INVALID_IDS",
+    "SELECTIVE",
     "Asked",
     "Scripted",
     "ScriptedEngine",
