@@ -48,6 +48,8 @@ from deltamem_agents.errors import (
 from deltamem_agents.lazy import names_of
 from deltamem_agents.types import (
     CallChunk,
+    ExplainedToken,
+    Explanation,
     Message,
     Recall,
     Recalled,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         StatementReceipt,
         Store,
     )
+    from deltamem_agents.turns.migrating import Migration
     from deltamem_agents.turns.planning import WritePolicy
 else:
     __getattr__ = names_of(
@@ -91,6 +94,7 @@ else:
                 "StatementReceipt",
                 "Store",
             ),
+            "turns.migrating": ("Migration",),
             "turns.planning": ("WritePolicy",),
         },
     )
@@ -114,6 +118,8 @@ __all__ = [
     "DeltaMemError",
     "DownloadError",
     "EngineClosedError",
+    "ExplainedToken",
+    "Explanation",
     "FileStore",
     "ForeignSnapshot",
     "ForeignSnapshotError",
@@ -127,6 +133,7 @@ __all__ = [
     "MemoryState",
     "Message",
     "MessageError",
+    "Migration",
     "ModelFilesError",
     "NewerFormat",
     "NewerFormatError",

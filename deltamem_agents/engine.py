@@ -27,8 +27,6 @@ from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, TokenizerObject, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
-from deltamem_agents.memory.pointer import Pointer
-from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.names import agent_name, thread_name
 from deltamem_agents.processes import require_threads
@@ -42,8 +40,10 @@ from deltamem_agents.snapshots import (
     open_store,
 )
 from deltamem_agents.turns.editing import StatementEditor
+from deltamem_agents.turns.explaining import explain
 from deltamem_agents.turns.in_batches import recalled_replies, recollect_batch, remember_batch
 from deltamem_agents.turns.memories import AgentMemory, Memories
+from deltamem_agents.turns.migrating import Migration, migrate
 from deltamem_agents.turns.off_loop import off_loop
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.turns.queues import Queues
@@ -51,6 +51,7 @@ from deltamem_agents.turns.recalling import Recollection
 from deltamem_agents.turns.running import TurnRequest, TurnRunner
 from deltamem_agents.types import (
     MEMORY_MODES,
+    Explanation,
     MemoryMode,
     MessageLike,
     Recall,
@@ -104,9 +105,7 @@ class DeltaMemEngine:
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
-        layers, heads, _ = adapter.zero_state().geometry
-        self._matcher = Matcher.uniform(layers, heads)
-        self._pointer = Pointer(self._matcher.weights)
+        self._matcher, self._pointer = adapter.recall
         self._life = _Life()
 
     @classmethod
@@ -227,18 +226,17 @@ class DeltaMemEngine:
         Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDivergedError, AgentForgottenError,
         ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
         """
-        tools = as_tools(tools)
-        if memory not in MEMORY_MODES:
-            raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
-        agent, thread = agent_name(agent), thread_name(thread)
-        grammar = reply_grammar(tools, tool_choice, parallel=parallel_tool_calls, schema=response_schema)
-        if tool_choice == "auto" and response_schema is None and not grammars_available():
-            grammar = None
-        self._require_usable()
-        offered = () if tool_choice == "none" else tools
-        spoken = as_messages(messages)
-        request = TurnRequest(
-            agent, spoken, thread, offered, sampling, memory, tool_choice, grammar, recall or self.recall
+        request = self._request(
+            agent,
+            messages,
+            thread=thread,
+            tools=tools,
+            sampling=sampling,
+            memory=memory,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_schema=response_schema,
+            recall=recall,
         )
         return self._turns().stream(request)
 
@@ -293,6 +291,36 @@ class DeltaMemEngine:
         Raises what `forget_statement` raises, and ConfigError for a text that leaves nothing in the memory.
         """
         return self._editor().correct(_name(agent), id, text)
+
+    def adopt(
+        self,
+        source: Store,
+        agent: str,
+        *,
+        name: str | None = None,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> Migration:
+        """Move a memory that another model or adapter made to this engine, by absorbing its texts again.
+
+        `source`, `agent`: the store and the agent it is read from, which stay as they are. `name`: what the agent is
+        called here, None for the same. Threads, roles, order and times are kept. What has no text cannot move; the
+        report says what that is. `advance(tokens)` is called as tokens have been read.
+        Raises AlreadyExistsError where there is such an agent, StateError where nothing can move, or what `statements`
+        raises, and then nothing was changed.
+        """
+        self._require_usable()
+        return migrate(self._turns(), source, _name(agent), _name(agent if name is None else name), advance)
+
+    def explain(
+        self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
+    ) -> Explanation:
+        """A turn, the statements that its reply rests on, and which of the reply's tokens the memory changed.
+
+        Takes the options of `stream_turn`, but only reads where `memory` does not say "readwrite". Costs a turn, and
+        the reply's tokens twice more. Raises what `stream_turn` raises.
+        """
+        asked: TurnOptions = {"memory": "readonly", **options}
+        return explain(self._turns(), self._request(agent, messages, **asked))
 
     def new_state(self) -> MemoryState:
         """An empty memory, batch 1."""
@@ -475,6 +503,35 @@ class DeltaMemEngine:
         if self._life.over:
             raise EngineClosedError("this engine was closed, and nothing was changed; open another one")
         require_threads(needed=torch.get_num_threads() > 1 or self.model.device.type != "cpu")
+
+    def _request(
+        self,
+        agent: str | None,
+        messages: Sequence[MessageLike],
+        *,
+        thread: str | None = None,
+        tools: Sequence[Tool] = (),
+        sampling: Sampling = Sampling(),
+        memory: MemoryMode = "readwrite",
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        response_schema: Mapping[str, Any] | None = None,
+        recall: Recall | None = None,
+    ) -> TurnRequest:
+        """One turn as it was asked for, checked."""
+        tools = as_tools(tools)
+        if memory not in MEMORY_MODES:
+            raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
+        agent, thread = agent_name(agent), thread_name(thread)
+        grammar = reply_grammar(tools, tool_choice, parallel=parallel_tool_calls, schema=response_schema)
+        if tool_choice == "auto" and response_schema is None and not grammars_available():
+            grammar = None
+        self._require_usable()
+        offered = () if tool_choice == "none" else tools
+        spoken = as_messages(messages)
+        return TurnRequest(
+            agent, spoken, thread, offered, sampling, memory, tool_choice, grammar, recall or self.recall
+        )
 
     def _turns(self) -> TurnRunner:
         return TurnRunner(

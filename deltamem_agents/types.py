@@ -310,7 +310,13 @@ class Turn:
     @property
     def report(self) -> dict[str, object]:
         """What the memory did, as JSON: the fields of `facts`, and `snapshot`. An ephemeral agent is None."""
-        return {**asdict(self.facts), "agent": self.facts.agent or None, "snapshot": self.snapshot}
+        facts = asdict(self.facts)
+        return {
+            **facts,
+            "recalled": list(facts["recalled"]),
+            "agent": self.facts.agent or None,
+            "snapshot": self.snapshot,
+        }
 
 
 @dataclass(frozen=True)
@@ -323,6 +329,35 @@ class TurnChunk:
     text: str = ""
     turn: Turn | None = None
     call: CallChunk | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedToken:
+    """What the memory did to one token of a reply.
+
+    `text`: what the token adds to the reply. `kl`: how far the memory moved the model's odds for this place, the
+    Kullback–Leibler divergence in nats of those with the memory from those without it, before sampling and grammars.
+    `frozen`: what the frozen model finds likeliest here, after the same words. `changed`: whether that is another token
+    than with the memory.
+    """
+
+    text: str
+    kl: float
+    frozen: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A turn, and what the memory did to each token of its reply."""
+
+    turn: Turn
+    tokens: tuple[ExplainedToken, ...]
+
+    @property
+    def recalled(self) -> tuple[Recalled, ...]:
+        """The statements that the reply rests on, best first."""
+        return self.turn.facts.recalled
 
 
 class Score(NamedTuple):

@@ -10,9 +10,9 @@ import torch
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.inference import collecting
-from deltamem_agents.inference.collecting import queries_of, writes_of
+from deltamem_agents.inference.collecting import queries_of, written_by
 from deltamem_agents.inference.decode import Prompt
-from deltamem_agents.memory.writes import Writes, scan_writes
+from deltamem_agents.memory.writes import scan_writes
 from deltamem_agents.types import as_messages
 from tiny_engine import tiny_engine
 
@@ -35,12 +35,12 @@ def told(engine: DeltaMemEngine) -> Prompt:
 
 def test_the_writes_of_all_messages_make_the_state_that_absorbing_makes() -> None:
     engine = tiny_engine(config=CONFIG)
-    found = writes_of(engine._speaker, told(engine))
+    found = written_by(engine._speaker, told(engine))
     assert set(found) <= {0, 1, 2} and 0 in found
     users = replace(engine._prompts, roles=("user",))
     (prompt,) = users.segments(TOLD[:1], None)
     state = engine.absorb(engine.new_state(), TOLD[:1])
-    again = scan_writes(CONFIG, writes_of(engine._speaker, prompt)[0])
+    again = scan_writes(CONFIG, written_by(engine._speaker, prompt)[0].writes)
     torch.testing.assert_close(again.matrices, state.matrices, atol=1e-5, rtol=1e-4)
 
 
@@ -48,20 +48,23 @@ def test_the_writes_of_all_messages_make_the_state_that_absorbing_makes() -> Non
 def test_cut_into_chunks_the_writes_and_queries_are_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(config=CONFIG)
     prompt = told(engine)
-    whole, asked = writes_of(engine._speaker, prompt), queries_of(engine._speaker, prompt)
+    whole, asked = written_by(engine._speaker, prompt), queries_of(engine._speaker, prompt)
     monkeypatch.setattr(collecting, "PREFILL_CHUNK", chunk)
-    parts = writes_of(engine._speaker, prompt)
+    parts = written_by(engine._speaker, prompt)
     assert parts.keys() == whole.keys()
-    for owner, writes in whole.items():
+    for owner, piece in whole.items():
+        assert (parts[owner].tokens, parts[owner].written) == (piece.tokens, piece.written)
         for name in ("keys", "values", "write", "erase"):
-            torch.testing.assert_close(getattr(parts[owner], name), getattr(writes, name), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                getattr(parts[owner].writes, name), getattr(piece.writes, name), atol=1e-5, rtol=1e-4
+            )
     torch.testing.assert_close(queries_of(engine._speaker, prompt), asked, atol=1e-5, rtol=1e-4)
 
 
 def test_a_statement_asked_for_with_its_own_words_is_found() -> None:
     engine = tiny_engine(config=CONFIG)
-    found = writes_of(engine._speaker, told(engine))
-    assert all(isinstance(writes, Writes) and len(writes) for writes in found.values())
-    layers, heads, _ = found[0].geometry
+    found = written_by(engine._speaker, told(engine))
+    assert all(len(piece.writes) == len(piece.written) > 0 for piece in found.values())
+    layers, heads, _ = found[0].writes.geometry
     prompt = told(engine)
     assert queries_of(engine._speaker, prompt).shape == (sum(prompt.reads), layers, heads, CONFIG.rank)

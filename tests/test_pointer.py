@@ -6,11 +6,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deltamem_agents.memory.pointer import NOTHING, Candidates, Pointer
+from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Candidates, PointedAt, Pointer
 from deltamem_agents.memory.writes import Writes
 
 LAYERS, RANK, VOCABULARY = 3, 16, 50
-POINTER = Pointer(torch.full((LAYERS, 1), 1 / LAYERS))
+FEATURES = STATIC_FEATURES + STEP_FEATURES + 2 * LAYERS
+
+
+def pointer(*, match: float = 0.0, goes_on: float = 0.0, near: float = 0.0) -> Pointer:
+    """One that adds up a few features, each by its weight."""
+    hidden = torch.zeros(1, FEATURES)
+    hidden[0, 4:6] = near
+    hidden[0, STATIC_FEATURES + LAYERS] = goes_on
+    hidden[0, -LAYERS:] = match / LAYERS
+    return Pointer(hidden, torch.zeros(1), torch.full((1,), 8.0), -4.0, frozenset({99}))
+
+
+POINTER = pointer(match=1.0, goes_on=1.0)
+NOWHERE = torch.zeros(LAYERS, 1, RANK)
 
 
 def writes(tokens: int, seed: int = 0) -> Writes:
@@ -20,41 +33,52 @@ def writes(tokens: int, seed: int = 0) -> Writes:
     return Writes(keys, torch.randn(keys.shape, generator=generator), gates, gates)
 
 
-def bonuses(told: Candidates, queries: torch.Tensor, *said: int) -> dict[int, float]:
-    ids, bonus = POINTER.bonus(torch.zeros(VOCABULARY), queries, told, said)
+def bonuses(candidates: Candidates, queries: torch.Tensor, *said: int) -> dict[int, float]:
+    ids, bonus = POINTER.bonus(torch.zeros(VOCABULARY), queries, candidates, said)
     return dict(zip(ids.tolist(), bonus.tolist(), strict=True))
+
+
+def told(*statements: PointedAt, queries: torch.Tensor = NOWHERE, asked: tuple[int, ...] = ()) -> Candidates:
+    return POINTER.candidates(statements, queries, asked)
 
 
 def test_the_token_whose_key_is_asked_for_becomes_most_likely() -> None:
     kept = writes(4)
-    found = bonuses(Candidates.of([(kept, [7, 8, 9, 10], None)]), kept.keys[2])
+    found = bonuses(told((kept, [7, 8, 9, 10], None)), kept.keys[2])
     assert max(found, key=lambda token: found[token]) == 9 and found[9] > 0
 
 
 def test_what_was_told_goes_on_where_the_reply_says_its_beginning() -> None:
     kept = writes(2)
     away = -kept.keys.sum(0)
-    told = Candidates.of([(kept, [7, 8], [1, 7, 8, 2])])
-    assert told.before.tolist() == [NOTHING, 1, 7, 8]
-    assert bonuses(told, away, 30, 7)[8] > bonuses(told, away, 30)[8] == 0
+    found = told((kept, [7, 8], [1, 7, 8, 2]))
+    assert found.before.tolist() == [[-1, -1], [1, -1], [7, 1], [8, 7]]
+    assert bonuses(found, away, 30, 7)[8] > 10 * bonuses(found, away, 30)[8]
+
+
+def test_what_stands_near_a_word_of_the_question_is_pointed_at_and_a_common_word_marks_nothing() -> None:
+    text, near = [3, 4, 5, 6, 7, 8], pointer(near=1.0)
+    found = near.candidates([(writes(6), text, text)], NOWHERE, [4])
+    ids, bonus = near.bonus(torch.zeros(VOCABULARY), NOWHERE, found, [])
+    assert bonus[2] == bonus[0] > bonus[3] > bonus[4] > bonus[5] and ids.tolist() == text
+    common = near.candidates([(writes(6), text, text)], NOWHERE, [99])
+    assert len(near.bonus(torch.zeros(VOCABULARY), NOWHERE, common, [])[1].unique()) == 1
 
 
 def test_a_bonus_is_never_negative_and_each_token_has_one() -> None:
     kept = writes(6)
     for query in writes(20, seed=1).keys:
-        ids, bonus = POINTER.bonus(
-            torch.zeros(VOCABULARY), query, Candidates.of([(kept, [5, 5, 6, 6, 7, 8], None)]), [5]
-        )
+        ids, bonus = POINTER.bonus(torch.zeros(VOCABULARY), query, told((kept, [5, 5, 6, 6, 7, 8], None)), [5])
         assert ids.tolist() == [5, 6, 7, 8] and bool((bonus >= 0).all())
 
 
 def test_several_statements_point_as_each_of_them() -> None:
     one, other = (writes(2, 1), [3, 4], [3, 4]), (writes(2, 2), [5, 6], [9, 5, 6])
-    both = bonuses(Candidates.of([one, other]), one[0].keys[0], 5)
-    alone = {**bonuses(Candidates.of([one]), one[0].keys[0], 5), **bonuses(Candidates.of([other]), one[0].keys[0], 5)}
+    both = bonuses(told(one, other), one[0].keys[0], 5)
+    alone = {**bonuses(told(one), one[0].keys[0], 5), **bonuses(told(other), one[0].keys[0], 5)}
     assert both == pytest.approx(alone)
 
 
 def test_a_text_that_does_not_hold_what_was_written_gives_the_written_tokens() -> None:
     kept = writes(2)
-    assert Candidates.of([(kept, [7, 8], [8, 7])]).ids.tolist() == [7, 8]
+    assert told((kept, [7, 8], [8, 7])).ids.tolist() == [7, 8]

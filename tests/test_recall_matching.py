@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +38,7 @@ def test_the_statement_whose_key_is_asked_for_comes_first() -> None:
         queries = statements[number].keys[1][None]
         scores = index(matcher, *statements).scores(queries, [])
         assert index(matcher, *statements).chosen(queries, []) == [(number, float(scores[number]))]
-        assert scores[number] == pytest.approx(1, abs=1e-5) and scores.abs().max() <= 1 + 1e-5
+        assert scores.argmax() == number
 
 
 def test_added_one_by_one_scores_as_added_at_once() -> None:
@@ -52,14 +54,14 @@ def test_added_one_by_one_scores_as_added_at_once() -> None:
 
 def test_a_token_that_was_hardly_written_is_not_matched() -> None:
     weak = statement(1, strength=0.01)
-    assert index(Matcher.uniform(LAYERS, 1), weak).scores(weak.keys, []).tolist() == [-1]
+    assert index(Matcher.uniform(LAYERS, 1), weak).scores(weak.keys, []).tolist() == pytest.approx([-10])
 
 
 def test_kept_in_half_precision_the_order_stays() -> None:
     statements = [statement(seed) for seed in range(40)]
     matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys
     full, half = index(matcher, *statements), index(matcher, *(each.half() for each in statements))
-    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=1e-3, rtol=0)
+    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=1e-2, rtol=0)
 
 
 @given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
@@ -89,6 +91,36 @@ def test_what_the_assistant_said_itself_stands_behind_what_it_was_told() -> None
     for role in ("assistant", "user", "assistant"):
         found.add(writes, [1], role)
     assert found.chosen(writes.keys, [1])[0][0] == 1
+
+
+def test_of_two_that_say_the_same_the_newer_comes_first() -> None:
+    found = StatementIndex(Matcher.uniform(LAYERS, 1))
+    for writes in (statement(5), statement(6), statement(5)):
+        found.add(writes, [1, 2], "user")
+    assert found.chosen(statement(5).keys, [1])[0][0] == 2
+
+
+def test_a_statement_among_those_with_words_of_the_question_comes_before_a_lone_one() -> None:
+    found, writes = StatementIndex(Matcher.uniform(LAYERS, 1)), statement(5)
+    for number in range(60):
+        found.add(writes, [7] if number in (20, 40, 41) else [100 + number], "user")
+    scores = found.scores(writes.keys, [7])
+    assert scores[40] > scores[20] > scores[39] > scores[10]
+
+
+def test_a_word_that_stands_in_most_questions_finds_less() -> None:
+    matcher = replace(Matcher.uniform(LAYERS, 1), commonness={1: 0.1})
+    found, writes = StatementIndex(matcher), statement(5)
+    for terms in ([1], [2], [3]):
+        found.add(writes, terms, "user")
+    assert found.chosen(writes.keys, [1, 2])[0][0] == 1
+
+
+def test_what_asks_for_nothing_that_was_told_reads_nothing() -> None:
+    asking = statement(8).keys[0]
+    matcher = replace(Matcher.uniform(LAYERS, 1), asking=asking, asking_bias=-1.0)
+    found = index(matcher, statement(5))
+    assert found.chosen(asking[None], []) and not found.chosen(-asking[None], [])
 
 
 def test_no_statement_is_found_in_no_statements() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deltamem_agents import (
     AdapterConfig,
@@ -25,6 +28,8 @@ from deltamem_agents import (
 )
 from deltamem_agents.memory.writes import Writes, scan_writes
 from deltamem_agents.snapshots import Snapshot
+from deltamem_agents.turns.listing import forget_statement
+from deltamem_agents.turns.recording import spans_of
 from tiny_engine import tiny_engine
 
 SELECTIVE = AdapterConfig(
@@ -406,3 +411,54 @@ def test_a_lost_race_writes_its_statements_once() -> None:
 def test_recall_refuses_what_it_cannot_be(fields: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Recall(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["My name is Ada.", "  Søren bor i Ålesund 🙂 \n", "\n\nTwo\n\nlines", " "])
+def test_a_statements_marked_pieces_are_its_text(text: str) -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    engine.absorb_into("a", [user(text)])
+    for each in engine.store.statements("a"):
+        assert "".join(piece for piece, _ in each.marked) == text
+
+
+def test_of_a_long_message_the_head_and_the_tail_are_marked() -> None:
+    engine = tiny_engine(config=SELECTIVE, policy=WritePolicy(message_tokens=11))
+    text = "abcdef and so on and on and on to abcde"
+    engine.absorb_into("a", [user(text)])
+    (found,) = engine.store.statements("a")
+    assert [text[first:last] for first, last in found.spans] == [*"abcdef", *"abcde"]
+    assert "".join(piece for piece, _ in found.marked) == text
+
+
+@given(st.lists(st.text(max_size=3), max_size=8), st.text(max_size=4), st.text(max_size=4))
+def test_spans_lie_in_the_text_in_order(pieces: list[str], before: str, behind: str) -> None:
+    for text in (before + "".join(pieces) + behind, "".join(pieces)[1:], before):
+        places = [place for span in spans_of(pieces, text) for place in span]
+        assert places == sorted(places) and all(0 <= place <= len(text) for place in places)
+        assert len(places) in (0, 2 * len(pieces))
+    whole = spans_of(pieces, "".join(pieces))
+    assert ["".join(pieces)[first:last] for first, last in whole] == pieces
+
+
+def test_forgetting_needs_no_model(store: Store) -> None:
+    engine = tiny_engine(store, config=SELECTIVE)
+    tell(engine, "My name is Ada.", "I live in Oslo.", "Ada likes tea.")
+    other = InMemoryStore()
+    copied = io.BytesIO()
+    store.export("a", copied)
+    copied.seek(0)
+    other.import_(copied)
+    by_engine = engine.with_store(other).forget_statement("a", engine.statements("a")[0].id)
+    by_store = forget_statement(store, "a", engine.statements("a")[0].id)
+    assert (by_store.removed, by_store.kept, by_store.forks) == (by_engine.removed, by_engine.kept, by_engine.forks)
+    assert [each.id for each in by_store.alike] == [each.id for each in by_engine.alike]
+    assert torch.equal(state(engine), scanned(engine))
+    assert torch.equal(state(engine), other.load("a").snapshot.state.matrices)
+    assert told(engine) == ["I live in Oslo.", "Ada likes tea."]
+
+
+def test_no_single_statement_is_taken_out_of_one_state(store: Store) -> None:
+    engine = tiny_engine(store)
+    tell(engine, "My name is Ada.")
+    with pytest.raises(StateError, match="gates never shut"):
+        forget_statement(store, "a", store.statements("a")[0].id)

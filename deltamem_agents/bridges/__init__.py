@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         which_thread,
         whose,
     )
+    from deltamem_agents.bridges.retrieval import remembered
     from deltamem_agents.bridges.shared_engines import (
         DEFAULT_MODEL,
         EngineSpec,
@@ -43,6 +44,7 @@ else:
                 "which_thread",
                 "whose",
             ),
+            "retrieval": ("remembered",),
             "shared_engines": (
                 "DEFAULT_MODEL",
                 "EngineSpec",
@@ -67,6 +69,7 @@ __all__ = [
     "named_engines",
     "own_agent",
     "read_store",
+    "remembered",
     "require_names",
     "shared_engine",
     "use_agent",

@@ -1,16 +1,17 @@
-"""What other chat APIs call the same things: roles, tools, tool choices, response formats, tool results. Pure."""
+"""What other chat APIs call the same things: roles, tools, tool choices, formats, results; options as JSON. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
 
 from deltamem_agents.bridges.binding import which_thread
 from deltamem_agents.bridges.schemas import json_schema
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.types import MemoryMode, Message, Role, Sampling, Tool, ToolChoice, TurnOptions
+from deltamem_agents.types import MemoryMode, Message, Recall, Role, Sampling, Tool, ToolChoice, TurnOptions
 
 ROLE_NAMES: Mapping[str, Role] = {
     "system": "system",
@@ -31,6 +32,7 @@ CALL_KEYWORDS = (
     "agent_id",
     "thread",
     "memory",
+    "recall",
     "model",
     "tools",
     "tool_choice",
@@ -118,12 +120,48 @@ def as_response_schema(response_format: object) -> Mapping[str, Any] | None:
     )
 
 
-def turn_options(
-    given: Mapping[str, Any], tools: Sequence[Tool], *, sampling: Sampling, memory: MemoryMode
-) -> TurnOptions:
-    """The options of one call from its keywords; `sampling` and `memory` where these say nothing.
+def as_recall(given: object) -> Recall | None:
+    """How a memory is read: a `Recall`, or its fields in a dict as JSON has them (`max_age` in seconds).
 
-    Read are `thread`, `memory`, `tool_choice`, `parallel_tool_calls`, `response_format` and the fields of
+    None stands for the engine's own. Raises ConfigError for anything else.
+    """
+    if given is None or isinstance(given, Recall):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"recall is {given!r}, expected a Recall, a dict of its fields, or None")
+    refuse_unknown("Recall", "field", given, [field.name for field in fields(Recall)])
+    values = dict(given)
+    if isinstance(values.get("roles"), list):
+        values["roles"] = tuple(values["roles"])
+    age = values.get("max_age")
+    if isinstance(age, int | float) and not isinstance(age, bool):
+        values["max_age"] = timedelta(seconds=age)
+    return Recall(**values)
+
+
+def written_recall(recall: Recall | None) -> dict[str, Any] | None:
+    """A `Recall` as JSON, which `as_recall` reads."""
+    if recall is None:
+        return None
+    age = recall.max_age
+    return {
+        **asdict(recall),
+        "roles": list(recall.roles),
+        "max_age": None if age is None else age.total_seconds(),
+    }
+
+
+def turn_options(
+    given: Mapping[str, Any],
+    tools: Sequence[Tool],
+    *,
+    sampling: Sampling,
+    memory: MemoryMode,
+    recall: Recall | None = None,
+) -> TurnOptions:
+    """The options of one call from its keywords; `sampling`, `memory` and `recall` where these say nothing.
+
+    Read are `thread`, `memory`, `recall`, `tool_choice`, `parallel_tool_calls`, `response_format` and the fields of
     `Sampling`. Raises ConfigError for a value that none of them can have.
     """
     choice, parallel = as_tool_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
@@ -139,6 +177,7 @@ def turn_options(
         # A small model that has to call does not know when to stop calling.
         parallel_tool_calls=choice == "auto" if parallel is None else bool(parallel),
         response_schema=as_response_schema(given.get("response_format")),
+        recall=as_recall(given.get("recall")) or recall,
     )
 
 

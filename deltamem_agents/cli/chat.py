@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, StoreUrl, open_engine
-from deltamem_agents.cli.screen import complain, emit, nbytes, plural, printable, short, stderr, stdout
+from deltamem_agents.cli.screen import complain, emit, marked, nbytes, plural, printable, short, stderr, stdout
 from deltamem_agents.errors import DeltaMemError
-from deltamem_agents.types import MemoryMode, Message, Sampling, Turn
+from deltamem_agents.types import ExplainedToken, MemoryMode, Message, Sampling, Turn, TurnOptions
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from deltamem_agents.engine import DeltaMemEngine
 
 COMMANDS = "/memory shows what is remembered, /forget erases it, /quit ends the chat"
@@ -38,6 +40,9 @@ def chat(
     temperature: Annotated[float, typer.Option("--temperature", metavar="X", min=0, help="0 is greedy.")] = 0.0,
     device: Device = "cpu",
     once: Annotated[str | None, typer.Option("--once", metavar="TEXT", help="Answer one message and end.")] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Say which statements each reply rests on, and what the memory changed in it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Talk to an agent that remembers across runs.
@@ -48,7 +53,10 @@ def chat(
 
     With --once the reply goes to stdout and the facts of the turn to stderr. JSON (with --once only): {"text",
     "finish_reason", "snapshot", "usage": {"prompt_tokens", "completion_tokens", "absorbed_tokens"}, "facts":
-    {"alignment", "tokens_read", "tokens_written", "state_bytes", "state_norm", …}}.
+    {"alignment", "tokens_read", "tokens_written", "state_bytes", "state_norm", "recalled", …}}, and with --why "why":
+    [{"text", "kl", "frozen", "changed"}], one for each token of the reply.
+
+    With --why a reply is shown once it is complete, and takes about twice as long.
 
     Example: deltamem chat --agent ada --once "My dog is called Biscuit."
     """
@@ -56,14 +64,17 @@ def chat(
         raise typer.BadParameter("--json needs --once", param_hint="--json")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     engine = open_engine(model, adapter, store, device)
-    talk = _Talk(engine, agent, thread, memory, sampling)
+    talk = _Talk(engine, agent, thread, memory, sampling, why)
     try:
         if once is None:
             talk.interactive()
         elif as_json:
-            emit(_turn_facts(talk.answer(once, shown=False)))
+            turn = talk.answer(once, shown=False)
+            tokens = {"why": [asdict(token) for token in talk.explained]} if why else {}
+            emit({**_turn_facts(turn), **tokens})
         else:
-            stderr().print(_facts_line(talk.answer(once)), style="dim")
+            turn = talk.answer(once)
+            talk.tell(stderr(), turn)
     finally:
         engine.close()
 
@@ -77,24 +88,51 @@ class _Talk:
     thread: str | None
     memory: MemoryMode
     sampling: Sampling
+    why: bool = False
+    explained: tuple[ExplainedToken, ...] = ()
     history: list[Message] = field(default_factory=list)
 
     def answer(self, text: str, shown: bool = True) -> Turn:
         """One turn, its reply printed as it is decided. A turn that does not end leaves no trace."""
         message = Message("user", text)
-        chunks = self.engine.stream_turn(
-            self.agent, [*self.history, message], thread=self.thread, sampling=self.sampling, memory=self.memory
-        )
-        with closing(chunks):
+        said = [*self.history, message]
+        options: TurnOptions = {"thread": self.thread, "sampling": self.sampling, "memory": self.memory}
+        if self.why:
+            explanation = self.engine.explain(self.agent, said, **options)
+            turn, self.explained = explanation.turn, explanation.tokens
+            if shown:
+                _write(turn.text)
+        else:
+            turn = self._streamed(said, options, shown)
+        if shown:
+            _write("\n")
+        self.history += [message, turn.message]
+        return turn
+
+    def _streamed(self, said: list[Message], options: TurnOptions, shown: bool) -> Turn:
+        turn = None
+        with closing(self.engine.stream_turn(self.agent, said, **options)) as chunks:
             for chunk in chunks:
                 if shown:
                     _write(chunk.text)
                 turn = chunk.turn
-        if shown:
-            _write("\n")
         assert turn is not None
-        self.history += [message, turn.message]
         return turn
+
+    def tell(self, console: Console, turn: Turn) -> None:
+        """What the memory did in a turn."""
+        if self.why:
+            for each in turn.facts.recalled:
+                told = f"{printable(each.text)} ({each.role}, {short(each.id)}, score {each.score:.2f})"
+                console.print(f"rests on {told}", style="dim", soft_wrap=True)
+            if not turn.facts.recalled:
+                console.print("rests on no single statement", style="dim")
+            changed = [(token.text, token.changed) for token in self.explained]
+            if any(each for _, each in changed):
+                console.print("changed by the memory: ", marked(changed), style="dim", soft_wrap=True)
+            else:
+                console.print("changed by the memory: nothing", style="dim")
+        console.print(_facts_line(turn), style="dim")
 
     def interactive(self) -> None:
         """Answer line after line, until /quit or the end of the input."""
@@ -112,7 +150,7 @@ class _Talk:
                         return
                     self._command(text)
                 elif text:
-                    console.print(_facts_line(self.answer(text)), style="dim")
+                    self.tell(console, self.answer(text))
             except KeyboardInterrupt:
                 console.print("\ncancelled; the memory is as it was", style="dim")
             except DeltaMemError as error:

@@ -1,4 +1,4 @@
-"""`deltamem memory`: the verbs of a store. No model is loaded."""
+"""`deltamem memory`: the verbs of a store. Only those that say so load a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_agents.cli import views
+from deltamem_agents.cli import statements, views
 from deltamem_agents.cli.options import Agent, At, Json, StoreUrl, open_memory
 from deltamem_agents.cli.screen import emit, moment, nbytes, plural, printable, short, stdout, table
 
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look at, move and erase what agents remember; no model is loaded.\n\n"
+    help="Look at, move and erase what agents remember. Only search, correct and migrate load a model.\n\n"
     "A snapshot is named by its id, by the first six or more digits of its id, or by a tag.",
 )
 app.command("list")(views.list_agents)
 app.command()(views.log)
 app.command()(views.show)
 app.command()(views.diff)
+app.command()(statements.statements)
+app.command()(statements.search)
+app.command("forget-statement")(statements.forget_statement)
+app.command()(statements.correct)
+app.command()(statements.migrate)
 
 
 @app.command()

@@ -12,8 +12,11 @@ from typer.core import TyperGroup
 from deltamem_agents.errors import DeltaMemError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 SHORT_ID = 12
 """Digits of a snapshot's id that are shown; its verbs take six or more."""
@@ -83,6 +86,19 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 def printable(text: str, *, keep: str = "") -> str:
     """The text with what could steer a terminal written out: escapes, line breaks, reversed writing."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def marked(pieces: Iterable[tuple[str, bool]]) -> Text:
+    """A text in pieces, those that are marked bold and in « »."""
+    from rich.text import Text
+
+    shown, inside = Text(), False
+    for piece, wanted in (*pieces, ("", False)):
+        if wanted != inside:
+            shown.append("«" if wanted else "»")
+            inside = wanted
+        shown.append(printable(piece), style="bold" if wanted else "")
+    return shown
 
 
 def short(snapshot: str | None) -> str:

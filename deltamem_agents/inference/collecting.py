@@ -8,23 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltamem_agents.inference.decode import PREFILL_CHUNK, Prompt, last_place
+from deltamem_agents.inference.decode import PREFILL_CHUNK, Piece, Prompt, last_place, pieces_of
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import empty_cache, with_cache
-from deltamem_agents.memory.writes import Writes, collected
+from deltamem_agents.memory.writes import collected
 
 
-def writes_of(speaker: MemoryModel, prompt: Prompt) -> dict[int, Writes]:
+def written_by(speaker: MemoryModel, prompt: Prompt) -> dict[int, Piece]:
     """By message of the prompt, what its tokens write; messages that write nothing are left out."""
-    found: dict[int, list[Writes]] = {}
+    found: dict[int, Piece] = {}
     for start, call in _passes(speaker, prompt):
         ((places, writes),) = collected(call)
-        owners = torch.tensor(prompt.message_ids)[places + start]
-        for owner in owners.unique().tolist():
-            found.setdefault(owner, []).append(writes.select(owners == owner))
-    return {owner: Writes.cat(parts) for owner, parts in sorted(found.items())}
+        for piece in pieces_of(places, writes, prompt, slice(start, start + PREFILL_CHUNK)):
+            before = found.get(piece.position)
+            found[piece.position] = piece if before is None else before.then(piece)
+    return {position: piece for position, piece in sorted(found.items()) if piece.written}
 
 
 def queries_of(speaker: MemoryModel, prompt: Prompt) -> Tensor:

@@ -7,7 +7,7 @@ processors are transformers'. Nothing here knows about agents, stores or message
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias, cast
 
@@ -29,12 +29,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from deltamem_agents.config import AdapterConfig
 from deltamem_agents.memory.attach import CALL_KEYWORD
-from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
+from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import Writes, collected
 from deltamem_agents.types import Sampling
+
+_TOKENWISE = ("ids", "reads", "writes", "message_ids", "replies")
 
 PREFILL_CHUNK = 512
 """Tokens per forward pass of a long prompt: bounds activations, not the result."""
@@ -65,12 +69,27 @@ class Prompt:
         """Its last tokens, at most so many."""
         if len(self) <= tokens:
             return self
-        parts = ("ids", "reads", "writes", "message_ids", "replies")
-        return replace(self, **{part: getattr(self, part)[-tokens:] for part in parts})
+        return replace(self, **{part: getattr(self, part)[-tokens:] for part in _TOKENWISE})
 
     def position(self, message: int) -> int:
         """Where a message stands among those that the prompt was made of; REPLY for the reply itself."""
         return message if message < 0 or self.positions is None else self.positions[message]
+
+
+def joined(prompts: Iterable[Prompt]) -> Prompt:
+    """The tokens of several prompts, one behind another."""
+    parts = list(prompts)
+
+    def flags(of: Callable[[Prompt], tuple[bool, ...]]) -> tuple[bool, ...]:
+        return tuple(each for part in parts for each in of(part))
+
+    return Prompt(
+        ids=tuple(token for part in parts for token in part.ids),
+        reads=flags(lambda part: part.reads),
+        writes=flags(lambda part: part.writes),
+        message_ids=tuple(message for part in parts for message in part.message_ids),
+        replies=flags(lambda part: part.replies),
+    )
 
 
 REPLY = -1
@@ -85,6 +104,11 @@ class Piece:
     tokens: tuple[int, ...]
     written: tuple[int, ...]
     writes: Writes
+
+    def then(self, more: Piece) -> Piece:
+        """This stretch and the one behind it."""
+        written = (*self.written, *(len(self.tokens) + place for place in more.written))
+        return Piece(self.position, self.tokens + more.tokens, written, Writes.cat([self.writes, more.writes]))
 
 
 @dataclass
@@ -137,7 +161,8 @@ class Pass:
     """One sequence going through the model: its KV cache, and its memory or None for the base model.
 
     `replies_read`: only tokens from which a reply's are predicted read the memory, as the adapter's read scope says.
-    `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`.
+    `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
+    `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over.
     `pointing`: when given, what was recalled says more in the logits.
     """
 
@@ -150,61 +175,128 @@ class Pass:
     pieces: list[Piece] | None = None
     applies: bool = True
     pointing: Pointing | None = None
+    layers: Sequence[LayerMemory] = ()
+    config: AdapterConfig | None = None
+    _folded: FoldedState | None = None
+    _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
+    _carry: Tensor | None = None
+
+    @property
+    def defers(self) -> bool:
+        """Whether what a reply writes can be worked out once it is over: its tokens read a state that stays."""
+        return self.pieces is not None and not self.applies
+
+    @property
+    def fed(self) -> int:
+        """How many stretches of a reply wait to be written."""
+        return len(self._waiting)
 
     @torch.no_grad()
-    def feed(self, prompt: Prompt) -> Tensor:
-        """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
+    def feed(self, prompt: Prompt, *, later: bool = False) -> Tensor:
+        """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32.
+
+        `later`: what it writes is worked out by `write_waiting`.
+        """
         for start in range(0, len(prompt), PREFILL_CHUNK):
-            logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK))
+            logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK), later)
         if self.state is not None:
             self.measures.messages += prompt.messages
             self.measures.unwritten += prompt.unwritten
         return logits
 
-    def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
-        device = self.model.device
+    @torch.no_grad()
+    def write_waiting(self, stretches: int) -> None:
+        """Work out what the first so many stretches of a reply write, all at once; forget the others."""
+        waiting, self._waiting = self._waiting[:stretches], []
+        if not waiting or self.state is None or self.pieces is None:
+            return
+        whole = joined(prompt for prompt, _ in waiting)
+        mask = torch.tensor([whole.writes], device=self.model.device)
+        state = MemoryState(self.state.matrices, self._carry)
+        call = MemoryCall(state, write_mask=mask, collect=self.collect, written={}, applies=False)
+        for slot, layer in enumerate(self.layers):
+            read_and_write(layer, call, slot, torch.cat([inputs[slot] for _, inputs in waiting], dim=1))
+        self.pieces.extend(pieces_of(*collected(call)[0], whole, slice(0, len(whole))))
+        self.measures.add(call)
 
-        def row(values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
-            return torch.tensor([values[part]], dtype=dtype, device=device)
-
-        call = None
-        if self.state is not None:
-            taking_part = row(prompt.reads, torch.bool)
-            writes = row(prompt.writes, torch.bool) if any(prompt.writes[part]) else None
-            ids = row(prompt.message_ids, torch.long) if writes is not None else None
-            replies = row(prompt.replies, torch.bool)
-            more = part.stop < len(prompt)
-            call = MemoryCall(
-                self.state,
-                taking_part,
-                writes,
-                ids,
-                replies,
-                unfinished=more,
-                collect=self.collect,
-                queries=None if self.pointing is None else {},
-                written=None if self.pieces is None or writes is None else {},
-                applies=self.applies,
-            )
-        memory = {} if call is None else {CALL_KEYWORD: call}
+    def _chunk(self, prompt: Prompt, part: slice, later: bool = False) -> Tensor:
+        call = self._call(prompt, part, later)
         out = self.model(
-            input_ids=row(prompt.ids, torch.long),
-            logits_to_keep=last_place(device),
+            input_ids=self._row(prompt.ids[part], torch.long),
+            logits_to_keep=last_place(self.model.device),
             **with_cache(self.model, self.cache),
-            **memory,
+            **({} if call is None else {CALL_KEYWORD: call}),
         )
-        if call is not None:
+        logits: Tensor = out.logits[0, -1].float()
+        if call is None:
+            return logits
+        if later and any(prompt.writes):
+            assert call.inputs is not None
+            self._waiting.append((prompt, call.inputs))
+        if isinstance(call, FoldedCall):
+            self.measures.read += len(prompt)
+            self.measures.written += sum(prompt.writes)
+            return self._pointed(logits, call, prompt)
+        if not later and not call.quiet:
             self.state = call.new_state()
+        if not call.quiet:
             reading = zip(prompt.reads[part], prompt.replies[part], strict=True)
             self.measures.read += sum(reads and (says or not self.replies_read) for reads, says in reading)
-            self.measures.written += sum(prompt.writes[part])
-            self.measures.add(call)
-            if call.written is not None and self.pieces is not None:
-                self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
-        logits: Tensor = out.logits[0, -1].float()
-        if call is not None and self.pointing is not None and part.stop >= len(prompt):
-            logits = self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
-        return logits
+        self.measures.written += sum(prompt.writes[part])
+        self.measures.add(call)
+        if call.written is not None and self.pieces is not None:
+            self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
+        return self._pointed(logits, call, prompt) if part.stop >= len(prompt) else logits
+
+    def _pointed(self, logits: Tensor, call: MemoryCall | FoldedCall, prompt: Prompt) -> Tensor:
+        if self.pointing is None:
+            return logits
+        return self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
+
+    def _call(self, prompt: Prompt, part: slice, later: bool) -> MemoryCall | FoldedCall | None:
+        """The memory's side of a forward pass, None for the base model."""
+        if self.state is None:
+            return None
+        if later and not self._waiting:
+            self._carry = self.state.carry
+        queries: dict[int, Tensor] | None = None if self.pointing is None else {}
+        quiet = self._reads_nothing and (later or not any(prompt.writes))
+        if later and len(prompt) == 1 and not quiet:
+            self._fold()
+            if self._folded is not None:
+                return FoldedCall(self._folded, {} if any(prompt.writes) else None, queries)
+        writes = self._row(prompt.writes[part], torch.bool) if any(prompt.writes[part]) and not later else None
+        return MemoryCall(
+            self.state,
+            self._row(prompt.reads[part], torch.bool),
+            writes,
+            None if writes is None else self._row(prompt.message_ids[part], torch.long),
+            self._row(prompt.replies[part], torch.bool),
+            unfinished=part.stop < len(prompt),
+            # Of tokens that come one by one it would take as long as the memory itself.
+            collect=self.collect and not later,
+            inputs={} if later else None,
+            queries=queries,
+            written=None if self.pieces is None or writes is None else {},
+            applies=self.applies,
+            quiet=quiet,
+            later=later,
+        )
+
+    def _fold(self) -> None:
+        """Fold the state, which stays as it is for the rest of the reply, into the adapter's layers."""
+        if self._folded is None and self.config is not None and self.state is not None:
+            self._folded = FoldedState.of(self.config, self.layers, self.state)
+            self.config = None
+
+    @property
+    def _reads_nothing(self) -> bool:
+        """Whether replies are the base model's, bit for bit: nothing was recalled."""
+        assert self.state is not None
+        return self.defers and self.pointing is None and not bool(self.state.matrices.any())
+
+    def _row(self, values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
+        return torch.tensor([values], dtype=dtype, device=self.model.device)
 
 
 class Pointing(Protocol):
@@ -215,7 +307,7 @@ class Pointing(Protocol):
         ...
 
 
-def newest_queries(call: MemoryCall) -> Tensor:
+def newest_queries(call: MemoryCall | FoldedCall) -> Tensor:
     """The queries (batch, layers, heads, r) of the last token of a forward pass, which was made with `queries={}`."""
     assert call.queries is not None
     return torch.stack([call.queries[slot][:, :, -1] for slot in sorted(call.queries)], dim=1)
@@ -248,7 +340,7 @@ def last_place(device: torch.device) -> Tensor:
 
 
 Remembered: TypeAlias = tuple[MemoryState | None, int, int]
-"""A state, how many tokens had been written by then, and in how many pieces."""
+"""A state, how many tokens had been written by then, and how many stretches of the reply wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +388,7 @@ class Decoding:
         begun = clock()
         draw = self._drawing()
         text = StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, self._remembered())
+        later = run.defers
         ids: list[int] = []
         waiting: list[int] = []
         reason: Literal["stop", "length"] = "length"
@@ -317,22 +410,21 @@ class Decoding:
             if reason == "stop":
                 break
             if self._one_by_one and len(ids) < self._sampling.max_tokens:
-                logits, waiting = run.feed(self._spoken(waiting)), []
+                logits, waiting = run.feed(self._spoken(waiting), later=later), []
                 text.passed(self._remembered())
         if waiting and self._writes_reply:
-            run.feed(self._spoken(waiting))
+            run.feed(self._spoken(waiting), later=later)
             text.passed(self._remembered())
         rest = text.finish()
         if rest:
             yield rest
         run.measures.decode_seconds += clock() - begun
-        run.state, run.measures.written, pieces = text.remembered
-        if run.pieces is not None:
-            del run.pieces[pieces:]
+        run.state, run.measures.written, stretches = text.remembered
+        run.write_waiting(stretches)
         self.reply = Reply(tuple(ids), text.text, reason, run.state)
 
     def _remembered(self) -> Remembered:
-        return self._run.state, self._run.measures.written, len(self._run.pieces or ())
+        return self._run.state, self._run.measures.written, self._run.fed
 
     @property
     def _one_by_one(self) -> bool:
@@ -478,6 +570,12 @@ def _processors(sampling: Sampling) -> LogitsProcessorList:
 def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of a reply's tokens, without control tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; "" for one that does not complete a character."""
+    backend, stream = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer, DecodeStream(skip_special_tokens=True)
+    return [stream.step(backend, token) or "" for token in ids]
 
 
 def definition(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -61,7 +61,18 @@ class MemoryModel:
         placed = None if state is None else state.settled().to(self.model.device)
         pieces: list[Piece] | None = [] if self.keeps_writes else None
         replies_read = self.adapter.config.read_scope == "replies"
-        return Pass(self.model, placed, replies_read, Measures(), collect, pieces=pieces, applies=applies)
+        layers = [self.adapter.layer(slot) for slot in range(len(self.adapter.indices))]
+        return Pass(
+            self.model,
+            placed,
+            replies_read,
+            Measures(),
+            collect,
+            pieces=pieces,
+            applies=applies,
+            layers=layers,
+            config=self.adapter.config,
+        )
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:
         """Write `messages` into the run's state, segment by segment; yields how many tokens each took.

@@ -11,7 +11,14 @@ from deltamem_agents.loading.models import HUB_ID, first_line
 SHIPPED = Path(__file__).parents[1] / "adapters"
 
 # An adapter's repository may hold training leftovers of any size.
-_WANTED = ("adapter_config.json", "adapter.safetensors", "delta_mem_config.json", "delta_mem_adapter.pt", "README.md")
+_WANTED = (
+    "adapter_config.json",
+    "adapter.safetensors",
+    "recall.safetensors",
+    "delta_mem_config.json",
+    "delta_mem_adapter.pt",
+    "README.md",
+)
 
 
 def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str, *, token: str | bool | None = None) -> Path:

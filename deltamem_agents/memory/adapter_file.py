@@ -22,6 +22,7 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import AdapterError
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import HEADS, AttentionWidths, LayerMemory
+from deltamem_agents.memory.recall_file import load_recall
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter.safetensors"
@@ -60,6 +61,7 @@ def load_adapter(folder: Path, model: nn.Module, base_model: str | None = None) 
     for index in adapter.indices:
         _check_layer(adapter.layers[str(index)], index, weights, folder)
     adapter.load_state_dict({name: value.float() for name, value in weights.items()})
+    adapter.recall = load_recall(folder, *adapter.zero_state().geometry)
     device = next(model.parameters()).device
     return adapter.to(device).requires_grad_(False)
 

@@ -19,6 +19,9 @@ from deltamem_agents.config import AdapterConfig, Head
 from deltamem_agents.errors import AdapterError, UnsupportedModelError
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
 from deltamem_agents.memory.backbones import AttentionSite, find_sites
+from deltamem_agents.memory.folding import FoldedCall
+from deltamem_agents.memory.pointer import Pointer
+from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 
 CALL_KEYWORD = "deltamem"
@@ -28,7 +31,8 @@ _MARK = "_deltamem_attached"
 class Adapter(nn.Module):
     """The memory weights of every target layer. `indices[slot]` is the model layer of a state slot.
 
-    `config` is the one given with the model's layer count and hidden size filled in.
+    `config` is the one given with the model's layer count and hidden size filled in. `recall`: what was fitted to
+    choose statements and to say them exactly; see `recall_file.py`.
     """
 
     def __init__(self, config: AdapterConfig, sites: tuple[AttentionSite, ...]) -> None:
@@ -36,6 +40,8 @@ class Adapter(nn.Module):
         self.config = replace(config, layers=len(sites), hidden_size=sites[0].widths.hidden)
         self.indices = config.layer_indices(len(sites))
         self.layers = nn.ModuleDict({str(i): LayerMemory(config, sites[i].widths) for i in self.indices})
+        matcher = Matcher.uniform(len(self.indices), config.num_state_heads)
+        self.recall: tuple[Matcher, Pointer | None] = (matcher, None)
 
     @classmethod
     def for_model(cls, config: AdapterConfig, model: nn.Module) -> Adapter:
@@ -65,6 +71,32 @@ class _Active:
     memory: LayerMemory
     call: MemoryCall
     reads: Tensor
+
+    def correction(self, head: Head) -> Tensor | None:
+        return self.memory.correction(head, self.reads)
+
+    def output_correction(self, slot: int) -> Tensor | None:
+        return self.memory.output_correction(self.call, slot, self.reads)
+
+    def measured(self, ratio: Callable[[], Tensor]) -> None:
+        if self.call.collect:
+            self.call.ratios.append(ratio())
+
+
+@dataclass
+class _Folded:
+    """The same for one token that reads a folded state."""
+
+    parts: dict[str, Tensor]
+
+    def correction(self, head: Head) -> Tensor | None:
+        return self.parts.get(head)
+
+    def output_correction(self, slot: int) -> Tensor | None:
+        return self.parts.get("o")
+
+    def measured(self, ratio: Callable[[], Tensor]) -> None:
+        return
 
 
 @dataclass(frozen=True)
@@ -123,27 +155,34 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
         if CALL_KEYWORD not in kwargs:
             return args, kwargs
         rest = {name: value for name, value in kwargs.items() if name != CALL_KEYWORD}
-        call: MemoryCall = kwargs[CALL_KEYWORD]
+        call: MemoryCall | FoldedCall = kwargs[CALL_KEYWORD]
         hidden = args[0] if args else kwargs["hidden_states"]
+        if isinstance(call, FoldedCall):
+            running.active = _Folded(call.read(slot, hidden))
+            return args, rest
+        if call.quiet:
+            if call.inputs is not None:
+                call.inputs[slot] = hidden
+            return args, rest
         running.active = _Active(memory, call, read_and_write(memory, call, slot, hidden))
         return args, rest
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        active: _Active | None = running.active
+        active: _Active | _Folded | None = running.active
         running.active = None
-        delta = None if active is None else memory.output_correction(active.call, slot, active.reads)
+        delta = None if active is None else active.output_correction(slot)
         if active is None or delta is None:
             return output
         attended = output[0] if isinstance(output, tuple) else output
-        if active.call.collect:
-            active.call.ratios.append(delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
+        active.measured(lambda: delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
         corrected = attended + delta.to(attended.dtype)
         return (corrected, *output[1:]) if isinstance(output, tuple) else corrected
 
     def correcting(head: Head) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            active: _Active | None = getattr(running, "active", None)
-            return None if active is None else site.correct(head, output, memory.correction(head, active.reads))
+            active: _Active | _Folded | None = getattr(running, "active", None)
+            delta = None if active is None else active.correction(head)
+            return None if delta is None else site.correct(head, output, delta)
 
         return hook
 

@@ -46,6 +46,8 @@ class MemoryCall:
     `written`, when given, collects what each layer slot writes: see `TokenWrites`.
     `applies`: whether the writes change the state. False leaves the state as it is, so that all tokens read the
     same one; the writes are then only collected.
+    `quiet`: nothing is read or written, as for the base model; `inputs` are still collected.
+    `later`: what these tokens write is worked out later, from their `inputs`, so no key goes on from here.
     """
 
     state: MemoryState
@@ -59,6 +61,8 @@ class MemoryCall:
     queries: dict[int, Tensor] | None = None
     written: dict[int, TokenWrites] | None = None
     applies: bool = True
+    quiet: bool = False
+    later: bool = False
     matrices: dict[int, Tensor] = field(default_factory=dict)
     carries: dict[int, Tensor] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -270,12 +274,14 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
     if call.token_mask is not None:
         # What a model computes for padding may be anything, NaN included; zeros read nothing.
         x = x.masked_fill(~call.token_mask[..., None], 0)
+    state = call.state.matrices[:, slot]
+    start = state if call.state.open is None else call.state.open.start[:, slot]
+    if call.write_mask is None and (call.later or call.token_mask is None):
+        return _only_read(memory, call, slot, x, state, start)
     carry = None if call.state.carry is None else call.state.carry[:, slot]
     keys, carry = memory.keys(x, call.token_mask, carry)
     if carry is not None:
         call.carries[slot] = carry
-    state = call.state.matrices[:, slot]
-    start = state if call.state.open is None else call.state.open.start[:, slot]
     projected = memory.project(call, slot, x, keys)
     if call.queries is not None:
         call.queries[slot] = projected.q
@@ -304,6 +310,22 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
         )
     call.matrices[slot] = new
+    return _heard(memory, call, slot, x, reads)
+
+
+def _only_read(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, state: Tensor, start: Tensor) -> Tensor:
+    """The reads of tokens that write nothing, without working out what they might have written."""
+    if memory.config.key_shift and not call.later:
+        call.carries[slot] = F.linear(x[:, -1], memory.memory_k_shift_proj)
+    q = unit(F.linear(x, memory.memory_q_proj).unflatten(-1, (memory.config.num_state_heads, -1)).transpose(1, 2))
+    if call.queries is not None:
+        call.queries[slot] = q
+    call.matrices[slot] = state
+    return _heard(memory, call, slot, x, _read(start, q))
+
+
+def _heard(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
+    """Reads (B, T, heads·r) of what was read (B, H, T, r), as far as gates and the read scope let them by."""
     heard = memory.gated_reads(call, slot, x, reads.transpose(1, 2).flatten(2))
     if call.replies is None or memory.config.read_scope == "all":
         return heard
@@ -322,7 +344,7 @@ def unit(raw: Tensor) -> Tensor:
 
 
 def _read(state: Tensor, q: Tensor) -> Tensor:
-    return torch.einsum("bhij,bhtj->bhti", state, q)
+    return q @ state.transpose(-1, -2)
 
 
 def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: Tensor) -> tuple[Tensor, Tensor]:

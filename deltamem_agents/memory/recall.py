@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem_agents.errors import ConfigError, StateError
@@ -23,44 +24,73 @@ from deltamem_agents.types import Role
 LEAST_STRENGTH = 0.05
 """Mean write gate from which a token's key takes part in matching: a token written more weakly tells little."""
 
-FREQUENCY_SATURATION, LENGTH_SHARE = 1.2, 0.5
+SATURATION, LENGTH_SHARE = 1.2, 0.5
 """k1 and b of BM25."""
+
+NEAR = 8
+"""Statements before and behind one whose words count for it too: they are mostly about the same thing."""
+
+NEAR_DECAY = 0.6
+"""How much less each further one of them counts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Matcher:
     """How a question is matched with statements, and which statements are then read.
 
-    `weights`: (layers, heads) float32, summing to 1: a token's score is the weighted mean of q·k, so from −1 to 1;
-    a statement's is its best token's. To it are added `words` times the statement's BM25 score for the question's
-    words, and `assistant` for what the assistant said itself. `floor`: below it nothing is read. `margin`: further
-    statements are read only if their scores lie at most so far below the best. `most`: statements read at most.
+    A statement's score is the sum of
+    - its best token's q·k, each layer and head times its weight in `weights` (layers, heads), −`weights`.sum() where no
+      token was written strongly,
+    - `words` times its BM25 score for the question's words, each of which counts as `commonness` says, 1 where it says
+      nothing: words that stand in most questions find nothing,
+    - `near` times these scores of the statements around it, each further one counting less,
+    - `assistant` if the assistant said it itself, `newest` times its age, from 0 for the oldest to 1 for the newest.
+
+    Nothing is read where no score reaches `floor`, nor where `asking`, (layers, heads, r), times the mean of the
+    question's queries stays below −`asking_bias`: what asks for nothing that could have been told. Further statements
+    are read if their scores lie at most `margin` below the best, `most` of them at most.
     """
 
     weights: Tensor
-    words: float = 0.1
-    assistant: float = -0.2
-    floor: float = -1.0
+    words: float = 0.8
+    near: float = 0.25
+    assistant: float = -1.5
+    newest: float = 0.1
+    floor: float = -math.inf
     margin: float = 0.0
     most: int = 8
+    asking: Tensor | None = None
+    asking_bias: float = 0.0
+    commonness: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 2:
             raise ConfigError(f"matcher weights have shape {tuple(self.weights.shape)}, expected (layers, heads)")
+        if self.asking is not None and self.asking.shape[:2] != self.weights.shape:
+            raise ConfigError(
+                f"the matcher's asking has shape {tuple(self.asking.shape)}, "
+                f"expected {tuple(self.weights.shape)} layers and heads"
+            )
         if self.most < 1:
             raise ConfigError(f"matcher reads at most {self.most} statements, expected at least 1")
 
     @classmethod
     def uniform(cls, layers: int, heads: int) -> Matcher:
-        """Every layer counts the same and there is no floor."""
-        return cls(torch.full((layers, heads), 1 / (layers * heads)))
+        """Every layer counts the same and there is no floor: for adapters that nothing was fitted for."""
+        return cls(torch.full((layers, heads), 10 / (layers * heads)))
+
+    def asks(self, queries: Tensor) -> bool:
+        """Whether a question with queries (tokens, layers, heads, r) asks for something that could have been told."""
+        if self.asking is None:
+            return True
+        return float((queries.float().mean(0) * self.asking).sum()) + self.asking_bias >= 0
 
     def without_floor(self) -> Matcher:
         """One that chooses something however little it fits."""
-        return replace(self, floor=-math.inf)
+        return replace(self, floor=-math.inf, asking=None)
 
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
-        """The statements that a reply reads with their scores, best first, from all scores (S,)."""
+        """The statements to read with their scores, best first, from all scores (S,)."""
         if not len(scores):
             return []
         order = scores.argsort(descending=True, stable=True)[: self.most].tolist()
@@ -75,32 +105,37 @@ class StatementIndex:
         self._matcher = matcher
         self._keys: list[Tensor] = []
         self._owners: list[Tensor] = []
-        self._by_assistant: list[bool] = []
-        self._lengths: list[int] = []
-        self._postings: dict[int, array[int]] = defaultdict(lambda: array("i"))
+        self._by_assistant = array("b")
+        self._lengths = array("i")
+        self._postings: dict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("i"), array("i")))
         self._joined: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def add(self, writes: Writes, terms: Sequence[int] | None, role: Role) -> None:
+    def add(self, writes: Writes | None, terms: Sequence[int] | None, role: Role) -> None:
         """The next statement. `terms`: numbers of its text's words, None where no text is kept.
+
+        `writes`: None where a statement has its words alone.
 
         Raises StateError for writes of another geometry than the matcher's.
         """
-        if writes.geometry[:2] != tuple(self._matcher.weights.shape):
+        if writes is not None and writes.geometry[:2] != tuple(self._matcher.weights.shape):
             raise StateError(
                 f"writes have (layers, heads, r) = {writes.geometry}, "
                 f"the matcher expects {tuple(self._matcher.weights.shape)} layers and heads"
             )
         number = len(self)
-        strong = writes.strengths >= LEAST_STRENGTH
-        self._keys.append(writes.keys[strong].float().flatten(1))
-        self._owners.append(torch.full((int(strong.sum()),), number))
+        if writes is not None:
+            strong = writes.strengths >= LEAST_STRENGTH
+            self._keys.append(writes.keys[strong].float().flatten(1))
+            self._owners.append(torch.full((int(strong.sum()),), number))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))
-        for term in terms or ():
-            self._postings[term].append(number)
+        for term, count in Counter(terms or ()).items():
+            numbers, counts = self._postings[term]
+            numbers.append(number)
+            counts.append(count)
         self._joined = None
 
     def scores(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
@@ -111,31 +146,44 @@ class StatementIndex:
         """
         if not len(self):
             return torch.zeros(0)
-        behind = torch.tensor(self._by_assistant, dtype=torch.float32) * self._matcher.assistant
-        return self._by_keys(queries[-1]) + self._matcher.words * self._by_words(asked) + behind
+        matcher = self._matcher
+        words = self.word_scores(asked)
+        others = matcher.words * words + matcher.near * around(words)
+        others += matcher.assistant * np.array(self._by_assistant, np.float32)
+        others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
+        return self._by_keys(queries[-1]) + torch.from_numpy(others)
 
     def chosen(self, queries: Tensor, asked: Sequence[int]) -> list[tuple[int, float]]:
-        """The statements that a reply to the question reads with their scores, best first; none below the floor."""
-        return self._matcher.best(self.scores(queries, asked))
+        """The statements that a reply to the question reads, with their scores, best first; none where none fits."""
+        return self._matcher.best(self.scores(queries, asked)) if self._matcher.asks(queries) else []
 
     def _by_keys(self, queries: Tensor) -> Tensor:
-        """(S,): −1 for a statement without a strong token."""
+        """(S,): −`weights`.sum() for a statement without a strong token."""
+        if not self._keys:
+            return torch.full((len(self),), -float(self._matcher.weights.sum()))
         if self._joined is None:
             self._joined = torch.cat(self._keys), torch.cat(self._owners)
             self._keys, self._owners = [self._joined[0]], [self._joined[1]]
         keys, owners = self._joined
-        weighted = (queries.float() * self._matcher.weights[:, :, None]).flatten()
-        return torch.full((len(self),), -1.0).scatter_reduce(0, owners, keys @ weighted, "amax")
+        weights = self._matcher.weights
+        found = keys @ (queries.float() * weights[:, :, None]).flatten()
+        return torch.full((len(self),), -float(weights.sum())).scatter_reduce(0, owners, found, "amax")
 
-    def _by_words(self, asked: Sequence[int]) -> Tensor:
+    def word_scores(self, asked: Sequence[int]) -> NDArray[np.float32]:
         """(S,): BM25 among the statements, 0 for one without a word of the question."""
         found = np.zeros(len(self), np.float32)
         lengths = np.array(self._lengths, np.float32)
-        room = FREQUENCY_SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / max(1.0, float(lengths.mean())))
-        for term in set(asked):
-            if term not in self._postings:
-                continue
-            holders, counts = np.unique(np.array(self._postings[term]), return_counts=True)
+        room = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / max(1.0, float(lengths.mean())))
+        for term in set(asked) & self._postings.keys():
+            holders, counts = (np.array(each) for each in self._postings[term])
             rarity = np.log1p((len(self) - len(holders) + 0.5) / (len(holders) + 0.5))
-            found[holders] += rarity * counts * (FREQUENCY_SATURATION + 1) / (counts + room[holders])
-        return torch.from_numpy(found)
+            weight = rarity * self._matcher.commonness.get(term, 1.0) * (SATURATION + 1)
+            found[holders] += weight * counts / (counts + room[holders])
+        return found
+
+
+def around(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(S,): the sum of the scores around each, without its own, each further one counting less."""
+    one_side = NEAR_DECAY ** np.arange(NEAR, dtype=np.float32)
+    kernel = np.concatenate([one_side[::-1], [0.0], one_side]).astype(np.float32)
+    return np.convolve(scores, kernel)[NEAR : NEAR + len(scores)]

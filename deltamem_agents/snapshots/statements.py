@@ -52,7 +52,8 @@ class Statement:
     log it is, from 0. `created`: ISO 8601, UTC. `tokens`: token ids of the text, as far as it was written. `written`:
     which of these tokens wrote, ascending; `stored` has a row for each. `stored`: None for an adapter whose gates never
     shut, which keeps a whole state instead. `origin`: the verb that made it ("turn", "absorb", "correct", …).
-    `supersedes`: the statement that this one corrects.
+    `supersedes`: the statement that this one corrects. `spans`: from where to where in the text each of `tokens`
+    stands, () where that is not known.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Statement:
     tool_calls: tuple[ToolCall, ...] = ()
     origin: str = "turn"
     supersedes: str | None = None
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def writes(self) -> Writes | None:
@@ -88,6 +90,18 @@ class Statement:
                 found[place] = strength
         return tuple(found)
 
+    @property
+    def marked(self) -> list[tuple[str, float]]:
+        """The text in pieces, each with how strongly it was written, from 0 to 1."""
+        found, end = [], 0
+        for (first, last), strength in zip(self.spans, self.strengths, strict=False):
+            if first > end:
+                found.append((self.text[end:first], 0.0))
+            if last > first:
+                found.append((self.text[first:last], strength))
+            end = max(end, last)
+        return [*found, (self.text[end:], 0.0)] if end < len(self.text) else found
+
 
 def encode_statement(statement: Statement) -> bytes:
     """The bytes of a statement, whose `id` is not looked at; equal statements give different bytes."""
@@ -103,7 +117,11 @@ def encode_statement(statement: Statement) -> bytes:
         "supersedes": statement.supersedes,
         "calls": [[call.name, dict(call.arguments), call.id] for call in statement.tool_calls],
     }
-    arrays = {"tokens": _whole(statement.tokens), "written": _whole(statement.written)}
+    arrays = {
+        "tokens": _whole(statement.tokens),
+        "written": _whole(statement.written),
+        "spans": _whole([place for span in statement.spans for place in span]),
+    }
     if statement.stored is not None:
         arrays |= {name: getattr(statement.stored, name).contiguous().numpy() for name in _PARTS}
     header: dict[str, Any] = {"__metadata__": {"deltamem": json.dumps(fields, separators=(",", ":"))}}
@@ -153,6 +171,7 @@ def decode_statement(data: bytes, at: str) -> Statement:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(array(name).copy())
 
+    places = array("spans").tolist()
     stored = StoredWrites(*map(tensor, _PARTS)) if "keys" in header else None
     return Statement(
         id=at,
@@ -167,6 +186,7 @@ def decode_statement(data: bytes, at: str) -> Statement:
         tool_calls=tuple(ToolCall(*call) for call in fields["calls"]),
         origin=fields["origin"],
         supersedes=fields["supersedes"],
+        spans=tuple(zip(places[::2], places[1::2], strict=True)),
     )
 
 

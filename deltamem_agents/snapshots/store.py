@@ -127,6 +127,10 @@ class Store(ABC):
         pages = self.pages(agent, listed.pages)
         return [*(each for page in listed.pages for each in pages[page]), *listed.newest]
 
+    def objects(self, agent: str, listed: StatementList) -> dict[str, bytes]:
+        """The bytes of a list's pages and statements by address, as `save` takes them to keep the list elsewhere."""
+        return dict(self._read(agent, [*listed.pages, *self.statement_ids(agent, listed)]))
+
     def pages(self, agent: str, pages: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """What pages of statements hold, by the page's address."""
         return {page: decode_page(data, page) for page, data in self._read(agent, pages)}

@@ -10,7 +10,7 @@ from deltamem_agents.lazy import names_of
 
 if TYPE_CHECKING:
     from deltamem_agents.testing.conformance import AWKWARD_IDS, INVALID_IDS, StoreConformance, example_snapshot
-    from deltamem_agents.testing.scripted import Asked, Scripted, ScriptedEngine, oblige
+    from deltamem_agents.testing.scripted import SELECTIVE, Asked, Scripted, ScriptedEngine, oblige
     from deltamem_agents.testing.statement_conformance import StatementConformance
 else:
     __getattr__ = names_of(
@@ -23,6 +23,7 @@ else:
                 "example_snapshot",
             ),
             "scripted": (
+                "SELECTIVE",
                 "Asked",
                 "Scripted",
                 "ScriptedEngine",
@@ -35,6 +36,7 @@ else:
 __all__ = [
     "AWKWARD_IDS",
     "INVALID_IDS",
+    "SELECTIVE",
     "Asked",
     "Scripted",
     "ScriptedEngine",

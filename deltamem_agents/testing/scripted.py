@@ -38,6 +38,19 @@ _TEMPLATE = (
 )
 
 
+SELECTIVE = AdapterConfig(
+    rank=4,
+    key_shift=True,
+    gate_floor=0.6,
+    state_update_mode="no_lambda",
+    rankwise_gates=False,
+    read_scope="replies",
+)
+"""A small adapter whose gates shut."""
+
+_DEFAULT = AdapterConfig(rank=4)
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a scripted reply answers."""
@@ -57,7 +70,8 @@ class ScriptedEngine(DeltaMemEngine):
 
     `script`: one reply for every turn, replies for one turn each, or a function. A Message may bring tool
     calls. A reply outside the grammar of a forced tool call or a response schema is replaced by a short
-    one within. Stop strings and `max_tokens` hold as ever.
+    one within. Stop strings and `max_tokens` hold as ever. `config`: the adapter's; `SELECTIVE` keeps statements
+    with their writes, which replies recall and of which single ones can be forgotten.
     """
 
     def __init__(
@@ -67,11 +81,13 @@ class ScriptedEngine(DeltaMemEngine):
         *,
         window_tokens: int = WINDOW_TOKENS,
         policy: WritePolicy = WritePolicy(),
+        config: AdapterConfig = _DEFAULT,
         name: str = "scripted",
     ) -> None:
         model = _tiny_model()
         loaded = replace(LoadedModel.of(model, _byte_tokenizer(), name), name=name)
-        super().__init__(loaded, _random_adapter(model), store, window_tokens=window_tokens, policy=policy)
+        adapter = _random_adapter(model, config)
+        super().__init__(loaded, adapter, store, window_tokens=window_tokens, policy=policy)
         self._answer = _answers(script)
 
     def _turns(self) -> TurnRunner:
@@ -198,9 +214,9 @@ def _tiny_model() -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def _random_adapter(model: LlamaForCausalLM) -> Adapter:
+def _random_adapter(model: LlamaForCausalLM, config: AdapterConfig) -> Adapter:
     """Weights large enough for different conversations to leave different memories."""
-    adapter = Adapter.for_model(AdapterConfig(rank=4), model)
+    adapter = Adapter.for_model(config, model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in adapter.parameters():

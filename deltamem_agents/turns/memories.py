@@ -125,7 +125,6 @@ def index_of(statements: Sequence[Statement], matcher: Matcher) -> StatementInde
 
 def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
     for each in statements:
-        assert each.writes is not None
         index.add(each.writes, terms_of(each.text) if each.text else None, each.role)
 
 

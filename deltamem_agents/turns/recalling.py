@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import torch
@@ -13,7 +13,7 @@ from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of
 from deltamem_agents.inference.decode import Pointing
 from deltamem_agents.inference.memory_model import MemoryModel
-from deltamem_agents.memory.pointer import Candidates, Pointer
+from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
 from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Statement
@@ -35,13 +35,14 @@ class Recollection:
     """What a reply rests on.
 
     `state`: what it reads. `chosen`: statements with their scores, best first. `shown`: messages of theirs that return
-    to the window, oldest first; `in_window`: whose they are.
+    to the window, oldest first; `in_window`: whose they are. `asked`: token ids of the question.
     """
 
     state: MemoryState
     chosen: tuple[tuple[Statement, float], ...] = ()
     shown: tuple[Message, ...] = ()
     in_window: frozenset[str] = frozenset()
+    asked: tuple[int, ...] = ()
 
     def shown_in(self, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """The messages with what returns to the window before the question, and at which position that stands."""
@@ -86,7 +87,7 @@ def recollect(
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
     shown, in_window = exchanges(speaker, memory, chosen, messages, recall.window_tokens)
-    return Recollection(state, tuple(chosen), shown, in_window)
+    return Recollection(state, tuple(chosen), shown, in_window, _content_ids(speaker, asked) if chosen else ())
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
@@ -109,10 +110,17 @@ def choose(
     if not able.any():
         return []
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
+    if not matcher.asks(queries):
+        return []
     terms = [term for message in asked for term in terms_of(message.content)]
     scores = index_of(statements, matcher).scores(queries, terms) if fresh else memory.scores(matcher, queries, terms)
     best = matcher.best(scores.masked_fill(~able, -torch.inf))
     return [(statements[number], score) for number, score in best if able[number]]
+
+
+def _content_ids(speaker: MemoryModel, asked: Sequence[Message]) -> tuple[int, ...]:
+    prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
+    return tuple(token for token, owner in zip(prompt.ids, prompt.message_ids, strict=True) if owner >= 0)
 
 
 def _allowed(statement: Statement, recall: Recall) -> bool:
@@ -186,19 +194,24 @@ def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | 
     for each in told:
         assert each.writes is not None
         parts.append((each.writes, [each.tokens[place] for place in each.written], each.tokens))
-    return _Pointing(pointer, Candidates.of(parts))
+    return _Pointing(pointer, parts, recollection.asked)
 
 
 @dataclass
 class _Pointing:
-    """Raises the odds of the candidates; knows what the reply said so far."""
+    """Raises the odds of the statements' tokens; knows what the reply said so far."""
 
     pointer: Pointer
-    candidates: Candidates
-    said: list[int] | None = None
+    statements: Sequence[PointedAt]
+    asked: Sequence[int]
+    candidates: Candidates | None = None
+    said: list[int] = field(default_factory=list)
 
     def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
-        # The first token is the prompt's last one.
-        self.said = [] if self.said is None else [*self.said, token]
+        if self.candidates is None:
+            # The first token is the prompt's last one, where the reply begins.
+            self.candidates = self.pointer.candidates(self.statements, queries.cpu(), self.asked)
+        else:
+            self.said.append(token)
         ids, bonus = self.pointer.bonus(logits.cpu(), queries.cpu(), self.candidates, self.said)
         return logits.index_add(0, ids.to(logits.device), bonus.to(logits.device))

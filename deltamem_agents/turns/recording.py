@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
-from deltamem_agents.inference.decode import REPLY, Pass, Piece
+from deltamem_agents.inference.decode import REPLY, Pass, Piece, spelled
+from deltamem_agents.loading import TokenizerObject
 from deltamem_agents.memory.writes import StoredWrites, Writes
 from deltamem_agents.snapshots import Statement, address, encode_statement, utc_now
 from deltamem_agents.turns.planning import Plan
@@ -20,14 +22,16 @@ class Recorder:
     """Makes the statements of one turn, each message's once, in the order in which they are written.
 
     `messages`: those of the request. `keep_text`: whether what was said is kept. `nothing`: no writes; None where the
-    memory keeps none.
+    memory keeps none. `times`: when each of the messages was said; empty for now.
     """
 
     messages: Sequence[Message]
     thread: str
     keep_text: bool
     nothing: Writes | None
+    tokenizer: TokenizerObject
     origin: str = "turn"
+    times: Sequence[str] = ()
     statements: list[Statement] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     _known: set[int] = field(default_factory=set)
@@ -45,31 +49,36 @@ class Recorder:
             if position not in self._known:
                 self._known.add(position)
                 message = self.messages[position] if reply is None or position != REPLY else reply
-                self._add(message, place, self._joined(pieces, position))
+                created = self.times[position] if self.times else utc_now()
+                self._add(message, place, self._joined(pieces, position), created)
 
     def replace_one(self, run: Pass, earlier: Statement) -> None:
         """Make the statement that takes an earlier one's place, of the only message; none if it wrote nothing."""
         piece = self._joined(run.pieces, 0)
         if piece is not None and len(piece.writes):
-            self._add(self.messages[0], earlier.place, piece, supersedes=earlier.id)
+            self._add(self.messages[0], earlier.place, piece, utc_now(), supersedes=earlier.id)
 
-    def _add(self, message: Message, place: int, piece: Piece | None, supersedes: str | None = None) -> None:
+    def _add(
+        self, message: Message, place: int, piece: Piece | None, created: str, supersedes: str | None = None
+    ) -> None:
         """A message that wrote nothing is kept for what is shown around others, where text is kept at all."""
         if not self.keep_text and (piece is None or not len(piece.writes)):
             return
+        tokens = piece.tokens if piece is not None and self.keep_text else ()
         made = Statement(
             id="",
             role=message.role,
             text=message.content if self.keep_text else "",
             thread=self.thread,
             place=place,
-            created=utc_now(),
-            tokens=piece.tokens if piece is not None and self.keep_text else (),
+            created=created,
+            tokens=tokens,
             written=piece.written if piece is not None and self.keep_text else (),
             stored=None if piece is None else StoredWrites.of(piece.writes),
             tool_calls=message.tool_calls if self.keep_text else (),
             origin=self.origin,
             supersedes=supersedes,
+            spans=spans_of(spelled(self.tokenizer, tokens), message.content),
         )
         data = encode_statement(made)
         self.statements.append(replace(made, id=address(data)))
@@ -87,6 +96,30 @@ class Recorder:
             tokens += piece.tokens
             writes.append(piece.writes)
         return Piece(position, tokens, written, Writes.cat(writes) if writes else self.nothing)
+
+
+def spans_of(pieces: Sequence[str], text: str) -> tuple[tuple[int, int], ...]:
+    """From where to where in a text each token's piece stands.
+
+    The pieces are all of it, its head and its tail, or it and what a reply has besides, such as calls. () for others.
+    """
+    said, told, half = "".join(pieces), text.strip(), (len(pieces) + 1) // 2
+    head, tail = "".join(pieces[:half]), "".join(pieces[half:])
+    if said in text:
+        return _placed(pieces, text.find(said), len(text))
+    if told and told in said:
+        return _placed(pieces, text.find(told) - said.find(told), len(text))
+    if head in text and text.rfind(tail) >= text.find(head) + len(head):
+        behind = _placed(pieces[half:], text.rfind(tail), len(text))
+        return (*_placed(pieces[:half], text.find(head), len(text)), *behind)
+    return ()
+
+
+def _placed(pieces: Sequence[str], start: int, length: int) -> tuple[tuple[int, int], ...]:
+    """The spans of pieces that follow one another from `start` on, cut to a text of this length."""
+    ends = accumulate(map(len, pieces), initial=start)
+    inside = [min(max(end, 0), length) for end in ends]
+    return tuple(pairwise(inside))
 
 
 def _strong(piece: Piece) -> Piece:

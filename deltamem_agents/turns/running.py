@@ -18,6 +18,7 @@ from deltamem_agents.inference.prompts import Window
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, encode_page
+from deltamem_agents.turns.listing import COMMIT_ATTEMPTS
 from deltamem_agents.turns.memories import AgentMemory, Memories
 from deltamem_agents.turns.planning import DEFAULT_THREAD, Kept, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
@@ -36,8 +37,6 @@ from deltamem_agents.types import (
     TurnFacts,
     Usage,
 )
-
-COMMIT_ATTEMPTS = 100
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +120,16 @@ class TurnRunner:
         yield from shown.finish(outcome.message.content, outcome.message.tool_calls, outcome.cut_call)
         yield TurnChunk(turn=self._commit(request, outcome))
 
+    def whole(self, request: TurnRequest) -> tuple[Outcome, Turn]:
+        """A turn at one go, and how it came about."""
+        self.require_usable()
+        outcome = self._run_through(self.attempt(request, 1))
+        return outcome, self._commit(request, outcome)
+
+    def writes_reply(self, request: TurnRequest) -> bool:
+        """Whether the tokens of a turn's reply are written as they pass."""
+        return request.memory == "readwrite" and "assistant" in self.policy.roles and not self.speaker.per_message
+
     def _step(self, attempt: Generator[str, None, Outcome]) -> str:
         """The attempt's next piece of text. Raises EngineClosedError where the engine was closed meanwhile."""
         try:
@@ -156,13 +165,13 @@ class TurnRunner:
         recollection, absorbed = None, 0
         if speaker.keeps_writes and plan is not None:
             reserve = request.recall.window_tokens if plan.memory.listed.newest else 0
-            ahead = self._window(request, new, reserve=reserve).absorbed
+            ahead = self.window(request, new, reserve=reserve).absorbed
             absorbed = yield from self._absorbing(run, request, ahead)
             recorder.record(run, plan, ahead)
             found = recollect(speaker, plan.memory, recorder.statements, request.messages, request.recall, self.matcher)
             run.state, recollection = found.state.to(speaker.model.device), found
             new = tuple(position for position in new if position not in ahead)
-        window = self._window(request, new, recollection=recollection)
+        window = self.window(request, new, recollection=recollection)
         absorbed += yield from self._absorbing(run, request, window.absorbed)
         if run.state is not None:
             run.state = run.state.settled()
@@ -197,7 +206,7 @@ class TurnRunner:
             recorder.record(run, plan, plan.new, message if writes_reply else None)
         return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder)
 
-    def _window(
+    def window(
         self,
         request: TurnRequest,
         new: Sequence[int],
@@ -262,9 +271,12 @@ class TurnRunner:
         """The memory that an agent starts with."""
         return AgentMemory(self.speaker.adapter.zero_state().to("cpu"), fades=self.memories.fades)
 
-    def recorder(self, messages: Sequence[Message], thread: str, origin: str = "turn") -> Recorder:
-        """What makes statements of these messages."""
-        return Recorder(messages, thread, self.policy.keep_text, self.speaker.no_writes, origin)
+    def recorder(
+        self, messages: Sequence[Message], thread: str, origin: str = "turn", times: Sequence[str] = ()
+    ) -> Recorder:
+        """What makes statements of these messages. `times`: when each was said, now where nothing is given."""
+        speaker = self.speaker
+        return Recorder(messages, thread, self.policy.keep_text, speaker.no_writes, speaker.tokenizer, origin, times)
 
     @property
     def _planner(self) -> Planner:

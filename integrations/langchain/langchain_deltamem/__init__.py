@@ -2,6 +2,7 @@
 
 `ChatDeltaMem` is the chat model, `use_agent` says whose memory a block of code uses, and
 `DeltaMemMiddleware` keeps the memory inside LangGraph's checkpoints (it needs the extra "agents").
+`DeltaMemRetriever` finds what an agent remembers of a query.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 from langchain_deltamem.chat_models import ChatDeltaMem
 from langchain_deltamem.errors import ContextOverflow, WindowOverflowError
 from langchain_deltamem.identity import use_agent
+from langchain_deltamem.retriever import DeltaMemRetriever
 
 if TYPE_CHECKING:
     from langchain_deltamem.middleware import DeltaMemMiddleware
 
 __version__ = "0.1.0"
-__all__ = ["ChatDeltaMem", "ContextOverflow", "DeltaMemMiddleware", "WindowOverflowError", "use_agent"]
+__all__ = [
+    "ChatDeltaMem",
+    "ContextOverflow",
+    "DeltaMemMiddleware",
+    "DeltaMemRetriever",
+    "WindowOverflowError",
+    "use_agent",
+]
 
 
 def __getattr__(name: str) -> Any:

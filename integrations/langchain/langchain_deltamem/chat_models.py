@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env
 from pydantic import BeforeValidator, Field, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import ConfigError, DeltaMemEngine, Message, Sampling
+from deltamem_agents import ConfigError, DeltaMemEngine, Message, Recall, Sampling
 from deltamem_agents.bridges import (
     DEFAULT_MODEL,
     EPHEMERAL,
@@ -27,7 +27,14 @@ from deltamem_agents.bridges import (
     whose,
     written_store,
 )
-from deltamem_agents.bridges.dialects import SAMPLING_NAMES, as_tool_choice, listed, turn_options
+from deltamem_agents.bridges.dialects import (
+    SAMPLING_NAMES,
+    as_recall,
+    as_tool_choice,
+    listed,
+    turn_options,
+    written_recall,
+)
 from deltamem_agents.chat.wire import tool_schema
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.snapshots import StoreLike
@@ -55,8 +62,9 @@ class ChatDeltaMem(BaseChatModel):
     None is the engine's own store, or the SQLite file in the user's data folder.
     `agent_id`: whose memory, where a call does not say; see `langchain_deltamem.identity`.
     `memory`: "readonly" reads and leaves the agents as they were, "off" is the base model.
+    `recall`: how the memory is read, a `Recall` or its fields as a dict; None is the engine's own.
 
-    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `model`
+    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `recall`, `model`
     and `response_format` (a JSON schema that the reply has to fit). A name that means nothing is refused,
     save LangChain's `timeout`, `max_retries` and `api_key`, which are for servers. Errors: `langchain_deltamem.errors`.
     """
@@ -69,6 +77,7 @@ class ChatDeltaMem(BaseChatModel):
     window_tokens: int | None = None
     agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
     memory: MemoryMode = "readwrite"
+    recall: Annotated[SkipValidation[Recall] | None, BeforeValidator(as_recall)] = None
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float | None = None
@@ -115,6 +124,10 @@ class ChatDeltaMem(BaseChatModel):
     def _written_store(self, store: StoreLike) -> str | None:
         return written_store(store, self.engine)
 
+    @field_serializer("recall")
+    def _written_recall(self, recall: Recall | None) -> dict[str, Any] | None:
+        return written_recall(recall)
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()
 
@@ -133,11 +146,12 @@ class ChatDeltaMem(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         names = ("adapter", "device", "window_tokens", "memory", *SAMPLING_NAMES)
-        return {"model": self.model, **{name: getattr(self, name) for name in names}}
+        own = {name: getattr(self, name) for name in names}
+        return {"model": self.model, **own, "recall": written_recall(self.recall)}
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        return {"store": written_store(self.store, self.engine)}
+        return {"store": written_store(self.store, self.engine), "recall": written_recall(self.recall)}
 
     def _resolve_model_profile(self) -> ModelProfile:
         engine = self.engine
@@ -276,7 +290,9 @@ class ChatDeltaMem(BaseChatModel):
         if kept is not None:
             agent, by_run = kept, kept != EPHEMERAL
         tools = to_tools(listed(given.get("tools")))
-        options = turn_options({**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory)
+        options = turn_options(
+            {**given, "stop": stop}, tools, sampling=self._sampling(), memory=self.memory, recall=self.recall
+        )
         engine = self._engine(given.get("model"), agent)
         return engine, agent or None, to_messages(messages), options, by_run
 

@@ -17,7 +17,7 @@ from langgraph.types import Command
 from deltamem_agents import AgentNotFoundError, DeltaMemEngine, InMemoryStore, Message, Snapshot, StaleHeadError, Store
 from deltamem_agents.chat.history import digest
 from deltamem_agents.errors import AgentForgottenError
-from deltamem_agents.snapshots import Counters, Receipt, StoreLike, decode, encode, open_store, snapshot_id
+from deltamem_agents.snapshots import Receipt, StoreLike, decode, encode, inline, open_store, snapshot_id
 from deltamem_agents.types import ThreadLog
 from langchain_deltamem.chat_models import ChatDeltaMem
 from langchain_deltamem.checkpoints import lineage
@@ -52,10 +52,11 @@ class DeltaMemState(AgentState[Any]):
 class _Start:
     """Where a model call starts. `carried`: a store of its own, so that a retry starts where the first try did.
 
-    `head`: the memory's id there. `shown`: the graph's messages, id to digest. `seen`: what the checkpoint's memory
-    had of them. `left_out`: summaries that are not written. `undone`: messages that the memory had and no longer has.
-    `incarnation`: what tells the thread in the middleware's store from one that was forgotten. `parent`: id of the
-    stored memory which the call continues.
+    `head`: the memory's id there. `objects`: addresses of the statements that it came with. `thread`: which of the
+    conversation's windows the call belongs to, see `_window`. `shown`: the graph's messages, id to digest. `seen`: what
+    the checkpoint's memory had of them. `left_out`: summaries that are not written. `undone`: messages that the memory
+    had and no longer has. `incarnation`: what tells the thread in the middleware's store from one that was forgotten.
+    `parent`: id of the stored memory which the call continues.
     """
 
     shown: Mapping[str, str]
@@ -67,6 +68,8 @@ class _Start:
     parent: str | None = None
     carried: InMemoryStore = field(default_factory=InMemoryStore)
     head: str | None = None
+    objects: frozenset[str] = frozenset()
+    thread: str = _THREAD
 
 
 class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
@@ -76,8 +79,10 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     treat the messages. A message that is edited, or deleted from between others or from the end, is edited or
     deleted in the memory. One that is trimmed or summarised stays in it.
 
-    `store`: None keeps the snapshot itself in every checkpoint, some kilobytes each. A Store, path or URL
-    keeps it there, and its id in the checkpoint; deleting a thread then needs `forget` as well.
+    `store`: None keeps the memory's whole state in every checkpoint, at most 100 KB each whatever was told. Single
+    statements are left out: a reply reads all of the state, names no statement that it rests on, and none can be
+    listed, forgotten or corrected. A Store, path or URL keeps the memory there, with its statements, and its id in the
+    checkpoint; deleting a thread then needs `forget` as well.
     """
 
     state_schema = DeltaMemState
@@ -102,7 +107,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         with as_model_errors():
             start = self._start(request)
-        with use_agent(_AGENT, thread=_THREAD, store=start.carried):
+        with use_agent(_AGENT, thread=start.thread, store=start.carried):
             response = handler(request)
         with as_model_errors():
             return self._packed(response, start, request)
@@ -112,7 +117,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         with as_model_errors():
             start = await run_in_executor(None, self._start, request)
-        with use_agent(_AGENT, thread=_THREAD, store=start.carried):
+        with use_agent(_AGENT, thread=start.thread, store=start.carried):
             response = await handler(request)
         with as_model_errors():
             return await run_in_executor(None, self._packed, response, start, request)
@@ -137,26 +142,34 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         shown, seen = digests(state["messages"]), Seen.of(state.get(SEEN_KEY))
         held = state.get(STATE_KEY)
         snapshot = None if held is None else self._snapshot(held)
-        carried = _holding(snapshot)
         incarnation = None if self._store is None else self._store.incarnation(_kept_as())
         parent = None if held is None else _address(held)
-        start = _Start(shown, seen, incarnation=incarnation, parent=parent, carried=carried, head=carried.head(_AGENT))
+        start = self._on(_Start(shown, seen, incarnation=incarnation, parent=parent), snapshot)
         model = _deltamem(request.model)
         if snapshot is None or seen is None or model is None or model.memory == "off":
             return start
-        with use_agent(_AGENT, thread=_THREAD, store=carried):
+        with use_agent(_AGENT, store=start.carried):
             engine = model.open_engine(_AGENT)
         began = state.get(BEGAN_KEY) or []
         messages, inserted = merged(began, state["messages"])
         revision = revise(seen, digests(messages), {*summaries(state["messages"]), *inserted}, began=bool(began))
         start = replace(start, revision=revision, left_out=frozenset({*revision.summaries, *inserted}))
         if model.memory == "readwrite" and (revision.undone(seen) or revision.inserted(seen)):
-            start, snapshot = self._revised(engine, snapshot, start, messages)
-        return _aligned(engine, snapshot, start, state["messages"])
+            start = self._revised(engine, snapshot, start, messages)
+        return _aligned(engine, start, state["messages"])
+
+    def _on(self, start: _Start, snapshot: Snapshot | None) -> _Start:
+        """The start on this memory, with the statements that the middleware's store has of it."""
+        carried, objects = InMemoryStore(), dict[str, bytes]()
+        if snapshot is not None:
+            if snapshot.statements is not None:
+                objects = self._durable().objects(_kept_as(), snapshot.statements)
+            carried.save(_AGENT, snapshot, expected=None, objects=objects)
+        return replace(start, carried=carried, head=carried.head(_AGENT), objects=frozenset(objects))
 
     def _revised(
         self, engine: DeltaMemEngine, current: Snapshot, start: _Start, messages: Sequence[BaseMessage]
-    ) -> tuple[_Start, Snapshot | None]:
+    ) -> _Start:
         """Go back behind what was undone, and write again what still stands."""
         seen, revision = start.seen, start.revision
         assert seen is not None
@@ -180,7 +193,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             parent=parent,
         )
         _report(revision, seen, lost)
-        return start, _told(engine, base, to_messages([standing[each] for each in again]))
+        start = self._on(start, None if base is None else replace(base, absorbed=ThreadLog()))
+        return _told(engine, start, to_messages([standing[each] for each in again]))
 
     def _before(self, undone: set[str]) -> tuple[Snapshot | None, Seen, str | None]:
         """The newest memory among this step's checkpoints that has none of these texts, what it has, and its id."""
@@ -212,7 +226,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             facts = message.response_metadata.get("deltamem")
             if start.undone and isinstance(facts, dict):
                 facts["undone_messages"] = facts.get("undone_messages", 0) + start.undone
-        held = encode(snapshot) if self._store is None else _keep(self._store, snapshot, start.incarnation)
+        held = encode(inline(snapshot)) if self._store is None else _keep(self._store, snapshot, start)
         seen = after(start.seen, start.revision, start.shown, digests(said), start.left_out)
         update: dict[str, Any] = {STATE_KEY: held, SEEN_KEY: seen.as_json()}
         if request.state.get(BEGAN_KEY):
@@ -232,13 +246,6 @@ def _address(held: bytes | str) -> str:
     return held if isinstance(held, str) else snapshot_id(held)
 
 
-def _holding(snapshot: Snapshot | None) -> InMemoryStore:
-    carried = InMemoryStore()
-    if snapshot is not None:
-        carried.save(_AGENT, snapshot, expected=None)
-    return carried
-
-
 def _deltamem(model: Any) -> ChatDeltaMem | None:
     """The chat model on δ-mem behind a model and its bindings."""
     while hasattr(model, "bound"):
@@ -246,28 +253,15 @@ def _deltamem(model: Any) -> ChatDeltaMem | None:
     return model if isinstance(model, ChatDeltaMem) else None
 
 
-def _told(engine: DeltaMemEngine, base: Snapshot | None, messages: Sequence[Message]) -> Snapshot | None:
-    """The memory after hearing these messages, all of them new to it."""
-    if base is not None:
-        base.fingerprint.require(engine.fingerprint)
-    written = [message for message in messages if message.role in engine.policy.roles]
-    if not written:
-        return base
-    before = Counters() if base is None else base.counters
-    state = engine.absorb(engine.new_state() if base is None else base.state, messages)
-    return Snapshot(
-        state=state.detach().to("cpu"),
-        fingerprint=engine.fingerprint,
-        thread=_THREAD,
-        counters=Counters(before.turns, before.messages + len(written), before.tokens + engine.count_tokens(written)),
-        origin="absorb",
-    )
+def _told(engine: DeltaMemEngine, start: _Start, messages: Sequence[Message]) -> _Start:
+    """The start after hearing these messages, all of them new to the memory."""
+    thread = _window(start.carried, len(messages))
+    engine.with_store(start.carried).absorb_into(_AGENT, messages, thread=thread)
+    return replace(start, thread=thread)
 
 
-def _aligned(
-    engine: DeltaMemEngine, snapshot: Snapshot | None, start: _Start, messages: Sequence[BaseMessage]
-) -> _Start:
-    """Start on this memory, with the graph's messages in its log as they are now, up to where the new ones begin.
+def _aligned(engine: DeltaMemEngine, start: _Start, messages: Sequence[BaseMessage]) -> _Start:
+    """Start with the graph's messages in the memory's log as they are now, up to where the new ones begin.
 
     What is new is known by the ids. The engine, which has texts alone to go by, then finds the same, also where
     other middleware changed or cut the messages that it is shown.
@@ -276,11 +270,28 @@ def _aligned(
     ends = [place for place, message in enumerate(messages) if message.id in known]
     standing = to_messages(messages[: 1 + max(ends, default=-1)])
     texts = [digest(each) for each in standing if each.role in engine.policy.roles]
-    if snapshot is not None:
-        log = ThreadLog(len(texts), tuple(texts[-ThreadLog.TAIL_MESSAGES :]))
-        snapshot = replace(snapshot, thread=_THREAD, absorbed=log)
-    carried = _holding(snapshot)
-    return replace(start, carried=carried, head=carried.head(_AGENT))
+    head = start.carried.head(_AGENT)
+    if head is None:
+        return start
+    thread = _window(start.carried, len(texts))
+    log = ThreadLog(len(texts), tuple(texts[-ThreadLog.TAIL_MESSAGES :]))
+    snapshot = replace(start.carried.load(_AGENT).snapshot, thread=thread, threads={}, absorbed=log)
+    return replace(start, thread=thread, head=start.carried.save(_AGENT, snapshot, expected=head))
+
+
+def _window(carried: Store, count: int) -> str:
+    """The name of the thread in which a memory hears more, where the graph shows `count` messages of it.
+
+    A statement's place among the messages is counted in its thread. Where messages were trimmed, the places begin anew,
+    and so does the thread: no new message can then be taken for an older one.
+    """
+    if carried.head(_AGENT) is None:
+        return _THREAD
+    snapshot = carried.load(_AGENT).snapshot
+    if snapshot.statements is None or snapshot.absorbed.count == count:
+        return snapshot.thread
+    name, _, number = snapshot.thread.partition(" ")
+    return f"{name} {int(number or 1) + 1}"
 
 
 def _count(snapshot: Snapshot | None) -> int:
@@ -305,20 +316,23 @@ def _kept_as() -> str:
     return _STORED + (thread_name(ensure_config()) or "no thread")
 
 
-def _keep(store: Store, snapshot: Snapshot, incarnation: str | None) -> str:
-    """Add a snapshot under its content's address. Any number of branches of a thread share one agent.
+def _keep(store: Store, snapshot: Snapshot, start: _Start) -> str:
+    """Add a snapshot under its content's address, and its new statements. All branches of a thread share one agent.
 
     Raises AgentForgottenError where the thread is no longer the one with which the turn began.
     """
-    agent = _kept_as()
+    agent, new = _kept_as(), dict[str, bytes]()
+    if snapshot.statements is not None:
+        held = start.carried.objects(_AGENT, snapshot.statements)
+        new = {at: data for at, data in held.items() if at not in start.objects}
     while True:
         head = store.head(agent)
-        if incarnation not in (None, store.incarnation(agent)):
+        if start.incarnation not in (None, store.incarnation(agent)):
             raise AgentForgottenError(
                 f"thread {thread_name(ensure_config())!r} was forgotten while this turn was running. Nothing of the "
                 "turn was kept; delete the thread's checkpoints too, or start another thread"
             )
         try:
-            return store.save(agent, snapshot, expected=head)
+            return store.save(agent, snapshot, expected=head, objects=new)
         except StaleHeadError:
             continue

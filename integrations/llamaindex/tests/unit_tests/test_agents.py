@@ -20,10 +20,12 @@ from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.workflow import Context
 from pydantic import BaseModel
 
-from deltamem_agents import Message, Snapshot, ToolCall
-from deltamem_agents.testing import Asked, ScriptedEngine, oblige
+from deltamem_agents import InMemoryStore, MemoryState, Message, Snapshot, ToolCall
+from deltamem_agents.snapshots import Fingerprint
+from deltamem_agents.testing import SELECTIVE, Asked, ScriptedEngine, oblige
+from deltamem_agents.types import ThreadLog
 from llama_index.llms.deltamem import DeltaMemFunctionAgent, DeltaMemLLM, DeltaMemReActAgent
-from llama_index.llms.deltamem.agents import MEMORIES_KEY, unpacked
+from llama_index.llms.deltamem.agents import MEMORIES_KEY, packed, unpacked
 
 
 def weather(city: str) -> str:
@@ -276,3 +278,27 @@ async def test_what_only_reads_puts_nothing_into_the_context() -> None:
     ctx = Context(agent)
     assert await ask(agent, "Hello.", ctx=ctx)
     assert await held(ctx) == {}
+
+
+async def test_a_context_keeps_the_whole_state_and_stays_bounded() -> None:
+    llm = DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE), max_tokens=20)
+    agent = DeltaMemFunctionAgent(llm=llm, name="ada")
+    ctx = Context(agent)
+    replies = [await agent.run(user_msg=f"Number {number} is blue.", ctx=ctx) for number in range(4)]
+    (held,) = (await ctx.store.get(MEMORIES_KEY)).values()
+    snapshot = unpacked("ada", held).load("ada").snapshot
+    assert snapshot.statements is None and snapshot.base is None
+    assert snapshot.state.norm() > 0
+    assert replies[-1].raw["deltamem"]["recalled"] == [] and replies[-1].raw["deltamem"]["state_norm"] > 0
+    again = Context.from_dict(agent, json.loads(json.dumps(ctx.to_dict())))
+    assert (await agent.run(user_msg="What is blue?", ctx=again)).raw["deltamem"]["state_norm"] > 0
+
+
+def test_a_context_of_the_default_adapter_takes_less_than_100_kb_for_each_agent() -> None:
+    digests = tuple(f"u:{number:032x}" for number in range(ThreadLog.TAIL_MESSAGES))
+    log = ThreadLog(10**6, digests, digests[: ThreadLog.OPENING_MESSAGES])
+    made_by = Fingerprint("m" * 64, "t" * 64, "a" * 64)
+    carried = InMemoryStore()
+    carried.save("ada", Snapshot(MemoryState.zeros(1, 16, 1, 32), made_by, absorbed=log), expected=None)
+    held = packed("ada", carried)
+    assert held is not None and len(held) <= 100_000

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from deltamem_agents import InMemoryStore
 from deltamem_agents.bridges import bound, use_agent
-from deltamem_agents.snapshots import decode, encode
+from deltamem_agents.snapshots import decode, encode, inline
 
 MEMORIES_KEY = "deltamem_memories"
 """Where the context keeps the agents' memories: by the agent's name, each snapshot's bytes in base64."""
@@ -65,6 +65,9 @@ class MemoryInContext(BaseWorkflowAgent):
     `Context.to_dict`, JSON and `Context.from_dict` carry it along, and restored copies go separate ways. What
     an agent is shown is its conversation's history, so that an edit of an older message reaches the memory. An
     llm that names an agent (`for_agent`), or an enclosing `use_agent`, keeps the memory in its store instead.
+
+    What the context keeps is the whole state, at most 100 KB for each agent whatever was told. Single statements are
+    left out: a reply reads all of the state, and none can be listed, forgotten or corrected. A store has them.
     """
 
     async def take_step(
@@ -120,6 +123,7 @@ def unpacked(agent: str, held: str | None) -> InMemoryStore:
 
 
 def packed(agent: str, carried: InMemoryStore) -> str | None:
+    """The memory in a store as text for the context; None where there is none."""
     if carried.head(agent) is None:
         return None
-    return b64encode(encode(carried.load(agent).snapshot)).decode("ascii")
+    return b64encode(encode(inline(carried.load(agent).snapshot))).decode("ascii")

@@ -25,7 +25,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SkipValidation, field_serializer, model_validator
 
-from deltamem_agents import DeltaMemEngine, InvalidAgentIdError, Message, Sampling
+from deltamem_agents import DeltaMemEngine, InvalidAgentIdError, Message, Recall, Sampling
 from deltamem_agents.bridges import (
     DEFAULT_MODEL,
     EPHEMERAL,
@@ -39,7 +39,15 @@ from deltamem_agents.bridges import (
     whose,
     written_store,
 )
-from deltamem_agents.bridges.dialects import CALL_KEYWORDS, SAMPLING_NAMES, listed, refuse_unknown, turn_options
+from deltamem_agents.bridges.dialects import (
+    CALL_KEYWORDS,
+    SAMPLING_NAMES,
+    as_recall,
+    listed,
+    refuse_unknown,
+    turn_options,
+    written_recall,
+)
 from deltamem_agents.engine import WINDOW_TOKENS
 from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode, TurnOptions
@@ -69,8 +77,9 @@ class DeltaMemLLM(ObjectLLM):
     `agent_id` and `thread`: whose memory, where a call does not say; see `for_agent` and
     `llama_index.llms.deltamem.identity`.
     `memory`: "readonly" reads and leaves the agents as they were, "off" is the base model.
+    `recall`: how the memory is read, a `Recall` or its fields as a dict; None is the engine's own.
 
-    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `model`,
+    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `recall`, `model`,
     `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` (a JSON schema that the reply has to
     fit). Chats are remembered. `complete` and its kin, and `as_structured_llm`, only read: LlamaIndex asks
     that way for itself.
@@ -85,6 +94,7 @@ class DeltaMemLLM(ObjectLLM):
     agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
     thread: Annotated[str | None, BeforeValidator(which_thread)] = None
     memory: MemoryMode = "readwrite"
+    recall: Annotated[SkipValidation[Recall] | None, BeforeValidator(as_recall)] = None
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float | None = None
@@ -121,6 +131,10 @@ class DeltaMemLLM(ObjectLLM):
     @field_serializer("store")
     def _written_store(self, store: StoreLike) -> str | None:
         return written_store(store, self.engine)
+
+    @field_serializer("recall")
+    def _written_recall(self, recall: Recall | None) -> dict[str, Any] | None:
+        return written_recall(recall)
 
     @classmethod
     def class_name(cls) -> str:
@@ -235,6 +249,7 @@ class DeltaMemLLM(ObjectLLM):
             to_tools(listed(given.get("tools"))),
             sampling=self._sampling(),
             memory=speaks.memory,
+            recall=self.recall,
         )
         engine = self.open_engine(speaks.agent_id, model=given.get("model"))
         return _Call(engine, speaks.agent_id, to_messages(messages), options)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llama_index.core.agent.workflow import AgentOutput
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -17,6 +18,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.schema import NodeWithScore, TextNode
 from pydantic_core import from_json
 
 from deltamem_agents import CallChunk, Turn, TurnChunk
@@ -33,6 +35,17 @@ def to_chat_response(turn: Turn, model_name: str, *, delta: str | None = None) -
 
 def to_completion(response: ChatResponse) -> CompletionResponse:
     return CompletionResponse(text=response.message.content or "", raw=response.raw, delta=response.delta)
+
+
+def source_nodes(response: ChatResponse | CompletionResponse | AgentOutput) -> list[NodeWithScore]:
+    """The statements that a reply rests on, best first, as `raw["deltamem"]["recalled"]` lists them."""
+    raw = response.raw if isinstance(response.raw, Mapping) else {}
+    return [statement_node(**each) for each in raw.get("deltamem", {}).get("recalled", ())]
+
+
+def statement_node(*, id: str, text: str, score: float, **metadata: Any) -> NodeWithScore:
+    """A statement as a node. `metadata`: its role, thread, time, and what else is known of it."""
+    return NodeWithScore(node=TextNode(id_=id, text=text, metadata=metadata), score=score)
 
 
 def tool_selections(response: ChatResponse) -> list[ToolSelection]:

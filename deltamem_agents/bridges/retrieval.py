@@ -1,0 +1,13 @@
+"""What an agent remembers of a query, for the frameworks' retrievers."""
+
+from __future__ import annotations
+
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.snapshots import Statement
+
+
+def remembered(engine: DeltaMemEngine, agent: str | None, query: str, limit: int) -> list[tuple[Statement, float]]:
+    """The statements with a text that a query is about, best first; none for nobody, or an agent without a memory."""
+    if not agent or engine.store.head(agent) is None:
+        return []
+    return [(each, score) for each, score in engine.search_statements(agent, query, limit=limit) if each.text]

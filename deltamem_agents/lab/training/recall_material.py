@@ -1,0 +1,225 @@
+"""What the matcher and the pointer are fitted on: activations of the natural corpus and of generated conversations.
+
+The model runs once over every conversation, question and reply; that takes most of an hour of a CPU core. Run
+`python -m deltamem_agents.lab.training.recall_material ADAPTER_FOLDER` to fit both again for an adapter of the default
+model and to write them beside its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from deltamem_agents.chat.template import ChatTemplate
+from deltamem_agents.chat.terms import terms_of
+from deltamem_agents.inference.collecting import queries_of, written_by
+from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.corpus.words import open_words
+from deltamem_agents.lab.training.left_alone import neutral_prompts
+from deltamem_agents.lab.training.recall_fit import Memory, Question, Reply, Say, Told, fit_matcher, fit_pointer
+from deltamem_agents.loading import load_model
+from deltamem_agents.loading.embedded import EMBEDDED_MODEL
+from deltamem_agents.memory.adapter_file import load_adapter
+from deltamem_agents.memory.attach import CALL_KEYWORD, attach
+from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.pointer import Candidates, features
+from deltamem_agents.memory.recall_file import save_recall
+from deltamem_agents.memory.writes import Writes, scan_writes
+from deltamem_agents.types import ROLES, Message, as_messages
+
+CORPUS = Path(__file__).parents[1] / "corpus" / "natural"
+
+SHAPES = (
+    EpisodeShape(facts=10),
+    EpisodeShape(facts=10, tellers=("user", "assistant", "tool", "json")),
+    EpisodeShape(facts=8, about=("person", "user"), same_attribute=0.7),
+    EpisodeShape(facts=6, changed=1.0),
+    EpisodeShape(facts=10, values=("word", "number", "date", "time", "phrase"), everyday=0.5),
+    EpisodeShape(facts=8, paired=0.6, changed=0.3),
+)
+EPISODES, QUESTIONS = 24, 6
+"""Generated conversations, and questions asked of each."""
+
+BEGUN = 0.35
+"""Share of these questions whose reply is begun, so that it is asked from another place."""
+
+NEUTRAL = 56
+"""Prompts that ask for nothing that was told."""
+
+COMMON_SHARE = 0.015
+"""A token that stands in so many of all questions tells nothing about where an answer stands."""
+
+REPLY_TOKENS = 48
+MESSAGE_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, and where in its conversation the messages stand that answer it; none for what was never told.
+
+    `reply`: the one it should have, "" to fit nothing on it. `begun`: the beginning that its reply is given.
+    """
+
+    text: str
+    told_in: tuple[int, ...] = ()
+    reply: str = ""
+    begun: str = ""
+    asks: bool = True
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was told in one go, and what is asked about it."""
+
+    messages: tuple[Message, ...]
+    asked: tuple[Asked, ...]
+
+
+Person = Sequence[Conversation]
+"""The conversations that one memory holds together."""
+
+
+def natural_people() -> Iterator[Person]:
+    """Those of the natural corpus. What none of a person's conversations answers stands with the first."""
+    for path in sorted(CORPUS.glob("train-*.json")):
+        for person in json.loads(path.read_text(encoding="utf-8"))["people"]:
+            other = [Asked(text) for text in person["never_told"]]
+            other += [Asked(text, asks=False) for text in person["unrelated"]]
+            conversations = []
+            for told in person["conversations"]:
+                asked = [Asked(each["ask"], tuple(each["told_in"]), each["reply"]) for each in told["questions"]]
+                conversations.append(Conversation(tuple(as_messages(told["messages"])), (*asked, *other)))
+                other = []
+            yield conversations
+
+
+def generated_people(words: Sequence[str]) -> Iterator[Person]:
+    """One generated conversation each; the first has prompts that ask for nothing, too."""
+    neutral = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
+    for number in range(EPISODES):
+        rng = Random(number)
+        generator = EpisodeGenerator(words, SHAPES[number % len(SHAPES)])
+        episode = generator.draw(rng)
+        asked = [
+            Asked(each.question, (each.told.message,), each.reply, each.prefix if rng.random() < BEGUN else "")
+            for each in rng.sample(episode.questions, QUESTIONS)
+            if each.told is not None
+        ]
+        yield [Conversation(episode.messages, (*asked, Asked(generator.untold(rng, episode)), *neutral))]
+        neutral = []
+
+
+@torch.no_grad()
+def collect_memory(speaker: MemoryModel, person: Person) -> Memory:
+    """The statements of all conversations, and the questions with the queries that they ask by."""
+    layers, heads, rank = speaker.adapter.zero_state().geometry
+    none = Writes.none(layers, heads, rank, rank if speaker.adapter.config.rankwise_gates else 1)
+    statements: list[Told] = []
+    questions: list[Question] = []
+    for told in person:
+        (prompt,) = speaker.prompts.segments(told.messages, None)
+        found, start = written_by(speaker, prompt), len(statements)
+        for place, message in enumerate(told.messages):
+            writes = found[place].writes if place in found else none
+            statements.append(Told(writes.half(), tuple(terms_of(message.content)), message.role))
+        for each in told.asked:
+            begun = [Message("assistant", each.begun)] if each.begun else []
+            queries = queries_of(speaker, speaker.prompts.reading([Message("user", each.text), *begun]))
+            right = tuple(start + place for place in each.told_in)
+            questions.append(Question(queries[-1], queries.mean(0), tuple(terms_of(each.text)), right, each.asks))
+    return Memory(tuple(statements), tuple(questions))
+
+
+@torch.no_grad()
+def collect_replies(speaker: MemoryModel, person: Person, common: frozenset[int]) -> Iterator[Reply]:
+    """The replies that questions should have, their statement read and its exchange shown before the question."""
+    for told in person:
+        (prompt,) = speaker.prompts.segments(told.messages, None)
+        found = written_by(speaker, prompt)
+        for each in told.asked:
+            if not each.reply or each.told_in[-1] not in found:
+                continue
+            place = each.told_in[-1]
+            begin = place if told.messages[place].role == "user" else max(0, place - 1)
+            shown = speaker.prompts.reading([*told.messages[begin : begin + 2], Message("user", each.text)])
+            end = speaker.tokenizer.eos_token_id
+            said = [*speaker.tokenizer.encode(each.reply, add_special_tokens=False), end][:REPLY_TOKENS]
+            logits, queries = _steps(speaker, shown, said, found[place].writes)
+            piece = found[place]
+            pointed_at = (piece.writes, [piece.tokens[at] for at in piece.written], piece.tokens)
+            asked = frozenset(question_tokens(speaker, each.text)) - common
+            yield _reply(Candidates.of([pointed_at], queries[0], asked), logits, queries, said)
+
+
+def _steps(speaker: MemoryModel, prompt: Prompt, said: Sequence[int], writes: Writes) -> tuple[Tensor, Tensor]:
+    """Logits (R, vocabulary) and queries (R, layers, heads, r) of the places from which `said` is predicted."""
+    count, more = len(said), (True,) * (len(said) - 1)
+    call = MemoryCall(
+        scan_writes(speaker.adapter.config, writes),
+        torch.tensor([prompt.reads + more]),
+        replies=torch.tensor([prompt.replies + more]),
+        queries={},
+    )
+    ids = torch.tensor([[*prompt.ids, *said[:-1]]])
+    out = speaker.model(input_ids=ids, logits_to_keep=torch.arange(-count, 0), **{CALL_KEYWORD: call})
+    assert call.queries is not None
+    queries = torch.stack([call.queries[slot][0, :, -count:] for slot in sorted(call.queries)])
+    return out.logits[0].float(), queries.permute(2, 0, 1, 3)
+
+
+def _reply(candidates: Candidates, logits: Tensor, queries: Tensor, said: Sequence[int]) -> Reply:
+    different, owners = candidates.ids.unique(return_inverse=True)
+    places = {token: at for at, token in enumerate(different.tolist())}
+    likely = logits.log_softmax(-1)
+    return Reply(
+        torch.stack([features(logits[at], queries[at], candidates, said[:at]) for at in range(len(said))]),
+        owners,
+        likely[:, different],
+        torch.tensor([places.get(token, -1) for token in said]),
+        likely.gather(1, torch.tensor(said)[:, None])[:, 0],
+    )
+
+
+def question_tokens(speaker: MemoryModel, text: str) -> list[int]:
+    """Of its words as they stand at the beginning of a text and within one."""
+    return [token for each in (text, f" {text}") for token in speaker.tokenizer.encode(each, add_special_tokens=False)]
+
+
+def common_tokens(speaker: MemoryModel, people: Sequence[Person]) -> frozenset[int]:
+    """Tokens that stand in so many questions that they tell nothing about where an answer stands."""
+    asked = [each.text for person in people for told in person for each in told.asked if each.reply]
+    counts = Counter(token for text in asked for token in set(question_tokens(speaker, text)))
+    return frozenset(token for token, count in counts.items() if count >= COMMON_SHARE * len(asked))
+
+
+def fit_recall(folder: Path, say: Say) -> None:
+    """Fits matcher and pointer for the default model's adapter in `folder` and writes them there."""
+    loaded = load_model(EMBEDDED_MODEL)
+    adapter = load_adapter(folder, loaded.model, loaded.name)
+    attach(loaded.model, adapter)
+    prompts = Prompts(ChatTemplate(loaded.tokenizer), loaded.context_tokens, ROLES, MESSAGE_TOKENS)
+    speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, prompts)
+    people = [*natural_people(), *generated_people(open_words(loaded.tokenizer))]
+    common = common_tokens(speaker, people)
+    memories: list[Memory] = []
+    replies: list[Reply] = []
+    for number, person in enumerate(people, 1):
+        memories.append(collect_memory(speaker, person))
+        replies += collect_replies(speaker, person, common)
+        say(f"collected {number} of {len(people)} memories")
+    save_recall(folder, fit_matcher(memories, say), fit_pointer(replies, say, common))
+
+
+if __name__ == "__main__":
+    fit_recall(Path(sys.argv[1]), print)

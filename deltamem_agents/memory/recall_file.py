@@ -1,0 +1,102 @@
+"""What was fitted to choose and to read statements, on disk: one file beside an adapter's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deltamem_agents.errors import AdapterError
+from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
+from deltamem_agents.memory.recall import Matcher
+
+RECALL_FILE = "recall.safetensors"
+FORMAT = 1
+
+_NUMBERS = ("words", "near", "assistant", "newest", "floor", "margin", "most", "asking_bias")
+
+
+def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None:
+    """Write both into `folder`, replacing the file whole."""
+    common = sorted(matcher.commonness.items())
+    tensors: dict[str, Tensor] = {
+        "matcher.weights": matcher.weights,
+        "matcher.common_terms": torch.tensor([term for term, _ in common], dtype=torch.int64),
+        "matcher.commonness": torch.tensor([weight for _, weight in common], dtype=torch.float32),
+    }
+    if matcher.asking is not None:
+        tensors["matcher.asking"] = matcher.asking
+    numbers = {name: getattr(matcher, name) for name in _NUMBERS}
+    if pointer is not None:
+        tensors |= {f"pointer.{name}": getattr(pointer, name) for name in ("hidden", "hidden_bias", "out")}
+        tensors["pointer.common"] = torch.tensor(sorted(pointer.common), dtype=torch.int64)
+        numbers["out_bias"] = pointer.out_bias
+    path = folder / RECALL_FILE
+    partial = path.with_suffix(".partial")
+    kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(kept, partial, metadata={"format": str(FORMAT), "numbers": json.dumps(numbers)})
+    partial.replace(path)
+
+
+def load_recall(folder: Path, layers: int, heads: int, rank: int) -> tuple[Matcher, Pointer | None]:
+    """What was fitted for the adapter in `folder`, of that geometry.
+
+    Where nothing was fitted: a uniform matcher and no pointer.
+    Raises AdapterError for a file that is damaged, of a later version, or made for another geometry.
+    """
+    path = folder / RECALL_FILE
+    if not path.is_file():
+        return Matcher.uniform(layers, heads), None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != str(FORMAT):
+            raise AdapterError(
+                f"{path} is of format {metadata.get('format')}, this version reads {FORMAT}; update deltamem-agents"
+            )
+        matcher, pointer = _from_parts(tensors, json.loads(metadata["numbers"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{path} is damaged: {error}; install the adapter again") from error
+    _check(path, matcher, pointer, (layers, heads, rank))
+    return matcher, pointer
+
+
+def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[Matcher, Pointer | None]:
+    terms, weights = (tensors[f"matcher.{name}"].tolist() for name in ("common_terms", "commonness"))
+    matcher = Matcher(
+        tensors["matcher.weights"],
+        **{name: numbers[name] for name in _NUMBERS if name != "most"},
+        most=int(numbers["most"]),
+        asking=tensors.get("matcher.asking"),
+        commonness=dict(zip(terms, weights, strict=True)),
+    )
+    if "pointer.hidden" not in tensors:
+        return matcher, None
+    pointer = Pointer(
+        tensors["pointer.hidden"],
+        tensors["pointer.hidden_bias"],
+        tensors["pointer.out"],
+        numbers["out_bias"],
+        frozenset(tensors["pointer.common"].tolist()),
+    )
+    return matcher, pointer
+
+
+def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tuple[int, int, int]) -> None:
+    layers, heads, _ = geometry
+    found: tuple[int, ...] = tuple(matcher.weights.shape)
+    if matcher.asking is not None:
+        found = tuple(matcher.asking.shape)
+    wrong = found != geometry[: len(found)]
+    features = STATIC_FEATURES + STEP_FEATURES + 2 * layers * heads
+    if wrong or (pointer is not None and pointer.hidden.shape[1] != features):
+        raise AdapterError(
+            f"{path} was made for an adapter of other (layers, heads, r) than {geometry}; fit it again for this one"
+        )

@@ -1,0 +1,142 @@
+"""Moving a memory to another model or adapter: its texts are absorbed again, in their order."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from deltamem_agents.errors import AlreadyExistsError, StateError
+from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.snapshots import Entry, InMemoryStore, Snapshot, Statement, StatementList, Store, encode_page
+from deltamem_agents.turns.planning import Kept
+from deltamem_agents.types import Message
+
+if TYPE_CHECKING:
+    from deltamem_agents.turns.running import TurnRunner
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What moves, or moved, of an agent's memory.
+
+    `source`, `agent`: the agent it comes from, and its name at the new place. `statements`: how many of the source's
+    have a text, which is all that moves; `written`: how many of them left something in the new memory, None in a dry
+    run. `without_text`: ids of those that cannot move. `whole_state`: whether the source also remembers things of
+    which it has no statements, such as what version 0.1 wrote; these cannot move. `snapshot`: the new agent's, None in
+    a dry run.
+    """
+
+    source: str
+    agent: str
+    statements: int
+    without_text: tuple[str, ...]
+    whole_state: bool
+    written: int | None = None
+    snapshot: str | None = None
+
+
+def survey(store: Store, source: str, agent: str | None = None) -> Migration:
+    """What of an agent's memory can move. No model is needed, and nothing is changed."""
+    entry = store.load(source)
+    statements = store.statements(source)
+    snapshot = entry.snapshot
+    base = snapshot.base
+    kept_whole = snapshot.statements is None or (base is not None and bool(base.matrices.any()))
+    without = tuple(each.id for each in statements if not _says(each))
+    return Migration(source, agent or source, len(statements) - len(without), without, kept_whole)
+
+
+def migrate(
+    runner: TurnRunner, store: Store, source: str, agent: str, advance: Callable[[int], None] = lambda tokens: None
+) -> Migration:
+    """Make `agent` of what the texts of `source` say to this model and adapter. One step: all of it, or nothing.
+
+    Threads, roles, times and the logs of what was absorbed are kept, so that a client may go on where it was.
+    """
+    found = survey(store, source, agent)
+    if not found.statements:
+        raise StateError(
+            f"agent {source!r} has no statement with a text, and a state cannot be moved to another adapter; "
+            "tell the new agent what it has to know"
+        )
+    if runner.store.head(agent) is not None:
+        raise AlreadyExistsError(f"there is an agent {agent!r} already; choose another name, or forget it first")
+    entry = store.load(source)
+    state, statements, objects, tokens = _absorbed(runner, store.statements(source), advance)
+    carried = InMemoryStore()
+    listed, pages = StatementList().changed({}, add=[each.id for each in statements])
+    objects |= {page: encode_page(held) for page, held in pages.items()}
+    kept = Kept(state, listed)
+    if runner.speaker.keeps_writes:
+        after = runner.empty.after(carried, agent, listed, pages, statements)
+        kept = Kept(after.scanned, listed, after.base, after.fades)
+    _save_threads(runner, store, entry, source, agent, carried, kept, objects, tokens)
+    file = io.BytesIO()
+    carried.export(agent, file)
+    file.seek(0)
+    runner.store.import_(file)
+    written = sum(each.wrote for each in statements)
+    return replace(found, written=written, snapshot=runner.store.head(agent))
+
+
+def _absorbed(
+    runner: TurnRunner, statements: Sequence[Statement], advance: Callable[[int], None]
+) -> tuple[MemoryState, list[Statement], dict[str, bytes], int]:
+    """The state after these texts, their statements and their bytes, and how many tokens were written."""
+    speaker, state, tokens = runner.speaker, runner.empty.base, 0
+    made: list[Statement] = []
+    objects: dict[str, bytes] = {}
+    for thread, group in groupby(filter(_says, statements), key=lambda each: each.thread):
+        said = list(group)
+        messages = [Message(each.role, each.text, each.tool_calls) for each in said]
+        positions = [place for place, each in enumerate(said) if each.role in runner.policy.roles]
+        run = speaker.begin(state, applies=not speaker.keeps_writes)
+        if positions:
+            for read in speaker.absorbing(run, messages, positions):
+                advance(read)
+                runner.require_usable()
+        recorder = runner.recorder(messages, thread, "migrate", times=[each.created for each in said])
+        recorder.add(run.pieces, {place: said[place].place for place in positions})
+        assert run.state is not None
+        state, tokens = run.state.settled().detach().to("cpu"), tokens + run.measures.written
+        made += recorder.statements
+        objects |= recorder.objects
+    return state, made, objects, tokens
+
+
+def _save_threads(
+    runner: TurnRunner,
+    store: Store,
+    entry: Entry,
+    source: str,
+    agent: str,
+    carried: InMemoryStore,
+    kept: Kept,
+    objects: dict[str, bytes],
+    tokens: int,
+) -> None:
+    """Commit the memory once for each thread of the source, with what the thread had absorbed; its newest last."""
+    head: Entry | None = None
+    for thread, newest in entry.threads().items():
+        snapshot = Snapshot(
+            state=kept.state,
+            statements=kept.listed,
+            base=kept.base,
+            fades=kept.fades,
+            fingerprint=runner.fingerprint,
+            thread=thread,
+            absorbed=store.load(source, newest).snapshot.absorbed,
+            threads={} if head is None else head.threads(),
+            parent=None if head is None else head.id,
+            counters=replace(entry.snapshot.counters, tokens=tokens),
+            origin="migrate",
+        )
+        carried.save(agent, snapshot, expected=None if head is None else head.id, objects=objects)
+        head = carried.load(agent)
+
+
+def _says(statement: Statement) -> bool:
+    return bool(statement.text or statement.tool_calls)

@@ -1,0 +1,64 @@
+"""Laws of the recall file: what is saved is what is loaded, nothing fitted is a uniform matcher, damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltamem_agents.errors import AdapterError
+from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
+from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.recall_file import RECALL_FILE, load_recall, save_recall
+
+GEOMETRY = LAYERS, HEADS, RANK = 3, 2, 4
+MATCHER = Matcher(
+    torch.rand(LAYERS, HEADS),
+    newest=0.5,
+    asking=torch.rand(LAYERS, HEADS, RANK),
+    asking_bias=-0.25,
+    most=3,
+    commonness={7: 0.5, 2**32 - 1: 0.25},
+)
+FEATURES = STATIC_FEATURES + STEP_FEATURES + 2 * LAYERS * HEADS
+POINTER = Pointer(torch.rand(5, FEATURES), torch.rand(5), torch.rand(5), -2.5, frozenset({3, 9}))
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    save_recall(tmp_path, MATCHER, POINTER)
+    matcher, pointer = load_recall(tmp_path, *GEOMETRY)
+    assert pointer is not None and matcher.asking is not None and MATCHER.asking is not None
+    for found, kept in ((matcher.weights, MATCHER.weights), (matcher.asking, MATCHER.asking)):
+        assert torch.equal(found, kept)
+    for name in ("words", "near", "assistant", "newest", "floor", "margin", "most", "asking_bias", "commonness"):
+        assert getattr(matcher, name) == getattr(MATCHER, name)
+    for name in ("hidden", "hidden_bias", "out"):
+        assert torch.equal(getattr(pointer, name), getattr(POINTER, name))
+    assert (pointer.out_bias, pointer.common) == (POINTER.out_bias, POINTER.common)
+
+
+def test_where_nothing_was_fitted_all_layers_count_the_same_and_nothing_is_pointed_at(tmp_path: Path) -> None:
+    matcher, pointer = load_recall(tmp_path, *GEOMETRY)
+    assert pointer is None and len(matcher.weights.unique()) == 1 and matcher.asking is None
+
+
+def test_a_matcher_alone_is_kept_without_a_pointer(tmp_path: Path) -> None:
+    save_recall(tmp_path, Matcher.uniform(LAYERS, HEADS), None)
+    matcher, pointer = load_recall(tmp_path, *GEOMETRY)
+    assert pointer is None and torch.equal(matcher.weights, Matcher.uniform(LAYERS, HEADS).weights)
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    save_recall(tmp_path, MATCHER, POINTER)
+    path = tmp_path / RECALL_FILE
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(AdapterError, match=r"recall\.safetensors is damaged"):
+        load_recall(tmp_path, *GEOMETRY)
+
+
+@pytest.mark.parametrize("geometry", [(LAYERS + 1, HEADS, RANK), (LAYERS, HEADS, RANK + 1)])
+def test_a_file_for_another_geometry_is_refused(tmp_path: Path, geometry: tuple[int, int, int]) -> None:
+    save_recall(tmp_path, MATCHER, POINTER)
+    with pytest.raises(AdapterError, match="other \\(layers, heads, r\\)"):
+        load_recall(tmp_path, *geometry)

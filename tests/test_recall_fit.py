@@ -1,0 +1,100 @@
+"""Laws of fitting recall: what tells right statements, questions and tokens apart is what counts in the end."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deltamem_agents.lab.training.recall_fit import (
+    Memory,
+    Question,
+    Reply,
+    Told,
+    commonness,
+    fit_asking,
+    fit_matcher,
+    fit_pointer,
+    index_of,
+    reply_losses,
+)
+from deltamem_agents.memory.pointer import Candidates, features
+from deltamem_agents.memory.writes import Writes
+
+LAYERS, RANK, TELLING = 2, 8, 1
+"""The layer whose keys tell statements apart."""
+
+
+def unit(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def memory(seed: int, count: int = 6) -> Memory:
+    """Statements that are asked for by their keys in one layer alone; the first question asks for nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    gates = torch.ones(1, LAYERS, 1, 1)
+    keys = unit(generator, count, 1, LAYERS, 1, RANK)
+    told = tuple(Told(Writes(each, each, gates, gates), (number,), "user") for number, each in enumerate(keys))
+    asked = []
+    for number in range(count):
+        query = unit(generator, LAYERS, 1, RANK)
+        query[TELLING] = keys[number, 0, TELLING]
+        asked.append(Question(query, torch.ones_like(query), (99,), (number,)))
+    return Memory(told, (Question(query, -torch.ones_like(query), (), (), asks=False), *asked))
+
+
+def test_the_layer_that_tells_statements_apart_counts_most_and_right_ones_come_first() -> None:
+    fitted = fit_matcher([memory(seed) for seed in range(6)], lambda line: None, steps=60)
+    assert fitted.weights[TELLING] > fitted.weights[1 - TELLING]
+    unseen = memory(77)
+    index = index_of(fitted, unseen)
+    found = [index.scores(each.last[None], each.terms).argmax().item() for each in unseen.questions if each.right]
+    assert found == [each.right[0] for each in unseen.questions if each.right]
+
+
+def test_what_asks_for_nothing_is_told_from_questions() -> None:
+    questions = [each for seed in range(3) for each in memory(seed).questions]
+    weights, bias = fit_asking(questions)
+    for each in questions:
+        assert (float((weights * each.mean).sum()) + bias > 0) == each.asks
+
+
+def test_a_word_counts_the_less_the_more_questions_it_stands_in() -> None:
+    found = commonness([memory(0)])
+    assert found == {99: pytest.approx(1 / 31)}
+
+
+def reply(seed: int) -> Reply:
+    """Two tokens said, both the candidate whose key is asked for; the model alone thinks all alike."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, gates = unit(generator, 5, LAYERS, 1, RANK), torch.ones(5, LAYERS, 1, 1)
+    right = seed % 5
+    candidates = Candidates.of([(Writes(keys, keys, gates, gates), range(5), range(5))], keys[right], frozenset())
+    likely = torch.full((2, 5), 0.01).log()
+    logits = torch.cat([likely[0], torch.tensor([0.95]).log()])
+    steps = torch.stack([features(logits, keys[right], candidates, ()) for _ in range(2)])
+    return Reply(steps, torch.arange(5), likely, torch.tensor([right, right]), likely[:, right])
+
+
+def test_the_token_that_is_asked_for_is_pointed_at() -> None:
+    fitted = fit_pointer([reply(seed) for seed in range(60)], lambda line: None, epochs=40, decay=1e-4)
+    for seed in range(100, 110):
+        unseen = reply(seed)
+        judged = torch.tanh(unseen.features @ fitted.hidden.T + fitted.hidden_bias) @ fitted.out + fitted.out_bias
+        assert F.softplus(judged)[0].argmax() == unseen.targets[0]
+
+
+def test_without_a_bonus_a_reply_is_as_likely_as_the_model_says() -> None:
+    unseen = reply(3)
+    torch.testing.assert_close(reply_losses(unseen, torch.zeros(2, 5)), -unseen.target)
+
+
+def test_what_a_bonus_gives_to_one_token_it_takes_from_the_others() -> None:
+    unseen = reply(2)
+    bonus = torch.zeros(2, 5)
+    bonus[:, 2] = 3.0
+    pointed = reply_losses(unseen, bonus)
+    expected = -(math.log(0.01) + 3 - math.log(0.99 + 0.01 * math.exp(3)))
+    assert pointed.tolist() == pytest.approx([expected, expected], rel=1e-4)
