@@ -89,3 +89,14 @@ async def test_the_memory_block_is_made() -> None:
 async def test_the_suite_is_subclassed() -> None:
     names = await run(SUITE, MyLLM=lambda temperature: package.DeltaMemLLM(model="scripted", store="memory:"))
     names["TestMyLLM"]().test_the_metadata_says_what_it_can()
+
+
+def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in BLOCKS if "forget_statement" in block]
+    llm = DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE))
+    engine = llm.open_engine("ada")
+    for text in ("My dog is called Biscuit.", "I live in Oslo."):
+        engine.absorb_into("ada", [{"role": "user", "content": text}])
+    exec(compile(block, "README.md", "exec"), {"llm": llm})
+    assert "My dog is called Biscuit." in capsys.readouterr().out
+    assert len(engine.statements("ada")) == 1
