@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cli_runs import refusal, run, run_json
 from deltamem_agents import DeltaMemEngine, SQLiteStore
+from deltamem_agents.cli.screen import marked
 from deltamem_agents.testing import SELECTIVE
 from tiny_folders import Tiny, save_tiny
 
@@ -181,3 +184,10 @@ def test_what_looks_at_states_also_looks_at_those_made_of_statements(verb: str, 
     assert run("memory", *words, "--store", store).exit_code == 0
     run_json("memory", *words, "--store", store)
     assert run_json("memory", "log", "ada", "--store", store)["snapshots"][0]["norm"] == pytest.approx(norm)
+
+
+@given(st.lists(st.tuples(st.sampled_from([" Ada", "is", " ", "here."]), st.booleans())))
+def test_marks_stand_around_words_and_change_nothing_else(pieces: list[tuple[str, bool]]) -> None:
+    shown = marked(pieces).plain
+    assert shown.replace("«", "").replace("»", "") == "".join(piece for piece, _ in pieces)
+    assert shown.count("«") == shown.count("»") and "« " not in shown
