@@ -257,7 +257,7 @@ SAY = [{"role": "user", "content": "What is the weather in Oslo?"}]
 def test_an_untrained_model_makes_valid_calls_when_it_has_to() -> None:
     engine = tiny_engine()
     for choice in ("any", "get_weather"):
-        turn = engine.run_turn("ada", SAY, tools=TOOLS, tool_choice=choice, sampling=Sampling(max_tokens=200))
+        turn = engine.run_turn("ada", SAY, tools=TOOLS, tool_choice=choice, sampling=Sampling(max_tokens=100))
         assert turn.finish_reason == "tool_calls" and turn.text == "" and turn.tool_calls
         assert choice == "any" or [call.name for call in turn.tool_calls] == [choice]
     assert (

@@ -42,7 +42,7 @@ Opener = Callable[[Path], Store]
 @pytest.mark.slow
 @each_store
 def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_path: Path) -> None:
-    rounds = 100
+    rounds = 50
     pick = random.Random(0)
     acknowledged: list[str] = []
     seconds_per_commit = 0.01

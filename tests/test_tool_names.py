@@ -11,7 +11,7 @@ pytest.importorskip("langchain_deltamem")
 pytest.importorskip("llama_index.llms.deltamem")
 pytest.importorskip("llguidance")
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -120,6 +120,7 @@ def test_a_history_with_such_calls_is_read_and_written_once() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example("\x7f")
 @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(str.strip))
 def test_a_call_of_any_name_is_spelled_held_and_read_back(name: str) -> None:
     text = format_tool_calls([ToolCall(name, {"words": "x"})])

@@ -4,8 +4,9 @@ framework names roles, tools and options.
 `use_agent` says whose memory a block of code uses; `named_engines` puts engines behind model names in tests.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deltamem_agents.lazy import names_of
 
 if TYPE_CHECKING:
     from deltamem_agents.bridges.binding import (
@@ -29,26 +30,33 @@ if TYPE_CHECKING:
         shared_engine,
         written_store,
     )
-
-_HOMES = {
-    "remembered": "retrieval",
-    **dict.fromkeys(
-        ("EPHEMERAL", "AgentId", "Binding", "bound", "own_agent", "use_agent", "which_thread", "whose"), "binding"
-    ),
-    **dict.fromkeys(
-        (
-            "DEFAULT_MODEL",
-            "EngineSpec",
-            "Serving",
-            "named_engines",
-            "read_store",
-            "require_names",
-            "shared_engine",
-            "written_store",
-        ),
-        "shared_engines",
-    ),
-}
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "binding": (
+                "EPHEMERAL",
+                "AgentId",
+                "Binding",
+                "bound",
+                "own_agent",
+                "use_agent",
+                "which_thread",
+                "whose",
+            ),
+            "retrieval": ("remembered",),
+            "shared_engines": (
+                "DEFAULT_MODEL",
+                "EngineSpec",
+                "Serving",
+                "named_engines",
+                "read_store",
+                "require_names",
+                "shared_engine",
+                "written_store",
+            ),
+        },
+    )
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -69,9 +77,3 @@ __all__ = [
     "whose",
     "written_store",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -287,7 +287,8 @@ def _spaced(schema: Mapping[str, Any], source: str, *, lenient: bool) -> str:
 
 
 def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    # The grammar reader takes no raw DEL.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")
 
 
 def _reason(error: str) -> str:

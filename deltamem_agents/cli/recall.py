@@ -24,37 +24,47 @@ SESSION_TOKENS = 1000
 """Here so that --help and wrong usage do not load the suites; a test compares."""
 
 
+Suites = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SUITE", help=f"{', '.join(SUITE_NAMES)}, or {ALL}.  [default: capacity]"),
+]
+Facts = Annotated[
+    list[int] | None,
+    typer.Option("--facts", metavar="N", min=1, help="Only these numbers of facts, of capacity; may be repeated."),
+]
+Tokens = Annotated[
+    list[int] | None,
+    typer.Option("--tokens", metavar="N", min=0, help="Only these distances, of distance; may be repeated."),
+]
+Questions = Annotated[
+    int | None,
+    typer.Option("--questions", metavar="N", min=4, help="Asked for a figure, over all seeds.  [default: 300]"),
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="48 questions a figure, one seed, and distances up to 1,000 tokens.")
+]
+Episodes = Annotated[
+    Path | None,
+    typer.Option("--episodes", metavar="FILE", exists=True, dir_okay=False, help="Your own episodes, as JSONL."),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw capacity and distance (.png, .svg, .pdf).")
+]
+Saved = Annotated[
+    list[Path] | None,
+    typer.Option("--from", metavar="REPORT", help="Show saved reports instead of measuring; may be repeated."),
+]
+
+
 def recall(
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SUITE", help=f"{', '.join(SUITE_NAMES)}, or {ALL}.  [default: capacity]"),
-    ] = None,
-    facts: Annotated[
-        list[int] | None,
-        typer.Option("--facts", metavar="N", min=1, help="Only these numbers of facts, of capacity; may be repeated."),
-    ] = None,
-    tokens: Annotated[
-        list[int] | None,
-        typer.Option("--tokens", metavar="N", min=0, help="Only these distances, of distance; may be repeated."),
-    ] = None,
-    questions: Annotated[
-        int | None,
-        typer.Option("--questions", metavar="N", min=4, help="Asked for a figure, over all seeds.  [default: 300]"),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="48 questions a figure, one seed, and distances up to 1,000 tokens.")
-    ] = False,
-    episodes: Annotated[
-        Path | None,
-        typer.Option("--episodes", metavar="FILE", exists=True, dir_okay=False, help="Your own episodes, as JSONL."),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw capacity and distance (.png, .svg, .pdf).")
-    ] = None,
-    saved: Annotated[
-        list[Path] | None,
-        typer.Option("--from", metavar="REPORT", help="Show saved reports instead of measuring; may be repeated."),
-    ] = None,
+    suites: Suites = None,
+    facts: Facts = None,
+    tokens: Tokens = None,
+    questions: Questions = None,
+    quick: Quick = False,
+    episodes: Episodes = None,
+    plot: Plot = None,
+    saved: Saved = None,
     save: Save = None,
     model: Model = DEFAULT_MODEL,
     adapter: AdapterDir = None,
@@ -85,22 +95,19 @@ def recall(
 
         import_matplotlib()  # What is missing is better known before hours of measuring than behind them.
     if saved:
-        from deltamem_agents.lab.evaluation.report import read_report
-
-        reports = [read_report(path) for path in saved]
+        reports = _read(saved)
     else:
         wanted = _wanted(suites or [], facts, tokens, episodes)
         reports = [_measure(wanted, facts, episodes, _size(questions, tokens, quick), save, (model, adapter, device))]
-    if as_json:
-        emit([report.to_json() for report in reports] if len(reports) > 1 else reports[0].to_json())
-    else:
-        _show(reports)
+    _tell(reports, as_json)
     if plot is not None:
-        from deltamem_agents.lab.pictures.recall import recall_picture
+        _draw(reports, plot, as_json)
 
-        recall_picture(reports, plot)
-        if not as_json:
-            stdout().print(f"picture: {plot}")
+
+def _read(paths: Sequence[Path]) -> list[Report]:
+    from deltamem_agents.lab.evaluation.report import read_report
+
+    return [read_report(path) for path in paths]
 
 
 def _wanted(
@@ -178,9 +185,20 @@ def _own(engine: DeltaMemEngine, path: Path) -> Iterator[Figure]:
     yield evaluate_recall(engine, title, cases, watch=watch)
 
 
-def _show(reports: Sequence[Report]) -> None:
+def _tell(reports: Sequence[Report], as_json: bool) -> None:
+    if as_json:
+        emit([report.to_json() for report in reports] if len(reports) > 1 else reports[0].to_json())
+        return
     from deltamem_agents.lab.evaluation.suites import SUITES
 
     for report in reports:
         print_subject(report.subject)
         print_report(report, {name: suite.about for name, suite in SUITES.items()})
+
+
+def _draw(reports: Sequence[Report], plot: Path, as_json: bool) -> None:
+    from deltamem_agents.lab.pictures.recall import recall_picture
+
+    recall_picture(reports, plot)
+    if not as_json:
+        stdout().print(f"picture: {plot}")

@@ -7,7 +7,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable, Iterator
 from functools import cache
-
 from typing import TYPE_CHECKING
 
 import pytest
