@@ -76,7 +76,7 @@ def test_the_quickstart_prints_what_the_readme_says(opened: DeltaMemEngine, caps
 @pytest.mark.model
 @pytest.mark.slow
 @in_each_precision
-def test_what_comes_back_in_part_does_so_as_the_readme_says(
+def test_what_else_is_told_comes_back_as_the_readme_says(
     opened: DeltaMemEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told, asked = python_blocks()

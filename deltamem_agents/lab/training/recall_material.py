@@ -23,7 +23,7 @@ from torch import Tensor
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of, written_by
-from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.decode import Prompt, as_text
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
@@ -233,8 +233,8 @@ def _at_once(whole: Reply, token: int) -> Reply:
 
 def answer_in(speaker: MemoryModel, tokens: Sequence[int], answer: str) -> list[bool]:
     """Which of a text's tokens have a part of the answer, where it stands first; none where it does not."""
-    ends = [len(speaker.tokenizer.decode(tokens[:count])) for count in range(len(tokens) + 1)]
-    text = speaker.tokenizer.decode(tokens).casefold()
+    ends = [len(as_text(speaker.tokenizer, tokens[:count])) for count in range(len(tokens) + 1)]
+    text = as_text(speaker.tokenizer, tokens).casefold()
     found = re.search(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)", text)
     if found is None:
         return [False] * len(tokens)
