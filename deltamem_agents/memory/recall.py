@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.writes import Writes
+from deltamem_agents.memory.writes import StoredWrites, Writes
 from deltamem_agents.types import Role
 
 LEAST_STRENGTH = 0.05
@@ -119,7 +119,7 @@ class StatementIndex:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def add(self, writes: Writes | None, terms: Sequence[int] | None, role: Role) -> None:
+    def add(self, writes: Writes | StoredWrites | None, terms: Sequence[int] | None, role: Role) -> None:
         """The next statement. `terms`: numbers of its text's words, None where no text is kept.
 
         `writes`: None where a statement has its words alone.
@@ -134,7 +134,7 @@ class StatementIndex:
         number = len(self)
         if writes is not None:
             strong = writes.strengths >= LEAST_STRENGTH
-            self._keys.append(writes.keys[strong].float().flatten(1))
+            self._keys.append(writes.keys_of(strong).flatten(1))
             self._owners.append(torch.full((int(strong.sum()),), number))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))
