@@ -23,7 +23,7 @@ from torch import Tensor
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of, written_by
-from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.decode import Prompt, as_text
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
@@ -62,10 +62,10 @@ NEUTRAL = 56
 COMMON_SHARE = 0.015
 """A token that stands in so many of all questions tells nothing about where an answer stands."""
 
-ANSWER_WEIGHT = 4.0
+ANSWER_WEIGHT = 10.0
 """How much more a token of the answer counts than another of the reply."""
 
-AT_ONCE_WEIGHT = 4.0
+AT_ONCE_WEIGHT = 40.0
 """How much it counts that the answer may be said at once, where the reply begins."""
 
 REPLY_TOKENS = 48
@@ -233,8 +233,9 @@ def _at_once(whole: Reply, token: int) -> Reply:
 
 def answer_in(speaker: MemoryModel, tokens: Sequence[int], answer: str) -> list[bool]:
     """Which of a text's tokens have a part of the answer, where it stands first; none where it does not."""
-    ends = [len(speaker.tokenizer.decode(tokens[:count])) for count in range(len(tokens) + 1)]
-    text = speaker.tokenizer.decode(tokens).casefold()
+    ids = list(tokens)
+    ends = [len(as_text(speaker.tokenizer, ids[:count])) for count in range(len(ids) + 1)]
+    text = as_text(speaker.tokenizer, ids).casefold()
     found = re.search(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)", text)
     if found is None:
         return [False] * len(tokens)
