@@ -49,6 +49,10 @@ class Matcher:
     Nothing is read where no score reaches `floor`, nor where `asking`, (layers, heads, r), times the mean of the
     question's queries stays below −`asking_bias`: what asks for nothing that could have been told. Further statements
     are read if their scores lie at most `margin` below the best, `most` of them at most.
+
+    `show_tokens`: tokens of the prompt for chosen statements that return to the window, where the user does not say;
+    of those alone in which at least `show_from` tokens were written strongly. What says one thing is read from its
+    state word for word; what says several is read better where it is seen.
     """
 
     weights: Tensor
@@ -61,6 +65,8 @@ class Matcher:
     most: int = 8
     asking: Tensor | None = None
     asking_bias: float = 0.0
+    show_tokens: int = 0
+    show_from: int = 5
     commonness: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -233,9 +233,8 @@ def _at_once(whole: Reply, token: int) -> Reply:
 
 def answer_in(speaker: MemoryModel, tokens: Sequence[int], answer: str) -> list[bool]:
     """Which of a text's tokens have a part of the answer, where it stands first; none where it does not."""
-    ids = list(tokens)
-    ends = [len(as_text(speaker.tokenizer, ids[:count])) for count in range(len(ids) + 1)]
-    text = as_text(speaker.tokenizer, ids).casefold()
+    ends = [len(as_text(speaker.tokenizer, tokens[:count])) for count in range(len(tokens) + 1)]
+    text = as_text(speaker.tokenizer, tokens).casefold()
     found = re.search(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)", text)
     if found is None:
         return [False] * len(tokens)
