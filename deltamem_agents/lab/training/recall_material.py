@@ -62,10 +62,10 @@ NEUTRAL = 56
 COMMON_SHARE = 0.015
 """A token that stands in so many of all questions tells nothing about where an answer stands."""
 
-ANSWER_WEIGHT = 10.0
+ANSWER_WEIGHT = 4.0
 """How much more a token of the answer counts than another of the reply."""
 
-AT_ONCE_WEIGHT = 40.0
+AT_ONCE_WEIGHT = 4.0
 """How much it counts that the answer may be said at once, where the reply begins."""
 
 REPLY_TOKENS = 48
