@@ -39,12 +39,13 @@ def words(length: int, *, writes: bool) -> Prompt:
     return Prompt(tuple(ids), (True,) * length, (writes,) * length, (0,) * length, (True,) * length)
 
 
-def begun(engine: DeltaMemEngine, *, folds: bool) -> Pass:
+def begun(engine: DeltaMemEngine, *, folds: bool, later: bool = True) -> Pass:
     """A pass that reads a random state and has fed a prompt."""
     state = MemoryState(torch.ones_like(engine.new_state().matrices)).random_like(torch.Generator().manual_seed(3))
     run = engine._speaker.begin(state, applies=False)
     run.config = run.config if folds else None
     run.feed(words(7, writes=True))
+    run.later = later
     return run
 
 
@@ -54,17 +55,17 @@ def test_a_folded_state_reads_as_the_state_does(name: str) -> None:
     folded, plain = begun(engine, folds=True), begun(engine, folds=False)
     for token in (5, 80, 200):
         one = Prompt((token,), (True,), (True,), (-1,), (True,))
-        torch.testing.assert_close(folded.feed(one, later=True), plain.feed(one, later=True), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(folded.feed(one), plain.feed(one), atol=1e-4, rtol=1e-4)
     assert folded._folded is not None and plain._folded is None
 
 
 @pytest.mark.parametrize("folds", [True, False])
 def test_what_is_written_late_is_what_is_written_at_once(folds: bool) -> None:
     engine = tiny_engine(config=FOLDS)
-    late, once = begun(engine, folds=folds), begun(engine, folds=False)
+    late, once = begun(engine, folds=folds), begun(engine, folds=False, later=False)
     for token in (5, 80, 200, 7):
         one = Prompt((token,), (True,), (True,), (-1,), (True,))
-        late.feed(one, later=True)
+        late.feed(one)
         once.feed(one)
     assert late.fed == 4
     late.write_waiting(3)

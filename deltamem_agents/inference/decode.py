@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -163,7 +162,8 @@ class Pass:
 
     `replies_read`: only tokens from which a reply's are predicted read the memory, as the adapter's read scope says.
     `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
-    `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over.
+    `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over. `later`:
+    what is fed is written by `write_waiting`.
     `pointing`: when given, what was recalled says more in the logits.
     """
 
@@ -178,6 +178,7 @@ class Pass:
     pointing: Pointing | None = None
     layers: Sequence[LayerMemory] = ()
     config: AdapterConfig | None = None
+    later: bool = False
     _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
@@ -193,13 +194,10 @@ class Pass:
         return len(self._waiting)
 
     @torch.no_grad()
-    def feed(self, prompt: Prompt, *, later: bool = False) -> Tensor:
-        """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32.
-
-        `later`: what it writes is worked out by `write_waiting`.
-        """
+    def feed(self, prompt: Prompt) -> Tensor:
+        """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
         for start in range(0, len(prompt), PREFILL_CHUNK):
-            logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK), later)
+            logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK))
         if self.state is not None:
             self.measures.messages += prompt.messages
             self.measures.unwritten += prompt.unwritten
@@ -220,8 +218,8 @@ class Pass:
         self.pieces.extend(pieces_of(*collected(call)[0], whole, slice(0, len(whole))))
         self.measures.add(call)
 
-    def _chunk(self, prompt: Prompt, part: slice, later: bool = False) -> Tensor:
-        call = self._call(prompt, part, later)
+    def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
+        call, later = self._call(prompt, part), self.later
         out = self.model(
             input_ids=self._row(prompt.ids[part], torch.long),
             logits_to_keep=last_place(self.model.device),
@@ -254,10 +252,11 @@ class Pass:
             return logits
         return self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
 
-    def _call(self, prompt: Prompt, part: slice, later: bool) -> MemoryCall | FoldedCall | None:
+    def _call(self, prompt: Prompt, part: slice) -> MemoryCall | FoldedCall | None:
         """The memory's side of a forward pass, None for the base model."""
         if self.state is None:
             return None
+        later = self.later
         if later and not self._waiting:
             self._carry = self.state.carry
         queries: dict[int, Tensor] | None = None if self.pointing is None else {}
@@ -389,7 +388,7 @@ class Decoding:
         begun = clock()
         draw = self._drawing()
         text = StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, self._remembered())
-        say = partial(run.feed, later=True) if run.defers else run.feed
+        run.later = run.defers
         ids: list[int] = []
         waiting: list[int] = []
         reason: Literal["stop", "length"] = "length"
@@ -411,10 +410,10 @@ class Decoding:
             if reason == "stop":
                 break
             if self._one_by_one and len(ids) < self._sampling.max_tokens:
-                logits, waiting = say(self._spoken(waiting)), []
+                logits, waiting = run.feed(self._spoken(waiting)), []
                 text.passed(self._remembered())
         if waiting and self._writes_reply:
-            say(self._spoken(waiting))
+            run.feed(self._spoken(waiting))
             text.passed(self._remembered())
         rest = text.finish()
         if rest:
@@ -422,6 +421,7 @@ class Decoding:
         run.measures.decode_seconds += clock() - begun
         run.state, run.measures.written, stretches = text.remembered
         run.write_waiting(stretches)
+        run.later = False
         self.reply = Reply(tuple(ids), text.text, reason, run.state)
 
     def _remembered(self) -> Remembered:
