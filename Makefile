@@ -18,7 +18,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do 
 
 help:
 	@echo "make setup      create $(VENV) with the package, its tools and the embedded model"
-	@echo "make demo       an agent that is told facts in one process and recalls them in another"
+	@echo "make demo       an agent that is told ten things in one process and asked about them in another"
 	@echo "make test       all tests, those on the real model included (ARGS='-k name' to choose, ARGS='-n 0' for one process)"
 	@echo "make lint       style, types and import directions"
 	@echo "make clean      remove caches and build outputs"

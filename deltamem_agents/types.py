@@ -176,11 +176,12 @@ class Recall:
     `read`: "selected" reads the statements that the question is about, "all" the state of everything, "none" nothing.
     An adapter whose gates never shut has one state and no writes of single statements: it reads "all" for "selected".
     `window_tokens`: tokens of the prompt in which the chosen statements are shown, with what was said around them, as
-    the messages they were; 0 shows none. `roles`: whose statements may be chosen. `max_age`: older ones are not.
+    the messages they were; 0 shows none. None is what was fitted to the adapter: of statements that say several things.
+    `roles`: whose statements may be chosen. `max_age`: older ones are not.
     """
 
     read: ReadMode = "selected"
-    window_tokens: int = 0
+    window_tokens: int | None = None
     roles: tuple[Role, ...] = ("user", "assistant", "tool")
     max_age: timedelta | None = None
 
@@ -188,8 +189,8 @@ class Recall:
         if self.read not in READ_MODES:
             raise ConfigError(f"Recall.read is {self.read!r}, expected one of {', '.join(READ_MODES)}")
         tokens: object = self.window_tokens
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
-            raise ConfigError(f"Recall.window_tokens is {tokens!r}, expected a whole number of at least 0")
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
+            raise ConfigError(f"Recall.window_tokens is {tokens!r}, expected a whole number of at least 0, or None")
         if not isinstance(self.roles, tuple) or not all(role in ROLES for role in self.roles):
             raise ConfigError(f"Recall.roles is {self.roles!r}, expected a tuple of {', '.join(ROLES)}")
         if self.max_age is not None and not isinstance(self.max_age, timedelta):

@@ -1,7 +1,8 @@
-"""The main job on the real model: told in one process, recalled in another from the state alone.
+"""The main job on the real model: told ten things in one process, asked about them in another.
 
-Process 1 is told three facts and ends. Process 2 starts with an empty history and answers three questions,
-with the memory and without. The same frozen weights, the same prompts; only the state differs.
+Process 1 is told them in ordinary sentences, a conversation each, and ends. Process 2 starts with an empty history:
+each prompt holds one question, and beside every answer stands the statement that it rests on. Then one statement is
+forgotten, one is corrected, and something is asked that was never told. Only the memory differs, never the weights.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,33 +21,34 @@ from deltamem_agents import DeltaMemEngine, Message, Sampling, SQLiteStore
 MODEL = "smollm2-135m-instruct"
 AGENT = "visitor"
 FACTS = (
-    ("My dog's name is Biscuit.", "What is my dog called?", "Biscuit"),
-    ("I live in Lisbon.", "Which city do I live in?", "Lisbon"),
-    ("My sister's name is Ingrid.", "What is my sister's name?", "Ingrid"),
+    ("Hi, I'm Priya and I work as a data engineer.", "What is my name?", "Priya"),
+    ("I moved to Lisbon last spring and I love it here.", "Which city do I live in?", "Lisbon"),
+    ("My dog Biscuit had to see the vet again today.", "What is my dog's name?", "Biscuit"),
+    ("My sister Ingrid plays the cello in an orchestra.", "Which instrument does my sister play?", "cello"),
+    ("By the way, the order number of my new desk is 09-824P.", "What is the order number of my desk?", "09-824P"),
+    ("My next dentist appointment is on Thursday at 3 pm.", "When is my dentist appointment?", "Thursday"),
+    ("I still drive my grandfather's old green Volvo.", "What car do I drive?", "Volvo"),
+    ("The code of our garage door is 4471.", "What is the code of our garage door?", "4471"),
+    ("Nothing beats a cup of jasmine tea, that's my favourite.", "What is my favourite tea?", "jasmine"),
+    ("My wifi password is tangerine, in case you need it.", "What is my wifi password?", "tangerine"),
 )
+FORGOTTEN, CORRECTED = 7, 5
+"""Which of the facts are forgotten and corrected."""
+
+CORRECTION = ("My next dentist appointment is on Monday at 3 pm.", "Monday")
+NEVER_TOLD = "What is my brother's name?"
 OUTPUT = Path("demo-output")
 REPLY = Sampling(max_tokens=24)
 
 
 def tell(store: Path) -> None:
-    """Process 1: three turns, then gone."""
+    """Process 1: ten conversations, then gone."""
     with SQLiteStore(store) as memories:
         engine = DeltaMemEngine.from_pretrained(MODEL, store=memories)
-        history: list[Message] = []
         lines = []
-        for told, _, _ in FACTS:
-            history.append(Message("user", told))
-            turn = engine.run_turn(AGENT, history, sampling=REPLY)
-            history.append(turn.message)
-            lines.append(
-                {
-                    "told": told,
-                    "reply": turn.text,
-                    "prompt": turn.usage.prompt_tokens,
-                    "written": turn.facts.tokens_written,
-                    "bytes": turn.facts.state_bytes,
-                }
-            )
+        for number, (told, _, _) in enumerate(FACTS):
+            turn = engine.run_turn(AGENT, [Message("user", told)], thread=f"conversation {number}", sampling=REPLY)
+            lines.append({"told": told, "reply": turn.text})
         print(json.dumps(lines))
 
 
@@ -53,36 +56,43 @@ def recall(store: Path) -> None:
     """Process 2: no history, one question a prompt, with the memory and without."""
     with SQLiteStore(store) as memories:
         engine = DeltaMemEngine.from_pretrained(MODEL, store=memories)
-        lines = []
-        for _, question, _ in FACTS:
-            ask = [Message("user", question)]
-            remembered = engine.run_turn(AGENT, ask, sampling=REPLY, memory="readonly")
-            frozen = engine.run_turn(AGENT, ask, sampling=REPLY, memory="off")
-            lines.append(
-                {
-                    "question": question,
-                    "with": remembered.text,
-                    "without": frozen.text,
-                    "prompt": remembered.usage.prompt_tokens,
-                    "bytes": remembered.facts.state_bytes,
-                }
-            )
+        lines = [{"when": "asked", **ask(engine, question)} for _, question, _ in FACTS]
+        statements = {each.text: each.id for each in engine.statements(AGENT)}
+        receipt = engine.forget_statement(AGENT, statements[FACTS[FORGOTTEN][0]])
+        for other in receipt.alike:
+            # The reply to it, where it says the same.
+            engine.forget_statement(AGENT, other.id)
+        lines.append({"when": "forgotten", **ask(engine, FACTS[FORGOTTEN][1])})
+        engine.correct_statement(AGENT, statements[FACTS[CORRECTED][0]], CORRECTION[0])
+        lines.append({"when": "corrected", **ask(engine, FACTS[CORRECTED][1])})
+        lines.append({"when": "never told", **ask(engine, NEVER_TOLD)})
         print(json.dumps(lines))
 
 
-def process(step: str, store: Path) -> list[dict[str, str | int]]:
+def ask(engine: DeltaMemEngine, question: str) -> dict[str, str]:
+    remembered = engine.run_turn(AGENT, [Message("user", question)], sampling=REPLY, memory="readonly")
+    frozen = engine.run_turn(AGENT, [Message("user", question)], sampling=REPLY, memory="off")
+    rests_on = remembered.facts.recalled[0].text if remembered.facts.recalled else ""
+    return {"question": question, "with": remembered.text, "rests on": rests_on, "without": frozen.text}
+
+
+def process(step: str, store: Path) -> list[dict[str, str]]:
     done = subprocess.run([sys.executable, __file__, step, str(store)], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"the process that should {step} failed with exit code {done.returncode}")
-    lines: list[dict[str, str | int]] = json.loads(done.stdout.splitlines()[-1])
+    lines: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
     return lines
 
 
-def picture(store: Path, path: Path) -> None:
-    from deltamem_agents.lab.pictures import state_picture
+def table(title: str, columns: tuple[str, ...], lines: list[dict[str, str]]) -> Table:
+    found = Table(*columns, title=title, title_justify="left")
+    for line in lines:
+        found.add_row(*(line[column] for column in columns))
+    return found
 
-    with SQLiteStore(store) as memories:
-        state_picture(memories.load(AGENT).snapshot.state, path, "What the agent remembers, layer by layer")
+
+def says(line: dict[str, str], value: str, arm: str = "with") -> bool:
+    return value.lower() in line[arm].lower()
 
 
 def main() -> int:
@@ -91,24 +101,26 @@ def main() -> int:
     store = OUTPUT / "memory.sqlite"
     for old in OUTPUT.glob("memory.sqlite*"):
         old.unlink()
-    console.print("\n[bold]Process 1[/] is told three facts, and ends.")
-    told = Table("told", "reply", "prompt tokens", "tokens written", "state bytes")
-    for line in process("tell", store):
-        told.add_row(*(str(line[key]) for key in ("told", "reply", "prompt", "written", "bytes")))
-    console.print(told)
-    console.print("\n[bold]Process 2[/] starts with an empty history: each prompt holds one question and nothing else.")
-    asked = Table("question", "with memory", "same prompt, memory off", "prompt tokens", "state bytes")
-    with_memory = without = 0
-    for line, (_, _, answer) in zip(process("recall", store), FACTS, strict=True):
-        asked.add_row(*(str(line[key]) for key in ("question", "with", "without", "prompt", "bytes")))
-        with_memory += answer.lower() in str(line["with"]).lower()
-        without += answer.lower() in str(line["without"]).lower()
-    console.print(asked)
-    image = OUTPUT / "state.png"
-    picture(store, image)
-    print(f"\nthe state, drawn: {image}")
+    columns: Any = ("told", "reply")
+    console.print(
+        table("\nProcess 1 is told ten things, a conversation each, and ends.", columns, process("tell", store))
+    )
+    lines = process("recall", store)
+    asked, (forgotten, corrected, never) = lines[: len(FACTS)], lines[len(FACTS) :]
+    columns = ("question", "with", "rests on", "without")
+    console.print(table("\nProcess 2 knows none of this: each prompt is one question.", columns, asked))
+    columns = ("when", "question", "with", "rests on")
+    later = [forgotten, corrected, never]
+    console.print(table("\nThen one is forgotten, one corrected, and one was never told.", columns, later))
+    with_memory = sum(says(line, answer) for line, (_, _, answer) in zip(asked, FACTS, strict=True))
+    without = sum(says(line, answer, "without") for line, (_, _, answer) in zip(asked, FACTS, strict=True))
+    gone = not says(forgotten, FACTS[FORGOTTEN][2])
+    told = [answer for _, _, answer in FACTS]
+    print(f"forgotten and gone: {'yes' if gone else 'no'}")
+    print(f"corrected: {'yes' if says(corrected, CORRECTION[1]) else 'no'}")
+    print(f"never told and not made up: {'no' if any(says(never, value) for value in told) else 'yes'}")
     print(f"recalled {with_memory} of {len(FACTS)} with memory, {without} of {len(FACTS)} without")
-    return 0 if with_memory > without else 1
+    return 0 if with_memory > without and gone else 1
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ COMMANDS = (
     *(f"memory {verb}" for verb in ("list", "log", "show", "diff", "fork", "rewind", "tag", "forget", "prune")),
     "memory export",
     "memory import",
+    *(f"memory {verb}" for verb in ("statements", "search", "forget-statement", "correct", "migrate")),
 )
 
 

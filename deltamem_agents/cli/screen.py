@@ -93,7 +93,13 @@ def marked(pieces: Iterable[tuple[str, bool]]) -> Text:
     from rich.text import Text
 
     shown, inside = Text(), False
-    for piece, wanted in (*pieces, ("", False)):
+    for text, strong in (*pieces, ("", False)):
+        piece, wanted = text, strong
+        if wanted and not inside:
+            # Tokens begin with the space before their word.
+            word = piece.lstrip(" ")
+            shown.append(" " * (len(piece) - len(word)))
+            piece, wanted = word, bool(word)
         if wanted != inside:
             shown.append("«" if wanted else "»")
             inside = wanted

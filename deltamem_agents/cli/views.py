@@ -95,12 +95,14 @@ def log(
             return
         names = _tag_names(opened, agent)
         entries = list(islice(opened.log(agent, at), limit))
+        # A state that is made of statements is worked out from the store.
+        facts = [_entry_facts(entry, names) for entry in entries]
     if as_json:
-        emit({"agent": agent, "snapshots": [_entry_facts(entry, names) for entry in entries]})
+        emit({"agent": agent, "snapshots": facts})
         return
     numbers = (*COUNTERS, "‖S‖")
     shown = table("snapshot", "created (UTC)", "by", "thread", *numbers, "tags", right=numbers)
-    for entry in entries:
+    for entry, found in zip(entries, facts, strict=True):
         snapshot = entry.snapshot
         shown.add_row(
             short(entry.id),
@@ -108,7 +110,7 @@ def log(
             snapshot.origin,
             printable(snapshot.thread) or "–",
             *(f"{count:,}" for count in asdict(snapshot.counters).values()),
-            f"{snapshot.state.norm():.3f}",
+            f"{found['norm']:.3f}",
             printable(", ".join(names.get(entry.id, ()))),
         )
     stdout().print(shown)
@@ -173,14 +175,14 @@ def show(
     with open_memory(store) as opened:
         entry = opened.load(agent, at)
         names = _tag_names(opened, agent)
-    state = entry.snapshot.state
+        state = entry.snapshot.state
+        norms = _layer_norms(state.matrices)
     if picture is not None:
         from deltamem_agents.lab.pictures import state_picture
 
         name = printable(agent)
         title = name if len(name) <= TITLE_LENGTH else f"{name[:TITLE_LENGTH]}…"
         state_picture(state, picture, f"{title} · snapshot {short(entry.id)}")
-    norms = _layer_norms(state.matrices)
     if as_json:
         facts = _entry_facts(entry, names)
         layers, heads, rank = state.geometry

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.writes import Writes
+from deltamem_agents.memory.writes import StoredWrites, Writes
 from deltamem_agents.types import Role
 
 LEAST_STRENGTH = 0.05
@@ -49,6 +49,10 @@ class Matcher:
     Nothing is read where no score reaches `floor`, nor where `asking`, (layers, heads, r), times the mean of the
     question's queries stays below −`asking_bias`: what asks for nothing that could have been told. Further statements
     are read if their scores lie at most `margin` below the best, `most` of them at most.
+
+    `show_tokens`: tokens of the prompt for chosen statements that return to the window, where the user does not say;
+    of those alone in which at least `show_from` tokens were written strongly. What says one thing is read from its
+    state word for word; what says several is read better where it is seen.
     """
 
     weights: Tensor
@@ -61,6 +65,8 @@ class Matcher:
     most: int = 8
     asking: Tensor | None = None
     asking_bias: float = 0.0
+    show_tokens: int = 0
+    show_from: int = 5
     commonness: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,7 +119,7 @@ class StatementIndex:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def add(self, writes: Writes | None, terms: Sequence[int] | None, role: Role) -> None:
+    def add(self, writes: Writes | StoredWrites | None, terms: Sequence[int] | None, role: Role) -> None:
         """The next statement. `terms`: numbers of its text's words, None where no text is kept.
 
         `writes`: None where a statement has its words alone.
@@ -128,7 +134,7 @@ class StatementIndex:
         number = len(self)
         if writes is not None:
             strong = writes.strengths >= LEAST_STRENGTH
-            self._keys.append(writes.keys[strong].float().flatten(1))
+            self._keys.append(writes.keys_of(strong).flatten(1))
             self._owners.append(torch.full((int(strong.sum()),), number))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))

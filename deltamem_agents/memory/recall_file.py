@@ -17,7 +17,8 @@ from deltamem_agents.memory.recall import Matcher
 RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
-_NUMBERS = ("words", "near", "assistant", "newest", "floor", "margin", "most", "asking_bias")
+_NUMBERS = ("words", "near", "assistant", "newest", "floor", "margin", "asking_bias")
+_WHOLE = ("most", "show_tokens", "show_from")
 
 
 def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None:
@@ -30,7 +31,7 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
     }
     if matcher.asking is not None:
         tensors["matcher.asking"] = matcher.asking
-    numbers = {name: getattr(matcher, name) for name in _NUMBERS}
+    numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_WHOLE)}
     if pointer is not None:
         tensors |= {f"pointer.{name}": getattr(pointer, name) for name in ("hidden", "hidden_bias", "out")}
         tensors["pointer.common"] = torch.tensor(sorted(pointer.common), dtype=torch.int64)
@@ -72,8 +73,10 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
     terms, weights = (tensors[f"matcher.{name}"].tolist() for name in ("common_terms", "commonness"))
     matcher = Matcher(
         tensors["matcher.weights"],
-        **{name: numbers[name] for name in _NUMBERS if name != "most"},
+        **{name: numbers[name] for name in _NUMBERS},
         most=int(numbers["most"]),
+        show_tokens=int(numbers["show_tokens"]),
+        show_from=int(numbers["show_from"]),
         asking=tensors.get("matcher.asking"),
         commonness=dict(zip(terms, weights, strict=True)),
     )

@@ -76,6 +76,10 @@ class Writes:
         keys, values, write, erase = (torch.cat(each) for each in zip(*(p._parts() for p in parts), strict=True))
         return Writes(keys, values, write, erase)
 
+    def keys_of(self, tokens: Tensor) -> Tensor:
+        """The keys (n, layers, heads, r) float32 of some tokens, by mask."""
+        return self.keys[tokens].float()
+
     def select(self, tokens: Tensor | slice) -> Writes:
         """Those of some tokens, by index or mask."""
         return Writes(*(part[tokens] for part in self._parts()))
@@ -119,6 +123,21 @@ class StoredWrites:
             writes.erase.half(),
         )
         return cls(*(part.cpu() for part in parts))
+
+    @property
+    def geometry(self) -> tuple[int, int, int]:
+        """(layers, heads, r)."""
+        _, layers, heads, rank = self.keys.shape
+        return layers, heads, rank
+
+    @property
+    def strengths(self) -> Tensor:
+        """(N,) float32: see `Writes.strengths`."""
+        return self.write.float().mean(dim=(1, 2, 3))
+
+    def keys_of(self, tokens: Tensor) -> Tensor:
+        """The keys (n, layers, heads, r) float32 of some tokens, by mask."""
+        return self.keys[tokens].float() / 127
 
     def writes(self) -> Writes:
         """In float32."""

@@ -85,7 +85,7 @@ class Statement:
         """How strongly each of `tokens` was written, from 0 to 1."""
         found = [0.0] * len(self.tokens)
         if self.stored is not None and self.tokens:
-            gates = self.stored.write.float().mean(dim=(1, 2, 3)).tolist()
+            gates = self.stored.strengths.tolist()
             for place, strength in zip(self.written, gates, strict=True):
                 found[place] = strength
         return tuple(found)

@@ -125,7 +125,7 @@ def index_of(statements: Sequence[Statement], matcher: Matcher) -> StatementInde
 
 def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
     for each in statements:
-        index.add(each.writes, terms_of(each.text) if each.text else None, each.role)
+        index.add(each.stored, terms_of(each.text) if each.text else None, each.role)
 
 
 def scan_statements(statements: Sequence[Statement], base: MemoryState, fades: bool) -> MemoryState:

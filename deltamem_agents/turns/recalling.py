@@ -17,6 +17,7 @@ from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
 from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Statement
+from deltamem_agents.turns.listing import STRONG
 from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statements
 from deltamem_agents.types import Message, Recall, Recalled
 
@@ -86,7 +87,8 @@ def recollect(
     chosen = choose(speaker, memory, fresh, asked, recall, matcher) if asked else []
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
-    shown, in_window = exchanges(speaker, memory, chosen, messages, recall.window_tokens)
+    able = [each for each, _ in chosen if recall.window_tokens is not None or _says_much(each, matcher)]
+    shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
     return Recollection(state, tuple(chosen), shown, in_window, _content_ids(speaker, asked) if chosen else ())
 
 
@@ -118,6 +120,15 @@ def choose(
     return [(statements[number], score) for number, score in best if able[number]]
 
 
+def shown_tokens(recall: Recall, matcher: Matcher) -> int:
+    """Tokens of a prompt for what returns to the window."""
+    return matcher.show_tokens if recall.window_tokens is None else recall.window_tokens
+
+
+def _says_much(statement: Statement, matcher: Matcher) -> bool:
+    return sum(strength >= STRONG for strength in statement.strengths) >= matcher.show_from
+
+
 def _content_ids(speaker: MemoryModel, asked: Sequence[Message]) -> tuple[int, ...]:
     prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
     return tuple(token for token, owner in zip(prompt.ids, prompt.message_ids, strict=True) if owner >= 0)
@@ -131,7 +142,7 @@ def _allowed(statement: Statement, recall: Recall) -> bool:
 def exchanges(
     speaker: MemoryModel,
     memory: AgentMemory,
-    chosen: Sequence[tuple[Statement, float]],
+    chosen: Sequence[Statement],
     messages: Sequence[Message],
     budget: int,
 ) -> tuple[tuple[Message, ...], frozenset[str]]:
@@ -145,7 +156,7 @@ def exchanges(
     by_place = {(each.thread, each.place): each for each in memory.statements}
     shown: dict[str, Statement] = {}
     in_window = set()
-    for statement, _ in chosen:
+    for statement in chosen:
         if not statement.text or (statement.role, statement.text.strip()) in seen:
             continue
         around = _exchange(statement, by_place)

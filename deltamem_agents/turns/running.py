@@ -22,7 +22,7 @@ from deltamem_agents.turns.listing import COMMIT_ATTEMPTS
 from deltamem_agents.turns.memories import AgentMemory, Memories
 from deltamem_agents.turns.planning import DEFAULT_THREAD, Kept, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
-from deltamem_agents.turns.recalling import Recollection, pointing, recollect
+from deltamem_agents.turns.recalling import Recollection, pointing, recollect, shown_tokens
 from deltamem_agents.turns.recording import Recorder
 from deltamem_agents.types import (
     CallChunk,
@@ -164,7 +164,7 @@ class TurnRunner:
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
         recollection, absorbed = None, 0
         if speaker.keeps_writes and plan is not None:
-            reserve = request.recall.window_tokens if plan.memory.listed.newest else 0
+            reserve = shown_tokens(request.recall, self.matcher) if plan.memory.listed.newest else 0
             ahead = self.window(request, new, reserve=reserve).absorbed
             absorbed = yield from self._absorbing(run, request, ahead)
             recorder.record(run, plan, ahead)

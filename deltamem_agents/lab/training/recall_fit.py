@@ -69,7 +69,7 @@ class Reply:
 
     `features`: (R, N, F). `owners`: (N,), which of the different tokens each is. `log_probabilities`: (R, M), theirs
     without a pointer. `targets`: (R,), which of them is said, −1 for another token. `target`: (R,), the log-probability
-    of what is said.
+    of what is said. `weights`: (R,), how much each step counts.
     """
 
     features: Tensor
@@ -77,6 +77,7 @@ class Reply:
     log_probabilities: Tensor
     targets: Tensor
     target: Tensor
+    weights: Tensor
 
 
 def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 150) -> Matcher:
@@ -166,8 +167,8 @@ def fit_pointer(
             losses = []
             for reply in part:
                 units_on = torch.tanh((reply.features - centre) / spread @ hidden.T + hidden_bias)
-                losses.append(reply_losses(reply, F.softplus(units_on @ out + out_bias)))
-            loss = torch.cat(losses).mean()
+                losses.append(reply.weights * reply_losses(reply, F.softplus(units_on @ out + out_bias)))
+            loss = torch.cat(losses).sum() / sum(reply.weights.sum() for reply in part)
             (loss + decay * (hidden.square().sum() + out.square().sum())).backward()
             optimiser.step()
             total += loss.item() * len(part)

@@ -8,10 +8,12 @@ model and to write them beside its weights.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -21,7 +23,7 @@ from torch import Tensor
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of, written_by
-from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.decode import Prompt, as_text
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
@@ -60,6 +62,12 @@ NEUTRAL = 56
 COMMON_SHARE = 0.015
 """A token that stands in so many of all questions tells nothing about where an answer stands."""
 
+ANSWER_WEIGHT = 4.0
+"""How much more a token of the answer counts than another of the reply."""
+
+AT_ONCE_WEIGHT = 4.0
+"""How much it counts that the answer may be said at once, where the reply begins."""
+
 REPLY_TOKENS = 48
 MESSAGE_TOKENS = 512
 
@@ -68,11 +76,13 @@ MESSAGE_TOKENS = 512
 class Asked:
     """A question, and where in its conversation the messages stand that answer it; none for what was never told.
 
-    `reply`: the one it should have, "" to fit nothing on it. `begun`: the beginning that its reply is given.
+    `reply`: the one it should have, with the `answer` in it, "" to fit nothing on it. `begun`: the beginning that its
+    reply is given.
     """
 
     text: str
     told_in: tuple[int, ...] = ()
+    answer: str = ""
     reply: str = ""
     begun: str = ""
     asks: bool = True
@@ -98,7 +108,10 @@ def natural_people() -> Iterator[Person]:
             other += [Asked(text, asks=False) for text in person["unrelated"]]
             conversations = []
             for told in person["conversations"]:
-                asked = [Asked(each["ask"], tuple(each["told_in"]), each["reply"]) for each in told["questions"]]
+                asked = [
+                    Asked(each["ask"], tuple(each["told_in"]), each["answers"][0], each["reply"])
+                    for each in told["questions"]
+                ]
                 conversations.append(Conversation(tuple(as_messages(told["messages"])), (*asked, *other)))
                 other = []
             yield conversations
@@ -112,7 +125,13 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
         generator = EpisodeGenerator(words, SHAPES[number % len(SHAPES)])
         episode = generator.draw(rng)
         asked = [
-            Asked(each.question, (each.told.message,), each.reply, each.prefix if rng.random() < BEGUN else "")
+            Asked(
+                each.question,
+                (each.told.message,),
+                each.answer,
+                each.reply,
+                each.prefix if rng.random() < BEGUN else "",
+            )
             for each in rng.sample(episode.questions, QUESTIONS)
             if each.told is not None
         ]
@@ -154,12 +173,17 @@ def collect_replies(speaker: MemoryModel, person: Person, common: frozenset[int]
             begin = place if told.messages[place].role == "user" else max(0, place - 1)
             shown = speaker.prompts.reading([*told.messages[begin : begin + 2], Message("user", each.text)])
             end = speaker.tokenizer.eos_token_id
-            said = [*speaker.tokenizer.encode(each.reply, add_special_tokens=False), end][:REPLY_TOKENS]
+            said = [*_encoded(speaker, each.reply), end][:REPLY_TOKENS]
             logits, queries = _steps(speaker, shown, said, found[place].writes)
             piece = found[place]
             pointed_at = (piece.writes, [piece.tokens[at] for at in piece.written], piece.tokens)
             asked = frozenset(question_tokens(speaker, each.text)) - common
-            yield _reply(Candidates.of([pointed_at], queries[0], asked), logits, queries, said)
+            candidates = Candidates.of([pointed_at], queries[0], asked)
+            whole = _reply(candidates, logits, queries, said, answer_in(speaker, said, each.answer))
+            yield whole
+            begins = answer_in(speaker, piece.tokens, each.answer)
+            if any(begins):
+                yield _at_once(whole, int(whole.owners[begins.index(True)]))
 
 
 def _steps(speaker: MemoryModel, prompt: Prompt, said: Sequence[int], writes: Writes) -> tuple[Tensor, Tensor]:
@@ -178,7 +202,9 @@ def _steps(speaker: MemoryModel, prompt: Prompt, said: Sequence[int], writes: Wr
     return out.logits[0].float(), queries.permute(2, 0, 1, 3)
 
 
-def _reply(candidates: Candidates, logits: Tensor, queries: Tensor, said: Sequence[int]) -> Reply:
+def _reply(
+    candidates: Candidates, logits: Tensor, queries: Tensor, said: Sequence[int], answering: Sequence[bool]
+) -> Reply:
     different, owners = candidates.ids.unique(return_inverse=True)
     places = {token: at for at, token in enumerate(different.tolist())}
     likely = logits.log_softmax(-1)
@@ -188,12 +214,40 @@ def _reply(candidates: Candidates, logits: Tensor, queries: Tensor, said: Sequen
         likely[:, different],
         torch.tensor([places.get(token, -1) for token in said]),
         likely.gather(1, torch.tensor(said)[:, None])[:, 0],
+        torch.tensor([ANSWER_WEIGHT if each else 1.0 for each in answering]),
     )
+
+
+def _at_once(whole: Reply, token: int) -> Reply:
+    """The same reply where it begins, with the answer's first token said at once."""
+    likely = whole.log_probabilities[:1]
+    return Reply(
+        whole.features[:1],
+        whole.owners,
+        likely,
+        torch.tensor([token]),
+        likely[:, token],
+        torch.tensor([AT_ONCE_WEIGHT]),
+    )
+
+
+def answer_in(speaker: MemoryModel, tokens: Sequence[int], answer: str) -> list[bool]:
+    """Which of a text's tokens have a part of the answer, where it stands first; none where it does not."""
+    ends = [len(as_text(speaker.tokenizer, tokens[:count])) for count in range(len(tokens) + 1)]
+    text = as_text(speaker.tokenizer, tokens).casefold()
+    found = re.search(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)", text)
+    if found is None:
+        return [False] * len(tokens)
+    return [end > found.start() and begin < found.end() for begin, end in pairwise(ends)]
+
+
+def _encoded(speaker: MemoryModel, text: str) -> list[int]:
+    return list(speaker.tokenizer.encode(text, add_special_tokens=False))
 
 
 def question_tokens(speaker: MemoryModel, text: str) -> list[int]:
     """Of its words as they stand at the beginning of a text and within one."""
-    return [token for each in (text, f" {text}") for token in speaker.tokenizer.encode(each, add_special_tokens=False)]
+    return [*_encoded(speaker, text), *_encoded(speaker, f" {text}")]
 
 
 def common_tokens(speaker: MemoryModel, people: Sequence[Person]) -> frozenset[int]:

@@ -151,7 +151,8 @@ class ChatDeltaMem(BaseChatModel):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        return {"store": written_store(self.store, self.engine), "recall": written_recall(self.recall)}
+        recall = {} if self.recall is None else {"recall": written_recall(self.recall)}
+        return {"store": written_store(self.store, self.engine), **recall}
 
     def _resolve_model_profile(self) -> ModelProfile:
         engine = self.engine

@@ -10,6 +10,8 @@ import pytest
 from real_engine import NAME, in_each_precision, real_engine
 
 from deltamem_agents.bridges import named_engines
+from deltamem_agents.testing import SELECTIVE, ScriptedEngine
+from langchain_deltamem import ChatDeltaMem
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -41,3 +43,14 @@ def test_on_the_real_model_the_quickstart_prints_what_was_told(
         exec(compile(BLOCKS[0], "README.md", "exec"), names)
         assert "Biscuit" in capsys.readouterr().out
         assert "Biscuit" not in names["model"].invoke("What is my dog's name?", names["ada"], memory="off").text
+
+
+def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in BLOCKS if "forget_statement" in block]
+    model = ChatDeltaMem(engine=ScriptedEngine("Noted.", config=SELECTIVE))
+    engine = model.open_engine("ada")
+    for text in ("My dog is called Biscuit.", "I live in Oslo."):
+        engine.absorb_into("ada", [{"role": "user", "content": text}])
+    exec(compile(block, "README.md", "exec"), {"model": model})
+    assert "My dog is called Biscuit." in capsys.readouterr().out
+    assert len(engine.statements("ada")) == 1

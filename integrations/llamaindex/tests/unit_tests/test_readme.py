@@ -16,10 +16,11 @@ import pytest
 import llama_index.llms.deltamem as package
 from deltamem_agents import DeltaMemEngine
 from deltamem_agents.bridges import DEFAULT_MODEL, named_engines
+from deltamem_agents.testing import SELECTIVE, ScriptedEngine
 from llama_index.llms.deltamem.agents import MEMORIES_KEY
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-QUICKSTART, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+QUICKSTART, STATEMENTS, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def compiled(block: str) -> CodeType:
@@ -89,3 +90,13 @@ async def test_the_memory_block_is_made() -> None:
 async def test_the_suite_is_subclassed() -> None:
     names = await run(SUITE, MyLLM=lambda temperature: package.DeltaMemLLM(model="scripted", store="memory:"))
     names["TestMyLLM"]().test_the_metadata_says_what_it_can()
+
+
+def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = package.DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE))
+    engine = llm.open_engine("ada")
+    for text in ("My dog is called Biscuit.", "I live in Oslo."):
+        engine.absorb_into("ada", [{"role": "user", "content": text}])
+    exec(compile(STATEMENTS, "README.md", "exec"), {"llm": llm})
+    assert "My dog is called Biscuit." in capsys.readouterr().out
+    assert len(engine.statements("ada")) == 1
