@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.lab.evaluation.controls import Arm, arm_states, strangers
+from deltamem_agents.lab.evaluation.controls import Arm, arm_memories, strangers
 from deltamem_agents.memory.state import MemoryState
 
 answer_sets = st.lists(st.frozensets(st.sampled_from("abcd"), min_size=1, max_size=3), min_size=2, max_size=8)
@@ -62,15 +62,15 @@ def test_one_conversation_has_no_stranger(count: int) -> None:
 
 def test_the_memory_arm_reads_each_episodes_own_state() -> None:
     states = some_states()
-    found = arm_states(Arm.MEMORY, states, [], generator())
+    found = arm_memories(Arm.MEMORY, states, [], generator())
     assert found is not None
     assert all(one is other for one, other in zip(found, states, strict=True))
 
 
 def test_off_is_no_state_and_zero_is_a_state_of_zeros() -> None:
     states = some_states()
-    assert arm_states(Arm.OFF, states, [], generator()) is None
-    zeros = arm_states(Arm.ZERO, states, [], generator())
+    assert arm_memories(Arm.OFF, states, [], generator()) is None
+    zeros = arm_memories(Arm.ZERO, states, [], generator())
     assert zeros is not None
     assert [zero.geometry for zero in zeros] == [state.geometry for state in states]
     assert all(zero.norm() == 0 for zero in zeros)
@@ -79,14 +79,14 @@ def test_off_is_no_state_and_zero_is_a_state_of_zeros() -> None:
 
 def test_the_wrong_conversation_is_the_strangers_state() -> None:
     states = some_states()
-    found = arm_states(Arm.WRONG, states, [2, 3, 1, 0], generator())
+    found = arm_memories(Arm.WRONG, states, [2, 3, 1, 0], generator())
     assert found is not None
     assert [states.index(state) for state in found] == [2, 3, 1, 0]
 
 
 def test_a_random_state_has_the_norm_of_the_right_one_in_every_layer_and_head() -> None:
     states = some_states()
-    found = arm_states(Arm.RANDOM, states, [], generator())
+    found = arm_memories(Arm.RANDOM, states, [], generator())
     assert found is not None
     for one, other in zip(found, states, strict=True):
         torch.testing.assert_close(one.matrices.norm(dim=(-2, -1)), other.matrices.norm(dim=(-2, -1)))
@@ -97,13 +97,13 @@ def test_a_random_state_has_the_norm_of_the_right_one_in_every_layer_and_head() 
 
 def test_a_random_state_points_nowhere_in_particular() -> None:
     state = MemoryState(torch.randn(1, 24, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    found = arm_states(Arm.RANDOM, [state], [], generator())
+    found = arm_memories(Arm.RANDOM, [state], [], generator())
     assert found is not None
     cosine = (found[0].matrices * state.matrices).sum() / state.norm() ** 2
     assert abs(float(cosine)) < 0.1
 
 
 def test_random_states_are_those_of_their_generator() -> None:
-    first, second = (arm_states(Arm.RANDOM, some_states(), [], generator()) for _ in range(2))
+    first, second = (arm_memories(Arm.RANDOM, some_states(), [], generator()) for _ in range(2))
     assert first is not None and second is not None
     assert all(torch.equal(one.matrices, other.matrices) for one, other in zip(first, second, strict=True))

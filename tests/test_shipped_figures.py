@@ -56,7 +56,9 @@ def test_the_card_says_what_the_report_says(path: Path) -> None:
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
 def test_the_shipped_adapter_recalls_what_no_control_does() -> None:
-    (figure,) = run_suite(real_engine("float32"), capacity((1,)), Size(8, (1, 2)), unwatched)
-    controls = [figure.arms[arm.value][WHOLE].value for arm in Arm if arm is not Arm.MEMORY]
-    assert figure.arms["memory"][WHOLE].value >= 0.25
-    assert max(controls) <= 0.1
+    (figure,) = run_suite(real_engine("float32"), capacity((8,)), Size(16, (1, 2)), unwatched)
+    whole = {arm: figure.arms[arm.value][WHOLE].value for arm in Arm}
+    assert whole[Arm.MEMORY] >= 0.5
+    # One of an agent's own statements by chance is sometimes the right one.
+    assert whole.pop(Arm.RANDOM) <= whole.pop(Arm.MEMORY) / 2
+    assert max(whole.values()) <= 0.1

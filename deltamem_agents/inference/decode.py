@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -388,7 +389,7 @@ class Decoding:
         begun = clock()
         draw = self._drawing()
         text = StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, self._remembered())
-        later = run.defers
+        say = partial(run.feed, later=True) if run.defers else run.feed
         ids: list[int] = []
         waiting: list[int] = []
         reason: Literal["stop", "length"] = "length"
@@ -410,10 +411,10 @@ class Decoding:
             if reason == "stop":
                 break
             if self._one_by_one and len(ids) < self._sampling.max_tokens:
-                logits, waiting = run.feed(self._spoken(waiting), later=later), []
+                logits, waiting = say(self._spoken(waiting)), []
                 text.passed(self._remembered())
         if waiting and self._writes_reply:
-            run.feed(self._spoken(waiting), later=later)
+            say(self._spoken(waiting))
             text.passed(self._remembered())
         rest = text.finish()
         if rest:

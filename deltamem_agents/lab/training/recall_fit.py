@@ -147,8 +147,8 @@ def fit_pointer(
     common: frozenset[int] = frozenset(),
     *,
     units: int = 12,
-    epochs: int = 30,
-    decay: float = 5e-3,
+    epochs: int = 25,
+    decay: float = 2e-3,
 ) -> Pointer:
     """The pointer under which the replies are the likeliest. `common`: tokens that say nothing in a question."""
     every = torch.cat([reply.features.flatten(0, 1) for reply in replies])
