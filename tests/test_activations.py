@@ -15,6 +15,7 @@ from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape, Question,
 from deltamem_agents.lab.training import activations
 from deltamem_agents.lab.training.activations import Activations, Exchanges, collect_asides
 from deltamem_agents.types import Message
+from fast_set import one_in
 from tiny_engine import CHATML
 from tiny_training import (
     CONFIGS,
@@ -38,7 +39,7 @@ ASIDES = said_aside(9)
 ASIDE_EXCHANGES = [messages[at : at + 2] for messages in ASIDES for at in range(0, len(messages), 2)]
 
 
-@pytest.fixture(scope="module", params=TEMPLATES.values(), ids=TEMPLATES)
+@pytest.fixture(scope="module", params=one_in(2, TEMPLATES.values()), ids=TEMPLATES)
 def found(request: pytest.FixtureRequest) -> tuple[str, DeltaMemEngine, Activations]:
     engine = word_engine(GATED, request.param)
     return request.param, engine, activations_of(engine, EPISODES, 9, request.param)

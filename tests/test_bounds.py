@@ -122,11 +122,10 @@ def test_no_text_of_an_agent_stays_in_the_process_once_it_is_forgotten() -> None
         engine.count_tokens([Message("user", f"So {secret}.")])
 
     live()
-    kept = [f"Still {secret}", tuple(byte_tokenizer()(f"Still {secret}")["input_ids"])]
-    assert len(holders(secret)) >= len(kept)
-    kept.clear()
     engine.store.forget("ada")
-    assert not holders(secret)
+    # What the test itself keeps is found, so whatever else there was would be found too.
+    kept = [f"Still {secret}", tuple(byte_tokenizer()(f"Still {secret}")["input_ids"])]
+    assert sorted(map(id, holders(secret))) == sorted(map(id, kept))
 
 
 def test_opening_a_model_makes_nobody_wait_who_uses_another(monkeypatch: pytest.MonkeyPatch) -> None:

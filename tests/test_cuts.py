@@ -69,7 +69,7 @@ def outcomes(engine: DeltaMemEngine, parts: int) -> list[MemoryState]:
     return [told, *batch, turn]
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(parts=st.integers(5, 120))
 def test_a_prompt_in_parts_is_the_prompt_whole(subject: Subject, parts: int) -> None:
     for cut, whole in zip(outcomes(subject.engine, parts), subject.whole, strict=True):

@@ -216,6 +216,7 @@ def test_a_row_says_how_long_its_own_histories_are(engine: DeltaMemEngine) -> No
     assert figures["x · question only"].history_tokens == sum(own.values()) / 2
 
 
+@pytest.mark.slow
 def test_the_evaluation_is_the_same_each_time(engine: DeltaMemEngine) -> None:
     tasks = [task("a", "x", "y"), task("b", "x")]
     runs = [
