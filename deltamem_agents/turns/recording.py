@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import accumulate, pairwise
 
 from deltamem_agents.inference.decode import REPLY, Pass, Piece, spelled
@@ -88,14 +89,8 @@ class Recorder:
         """All that a message wrote; None where the memory keeps no writes."""
         if self.nothing is None:
             return None
-        tokens: tuple[int, ...] = ()
-        written: tuple[int, ...] = ()
-        writes = []
-        for piece in (_strong(piece) for piece in pieces or () if piece.position == position):
-            written += tuple(place + len(tokens) for place in piece.written)
-            tokens += piece.tokens
-            writes.append(piece.writes)
-        return Piece(position, tokens, written, Writes.cat(writes) if writes else self.nothing)
+        own = [_strong(piece) for piece in pieces or () if piece.position == position]
+        return reduce(Piece.then, own) if own else Piece(position, (), (), self.nothing)
 
 
 def spans_of(pieces: Sequence[str], text: str) -> tuple[tuple[int, int], ...]:
