@@ -64,7 +64,9 @@ def test_the_engine_goes_on_from_its_store() -> None:
 def test_the_documentation_tells_what_the_tests_tell(name: str) -> None:
     assert f'{name}.py tell "{TOLD}"' in str(example(name).__doc__)
     assert f'{name}.py ask "{ASKED}"' in str(example(name).__doc__)
-    assert README.count(TOLD) == README.count(ASKED) == 2
+    # In the chat engine's lines and in the agent's.
+    assert README.count(TOLD) >= 2
+    assert README.count(ASKED) >= 2
 
 
 @pytest.mark.model
