@@ -75,7 +75,9 @@ def reply(seed: int) -> Reply:
     likely = torch.full((2, 5), 0.01).log()
     logits = torch.cat([likely[0], torch.tensor([0.95]).log()])
     steps = torch.stack([features(logits, keys[right], candidates, ()) for _ in range(2)])
-    return Reply(steps, torch.arange(5), likely, torch.tensor([right, right]), likely[:, right], torch.ones(2))
+    return Reply(
+        steps, torch.arange(5), likely, torch.tensor([right, right]), likely[:, right], torch.tensor([False, True])
+    )
 
 
 def test_the_token_that_is_asked_for_is_pointed_at() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from deltamem_agents.errors import AdapterError
 from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
-from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.recall import Matcher, Replacing
 
 RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
-_NUMBERS = ("words", "near", "assistant", "newest", "floor", "margin", "asking_bias")
+_NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias")
+_REPLACING = ("alike", "missing", "behind")
+_POINTER = ("hidden", "hidden_bias", "out")
 _WHOLE = ("most", "show_tokens", "show_from")
 
 
@@ -32,10 +35,14 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
     if matcher.asking is not None:
         tensors["matcher.asking"] = matcher.asking
     numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_WHOLE)}
+    if matcher.replacing is not None:
+        numbers |= {name: getattr(matcher.replacing, name) for name in _REPLACING}
+    for name, each in (("pointer", pointer), ("eager", pointer and pointer.eager)):
+        if each is not None:
+            tensors |= {f"{name}.{part}": getattr(each, part) for part in _POINTER}
+            tensors[f"{name}.out_bias"] = torch.tensor(each.out_bias)
     if pointer is not None:
-        tensors |= {f"pointer.{name}": getattr(pointer, name) for name in ("hidden", "hidden_bias", "out")}
         tensors["pointer.common"] = torch.tensor(sorted(pointer.common), dtype=torch.int64)
-        numbers["out_bias"] = pointer.out_bias
     path = folder / RECALL_FILE
     partial = path.with_suffix(".partial")
     kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -79,17 +86,19 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         show_from=int(numbers["show_from"]),
         asking=tensors.get("matcher.asking"),
         commonness=dict(zip(terms, weights, strict=True)),
+        replacing=Replacing(*(numbers[name] for name in _REPLACING)) if "alike" in numbers else None,
     )
-    if "pointer.hidden" not in tensors:
-        return matcher, None
-    pointer = Pointer(
-        tensors["pointer.hidden"],
-        tensors["pointer.hidden_bias"],
-        tensors["pointer.out"],
-        numbers["out_bias"],
-        frozenset(tensors["pointer.common"].tolist()),
-    )
-    return matcher, pointer
+    pointer = _pointer("pointer", tensors)
+    return matcher, None if pointer is None else replace(pointer, eager=_pointer("eager", tensors))
+
+
+def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:
+    """None where the file has none of that name."""
+    if f"{name}.hidden" not in tensors:
+        return None
+    hidden, bias, out, out_bias = (tensors[f"{name}.{part}"] for part in (*_POINTER, "out_bias"))
+    common = tensors.get(f"{name}.common", torch.zeros(0))
+    return Pointer(hidden, bias, out, float(out_bias), frozenset(map(int, common.tolist())))
 
 
 def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tuple[int, int, int]) -> None:
@@ -99,7 +108,8 @@ def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tupl
         found = tuple(matcher.asking.shape)
     wrong = found != geometry[: len(found)]
     features = STATIC_FEATURES + STEP_FEATURES + 2 * layers * heads
-    if wrong or (pointer is not None and pointer.hidden.shape[1] != features):
+    pointers = [each for each in (pointer, pointer and pointer.eager) if each is not None]
+    if wrong or any(each.hidden.shape[1] != features for each in pointers):
         raise AdapterError(
             f"{path} was made for an adapter of other (layers, heads, r) than {geometry}; fit it again for this one"
         )

@@ -34,7 +34,7 @@ class StatementEditor:
     def matching(self, agent: str, query: str, limit: int, recall: Recall) -> list[tuple[Statement, float]]:
         """The statements that a query is about, best first, at most `limit`, with their scores."""
         memory = self._memory(agent, self._store.load(agent))
-        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit)
+        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit, replacing=None)
         return choose(self.turns.speaker, memory, (), [Message("user", query)], recall, matcher)
 
     def forget(self, agent: str, statement: str) -> StatementReceipt:

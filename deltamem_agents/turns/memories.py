@@ -54,12 +54,12 @@ class AgentMemory:
         ids = [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
         return tuple(self.store.read_statements(self.agent, ids))
 
-    def scores(self, matcher: Matcher, queries: Tensor, terms: Sequence[int]) -> Tensor:
-        """How well each statement matches a question; see `StatementIndex.scores`."""
+    def chosen(self, matcher: Matcher, queries: Tensor, terms: Sequence[int], able: Tensor) -> list[tuple[int, float]]:
+        """The numbers of the statements that a question is about; see `StatementIndex.chosen`."""
         with self.lock:
             if self._index is None:
                 self._index = index_of(self.statements, matcher)
-            return self._index.scores(queries, terms)
+            return self._index.chosen(queries, terms, able, matcher)
 
     @property
     def scanned(self) -> MemoryState:

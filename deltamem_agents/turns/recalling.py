@@ -112,12 +112,12 @@ def choose(
     if not able.any():
         return []
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
-    if not matcher.asks(queries):
-        return []
     terms = [term for message in asked for term in terms_of(message.content)]
-    scores = index_of(statements, matcher).scores(queries, terms) if fresh else memory.scores(matcher, queries, terms)
-    best = matcher.best(scores.masked_fill(~able, -torch.inf))
-    return [(statements[number], score) for number, score in best if able[number]]
+    if fresh:
+        best = index_of(statements, matcher).chosen(queries, terms, able)
+    else:
+        best = memory.chosen(matcher, queries, terms, able)
+    return [(statements[number], score) for number, score in best]
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:

@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -29,7 +29,16 @@ from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.training.left_alone import neutral_prompts
-from deltamem_agents.lab.training.recall_fit import Memory, Question, Reply, Say, Told, fit_matcher, fit_pointer
+from deltamem_agents.lab.training.recall_fit import (
+    ANSWERS,
+    Memory,
+    Question,
+    Reply,
+    Say,
+    Told,
+    fit_matcher,
+    fit_pointer,
+)
 from deltamem_agents.loading import load_model
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL
 from deltamem_agents.memory.adapter_file import load_adapter
@@ -49,9 +58,13 @@ SHAPES = (
     EpisodeShape(facts=6, changed=1.0),
     EpisodeShape(facts=10, values=("word", "number", "date", "time", "phrase"), everyday=0.5),
     EpisodeShape(facts=8, paired=0.6, changed=0.3),
+    EpisodeShape(facts=4, about=("person",), same_attribute=1.0),
+    EpisodeShape(facts=4, changed=1.0),
+    EpisodeShape(facts=5, about=("person", "user"), same_attribute=1.0, changed=0.5),
+    EpisodeShape(facts=8),
 )
-EPISODES, QUESTIONS = 24, 6
-"""Generated conversations, and questions asked of each."""
+EPISODES, QUESTIONS = 80, 6
+"""Generated conversations, and questions asked of each at most."""
 
 BEGUN = 0.35
 """Share of these questions whose reply is begun, so that it is asked from another place."""
@@ -61,12 +74,6 @@ NEUTRAL = 56
 
 COMMON_SHARE = 0.015
 """A token that stands in so many of all questions tells nothing about where an answer stands."""
-
-ANSWER_WEIGHT = 4.0
-"""How much more a token of the answer counts than another of the reply."""
-
-AT_ONCE_WEIGHT = 4.0
-"""How much it counts that the answer may be said at once, where the reply begins."""
 
 REPLY_TOKENS = 48
 MESSAGE_TOKENS = 512
@@ -132,7 +139,7 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
                 each.reply,
                 each.prefix if rng.random() < BEGUN else "",
             )
-            for each in rng.sample(episode.questions, QUESTIONS)
+            for each in rng.sample(episode.questions, min(QUESTIONS, len(episode.questions)))
             if each.told is not None
         ]
         yield [Conversation(episode.messages, (*asked, Asked(generator.untold(rng, episode)), *neutral))]
@@ -214,7 +221,7 @@ def _reply(
         likely[:, different],
         torch.tensor([places.get(token, -1) for token in said]),
         likely.gather(1, torch.tensor(said)[:, None])[:, 0],
-        torch.tensor([ANSWER_WEIGHT if each else 1.0 for each in answering]),
+        torch.tensor(answering),
     )
 
 
@@ -227,7 +234,8 @@ def _at_once(whole: Reply, token: int) -> Reply:
         likely,
         torch.tensor([token]),
         likely[:, token],
-        torch.tensor([AT_ONCE_WEIGHT]),
+        torch.tensor([True]),
+        at_once=True,
     )
 
 
@@ -272,7 +280,8 @@ def fit_recall(folder: Path, say: Say) -> None:
         memories.append(collect_memory(speaker, person))
         replies += collect_replies(speaker, person, common)
         say(f"collected {number} of {len(people)} memories")
-    save_recall(folder, fit_matcher(memories, say), fit_pointer(replies, say, common))
+    eager = fit_pointer(replies, say, common, ANSWERS)
+    save_recall(folder, fit_matcher(memories, say), replace(fit_pointer(replies, say, common), eager=eager))
 
 
 if __name__ == "__main__":
