@@ -227,6 +227,8 @@ class _Asking:
 
     def _room(self, rests_on: Recollection) -> int:
         """Tokens of a prompt that what returns to the window leaves."""
+        if not rests_on.shown:
+            return self._budget
         taken = self._engine.count_tokens(rests_on.shown) + AROUND_MESSAGE * len(rests_on.shown)
         return self._budget - taken
 
