@@ -65,7 +65,10 @@ class StatementEditor:
             made[:] = recorder.statements
             return Put(recorder.statements, tuple(recorder.objects.items()))
 
-        change_statement(self._store, agent, statement, "correct", put, read=lambda entry: self._memory(agent, entry))
+        most = self.turns.policy.statements
+        change_statement(
+            self._store, agent, statement, "correct", put, read=lambda entry: self._memory(agent, entry), most=most
+        )
         return made[0]
 
     def _require_writes(self) -> None:
