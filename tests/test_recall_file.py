@@ -19,6 +19,9 @@ MATCHER = Matcher(
     newest=0.5,
     asking=torch.rand(LAYERS, HEADS, RANK),
     asking_bias=-0.25,
+    overview=torch.rand(LAYERS, HEADS, RANK),
+    overview_bias=0.75,
+    floor_rise=0.5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
     replacing=Replacing(0.5, 0.25, 2.0),
@@ -31,9 +34,9 @@ EAGER = Pointer(torch.rand(4, FEATURES), torch.rand(4), torch.rand(4), 1.5)
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, POINTER)
     matcher, pointer = load_recall(tmp_path, *GEOMETRY)
-    assert pointer is not None and matcher.asking is not None and MATCHER.asking is not None
-    for found, kept in ((matcher.weights, MATCHER.weights), (matcher.asking, MATCHER.asking)):
-        assert torch.equal(found, kept)
+    assert pointer is not None
+    for name in ("weights", "asking", "overview"):
+        assert torch.equal(getattr(matcher, name), getattr(MATCHER, name))
     for name in (
         "words",
         "near",

@@ -14,7 +14,7 @@ from deltamem_agents.lab.training.recall_fit import (
     Reply,
     Told,
     commonness,
-    fit_asking,
+    fit_judge,
     fit_matcher,
     fit_pointer,
     index_of,
@@ -56,7 +56,7 @@ def test_the_layer_that_tells_statements_apart_counts_most_and_right_ones_come_f
 
 def test_what_asks_for_nothing_is_told_from_questions() -> None:
     questions = [each for seed in range(3) for each in memory(seed).questions]
-    weights, bias = fit_asking(questions)
+    weights, bias = fit_judge(questions, [each.asks for each in questions])
     for each in questions:
         assert (float((weights * each.mean).sum()) + bias > 0) == each.asks
 

@@ -188,6 +188,22 @@ def test_what_replaces_is_newer_and_may_be_read(statements: list[tuple[int, bool
         assert place >= before and statements[place][0] == statements[before][0]
 
 
+def test_what_asks_for_everything_reads_the_newest_that_were_told() -> None:
+    everything = statement(8).keys[0]
+    matcher = replace(
+        Matcher.uniform(LAYERS, 1), overview=everything, overview_bias=-1.0, most=2, floor=1e9, asking=-everything
+    )
+    found = StatementIndex(matcher)
+    for seed, role in enumerate(("user", "user", "assistant", "tool", "user", "user")):
+        found.add(statement(seed, strength=0.01 if seed == 4 else 0.8), None, role)
+    read = found.chosen(everything[None], [])
+    assert [place for place, _ in read] == [5, 3]
+    able = torch.tensor([True, True, True, False, True, False])
+    assert [place for place, _ in found.chosen(everything[None], [], able)] == [1, 0]
+    assert not found.chosen(-everything[None], [])
+    assert StatementIndex(matcher).chosen(everything[None], []) == []
+
+
 def test_no_statement_is_found_in_no_statements() -> None:
     matcher = Matcher.uniform(LAYERS, 1)
     assert StatementIndex(matcher).chosen(torch.zeros(1, LAYERS, 1, RANK), []) == []

@@ -71,6 +71,9 @@ class Matcher:
     what asks for nothing that could have been told. Further statements are read if their scores lie at most `margin`
     below the best, `most` of them at most.
 
+    `overview` and `overview_bias` tell in the same way what asks for everything at once: the newest `most` statements
+    that were not the assistant's own are read then.
+
     `show_tokens`: tokens of the prompt for chosen statements that return to the window, where the user does not say;
     of those alone in which at least `show_from` tokens were written strongly. What says one thing is read from its
     state word for word; what says several is read better where it is seen.
@@ -87,6 +90,8 @@ class Matcher:
     most: int = 8
     asking: Tensor | None = None
     asking_bias: float = 0.0
+    overview: Tensor | None = None
+    overview_bias: float = 0.0
     show_tokens: int = 0
     show_from: int = 5
     commonness: Mapping[int, float] = field(default_factory=dict)
@@ -95,11 +100,12 @@ class Matcher:
     def __post_init__(self) -> None:
         if self.weights.ndim != 2:
             raise ConfigError(f"matcher weights have shape {tuple(self.weights.shape)}, expected (layers, heads)")
-        if self.asking is not None and self.asking.shape[:2] != self.weights.shape:
-            raise ConfigError(
-                f"the matcher's asking has shape {tuple(self.asking.shape)}, "
-                f"expected {tuple(self.weights.shape)} layers and heads"
-            )
+        for name, judge in (("asking", self.asking), ("overview", self.overview)):
+            if judge is not None and judge.shape[:2] != self.weights.shape:
+                raise ConfigError(
+                    f"the matcher's {name} has shape {tuple(judge.shape)}, "
+                    f"expected {tuple(self.weights.shape)} layers and heads"
+                )
         if self.most < 1:
             raise ConfigError(f"matcher reads at most {self.most} statements, expected at least 1")
 
@@ -110,13 +116,15 @@ class Matcher:
 
     def asks(self, queries: Tensor) -> bool:
         """Whether a question with queries (tokens, layers, heads, r) asks for something that could have been told."""
-        if self.asking is None:
-            return True
-        return float((queries.float().mean(0) * self.asking).sum()) + self.asking_bias >= 0
+        return self.asking is None or _judged(self.asking, self.asking_bias, queries)
+
+    def asks_for_all(self, queries: Tensor) -> bool:
+        """Whether a question with queries (tokens, layers, heads, r) asks for everything that was told."""
+        return self.overview is not None and _judged(self.overview, self.overview_bias, queries)
 
     def without_floor(self) -> Matcher:
         """One that chooses something however little it fits."""
-        return replace(self, floor=-math.inf, asking=None)
+        return replace(self, floor=-math.inf, asking=None, overview=None)
 
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
         """The statements to read with their scores, best first, from all scores (S,)."""
@@ -126,6 +134,10 @@ class Matcher:
         floor = self.floor + self.floor_rise * math.log(len(scores))
         least = max(floor, float(scores[order[0]]) - self.margin)
         return [(place, float(scores[place])) for place in order if float(scores[place]) >= least]
+
+
+def _judged(weights: Tensor, bias: float, queries: Tensor) -> bool:
+    return float((queries.float().mean(0) * weights).sum()) + bias >= 0
 
 
 class StatementIndex:
@@ -196,11 +208,15 @@ class StatementIndex:
         this index's does, and chooses otherwise.
         """
         matcher = matcher or self._matcher
-        if not len(self) or not matcher.asks(queries):
+        overview = matcher.asks_for_all(queries)
+        if not len(self) or not (overview or matcher.asks(queries)):
             return []
         scores = self.scores(queries, asked)
         if able is not None:
             scores = scores.masked_fill(~able, -math.inf)
+        if overview:
+            told = [place for place in self._told() if scores[place] > -math.inf][-matcher.most :]
+            return [(place, float(scores[place])) for place in reversed(told)]
         best = [(place, score) for place, score in matcher.best(scores) if score > -math.inf]
         return self._up_to_date(best, scores, asked, matcher.replacing)
 
@@ -220,6 +236,13 @@ class StatementIndex:
             if self._alike(first, place) >= replacing.alike:
                 return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
         return best
+
+    def _told(self) -> list[int]:
+        """The statements with a strong token that were not the assistant's own, ascending."""
+        if not self._keys:
+            return []
+        _, owners = self._all_keys()
+        return [place for place in owners.unique().tolist() if not self._by_assistant[place]]
 
     def _shares(self, asked: Sequence[int]) -> list[tuple[float, frozenset[int]]]:
         """Of each of the question's words that statements have: its share of the question, and which have it."""

@@ -18,8 +18,9 @@ from deltamem_agents.memory.recall import Matcher, Replacing
 RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
-_NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias")
+_NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
 _REPLACING = ("alike", "missing", "behind")
+_JUDGES = ("asking", "overview")
 _POINTER = ("hidden", "hidden_bias", "out")
 _WHOLE = ("most", "show_tokens", "show_from")
 
@@ -32,8 +33,8 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
         "matcher.common_terms": torch.tensor([term for term, _ in common], dtype=torch.int64),
         "matcher.commonness": torch.tensor([weight for _, weight in common], dtype=torch.float32),
     }
-    if matcher.asking is not None:
-        tensors["matcher.asking"] = matcher.asking
+    judges = {name: getattr(matcher, name) for name in _JUDGES}
+    tensors |= {f"matcher.{name}": judge for name, judge in judges.items() if judge is not None}
     numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_WHOLE)}
     if matcher.replacing is not None:
         numbers |= {name: getattr(matcher.replacing, name) for name in _REPLACING}
@@ -80,12 +81,13 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
     terms, weights = (tensors[f"matcher.{name}"].tolist() for name in ("common_terms", "commonness"))
     matcher = Matcher(
         tensors["matcher.weights"],
-        **{name: numbers[name] for name in _NUMBERS},
+        asking=tensors.get("matcher.asking"),
+        overview=tensors.get("matcher.overview"),
         most=int(numbers["most"]),
         show_tokens=int(numbers["show_tokens"]),
         show_from=int(numbers["show_from"]),
-        asking=tensors.get("matcher.asking"),
         commonness=dict(zip(terms, weights, strict=True)),
+        **{name: numbers[name] for name in _NUMBERS},
         replacing=Replacing(*(numbers[name] for name in _REPLACING)) if "alike" in numbers else None,
     )
     pointer = _pointer("pointer", tensors)
@@ -103,10 +105,8 @@ def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:
 
 def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tuple[int, int, int]) -> None:
     layers, heads, _ = geometry
-    found: tuple[int, ...] = tuple(matcher.weights.shape)
-    if matcher.asking is not None:
-        found = tuple(matcher.asking.shape)
-    wrong = found != geometry[: len(found)]
+    judges = [judge for judge in (matcher.asking, matcher.overview) if judge is not None]
+    wrong = any(tuple(each.shape) != geometry[: each.ndim] for each in (matcher.weights, *judges))
     features = STATIC_FEATURES + STEP_FEATURES + 2 * layers * heads
     pointers = [each for each in (pointer, pointer and pointer.eager) if each is not None]
     if wrong or any(each.hidden.shape[1] != features for each in pointers):

@@ -87,7 +87,8 @@ def recollect(
     chosen = choose(speaker, memory, fresh, asked, recall, matcher) if asked else []
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
-    able = [each for each, _ in chosen if recall.window_tokens is not None or _says_much(each, matcher)]
+    always = recall.window_tokens is not None or len(chosen) > 1
+    able = [each for each, _ in chosen if always or _says_much(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
     return Recollection(state, tuple(chosen), shown, in_window, _content_ids(speaker, asked) if chosen else ())
 

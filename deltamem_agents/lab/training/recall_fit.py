@@ -40,6 +40,9 @@ SHOW_TOKENS = 400
 FLOOR_RISE = 0.69
 """Chosen on validation, as what single facts, eight of them and ten conversations allow."""
 
+OVERVIEW_MARGIN = 1.0
+"""How sure it has to be, in logits, that a question asks for everything."""
+
 TOLD_LOST = 0.05
 """The share of told questions that the floor may cost."""
 
@@ -77,7 +80,7 @@ class Told:
 class Question:
     """`last`, `mean`: (layers, heads, r), of its queries. `right`: the statements that answer it, none for never told.
 
-    `asks`: whether it asks for something that could have been told.
+    `asks`: whether it asks for something that could have been told; `overview`: for everything at once.
     """
 
     last: Tensor
@@ -85,6 +88,7 @@ class Question:
     terms: tuple[int, ...]
     right: tuple[int, ...] = ()
     asks: bool = True
+    overview: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         if step % 20 == 19:
             say(f"matcher, step {step + 1}: loss {loss.item():.3f}")
     words, near, assistant, newest = shares.detach().tolist()
-    asking, bias = fit_asking([question for memory in memories for question in memory.questions])
+    questions = [question for memory in memories for question in memory.questions]
+    asking, bias = fit_judge(questions, [each.asks for each in questions])
+    overview, overview_bias = fit_judge(questions, [each.overview for each in questions])
     fitted = replace(
         base,
         weights=weights.detach(),
@@ -147,6 +153,8 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         newest=newest,
         asking=asking,
         asking_bias=bias,
+        overview=overview,
+        overview_bias=overview_bias - OVERVIEW_MARGIN,
         commonness=dict(zip(prior, (common + rather).exp().tolist(), strict=True)),
         replacing=REPLACING,
         show_tokens=SHOW_TOKENS,
@@ -162,25 +170,27 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
 
 def commonness(memories: Sequence[Memory]) -> dict[int, float]:
     """What each word that stands in many questions counts: the less, the more of them it stands in."""
-    asked = [question for memory in memories for question in memory.questions if question.asks]
+    asked = [each for memory in memories for each in memory.questions if each.asks and not each.overview]
     counts = Counter(term for question in asked for term in set(question.terms))
     return {
         term: 1 / (1 + COMMON_WEIGHT * count / len(asked)) for term, count in counts.items() if count >= LEAST_COMMON
     }
 
 
-def fit_asking(questions: Sequence[Question], *, steps: int = 200, decay: float = 0.01) -> tuple[Tensor, float]:
-    """Weights (layers, heads, r) and bias of a logistic regression on the mean queries: does this ask for something?"""
+def fit_judge(
+    questions: Sequence[Question], yes: Sequence[bool], *, steps: int = 200, decay: float = 0.01
+) -> tuple[Tensor, float]:
+    """Weights (layers, heads, r) and bias of a logistic regression on the mean queries: which questions are these?"""
     means = torch.stack([question.mean.flatten() for question in questions])
-    asks = torch.tensor([float(question.asks) for question in questions])
-    balance = torch.where(asks > 0, 0.5 / asks.mean(), 0.5 / (1 - asks).mean().clamp_min(1e-6))
+    wanted = torch.tensor([float(each) for each in yes])
+    balance = torch.where(wanted > 0, 0.5 / wanted.mean().clamp_min(1e-6), 0.5 / (1 - wanted).mean().clamp_min(1e-6))
     centre, spread = means.mean(0), means.std()
     weights, bias = torch.zeros(means.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.Adam([weights, bias], lr=0.02)
     for _ in range(steps):
         optimiser.zero_grad()
         found = ((means - centre) / spread) @ weights + bias
-        loss = (F.binary_cross_entropy_with_logits(found, asks, reduction="none") * balance).mean()
+        loss = (F.binary_cross_entropy_with_logits(found, wanted, reduction="none") * balance).mean()
         (loss + decay * weights.square().sum()).backward()
         optimiser.step()
     flat = weights.detach() / spread

@@ -84,7 +84,7 @@ class Asked:
     """A question, and where in its conversation the messages stand that answer it; none for what was never told.
 
     `reply`: the one it should have, with the `answer` in it, "" to fit nothing on it. `begun`: the beginning that its
-    reply is given.
+    reply is given. `asks`, `overview`: as in Question.
     """
 
     text: str
@@ -93,6 +93,7 @@ class Asked:
     reply: str = ""
     begun: str = ""
     asks: bool = True
+    overview: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,10 @@ def natural_people() -> Iterator[Person]:
 
 
 def generated_people(words: Sequence[str]) -> Iterator[Person]:
-    """One generated conversation each; the first has prompts that ask for nothing, too."""
-    neutral = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
+    """One generated conversation each; the first has prompts that ask for nothing or for everything, too."""
+    overviews = json.loads((CORPUS / "overview.json").read_text(encoding="utf-8"))["train"]
+    other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
+    other += [Asked(text, overview=True) for text in overviews]
     for number in range(EPISODES):
         rng = Random(number)
         generator = EpisodeGenerator(words, SHAPES[number % len(SHAPES)])
@@ -142,8 +145,8 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
             for each in rng.sample(episode.questions, min(QUESTIONS, len(episode.questions)))
             if each.told is not None
         ]
-        yield [Conversation(episode.messages, (*asked, Asked(generator.untold(rng, episode)), *neutral))]
-        neutral = []
+        yield [Conversation(episode.messages, (*asked, Asked(generator.untold(rng, episode)), *other))]
+        other = []
 
 
 @torch.no_grad()
@@ -163,7 +166,8 @@ def collect_memory(speaker: MemoryModel, person: Person) -> Memory:
             begun = [Message("assistant", each.begun)] if each.begun else []
             queries = queries_of(speaker, speaker.prompts.reading([Message("user", each.text), *begun]))
             right = tuple(start + place for place in each.told_in)
-            questions.append(Question(queries[-1], queries.mean(0), tuple(terms_of(each.text)), right, each.asks))
+            terms = tuple(terms_of(each.text))
+            questions.append(Question(queries[-1], queries.mean(0), terms, right, each.asks, each.overview))
     return Memory(tuple(statements), tuple(questions))
 
 
