@@ -45,6 +45,7 @@ from deltamem_agents.snapshots.statements import (
     decode_statement,
     verified,
 )
+from deltamem_agents.snapshots.watching import tell_forgotten
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
@@ -146,7 +147,9 @@ class Store(ABC):
         """
         if self.head(agent) is None:
             raise no_agent(agent)
-        return self._release(agent, ids, forgotten=True)
+        removed = self._release(agent, ids, forgotten=True)
+        tell_forgotten(agent)
+        return removed
 
     def holders(self, ids: Collection[str], *, but: str) -> tuple[str, ...]:
         """The agents, `but` for one, that hold any of these statements; sorted."""
@@ -225,6 +228,7 @@ class Store(ABC):
         except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)
+        tell_forgotten(agent)
         return Receipt.of(agent, removed, tags)
 
     def prune(self, agent: str, *, keep_last: int) -> Receipt:
@@ -285,6 +289,7 @@ class Store(ABC):
             archive.verify()
             moves = [*archive.moves, Move("import", archive.moves[-1].snapshot, utc_now())]
             self._create_agent(name, moves, archive.tags, archive, archive.objects, source=None, replace=replace)
+        tell_forgotten(name)
         return name
 
     def close(self) -> None:
