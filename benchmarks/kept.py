@@ -1,7 +1,8 @@
 """What a turn that continues costs with and without kept key–value caches: `python benchmarks/kept.py`.
 
-A client sends its whole history each turn. Both engines take the same turns by turns, so that ratios within one run
-mean something where times do not. A tiny random model by default; `--model smollm2-135m-instruct` is the real one.
+A client sends its whole history each turn, and two engines answer it in turn. Seconds are the processor's, so that
+other work on the machine matters little; ratios within one run mean most. A tiny random model by default;
+`--model smollm2-135m-instruct` is the real one.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def costs(model: str | None, tokens: int, turns: int, reply_tokens: int) -> Cost
     for number in range(turns + 1):
         history.append(Message("user", f"{at + number}: {said}"))
         for name, engine in both.items():
-            start = time.perf_counter()
+            start = time.process_time()
             turn = engine.run_turn("ada", history, sampling=Sampling(max_tokens=reply_tokens))
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
             if name == "kept":
                 done.append(turn)
         history.append(done[-1].message)

@@ -123,7 +123,9 @@ def talk(engine: DeltaMemEngine, agent: str, turns: int, **options: Any) -> list
     return [grow(engine, agent, history, Message("user", f"Word {n} of {agent}."), **options) for n in range(turns)]
 
 
-@pytest.mark.parametrize("options", [{"memory": "off"}, {"recall": Recall(read="none")}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"memory": "off"}, {"recall": Recall(read="none")}, {}], ids=["off", "none", "recall"]
+)
 def test_a_turn_that_continues_prefills_what_is_new(options: dict[str, Any]) -> None:
     engine = tiny_engine(config=SELECTIVE)
     turns = talk(engine, "ada", 20, **options)
@@ -131,6 +133,8 @@ def test_a_turn_that_continues_prefills_what_is_new(options: dict[str, Any]) -> 
         new = turn.usage.prompt_tokens - before.usage.prompt_tokens
         assert turn.facts.prefilled_tokens <= 1.2 * new
     assert turns[-1].usage.prompt_tokens > 700
+    # A state that is chosen anew in every turn does not stand in the way.
+    assert any(turn.facts.recalled for turn in turns) != bool(options)
 
 
 def test_nothing_but_the_lead_is_taken_from_another_conversation() -> None:

@@ -194,16 +194,15 @@ class KeptCaches:
 
     def _longest(self, course: Course, whose: Whose | None) -> tuple[_Entry | None, int]:
         """What this course goes on from, and how many of its tokens that has."""
-        own = None if whose is None else self._entries.get(whose)
-        shared = 0 if own is None else course.shared_with(own.course)
-        if whose is not None and own is not None:
+        best: tuple[_Entry | None, int] = (None, 0)
+        if whose is not None and whose in self._entries:
             self._entries.move_to_end(whose)
-        best = (own, shared)
-        if shared < course.lead:
+            best = (self._entries[whose], course.shared_with(self._entries[whose].course))
+        if best[1] < course.lead:
             lead = course.cut(course.lead)
             for entry in self._entries.values():
                 shared = lead.shared_with(entry.course.cut(entry.course.lead))
-                best = max(best, (entry, shared), key=lambda one: one[1])
+                best = (entry, shared) if shared > best[1] else best
         return best
 
     @property
