@@ -52,7 +52,7 @@ def engines(model: str | None, window_tokens: int) -> dict[str, DeltaMemEngine]:
 
 def costs(model: str | None, tokens: int, turns: int, reply_tokens: int) -> Cost:
     """Turns behind a history of about so many tokens."""
-    both = engines(model, 2 * tokens)
+    both = engines(model, 3 * tokens + 512)
     said = "Today I walked along the harbour, bought bread, and wrote a letter to an old friend. "
     history, at = [Message("system", "Be brief.")], 0
     while both["kept"].count_tokens(history) < tokens:
