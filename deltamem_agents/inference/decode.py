@@ -113,12 +113,13 @@ class Piece:
 
 @dataclass
 class Measures:
-    """What a turn's forward passes did, summed up as they happen: tokens read and written, messages written."""
+    """What a turn's forward passes did, summed up as they happen: tokens read, written, prefilled; messages written."""
 
     read: int = 0
     written: int = 0
     messages: int = 0
     unwritten: int = 0
+    prefilled: int = 0
     beta_sum: float = 0.0
     beta_count: int = 0
     ratio_sum: float = 0.0
@@ -164,7 +165,8 @@ class Pass:
     `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
     `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over. `later`:
     what is fed is written by `write_waiting`.
-    `pointing`: when given, what was recalled says more in the logits.
+    `pointing`: when given, what was recalled says more in the logits. `cached`: how many tokens of the prompt that is
+    fed next `cache` holds already.
     """
 
     model: PreTrainedModel
@@ -179,6 +181,7 @@ class Pass:
     layers: Sequence[LayerMemory] = ()
     config: AdapterConfig | None = None
     later: bool = False
+    cached: int = 0
     _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
@@ -196,7 +199,10 @@ class Pass:
     @torch.no_grad()
     def feed(self, prompt: Prompt) -> Tensor:
         """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
-        for start in range(0, len(prompt), PREFILL_CHUNK):
+        begun, self.cached = self.cached, 0
+        if begun and self.state is not None and not self._quiet(prompt):
+            self.measures.read += self._reading(prompt, slice(0, begun))
+        for start in range(begun, len(prompt), PREFILL_CHUNK):
             logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK))
         if self.state is not None:
             self.measures.messages += prompt.messages
@@ -239,8 +245,7 @@ class Pass:
         if not later and not call.quiet:
             self.state = call.new_state()
         if not call.quiet:
-            reading = zip(prompt.reads[part], prompt.replies[part], strict=True)
-            self.measures.read += sum(reads and (says or not self.replies_read) for reads, says in reading)
+            self.measures.read += self._reading(prompt, part)
         self.measures.written += sum(prompt.writes[part])
         self.measures.add(call)
         if call.written is not None and self.pieces is not None:
@@ -260,7 +265,7 @@ class Pass:
         if later and not self._waiting:
             self._carry = self.state.carry
         queries: dict[int, Tensor] | None = None if self.pointing is None else {}
-        quiet = self._reads_nothing and (later or not any(prompt.writes))
+        quiet = self._quiet(prompt)
         if later and len(prompt) == 1 and not quiet:
             self._fold()
             if self._folded is not None:
@@ -294,6 +299,14 @@ class Pass:
         """Whether replies are the base model's, bit for bit: nothing was recalled."""
         assert self.state is not None
         return self.defers and self.pointing is None and not bool(self.state.matrices.any())
+
+    def _quiet(self, prompt: Prompt) -> bool:
+        return self._reads_nothing and (self.later or not any(prompt.writes))
+
+    def _reading(self, prompt: Prompt, part: slice) -> int:
+        """How many of these tokens read the memory."""
+        flags = zip(prompt.reads[part], prompt.replies[part], strict=True)
+        return sum(reads and (says or not self.replies_read) for reads, says in flags)
 
     def _row(self, values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
         return torch.tensor([values], dtype=dtype, device=self.model.device)
@@ -383,6 +396,7 @@ class Decoding:
     def __iter__(self) -> Iterator[str]:
         run, clock = self._run, time.perf_counter
         begun = clock()
+        run.measures.prefilled = len(self._prompt) - run.cached
         logits = run.feed(self._prompt)
         run.measures.prefill_seconds += clock() - begun
         begun = clock()
