@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.writes import StoredWrites, Writes
+from deltamem_agents.memory.writes import KEY_STEPS, StoredWrites, Writes
 from deltamem_agents.types import Role
 
 LEAST_STRENGTH = 0.05
@@ -32,6 +32,9 @@ NEAR = 8
 
 NEAR_DECAY = 0.6
 """How much less each further one of them counts."""
+
+KEYS_AT_ONCE = 4096
+"""Keys that are matched in one product, which bounds what it needs beside them."""
 
 _ONE_SIDE = NEAR_DECAY ** torch.arange(NEAR, dtype=torch.float32)
 AROUND = torch.cat([_ONE_SIDE.flip(0), torch.zeros(1), _ONE_SIDE])
@@ -145,12 +148,12 @@ class StatementIndex:
 
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
-        self._keys: list[Tensor] = []
-        self._owners: list[Tensor] = []
+        self._keys = torch.zeros(0, 0, dtype=torch.int8)
+        self._owners = torch.zeros(0, dtype=torch.long)
+        self._tokens = 0
         self._by_assistant = array("b")
         self._lengths = array("i")
         self._postings: dict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("i"), array("i")))
-        self._joined: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -170,15 +173,27 @@ class StatementIndex:
         number = len(self)
         if writes is not None:
             strong = writes.strengths >= LEAST_STRENGTH
-            self._keys.append(writes.keys_of(strong).flatten(1))
-            self._owners.append(torch.full((int(strong.sum()),), number))
+            self._add_keys(number, writes.key_steps(strong).flatten(1))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))
         for term, count in Counter(terms or ()).items():
             numbers, counts = self._postings[term]
             numbers.append(number)
             counts.append(count)
-        self._joined = None
+
+    def _add_keys(self, number: int, keys: Tensor) -> None:
+        """Keys (n, layers · heads · r) int8 of a statement. There is room for twice as many whenever it runs out."""
+        if not len(keys):
+            return
+        end = self._tokens + len(keys)
+        if end > len(self._owners):
+            room = max(2 * end, 64)
+            old, owners = self._all_keys()
+            self._keys = torch.zeros(room, keys.shape[1], dtype=torch.int8)
+            self._owners = torch.zeros(room, dtype=torch.long)
+            self._keys[: len(old)], self._owners[: len(old)] = old.view(-1, keys.shape[1]), owners
+        self._keys[self._tokens : end], self._owners[self._tokens : end] = keys, number
+        self._tokens = end
 
     def scores(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
         """(S,) float32: each statement's score for a question, higher for a better match.
@@ -239,8 +254,6 @@ class StatementIndex:
 
     def _told(self) -> list[int]:
         """The statements with a strong token that were not the assistant's own, ascending."""
-        if not self._keys:
-            return []
         _, owners = self._all_keys()
         return [place for place in owners.unique().tolist() if not self._by_assistant[place]]
 
@@ -262,25 +275,25 @@ class StatementIndex:
 
     def _by_keys(self, queries: Tensor) -> Tensor:
         """(S,): −`weights`.sum() for a statement without a strong token."""
-        if not self._keys:
-            return torch.full((len(self),), -float(self._matcher.weights.sum()))
         keys, owners = self._all_keys()
         weights = self._matcher.weights
-        found = keys @ (queries.float() * weights[:, :, None]).flatten()
-        return torch.full((len(self),), -float(weights.sum())).scatter_reduce(0, owners, found, "amax")
+        asked = (queries.float() * weights[:, :, None]).flatten() / KEY_STEPS
+        parts = zip(keys.split(KEYS_AT_ONCE), owners.split(KEYS_AT_ONCE), strict=True)
+        best = torch.full((len(self),), -float(weights.sum()))
+        for part, own in parts:
+            if len(own):
+                best = best.scatter_reduce(0, own, part.float() @ asked, "amax")
+        return best
 
     def _all_keys(self) -> tuple[Tensor, Tensor]:
-        """The keys of all strong tokens (N, layers · heads · r) and whose they are (N,), ascending."""
-        if self._joined is None:
-            self._joined = torch.cat(self._keys), torch.cat(self._owners)
-            self._keys, self._owners = [self._joined[0]], [self._joined[1]]
-        return self._joined
+        """The keys of all strong tokens (N, layers · heads · r) int8 and whose they are (N,), ascending."""
+        return self._keys[: self._tokens], self._owners[: self._tokens]
 
     def _keys_of(self, number: int) -> Tensor:
-        """One statement's strong keys (n, layers · heads · r)."""
+        """One statement's strong keys (n, layers · heads · r) float32."""
         keys, owners = self._all_keys()
         begin, end = torch.searchsorted(owners, torch.tensor([number, number + 1])).tolist()
-        return keys[begin:end].float()
+        return keys[begin:end].float() / KEY_STEPS
 
     def _weight(self, term: int) -> float:
         """How much a word of a question counts: the rarer, the more."""
