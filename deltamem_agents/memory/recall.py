@@ -24,6 +24,9 @@ from deltamem_agents.types import Role
 LEAST_STRENGTH = 0.05
 """Mean write gate from which a token's key takes part in matching: a token written more weakly tells little."""
 
+STRONG = 0.2
+"""Mean write gate from which a token counts as strongly written."""
+
 SATURATION, LENGTH_SHARE = 1.2, 0.5
 """k1 and b of BM25."""
 
@@ -47,10 +50,13 @@ class Replacing:
 
     It does where its keys are at least `alike` the older one's (mean q·k of their most alike tokens, −1 to 1), where it
     lacks at most the share `missing` of the question that the older one has, and where its score is at most `behind`
-    below.
+    below. A statement in which `long` tokens or more were written strongly says several things, and others are alike it
+    in one of them: there `alike_long` takes the place of `alike`.
     """
 
     alike: float = 1.0
+    alike_long: float = 1.0
+    long: int = 7
     missing: float = 0.0
     behind: float = 0.0
 
@@ -152,6 +158,7 @@ class StatementIndex:
         self._owners = torch.zeros(0, dtype=torch.long)
         self._tokens = 0
         self._by_assistant = array("b")
+        self._strong = array("i")
         self._lengths = array("i")
         self._postings: dict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("i"), array("i")))
 
@@ -170,10 +177,11 @@ class StatementIndex:
                 f"writes have (layers, heads, r) = {writes.geometry}, "
                 f"the matcher expects {tuple(self._matcher.weights.shape)} layers and heads"
             )
-        number = len(self)
+        number, strengths = len(self), torch.zeros(0)
         if writes is not None:
-            strong = writes.strengths >= LEAST_STRENGTH
-            self._add_keys(number, writes.key_steps(strong).flatten(1))
+            strengths = writes.strengths
+            self._add_keys(number, writes.key_steps(strengths >= LEAST_STRENGTH).flatten(1))
+        self._strong.append(int((strengths >= STRONG).sum()))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))
         for term, count in Counter(terms or ()).items():
@@ -248,7 +256,8 @@ class StatementIndex:
             lacks = sum(share for share, holders in shares if first in holders and place not in holders)
             if self._by_assistant[place] > self._by_assistant[first] or lacks > replacing.missing:
                 continue
-            if self._alike(first, place) >= replacing.alike:
+            several = max(self._strong[first], self._strong[place]) >= replacing.long
+            if self._alike(first, place) >= (replacing.alike_long if several else replacing.alike):
                 return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
         return best
 
