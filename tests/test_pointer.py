@@ -67,6 +67,15 @@ def test_what_stands_near_a_word_of_the_question_is_pointed_at_and_a_common_word
     assert len(near.bonus(torch.zeros(VOCABULARY), NOWHERE, common, [])[1].unique()) == 1
 
 
+def test_what_was_said_already_is_not_pointed_at_again_unless_the_statement_goes_on_with_it() -> None:
+    found = told((writes(4), [7, 4, 4, 9], None))
+    queries = writes(4).keys[1]
+    assert bonuses(found, queries)[4] > 0
+    # "4" behind "4", as it stands in the statement; then "9".
+    assert bonuses(found, queries, 7, 4)[4] > 0 and bonuses(found, queries, 7, 4)[7] == 0
+    assert bonuses(found, queries, 7, 4, 4, 9) == {4: 0, 7: 0, 9: 0}
+
+
 def test_a_bonus_is_never_negative_and_each_token_has_one() -> None:
     kept = writes(6)
     for query in writes(20, seed=1).keys:

@@ -96,6 +96,7 @@ class Pointer:
     ) -> tuple[Tensor, Tensor]:
         """Token ids (M,), each once, and what is added to their logits (M,), at least 0.
 
+        What the reply said already gets nothing, unless it goes on from there.
         `logits`: (vocabulary,) of this step. `queries`: (layers, heads, r) of the token from which the next is
         predicted. `said`: the reply's tokens so far.
         """
@@ -104,6 +105,7 @@ class Pointer:
         if self.eager is not None:
             unsure = 1 - float((logits.max() - logits.logsumexp(0)).exp())
             raised = raised + unsure * (self.eager._raised(judged) - raised).clamp_min(0)
+        raised = raised.masked_fill(_again(candidates, said), 0)
         ids, owners = candidates.ids.unique(return_inverse=True)
         return ids, torch.zeros(len(ids)).scatter_reduce(0, owners, raised, "amax")
 
@@ -135,6 +137,13 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
         torch.full_like(likely, float(not said)),
     )
     return torch.cat([candidates.static, torch.stack(step, 1), _matches(candidates.keys, queries)], 1)
+
+
+def _again(candidates: Candidates, said: Sequence[int]) -> Tensor:
+    """(N,) bool: said already, and not what goes on in the statement from what was said last ("4" in "4471")."""
+    if not said:
+        return torch.zeros(len(candidates), dtype=torch.bool)
+    return torch.isin(candidates.ids, torch.tensor(said)) & (candidates.before[:, 0] != said[-1])
 
 
 def _matches(keys: Tensor, queries: Tensor) -> Tensor:
