@@ -112,7 +112,9 @@ def choose(
     if not able.any():
         return []
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
-    terms = [term for message in asked for term in terms_of(message.content)]
+    # Words of what a tool returned, or of a reply that was begun, are not the question's.
+    spoken = [message for message in asked if message.role == "user"] or asked
+    terms = [term for message in spoken for term in terms_of(message.content)]
     if fresh:
         best = index_of(statements, matcher).chosen(queries, terms, able)
     else:
