@@ -164,6 +164,23 @@ def test_rows_outgrow_their_buffers_and_are_sent_away_when_they_miss_too_much(mo
         same(one, other)
 
 
+@pytest.mark.parametrize("kind", ["off", "quiet"])
+def test_a_row_reads_nothing_of_who_stood_in_its_place(kind: str) -> None:
+    engine, together = ENGINES["folded"], Rows()
+    kinds = ("state", "state", "state", kind)
+    talkers, alone = ([Talker(engine, row, each, 9) for row, each in enumerate(kinds)] for _ in range(2))
+    for who in ((0, 1, 2), (0, 1, 3), (0, 1, 3)):
+        due = [(talkers[row], talkers[row].step()) for row in who]
+        for (talker, step), logits in zip(due, together.run([step for _, step in due]), strict=True):
+            talker.took(step, logits)
+            alone[talker.seed].alone()
+        if 2 in who:
+            together.release(talkers[2].run)
+    for one, other in zip(talkers, alone, strict=True):
+        together.release(one.run)
+        same(one, other)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_decodes_together(family: str) -> None:
     model = tiny_model(family, "eager")

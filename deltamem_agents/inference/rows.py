@@ -225,6 +225,9 @@ class Rows:
                 place.start, place.end = self.at - (place.end - place.start), self.at
         for row, length in zip(new, lengths, strict=True):
             self._put(len(self._places), _kept(row.cache), length)
+            if self._folded is not None:
+                # Another row stood there before.
+                self._folded.put(len(self._places), None)
             self._places.append(_Place(row, self.at - length, self.at))
             row.cache = empty_cache()
 
