@@ -33,6 +33,24 @@ NEAR = 8
 NEAR_DECAY = 0.6
 """How much less each further one of them counts."""
 
+_ONE_SIDE = NEAR_DECAY ** torch.arange(NEAR, dtype=torch.float32)
+AROUND = torch.cat([_ONE_SIDE.flip(0), torch.zeros(1), _ONE_SIDE])
+"""What a statement's neighbours count for it, itself in the middle: (2 · NEAR + 1,)."""
+
+
+@dataclass(frozen=True)
+class Replacing:
+    """When a newer statement is read in place of an older one that fits better: it says the same anew.
+
+    It does where its keys are at least `alike` the older one's (mean q·k of their most alike tokens, −1 to 1), where it
+    lacks at most the share `missing` of the question that the older one has, and where its score is at most `behind`
+    below.
+    """
+
+    alike: float = 1.0
+    missing: float = 0.0
+    behind: float = 0.0
+
 
 @dataclass(frozen=True, eq=False)
 class Matcher:
@@ -46,9 +64,15 @@ class Matcher:
     - `near` times these scores of the statements around it, each further one counting less,
     - `assistant` if the assistant said it itself, `newest` times its age, from 0 for the oldest to 1 for the newest.
 
-    Nothing is read where no score reaches `floor`, nor where `asking`, (layers, heads, r), times the mean of the
-    question's queries stays below −`asking_bias`: what asks for nothing that could have been told. Further statements
-    are read if their scores lie at most `margin` below the best, `most` of them at most.
+    `replacing`: when a newer statement takes the place of the best one. None: never.
+
+    Nothing is read where no score reaches `floor` + `floor_rise` · ln(S): of many statements some fit a question by
+    chance. Nor where `asking`, (layers, heads, r), times the mean of the question's queries stays below −`asking_bias`:
+    what asks for nothing that could have been told. Further statements are read if their scores lie at most `margin`
+    below the best, `most` of them at most.
+
+    `overview` and `overview_bias` tell in the same way what asks for everything at once: the newest `most` statements
+    that were not the assistant's own are read then.
 
     `show_tokens`: tokens of the prompt for chosen statements that return to the window, where the user does not say;
     of those alone in which at least `show_from` tokens were written strongly. What says one thing is read from its
@@ -61,22 +85,27 @@ class Matcher:
     assistant: float = -1.5
     newest: float = 0.1
     floor: float = -math.inf
+    floor_rise: float = 0.0
     margin: float = 0.0
     most: int = 8
     asking: Tensor | None = None
     asking_bias: float = 0.0
+    overview: Tensor | None = None
+    overview_bias: float = 0.0
     show_tokens: int = 0
     show_from: int = 5
     commonness: Mapping[int, float] = field(default_factory=dict)
+    replacing: Replacing | None = None
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 2:
             raise ConfigError(f"matcher weights have shape {tuple(self.weights.shape)}, expected (layers, heads)")
-        if self.asking is not None and self.asking.shape[:2] != self.weights.shape:
-            raise ConfigError(
-                f"the matcher's asking has shape {tuple(self.asking.shape)}, "
-                f"expected {tuple(self.weights.shape)} layers and heads"
-            )
+        for name, judge in (("asking", self.asking), ("overview", self.overview)):
+            if judge is not None and judge.shape[:2] != self.weights.shape:
+                raise ConfigError(
+                    f"the matcher's {name} has shape {tuple(judge.shape)}, "
+                    f"expected {tuple(self.weights.shape)} layers and heads"
+                )
         if self.most < 1:
             raise ConfigError(f"matcher reads at most {self.most} statements, expected at least 1")
 
@@ -87,21 +116,28 @@ class Matcher:
 
     def asks(self, queries: Tensor) -> bool:
         """Whether a question with queries (tokens, layers, heads, r) asks for something that could have been told."""
-        if self.asking is None:
-            return True
-        return float((queries.float().mean(0) * self.asking).sum()) + self.asking_bias >= 0
+        return self.asking is None or _judged(self.asking, self.asking_bias, queries)
+
+    def asks_for_all(self, queries: Tensor) -> bool:
+        """Whether a question with queries (tokens, layers, heads, r) asks for everything that was told."""
+        return self.overview is not None and _judged(self.overview, self.overview_bias, queries)
 
     def without_floor(self) -> Matcher:
         """One that chooses something however little it fits."""
-        return replace(self, floor=-math.inf, asking=None)
+        return replace(self, floor=-math.inf, asking=None, overview=None)
 
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
         """The statements to read with their scores, best first, from all scores (S,)."""
         if not len(scores):
             return []
         order = scores.argsort(descending=True, stable=True)[: self.most].tolist()
-        least = max(self.floor, float(scores[order[0]]) - self.margin)
+        floor = self.floor + self.floor_rise * math.log(len(scores))
+        least = max(floor, float(scores[order[0]]) - self.margin)
         return [(place, float(scores[place])) for place in order if float(scores[place]) >= least]
+
+
+def _judged(weights: Tensor, bias: float, queries: Tensor) -> bool:
+    return float((queries.float().mean(0) * weights).sum()) + bias >= 0
 
 
 class StatementIndex:
@@ -159,21 +195,98 @@ class StatementIndex:
         others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
         return self._by_keys(queries[-1]) + torch.from_numpy(others)
 
-    def chosen(self, queries: Tensor, asked: Sequence[int]) -> list[tuple[int, float]]:
-        """The statements that a reply to the question reads, with their scores, best first; none where none fits."""
-        return self._matcher.best(self.scores(queries, asked)) if self._matcher.asks(queries) else []
+    def chosen(
+        self,
+        queries: Tensor,
+        asked: Sequence[int],
+        able: Tensor | None = None,
+        matcher: Matcher | None = None,
+    ) -> list[tuple[int, float]]:
+        """The statements that a reply to the question reads, with their scores, best first; none where none fits.
+
+        Arguments as in `scores`. `able`: (S,) bool, those that may be read, None for all. `matcher`: one that scores as
+        this index's does, and chooses otherwise.
+        """
+        matcher = matcher or self._matcher
+        overview = matcher.asks_for_all(queries)
+        if not len(self) or not (overview or matcher.asks(queries)):
+            return []
+        scores = self.scores(queries, asked)
+        if able is not None:
+            scores = scores.masked_fill(~able, -math.inf)
+        if overview:
+            told = [place for place in self._told() if scores[place] > -math.inf][-matcher.most :]
+            return [(place, float(scores[place])) for place in reversed(told)]
+        best = [(place, score) for place, score in matcher.best(scores) if score > -math.inf]
+        return self._up_to_date(best, scores, asked, matcher.replacing)
+
+    def _up_to_date(
+        self, best: list[tuple[int, float]], scores: Tensor, asked: Sequence[int], replacing: Replacing | None
+    ) -> list[tuple[int, float]]:
+        """`best`, its first statement replaced by the newest one that says the same anew."""
+        if replacing is None or not best:
+            return best
+        first, score = best[0]
+        near = (scores[first + 1 :] >= score - replacing.behind).nonzero()[:, 0] + first + 1
+        shares = self._shares(asked) if len(near) else []
+        for place in reversed(near.tolist()):
+            lacks = sum(share for share, holders in shares if first in holders and place not in holders)
+            if self._by_assistant[place] > self._by_assistant[first] or lacks > replacing.missing:
+                continue
+            if self._alike(first, place) >= replacing.alike:
+                return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
+        return best
+
+    def _told(self) -> list[int]:
+        """The statements with a strong token that were not the assistant's own, ascending."""
+        if not self._keys:
+            return []
+        _, owners = self._all_keys()
+        return [place for place in owners.unique().tolist() if not self._by_assistant[place]]
+
+    def _shares(self, asked: Sequence[int]) -> list[tuple[float, frozenset[int]]]:
+        """Of each of the question's words that statements have: its share of the question, and which have it."""
+        known = [term for term in set(asked) if term in self._postings]
+        weights = [self._weight(term) for term in known]
+        total = sum(weights) + sum(self._weight(term) for term in set(asked) - set(known)) or 1.0
+        return [
+            (weight / total, frozenset(self._postings[term][0])) for term, weight in zip(known, weights, strict=True)
+        ]
+
+    def _alike(self, one: int, other: int) -> float:
+        """The mean q·k over layers and heads of the two statements' most alike tokens, −1 where one has none."""
+        keys = [self._keys_of(number) for number in (one, other)]
+        if not all(map(len, keys)):
+            return -1.0
+        return float((keys[0] @ keys[1].T).max()) / self._matcher.weights.numel()
 
     def _by_keys(self, queries: Tensor) -> Tensor:
         """(S,): −`weights`.sum() for a statement without a strong token."""
         if not self._keys:
             return torch.full((len(self),), -float(self._matcher.weights.sum()))
-        if self._joined is None:
-            self._joined = torch.cat(self._keys), torch.cat(self._owners)
-            self._keys, self._owners = [self._joined[0]], [self._joined[1]]
-        keys, owners = self._joined
+        keys, owners = self._all_keys()
         weights = self._matcher.weights
         found = keys @ (queries.float() * weights[:, :, None]).flatten()
         return torch.full((len(self),), -float(weights.sum())).scatter_reduce(0, owners, found, "amax")
+
+    def _all_keys(self) -> tuple[Tensor, Tensor]:
+        """The keys of all strong tokens (N, layers · heads · r) and whose they are (N,), ascending."""
+        if self._joined is None:
+            self._joined = torch.cat(self._keys), torch.cat(self._owners)
+            self._keys, self._owners = [self._joined[0]], [self._joined[1]]
+        return self._joined
+
+    def _keys_of(self, number: int) -> Tensor:
+        """One statement's strong keys (n, layers · heads · r)."""
+        keys, owners = self._all_keys()
+        begin, end = torch.searchsorted(owners, torch.tensor([number, number + 1])).tolist()
+        return keys[begin:end].float()
+
+    def _weight(self, term: int) -> float:
+        """How much a word of a question counts: the rarer, the more."""
+        holders = len(self._postings[term][0]) if term in self._postings else 0
+        rarity = math.log1p((len(self) - holders + 0.5) / (holders + 0.5))
+        return rarity * self._matcher.commonness.get(term, 1.0)
 
     def word_scores(self, asked: Sequence[int]) -> NDArray[np.float32]:
         """(S,): BM25 among the statements, 0 for one without a word of the question."""
@@ -182,14 +295,11 @@ class StatementIndex:
         room = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / max(1.0, float(lengths.mean())))
         for term in set(asked) & self._postings.keys():
             holders, counts = (np.array(each) for each in self._postings[term])
-            rarity = np.log1p((len(self) - len(holders) + 0.5) / (len(holders) + 0.5))
-            weight = rarity * self._matcher.commonness.get(term, 1.0) * (SATURATION + 1)
+            weight = self._weight(term) * (SATURATION + 1)
             found[holders] += weight * counts / (counts + room[holders])
         return found
 
 
 def around(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """(S,): the sum of the scores around each, without its own, each further one counting less."""
-    one_side = NEAR_DECAY ** np.arange(NEAR, dtype=np.float32)
-    kernel = np.concatenate([one_side[::-1], [0.0], one_side]).astype(np.float32)
-    return np.convolve(scores, kernel)[NEAR : NEAR + len(scores)]
+    return np.convolve(scores, AROUND.numpy())[NEAR : NEAR + len(scores)]

@@ -34,7 +34,7 @@ class StatementEditor:
     def matching(self, agent: str, query: str, limit: int, recall: Recall) -> list[tuple[Statement, float]]:
         """The statements that a query is about, best first, at most `limit`, with their scores."""
         memory = self._memory(agent, self._store.load(agent))
-        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit)
+        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit, replacing=None)
         return choose(self.turns.speaker, memory, (), [Message("user", query)], recall, matcher)
 
     def forget(self, agent: str, statement: str) -> StatementReceipt:
@@ -65,7 +65,10 @@ class StatementEditor:
             made[:] = recorder.statements
             return Put(recorder.statements, tuple(recorder.objects.items()))
 
-        change_statement(self._store, agent, statement, "correct", put, read=lambda entry: self._memory(agent, entry))
+        most = self.turns.policy.statements
+        change_statement(
+            self._store, agent, statement, "correct", put, read=lambda entry: self._memory(agent, entry), most=most
+        )
         return made[0]
 
     def _require_writes(self) -> None:

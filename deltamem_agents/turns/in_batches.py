@@ -29,9 +29,7 @@ def remember_batch(
         recorder = turns.recorder(messages, thread, "absorb")
         may = [place for place, message in enumerate(messages) if message.role in turns.policy.roles]
         recorder.add(pieces, {position: place for place, position in enumerate(may)})
-        ids = [each.id for each in recorder.statements]
-        listed, pages = memory.listed.changed({}, add=ids)
-        found.append(memory.after(None, "", listed, pages, recorder.statements))
+        found.append(memory.changed(None, "", recorder.statements, most=turns.policy.statements).memory)
     return found
 
 

@@ -19,9 +19,9 @@ from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
-from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, encode_page
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
 from deltamem_agents.turns.listing import COMMIT_ATTEMPTS
-from deltamem_agents.turns.memories import AgentMemory, Memories
+from deltamem_agents.turns.memories import AgentMemory, Memories, without
 from deltamem_agents.turns.planning import DEFAULT_THREAD, Kept, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
 from deltamem_agents.turns.recalling import Recollection, pointing, recollect, shown_tokens
@@ -357,22 +357,28 @@ class TurnRunner:
     ) -> str | None:
         """Commit what was recorded; None where the newest snapshot holds just that. Raises StaleHeadError."""
         undone = plan.undone_statements(thread)
-        ids = [each.id for each in recorder.statements]
-        listed, pages = plan.memory.listed.changed(plan.memory.pages if undone else {}, add=ids, drop=undone)
-        objects = {page: encode_page(held) for page, held in pages.items()}
+        most = self.policy.statements
+        after, objects, gone = plan.memory.changed(self.store, agent, recorder.statements, undone, most=most)
         if self.speaker.keeps_writes:
-            after = plan.memory.after(self.store, agent, listed, pages, recorder.statements)
-            kept = Kept(after.scanned, listed, after.base, after.fades)
+            kept = Kept.of(after)
         else:
             assert run.state is not None
             state = run.state.settled().detach().to("cpu")
-            after = AgentMemory(state, listed, store=self.store, agent=agent)
-            kept = Kept(state, listed)
+            after = AgentMemory(state, after.listed, store=self.store, agent=agent, went=after.went)
+            kept = Kept(state, after.listed, went=after.went)
+        objects |= without(recorder.objects, gone)
         snapshot = plan.commit(kept, self.fingerprint, thread, reply, run.measures.written, recorder.origin)
         if snapshot is None:
             return None
         self.require_usable()
-        saved = self.store.save(agent, snapshot, expected=plan.head, objects={**objects, **recorder.objects})
+        saved = self.store.save(agent, snapshot, expected=plan.head, objects=objects)
+        if gone:
+            _log.warning(
+                "agent %r: it held more than %s statements; %d of them are in its full state alone from now on",
+                agent,
+                most,
+                len(gone),
+            )
         self.memories.keep(self.store, agent, saved, after)
         return saved
 
