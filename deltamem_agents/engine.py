@@ -1,7 +1,8 @@
 """The engine: a frozen model with a memory, serving any number of agents.
 
 Each turn loads the agent's newest snapshot, reads it while it answers, writes what is new, and commits
-once. The engine itself keeps nothing of any conversation.
+once. What the engine keeps of conversations besides can be read or computed again, and is dropped when an agent is
+forgotten.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
+from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import as_text
@@ -41,6 +43,7 @@ from deltamem_agents.snapshots import (
     StoreLike,
     open_store,
 )
+from deltamem_agents.snapshots.watching import watch
 from deltamem_agents.turns.editing import StatementEditor
 from deltamem_agents.turns.explaining import explain
 from deltamem_agents.turns.in_batches import recalled_replies, recollect_batch, remember_batch
@@ -89,6 +92,7 @@ class DeltaMemEngine:
         recall: Recall = Recall(),
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
+        kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = False,
     ) -> None:
         for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
@@ -97,6 +101,8 @@ class DeltaMemEngine:
         context = loaded.context_tokens
         if window_tokens is not None and not 1 <= window_tokens <= context:
             raise ConfigError(f"window_tokens is {window_tokens}, expected 1 to the model's context of {context}")
+        if kept_cache_bytes < 0:
+            raise ConfigError(f"kept_cache_bytes is {kept_cache_bytes}, expected 0, which keeps none, or more")
         self.model_name = loaded.name
         self.lazy_store = LazyStore.of(store)
         self.policy = policy
@@ -114,6 +120,9 @@ class DeltaMemEngine:
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
+        self._caches = KeptCaches(kept_cache_bytes)
+        watch(self._memories)
+        watch(self._caches)
         self._matcher, self._pointer = adapter.recall
         self._life = _Life()
 
@@ -131,6 +140,7 @@ class DeltaMemEngine:
         recall: Recall = Recall(),
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
+        kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -146,7 +156,7 @@ class DeltaMemEngine:
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
         `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
-        `turns_waiting`: as for the class.
+        `turns_waiting`, `kept_cache_bytes`: as for the class.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
         is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
 
@@ -174,6 +184,7 @@ class DeltaMemEngine:
             recall=recall,
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
+            kept_cache_bytes=kept_cache_bytes,
             progress=progress,
         )
 
@@ -191,6 +202,7 @@ class DeltaMemEngine:
         recall: Recall = Recall(),
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
+        kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = False,
     ) -> Self:
         """An engine from a transformers model and its tokenizer that are in memory.
@@ -214,6 +226,7 @@ class DeltaMemEngine:
             recall=recall,
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
+            kept_cache_bytes=kept_cache_bytes,
             progress=progress,
         )
 
@@ -524,6 +537,7 @@ class DeltaMemEngine:
         original = self._life.original
         if original is None:
             self._attachment.detach()
+            self._caches.clear()
         if original is None or not self.lazy_store.is_same(original.lazy_store):
             self.lazy_store.close()
 
@@ -576,6 +590,7 @@ class DeltaMemEngine:
             self.fingerprint,
             self._queues,
             self._memories,
+            self._caches,
             self._matcher,
             self._pointer,
             self._require_usable,

@@ -24,7 +24,7 @@ MATCHER = Matcher(
     floor_rise=0.5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
-    replacing=Replacing(0.5, 0.25, 2.0),
+    replacing=Replacing(0.5, 0.75, 3, 0.25, 2.0),
 )
 FEATURES = STATIC_FEATURES + STEP_FEATURES + 2 * LAYERS * HEADS
 POINTER = Pointer(torch.rand(5, FEATURES), torch.rand(5), torch.rand(5), -2.5, frozenset({3, 9}))

@@ -62,7 +62,7 @@ def test_kept_in_half_precision_the_order_stays() -> None:
     statements = [statement(seed) for seed in range(40)]
     matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys
     full, half = index(matcher, *statements), index(matcher, *(each.half() for each in statements))
-    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=1e-2, rtol=0)
+    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=3e-2, rtol=0)
 
 
 @given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
@@ -124,7 +124,7 @@ def test_what_asks_for_nothing_that_was_told_reads_nothing() -> None:
     assert found.chosen(asking[None], []) and not found.chosen(-asking[None], [])
 
 
-REPLACING = Replacing(alike=0.6, missing=0.1, behind=3.0)
+REPLACING = Replacing(alike=0.6, alike_long=0.95, long=4, missing=0.1, behind=3.0)
 
 
 def told(*statements: tuple[Writes, list[int], Role], replacing: Replacing | None = REPLACING) -> StatementIndex:
@@ -137,7 +137,7 @@ def told(*statements: tuple[Writes, list[int], Role], replacing: Replacing | Non
 
 def weaker(writes: Writes) -> Writes:
     """The same keys turned a little, so that they answer the same question less well."""
-    keys = F.normalize(writes.keys + 0.5 * statement(123).keys, dim=-1)
+    keys = F.normalize(writes.keys + 0.5 * statement(123, len(writes.keys)).keys, dim=-1)
     return replace(writes, keys=keys)
 
 
@@ -173,6 +173,14 @@ def test_a_newer_statement_far_behind_takes_no_place() -> None:
     old = statement(5)
     asked = [(old, [1], "user"), (weaker(old), [1], "user")]
     assert told(*asked, replacing=replace(REPLACING, behind=0.1)).chosen(old.keys[:1], [1])[0][0] == 0
+
+
+def test_a_statement_that_says_several_things_is_replaced_by_one_more_alike_alone() -> None:
+    long = statement(5, tokens=4)
+    for newer, place in ((weaker(long), 0), (long, 1)):
+        rows: list[tuple[Writes, list[int], Role]] = [(long, [1], "user"), (newer, [1, 2], "user")]
+        found = told(*rows).chosen(long.keys[:1], [1])
+        assert found[0][0] == place
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10), st.integers(0, 3))

@@ -258,7 +258,7 @@ def _marked(statement: Statement, *, superseded: bool = False) -> Text:
     """The text, with the words that were written strongly marked."""
     from rich.text import Text
 
-    from deltamem_agents.turns.listing import STRONG
+    from deltamem_agents.memory.recall import STRONG
 
     if not statement.text:
         return Text("(no text is kept)", style="dim")

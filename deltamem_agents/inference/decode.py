@@ -123,12 +123,13 @@ class Piece:
 
 @dataclass
 class Measures:
-    """What a turn's forward passes did, summed up as they happen: tokens read and written, messages written."""
+    """What a turn's forward passes did, summed up as they happen: tokens read, written, prefilled; messages written."""
 
     read: int = 0
     written: int = 0
     messages: int = 0
     unwritten: int = 0
+    prefilled: int = 0
     beta_sum: float = 0.0
     beta_count: int = 0
     ratio_sum: float = 0.0
@@ -174,8 +175,9 @@ class Pass:
     `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
     `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over. `later`:
     what is fed is written by `write_waiting`.
-    `pointing`: when given, what was recalled says more in the logits. `seat`: its way to the model, where others use
-    it too; `shares`: single tokens go through it with those of others.
+    `pointing`: when given, what was recalled says more in the logits. `cached`: how many tokens of the prompt that is
+    fed next `cache` holds already. `seat`: its
+    way to the model, where others use it too; `shares`: single tokens go through it with those of others.
     """
 
     model: PreTrainedModel
@@ -190,6 +192,7 @@ class Pass:
     layers: Sequence[LayerMemory] = ()
     config: AdapterConfig | None = None
     later: bool = False
+    cached: int = 0
     seat: Seat[OneToken] | None = None
     shares: bool = False
     _folded: FoldedState | None = None
@@ -218,9 +221,12 @@ class Pass:
 
     def feeding(self, prompt: Prompt) -> Generator[str, None, Tensor]:
         """`feed`, with a stop between two chunks of the prompt."""
-        start = 0
+        start, self.cached = self.cached, 0
+        if start and self.state is not None and not self._quiet(prompt):
+            self.measures.read += self._reading(prompt, slice(0, start))
+        begun = start
         while start < len(prompt):
-            if start:
+            if start > begun:
                 yield ""
             size = PREFILL_CHUNK if self.seat is None or self.seat.alone else SHARED_CHUNK
             logits = self._chunk(prompt, slice(start, start + size))
@@ -295,8 +301,7 @@ class Pass:
         if not later and not call.quiet:
             self.state = call.new_state()
         if not call.quiet:
-            reading = zip(prompt.reads[part], prompt.replies[part], strict=True)
-            self.measures.read += sum(reads and (says or not self.replies_read) for reads, says in reading)
+            self.measures.read += self._reading(prompt, part)
         self.measures.written += sum(prompt.writes[part])
         self.measures.add(call)
         if call.written is not None and self.pieces is not None:
@@ -316,7 +321,7 @@ class Pass:
         if later and not self._waiting:
             self._carry = self.state.carry
         queries: dict[int, Tensor] | None = None if self.pointing is None else {}
-        quiet = self._reads_nothing and (later or not any(prompt.writes))
+        quiet = self._quiet(prompt)
         if later and len(prompt) == 1 and not quiet:
             self._fold()
             if self._folded is not None:
@@ -350,6 +355,14 @@ class Pass:
         """Whether replies are the base model's, bit for bit: nothing was recalled."""
         assert self.state is not None
         return self.defers and self.pointing is None and not bool(self.state.matrices.any())
+
+    def _quiet(self, prompt: Prompt) -> bool:
+        return self._reads_nothing and (self.later or not any(prompt.writes))
+
+    def _reading(self, prompt: Prompt, part: slice) -> int:
+        """How many of these tokens read the memory."""
+        flags = zip(prompt.reads[part], prompt.replies[part], strict=True)
+        return sum(reads and (says or not self.replies_read) for reads, says in flags)
 
     def _row(self, values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
         return torch.tensor([values], dtype=dtype, device=self.model.device)
@@ -432,6 +445,7 @@ class Decoding:
     def _pieces(self) -> Iterator[str]:
         run, clock = self._run, self._run.seconds
         begun = clock()
+        run.measures.prefilled = len(self._prompt) - run.cached
         logits = yield from run.feeding(self._prompt)
         run.measures.prefill_seconds += clock() - begun
         run.share()

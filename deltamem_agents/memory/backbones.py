@@ -6,7 +6,7 @@ A family is a row of `LAYOUTS`. Nothing else in the package knows a model's insi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
 
 from deltamem_agents.config import Head
 from deltamem_agents.errors import UnsupportedModelError
@@ -121,6 +122,37 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
 def empty_cache() -> KeyValueCache:
     """Keys and values of no token, for `with_cache`. Full attention in every layer: a model masks its own window."""
     return KeyValueCache()
+
+
+def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
+    """Each layer's keys and values (batch, heads, tokens, size); None for a cache that cannot be cut shorter."""
+    found = []
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            return None
+        found.append((layer.keys, layer.values))
+    return found
+
+
+def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> KeyValueCache:
+    """A cache that begins with these keys and values. They stay as they are: it makes longer ones of them."""
+    cache = empty_cache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def cuts_anywhere(config: PreTrainedConfig) -> bool:
+    """Whether a token's keys and values are the same however many tokens follow, so that a cache can be cut.
+
+    They are not where positions are scaled by the length of the whole.
+    """
+    given = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = [one.get("rope_type") for one in (given, *given.values()) if isinstance(one, Mapping)]
+    return not any(kind in ("dynamic", "longrope") for kind in kinds)
 
 
 def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.writes import StoredWrites, Writes
+from deltamem_agents.memory.writes import KEY_STEPS, StoredWrites, Writes
 from deltamem_agents.types import Role
 
 LEAST_STRENGTH = 0.05
 """Mean write gate from which a token's key takes part in matching: a token written more weakly tells little."""
+
+STRONG = 0.2
+"""Mean write gate from which a token counts as strongly written."""
 
 SATURATION, LENGTH_SHARE = 1.2, 0.5
 """k1 and b of BM25."""
@@ -32,6 +35,9 @@ NEAR = 8
 
 NEAR_DECAY = 0.6
 """How much less each further one of them counts."""
+
+KEYS_AT_ONCE = 4096
+"""Keys that are matched in one product, which bounds what it needs beside them."""
 
 _ONE_SIDE = NEAR_DECAY ** torch.arange(NEAR, dtype=torch.float32)
 AROUND = torch.cat([_ONE_SIDE.flip(0), torch.zeros(1), _ONE_SIDE])
@@ -44,10 +50,13 @@ class Replacing:
 
     It does where its keys are at least `alike` the older one's (mean q·k of their most alike tokens, −1 to 1), where it
     lacks at most the share `missing` of the question that the older one has, and where its score is at most `behind`
-    below.
+    below. A statement in which `long` tokens or more were written strongly says several things, and others are alike it
+    in one of them: there `alike_long` takes the place of `alike`.
     """
 
     alike: float = 1.0
+    alike_long: float = 1.0
+    long: int = 7
     missing: float = 0.0
     behind: float = 0.0
 
@@ -145,12 +154,13 @@ class StatementIndex:
 
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
-        self._keys: list[Tensor] = []
-        self._owners: list[Tensor] = []
+        self._keys = torch.zeros(0, 0, dtype=torch.int8)
+        self._owners = torch.zeros(0, dtype=torch.long)
+        self._tokens = 0
         self._by_assistant = array("b")
+        self._strong = array("i")
         self._lengths = array("i")
         self._postings: dict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("i"), array("i")))
-        self._joined: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -167,18 +177,31 @@ class StatementIndex:
                 f"writes have (layers, heads, r) = {writes.geometry}, "
                 f"the matcher expects {tuple(self._matcher.weights.shape)} layers and heads"
             )
-        number = len(self)
+        number, strengths = len(self), torch.zeros(0)
         if writes is not None:
-            strong = writes.strengths >= LEAST_STRENGTH
-            self._keys.append(writes.keys_of(strong).flatten(1))
-            self._owners.append(torch.full((int(strong.sum()),), number))
+            strengths = writes.strengths
+            self._add_keys(number, writes.key_steps(strengths >= LEAST_STRENGTH).flatten(1))
+        self._strong.append(int((strengths >= STRONG).sum()))
         self._by_assistant.append(role == "assistant")
         self._lengths.append(len(terms or ()))
         for term, count in Counter(terms or ()).items():
             numbers, counts = self._postings[term]
             numbers.append(number)
             counts.append(count)
-        self._joined = None
+
+    def _add_keys(self, number: int, keys: Tensor) -> None:
+        """Keys (n, layers · heads · r) int8 of a statement. There is room for twice as many whenever it runs out."""
+        if not len(keys):
+            return
+        end = self._tokens + len(keys)
+        if end > len(self._owners):
+            room = max(2 * end, 64)
+            old, owners = self._all_keys()
+            self._keys = torch.zeros(room, keys.shape[1], dtype=torch.int8)
+            self._owners = torch.zeros(room, dtype=torch.long)
+            self._keys[: len(old)], self._owners[: len(old)] = old.view(-1, keys.shape[1]), owners
+        self._keys[self._tokens : end], self._owners[self._tokens : end] = keys, number
+        self._tokens = end
 
     def scores(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
         """(S,) float32: each statement's score for a question, higher for a better match.
@@ -233,14 +256,13 @@ class StatementIndex:
             lacks = sum(share for share, holders in shares if first in holders and place not in holders)
             if self._by_assistant[place] > self._by_assistant[first] or lacks > replacing.missing:
                 continue
-            if self._alike(first, place) >= replacing.alike:
+            several = max(self._strong[first], self._strong[place]) >= replacing.long
+            if self._alike(first, place) >= (replacing.alike_long if several else replacing.alike):
                 return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
         return best
 
     def _told(self) -> list[int]:
         """The statements with a strong token that were not the assistant's own, ascending."""
-        if not self._keys:
-            return []
         _, owners = self._all_keys()
         return [place for place in owners.unique().tolist() if not self._by_assistant[place]]
 
@@ -262,25 +284,25 @@ class StatementIndex:
 
     def _by_keys(self, queries: Tensor) -> Tensor:
         """(S,): −`weights`.sum() for a statement without a strong token."""
-        if not self._keys:
-            return torch.full((len(self),), -float(self._matcher.weights.sum()))
         keys, owners = self._all_keys()
         weights = self._matcher.weights
-        found = keys @ (queries.float() * weights[:, :, None]).flatten()
-        return torch.full((len(self),), -float(weights.sum())).scatter_reduce(0, owners, found, "amax")
+        asked = (queries.float() * weights[:, :, None]).flatten() / KEY_STEPS
+        parts = zip(keys.split(KEYS_AT_ONCE), owners.split(KEYS_AT_ONCE), strict=True)
+        best = torch.full((len(self),), -float(weights.sum()))
+        for part, own in parts:
+            if len(own):
+                best = best.scatter_reduce(0, own, part.float() @ asked, "amax")
+        return best
 
     def _all_keys(self) -> tuple[Tensor, Tensor]:
-        """The keys of all strong tokens (N, layers · heads · r) and whose they are (N,), ascending."""
-        if self._joined is None:
-            self._joined = torch.cat(self._keys), torch.cat(self._owners)
-            self._keys, self._owners = [self._joined[0]], [self._joined[1]]
-        return self._joined
+        """The keys of all strong tokens (N, layers · heads · r) int8 and whose they are (N,), ascending."""
+        return self._keys[: self._tokens], self._owners[: self._tokens]
 
     def _keys_of(self, number: int) -> Tensor:
-        """One statement's strong keys (n, layers · heads · r)."""
+        """One statement's strong keys (n, layers · heads · r) float32."""
         keys, owners = self._all_keys()
         begin, end = torch.searchsorted(owners, torch.tensor([number, number + 1])).tolist()
-        return keys[begin:end].float()
+        return keys[begin:end].float() / KEY_STEPS
 
     def _weight(self, term: int) -> float:
         """How much a word of a question counts: the rarer, the more."""

@@ -19,7 +19,7 @@ RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
 _NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
-_REPLACING = ("alike", "missing", "behind")
+_REPLACING = ("alike", "alike_long", "long", "missing", "behind")
 _JUDGES = ("asking", "overview")
 _POINTER = ("hidden", "hidden_bias", "out")
 _WHOLE = ("most", "show_tokens", "show_from")
@@ -88,10 +88,18 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         show_from=int(numbers["show_from"]),
         commonness=dict(zip(terms, weights, strict=True)),
         **{name: numbers[name] for name in _NUMBERS},
-        replacing=Replacing(*(numbers[name] for name in _REPLACING)) if "alike" in numbers else None,
+        replacing=_replacing(numbers),
     )
     pointer = _pointer("pointer", tensors)
     return matcher, None if pointer is None else replace(pointer, eager=_pointer("eager", tensors))
+
+
+def _replacing(numbers: dict[str, float]) -> Replacing | None:
+    """None where the file has none."""
+    if "alike" not in numbers:
+        return None
+    alike, alike_long, long, missing, behind = (numbers[name] for name in _REPLACING)
+    return Replacing(alike, alike_long, int(long), missing, behind)
 
 
 def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:

@@ -45,6 +45,7 @@ from deltamem_agents.snapshots.statements import (
     decode_statement,
     verified,
 )
+from deltamem_agents.snapshots.watching import tell_forgotten
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
@@ -149,6 +150,7 @@ class Store(ABC):
         removed = self._release(agent, ids, forgotten=True)
         # A commit that broke off may have left another copy of what was said.
         self._sweep(agent, {})
+        tell_forgotten(agent)
         return removed
 
     def holders(self, ids: Collection[str], *, but: str) -> tuple[str, ...]:
@@ -228,6 +230,7 @@ class Store(ABC):
         except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)
+        tell_forgotten(agent)
         return Receipt.of(agent, removed, tags)
 
     def prune(self, agent: str, *, keep_last: int) -> Receipt:
@@ -290,6 +293,7 @@ class Store(ABC):
             archive.verify()
             moves = [*archive.moves, Move("import", archive.moves[-1].snapshot, utc_now())]
             self._create_agent(name, moves, archive.tags, archive, archive.objects, source=None, replace=replace)
+        tell_forgotten(name)
         return name
 
     def close(self) -> None:

@@ -40,9 +40,7 @@ class StatementEditor:
     def forget(self, agent: str, statement: str) -> StatementReceipt:
         """See `forget_statement`."""
         self._require_writes()
-        receipt = forget_statement(self._store, agent, statement, read=lambda entry: self._memory(agent, entry))
-        self.turns.memories.drop(self._store, agent)
-        return receipt
+        return forget_statement(self._store, agent, statement, read=lambda entry: self._memory(agent, entry))
 
     def correct(self, agent: str, statement: str, text: str) -> Statement:
         """Put another text in a statement's place. The earlier version stays in the store, and is not read any more."""

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from deltamem_agents.errors import StaleHeadError, StateError, StatementNotFoundError
+from deltamem_agents.memory.recall import STRONG
 from deltamem_agents.snapshots import Entry, Statement, StatementReceipt, Store, utc_now
 from deltamem_agents.snapshots.store import SHORTEST_PREFIX
 from deltamem_agents.turns.memories import AgentMemory, without
 
 COMMIT_ATTEMPTS = 100
-
-STRONG = 0.2
-"""Mean write gate from which a token counts among the words that a statement is about."""
 
 LEAST_LETTERS = 3
 """Letters of a word by which two statements are said to be about the same."""

@@ -237,6 +237,8 @@ class Memories:
             while len(self._held) > KEPT_AGENTS:
                 self._held.popitem(last=False)
 
-    def drop(self, store: Store, agent: str) -> None:
+    def forgotten(self, agent: str) -> None:
+        """Drop the memories of all agents of this name."""
         with self._lock:
-            self._held.pop((id(store), agent), None)
+            for held in [each for each in self._held if each[1] == agent]:
+                del self._held[held]

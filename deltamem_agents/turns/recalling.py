@@ -14,10 +14,9 @@ from deltamem_agents.inference.collecting import queries_of
 from deltamem_agents.inference.decode import Pointing
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
-from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.recall import STRONG, Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Statement
-from deltamem_agents.turns.listing import STRONG
 from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statements
 from deltamem_agents.types import Message, Recall, Recalled
 

@@ -13,6 +13,7 @@ from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
 from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateError
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
+from deltamem_agents.inference.kept import KeptCaches, Sitting, Whose
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
 from deltamem_agents.inference.rows import OneToken
@@ -82,13 +83,14 @@ class Outcome:
     attempts: int
     recollection: Recollection | None
     recorder: Recorder
+    sitting: Sitting | None
 
 
 @dataclass(frozen=True)
 class TurnRunner:
     """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
 
-    `memories`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
+    `memories`, `caches`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
 
     `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
     """
@@ -99,6 +101,7 @@ class TurnRunner:
     fingerprint: Fingerprint
     queues: Queues
     memories: Memories
+    caches: KeptCaches
     matcher: Matcher
     pointer: Pointer | None
     require_usable: Callable[[], None]
@@ -191,6 +194,8 @@ class TurnRunner:
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
+        whose = Whose.of(self.lazy_store.place, request.agent, request.thread or DEFAULT_THREAD)
+        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply)
         decoding = Decoding(
             run,
             window.prompt,
@@ -219,7 +224,7 @@ class TurnRunner:
             run.measures.messages += 1
         if plan is not None and writes:
             recorder.record(run, plan, plan.new, message if writes_reply else None)
-        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder)
+        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder, sitting)
 
     def window(
         self,
@@ -385,11 +390,13 @@ class TurnRunner:
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
         calls = outcome.message.tool_calls
+        self.caches.keep(outcome.sitting, outcome.run, reply.ids)
+        tokens = len(outcome.window.prompt)
         undone = outcome.plan.undone if outcome.plan is not None and request.memory == "readwrite" else 0
         return Turn(
             text=outcome.message.content,
             tool_calls=calls,
-            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.absorbed_tokens),
+            usage=Usage(tokens, len(reply.ids), outcome.absorbed_tokens, tokens - measures.prefilled),
             snapshot=snapshot,
             facts=TurnFacts(
                 agent=request.agent or "",
@@ -406,6 +413,7 @@ class TurnRunner:
                 correction_ratio=measures.correction_ratio,
                 prefill_seconds=measures.prefill_seconds,
                 decode_seconds=measures.decode_seconds,
+                prefilled_tokens=measures.prefilled,
                 attempts=outcome.attempts,
                 tokens_unshown=outcome.window.unshown,
                 tokens_unwritten=measures.unwritten,

@@ -31,8 +31,8 @@ COMMON_WEIGHT = 30.0
 LAYERS_KEPT, WORDS_KEPT = 0.01, 0.003
 """How much layers of equal weight, and words that count as their commonness says, are worth beside right statements."""
 
-REPLACING = Replacing(alike=0.6, missing=0.1, behind=4.0)
-"""Chosen on validation, among 48 settings."""
+REPLACING = Replacing(alike=0.45, alike_long=0.7, long=7, missing=0.1, behind=4.0)
+"""Chosen on validation, among 84 settings."""
 
 SHOW_TOKENS = 400
 """Tokens of a prompt for chosen statements that return to the window; chosen on validation."""
