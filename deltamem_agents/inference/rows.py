@@ -66,16 +66,17 @@ class _Layer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Rows) -> None:
         super().__init__()
-        self.keys, self.values, self._rows = keys, values, rows
+        self.all_keys, self.all_values, self._rows = keys, values, rows
+        self.keys, self.values = keys, values
         self.device, self.is_initialized = keys.device, True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         count, first, at = key_states.shape[0], self._rows.first, self._rows.at
-        self.keys[:count, :, at] = key_states[:, :, 0]
-        self.values[:count, :, at] = value_states[:, :, 0]
-        return self.keys[:count, :, first : at + 1], self.values[:count, :, first : at + 1]
+        self.all_keys[:count, :, at] = key_states[:, :, 0]
+        self.all_values[:count, :, at] = value_states[:, :, 0]
+        return self.all_keys[:count, :, first : at + 1], self.all_values[:count, :, first : at + 1]
 
     def get_seq_length(self) -> int:
         return self._rows.at - self._rows.first
@@ -139,7 +140,7 @@ class Rows:
         if number != last:
             self._places[number] = moved
             for layer in self._layers:
-                for kept in (layer.keys, layer.values):
+                for kept in (layer.all_keys, layer.all_values):
                     kept[number, :, moved.start : moved.end] = kept[last, :, moved.start : moved.end]
             if self._folded is not None:
                 self._folded.put(number, moved.folded)
@@ -161,7 +162,7 @@ class Rows:
         self._seat(steps)
         by_row = {id(step.row): step for step in steps}
         taken = [by_row.get(id(place.row)) for place in self._places]
-        model, device = steps[0].row.model, self._layers[0].keys.device
+        model, device = steps[0].row.model, self._layers[0].all_keys.device
         self.first = min(place.start for place, step in zip(self._places, taken, strict=True) if step is not None)
         call = self._call(taken)
         columns = torch.arange(self.first, self.at + 1, device=device)
@@ -190,7 +191,7 @@ class Rows:
             return None
         like = next((call.state for call in calls if isinstance(call, FoldedCall)), None)
         if like is not None and self._folded is None:
-            self._folded = FoldedRows(like, len(self._layers[0].keys))
+            self._folded = FoldedRows(like, len(self._layers[0].all_keys))
             for place in self._places:
                 place.folded = None
         for number, (place, step) in enumerate(zip(self._places, taken, strict=True)):
@@ -216,7 +217,7 @@ class Rows:
         new = [step.row for step in steps if self._place(step.row) is None]
         lengths = [row.cache.get_seq_length() for row in new]
         count = len(self._places) + len(new)
-        if not self._places or count > len(self._layers[0].keys) or max(lengths, default=0) > self.at or self._full:
+        if not self._places or count > len(self._layers[0].all_keys) or max(lengths, default=0) > self.at or self._full:
             return self._rebuild(new)
         for step in steps:
             place = self._place(step.row)
@@ -262,7 +263,7 @@ class Rows:
 
     @property
     def _full(self) -> bool:
-        return self.at >= self._layers[0].keys.shape[2]
+        return self.at >= self._layers[0].all_keys.shape[2]
 
     def _place(self, row: object) -> _Place | None:
         return next((place for place in self._places if place.row is row), None)
@@ -270,14 +271,16 @@ class Rows:
     def _held(self, place: _Place) -> list[tuple[Tensor, Tensor]]:
         """The keys and values (1, heads, tokens, width) of a row, layer by layer."""
         row, span = self._places.index(place), slice(place.start, place.end)
-        return [(each.keys[row : row + 1, :, span], each.values[row : row + 1, :, span]) for each in self._layers]
+        return [
+            (each.all_keys[row : row + 1, :, span], each.all_values[row : row + 1, :, span]) for each in self._layers
+        ]
 
     def _put(self, number: int, held: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
         """Copy a row's keys and values to where they end at `at`."""
         span = slice(self.at - length, self.at)
         for layer, (keys, values) in zip(self._layers, held, strict=True):
-            layer.keys[number, :, span] = keys[0].clone()
-            layer.values[number, :, span] = values[0].clone()
+            layer.all_keys[number, :, span] = keys[0].clone()
+            layer.all_values[number, :, span] = values[0].clone()
 
 
 def joinable(row: Row) -> bool:
@@ -298,6 +301,6 @@ def joinable(row: Row) -> bool:
 def _kept(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]]:
     found = []
     for layer in cache.layers:
-        assert layer.keys is not None and layer.values is not None
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
         found.append((layer.keys, layer.values))
     return found
