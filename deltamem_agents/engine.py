@@ -22,10 +22,12 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
-from deltamem_agents.inference.decode import as_text
 from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.inference.reply_text import as_text
+from deltamem_agents.inference.rows import Rows
+from deltamem_agents.inference.scheduling import AT_ONCE, WAITING, Scheduler
 from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, TokenizerObject, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
@@ -75,7 +77,8 @@ class DeltaMemEngine:
     """A frozen language model whose agents remember. Safe to use from many threads.
 
     `store` keeps the agents' memories; `window_tokens` bounds every prompt and its reply together, older
-    messages living in the state only.
+    messages living in the state only. `turns_at_once`: how many turns share forward passes and hold keys and values;
+    `turns_waiting`: how many more may wait for one of them to be over before a turn raises OverloadedError.
     """
 
     def __init__(
@@ -87,9 +90,14 @@ class DeltaMemEngine:
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
+        turns_at_once: int = AT_ONCE,
+        turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = False,
     ) -> None:
+        for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
+            if count < least:
+                raise ConfigError(f"{name} is {count}, expected at least {least}")
         context = loaded.context_tokens
         if window_tokens is not None and not 1 <= window_tokens <= context:
             raise ConfigError(f"window_tokens is {window_tokens}, expected 1 to the model's context of {context}")
@@ -107,7 +115,8 @@ class DeltaMemEngine:
             loaded.model_fingerprint, loaded.tokenizer_fingerprint, adapter_fingerprint(adapter)
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress)
+        scheduler = Scheduler(Rows(), turns_at_once, turns_waiting)
+        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler)
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
@@ -129,6 +138,8 @@ class DeltaMemEngine:
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
+        turns_at_once: int = AT_ONCE,
+        turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = True,
         revision: str | None = None,
@@ -144,8 +155,8 @@ class DeltaMemEngine:
         id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
-        `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `kept_cache_bytes`: as for
-        the class.
+        `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
+        `turns_waiting`, `kept_cache_bytes`: as for the class.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
         is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
 
@@ -171,6 +182,8 @@ class DeltaMemEngine:
             window_tokens=window_tokens,
             policy=policy,
             recall=recall,
+            turns_at_once=turns_at_once,
+            turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
             progress=progress,
         )
@@ -187,6 +200,8 @@ class DeltaMemEngine:
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
+        turns_at_once: int = AT_ONCE,
+        turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = False,
     ) -> Self:
@@ -209,6 +224,8 @@ class DeltaMemEngine:
             window_tokens=window_tokens,
             policy=policy,
             recall=recall,
+            turns_at_once=turns_at_once,
+            turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
             progress=progress,
         )
@@ -253,8 +270,9 @@ class DeltaMemEngine:
         stop string ends text only, never a call that is held.
 
         Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
+        Turns that are under way at the same time, in threads or on an event loop, share forward passes.
         Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDivergedError, AgentForgottenError,
-        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
+        OverloadedError, ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
         """
         request = self._request(
             agent,

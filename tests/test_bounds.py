@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deltamem_agents.bridges import EngineSpec, shared_engine, shared_engines
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.inference.decode import StoppingText
+from deltamem_agents.inference.reply_text import StoppingText
 from deltamem_agents.snapshots import InMemoryStore
 from deltamem_agents.testing import SELECTIVE, ScriptedEngine
 from deltamem_agents.types import Message, Sampling, ToolCall

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
@@ -159,6 +160,15 @@ def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
     # Releases of transformers differ, and the later ones warn of the earlier name.
     named = inspect.signature(type(_decoder_of(model)).forward).parameters
     return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
+
+
+def last_place(device: torch.device) -> Tensor:
+    """What makes a model compute logits for the last position only.
+
+    As an index, which copies one hidden state: behind the slice that a plain 1 stands for, torch copies the whole
+    output matrix once for every row.
+    """
+    return torch.tensor([-1], device=device)
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:

@@ -21,8 +21,9 @@ from deltamem_agents.chat.tool_calls import format_tool_calls
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.inference.decode import Reply, as_text, stop_place
+from deltamem_agents.inference.decode import Reply
 from deltamem_agents.inference.kept import KEPT_BYTES
+from deltamem_agents.inference.reply_text import as_text, stop_place
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import LazyStore, StoreLike

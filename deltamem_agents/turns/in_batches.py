@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from deltamem_agents.inference.batching import collect_batch, greedy_batch
-from deltamem_agents.inference.decode import as_text
+from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.turns.memories import AgentMemory
 from deltamem_agents.turns.recalling import Recollection, pointing, recollect

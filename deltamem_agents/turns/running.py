@@ -16,6 +16,8 @@ from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.kept import KeptCaches, Sitting, Whose
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
+from deltamem_agents.inference.rows import OneToken
+from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
@@ -154,6 +156,19 @@ class TurnRunner:
 
     def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
         """Everything of a turn but the commit. `forced`: the reply to take instead of drawing one."""
+        scheduler = self.speaker.scheduler
+        seat = scheduler.seat()
+        try:
+            # A turn that was let in once is not sent away when it has to be run again.
+            if number == 1:
+                yield from scheduler.admitted(seat)
+            return (yield from self._attempt(request, number, forced, seat))
+        finally:
+            scheduler.leave(seat)
+
+    def _attempt(
+        self, request: TurnRequest, number: int, forced: Reply | None, seat: Seat[OneToken]
+    ) -> Generator[str, None, Outcome]:
         speaker = self.speaker
         constraint = None
         if request.grammar is not None and forced is None:
@@ -162,7 +177,7 @@ class TurnRunner:
         writes = request.memory == "readwrite"
         # Where the memory is a list of statements, what is new does not change the state that is read.
         reads_all = not speaker.keeps_writes or request.recall.read == "all"
-        run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all)
+        run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all, seat=seat)
         new = plan.new if plan is not None and writes else ()
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
         recollection, absorbed = None, 0
