@@ -277,6 +277,7 @@ def test_a_random_adapter_disturbs_what_it_reads(figures: Figures) -> None:
     assert texts.arms["memory"][harmless.PERPLEXITY].unit == "ratio"
 
 
+@pytest.mark.slow
 def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine) -> None:
     figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
     cases = harmless._dealt(WORDS, Size(2, (1,)), harmless.neutral_replies())
