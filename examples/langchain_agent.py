@@ -37,4 +37,4 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     # Asking leaves the memory as it is, so that a wrong answer is not remembered.
     mode = "readwrite" if sys.argv[1] == "tell" else "readonly"
-    print(run(" ".join(sys.argv[2:]), ChatDeltaMem(store=f"sqlite:///{STORE}", memory=mode, max_tokens=40)))
+    print(run(" ".join(sys.argv[2:]), ChatDeltaMem(store=f"sqlite:///{STORE}", memory=mode, max_tokens=24)))

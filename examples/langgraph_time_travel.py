@@ -50,5 +50,5 @@ def main(model: BaseChatModel, checkpoints: str = ":memory:") -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for what, answer in main(ChatDeltaMem(max_tokens=40)).items():
+    for what, answer in main(ChatDeltaMem(max_tokens=24)).items():
         print(f"{what}: {answer}")

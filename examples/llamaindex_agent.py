@@ -37,4 +37,4 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     # Asking leaves the memory as it is, so that a wrong answer is not remembered.
     mode = "readwrite" if sys.argv[1] == "tell" else "readonly"
-    print(asyncio.run(run(" ".join(sys.argv[2:]), DeltaMemLLM(memory=mode, max_tokens=40))))
+    print(asyncio.run(run(" ".join(sys.argv[2:]), DeltaMemLLM(memory=mode, max_tokens=24))))

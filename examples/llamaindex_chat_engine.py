@@ -22,7 +22,7 @@ def run(text: str, llm: DeltaMemLLM) -> str:
 
 
 def main(verb: str, text: str) -> str:
-    llm = DeltaMemLLM(store=f"sqlite:///{STORE}", max_tokens=40)
+    llm = DeltaMemLLM(store=f"sqlite:///{STORE}", max_tokens=24)
     # Asking leaves the memory as it is, so that a wrong answer is not remembered.
     return run(text, llm.for_agent("you", memory="readwrite" if verb == "tell" else "readonly"))
 

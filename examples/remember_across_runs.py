@@ -23,7 +23,7 @@ def main(verb: str, text: str = "", store: Path = STORE) -> str:
                 return str(nothing)
             return f"forgotten: {len(receipt.removed)} snapshots, {receipt.nbytes} bytes"
         engine = DeltaMemEngine.from_pretrained("smollm2-135m-instruct", store=memories)
-        turn = engine.run_turn(AGENT, [{"role": "user", "content": text}], sampling=Sampling(max_tokens=40))
+        turn = engine.run_turn(AGENT, [{"role": "user", "content": text}], sampling=Sampling(max_tokens=24))
         facts = turn.facts
         return (
             f"{turn.text}\n"

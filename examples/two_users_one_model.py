@@ -29,5 +29,5 @@ async def main(model: BaseChatModel) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for user, answer in asyncio.run(main(ChatDeltaMem(store="memory:", max_tokens=40))).items():
+    for user, answer in asyncio.run(main(ChatDeltaMem(store="memory:", max_tokens=24))).items():
         print(f"{user} asks: {QUESTION}\n{answer}\n")

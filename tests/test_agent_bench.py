@@ -283,6 +283,7 @@ def test_generated_tasks_are_measured_in_every_arm(command: str, names: list[str
     assert all(figure["questions"] == 4 for figure in report["figures"])
 
 
+@pytest.mark.slow
 def test_rows_of_a_file_are_measured(tiny: Tiny, tmp_path: Path) -> None:
     data = written(tmp_path / "rows.json", POOL, {**POOL, "metadata": {"source": "factconsolidation_mh_6k"}})
     options = [*tiny.options, "--data", data, "--prompt-tokens", "320"]

@@ -109,6 +109,7 @@ def _spells(values: Sequence[object], tokens: list[int]) -> bool:
     return any(list(values[at : at + len(tokens)]) == tokens for at in range(len(values) - len(tokens) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [None, SELECTIVE], ids=["one state", "statements"])
 def test_no_text_of_an_agent_stays_in_the_process_once_it_is_forgotten(config: AdapterConfig | None) -> None:
     secret = "".join(chr(ord("a") + n * 7 % 26) for n in range(20))

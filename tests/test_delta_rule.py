@@ -461,6 +461,7 @@ def test_a_folder_that_takes_no_machine_code_costs_only_the_compilation(monkeypa
     assert_equal_within(scan(inputs, "compiled"), scan(inputs, "loop"), 1e-10)
 
 
+@pytest.mark.slow
 def test_importing_the_scan_does_not_import_numba() -> None:
     code = "import sys, deltamem_agents.memory.delta_rule; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

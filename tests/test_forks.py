@@ -130,6 +130,7 @@ def _environment() -> dict[str, str]:
 
 # One worker runs them both: they share the forks.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork"),
     pytest.mark.xdist_group("forks"),
 ]

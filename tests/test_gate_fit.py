@@ -88,6 +88,7 @@ def test_the_same_draw_gives_the_same_gates() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_spoken_words_and_introductions_open_gates_too() -> None:
     """Told tokens of a kind that no telling has."""
     x = WORLD.activations(40, seed=6).replies

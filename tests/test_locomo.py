@@ -160,6 +160,7 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
         read_locomo(path)
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_category_in_every_arm(tiny: Tiny, file: Path, tmp_path: Path) -> None:
     options = [*tiny.options, "--data", file, "--prompt-tokens", "256"]
     report = run_json("eval", "locomo", *options, "--save", tmp_path / "report.json")

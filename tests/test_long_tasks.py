@@ -211,6 +211,7 @@ def test_a_reply_that_is_begun_goes_on_from_there(monkeypatch: pytest.MonkeyPatc
     assert set(asked) == {Message("assistant", "label:")}
 
 
+@pytest.mark.slow
 def test_a_row_says_how_long_its_own_histories_are(engine: DeltaMemEngine) -> None:
     figures = by_name(evaluate_tasks(engine, TWO, ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched))
     own = {one.name: sum(map(engine.count_tokens, one.sessions)) for one in TWO}

@@ -43,6 +43,7 @@ def test_replies_do_not_depend_on_how_prompts_are_batched(monkeypatch: pytest.Mo
     ]
 
 
+@pytest.mark.slow
 def test_prompts_are_the_models_own_different_ones_and_the_same_for_equal_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

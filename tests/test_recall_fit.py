@@ -80,6 +80,7 @@ def reply(seed: int) -> Reply:
     )
 
 
+@pytest.mark.slow
 def test_the_token_that_is_asked_for_is_pointed_at() -> None:
     fitted = fit_pointer([reply(seed) for seed in range(60)], lambda line: None, epochs=40, decay=1e-4)
     for seed in range(100, 110):

@@ -105,11 +105,13 @@ def losses(lines: Sequence[str]) -> list[float]:
     return [float(found[1]) for line in lines if (found := re.search(r"^rehearsal .*loss ([\d.]+)", line))]
 
 
+@pytest.mark.slow
 def test_rehearsal_lowers_its_loss(rehearsed: Rehearsed) -> None:
     found = losses(rehearsed.said)
     assert len(found) == 4 and found[-1] < found[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("facts", "least"), [(1, 0.9), (4, 0.65)])
 def test_what_is_rehearsed_is_recalled_from_conversations_never_rehearsed(
     rehearsed: Rehearsed, facts: int, least: float
@@ -121,6 +123,7 @@ def test_what_is_rehearsed_is_recalled_from_conversations_never_rehearsed(
     assert recalled(fresh(replace(GATED, rank=8)), unseen, facts=facts) < 0.3
 
 
+@pytest.mark.slow
 def test_write_gates_learn_where_values_are_told_and_read_gates_where_they_are_asked(rehearsed: Rehearsed) -> None:
     unseen = WORLD.activations(60, seed=3)
     tellings, told = unseen.tellings.inputs, unseen.tellings.told
@@ -138,6 +141,7 @@ def mean_gate(weight: Tensor, bias: Tensor) -> Callable[[Tensor], float]:
     return lambda inputs: float(linear(inputs, weight, bias).sigmoid().mean())
 
 
+@pytest.mark.slow
 def test_an_answers_correction_is_left_at_length_1_on_average(rehearsed: Rehearsed) -> None:
     unseen = WORLD.activations(60, seed=3)
     states = [written(rehearsed.adapter, unseen, [("tellings", t)]) for t in range(1, 60)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,14 @@ def test_it_follows_a_grammar_that_its_script_ignores() -> None:
     assert engine.run_turn("ada", HELLO, tools=[CLOCK], tool_choice="any").tool_calls[0].name == "clock"
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     assert engine.run_turn("ada", HELLO, response_schema=schema).text == '{"n": 0}'
+
+
+def test_without_a_script_a_random_model_speaks_within_the_grammar() -> None:
+    pytest.importorskip("llguidance")
+    engine, wild = ScriptedEngine(None), Sampling(temperature=1.0, seed=0, max_tokens=200)
+    said = [engine.run_turn(None, HELLO, sampling=replace(wild, seed=seed)).text for seed in (0, 1)]
+    assert said[0] != said[1]
+    assert engine.run_turn(None, HELLO, tools=[CLOCK], tool_choice="any", sampling=wild).tool_calls[0].name == "clock"
 
 
 def test_stop_strings_and_the_token_limit_hold() -> None:

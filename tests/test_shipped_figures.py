@@ -56,7 +56,8 @@ def test_the_card_says_what_the_report_says(path: Path) -> None:
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
 def test_the_shipped_adapter_recalls_what_no_control_does() -> None:
-    (figure,) = run_suite(real_engine("float32"), capacity((8,)), Size(16, (1, 2)), unwatched)
+    (figure,) = run_suite(real_engine("float32"), capacity((8,)), Size(12, (1, 2)), unwatched)
+    # Six of twelve against one of twelve are no chance (Fisher, p = 0.034).
     whole = {arm: figure.arms[arm.value][WHOLE].value for arm in Arm}
     assert whole[Arm.MEMORY] >= 0.5
     # One of an agent's own statements by chance is sometimes the right one.

@@ -42,7 +42,7 @@ Opener = Callable[[Path], Store]
 @pytest.mark.slow
 @each_store
 def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_path: Path) -> None:
-    rounds = 50
+    rounds = 25
     pick = random.Random(0)
     acknowledged: list[str] = []
     seconds_per_commit = 0.01
@@ -191,7 +191,7 @@ def test_a_folder_whose_disk_fails_at_any_step_is_as_it_was(
 
 @pytest.mark.parametrize("opened", one_in(2, [OPEN["sqlite"], OPEN["files"]]), ids=["sqlite", "files"])
 def test_killed_while_forgetting_an_agent_is_whole_or_gone(opened: Opener, tmp_path: Path) -> None:
-    rounds = 20
+    rounds = 10
     with opened(tmp_path) as store:
         grow(store, "measured", 3)
         started = time.monotonic()

@@ -140,6 +140,7 @@ def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
+@pytest.mark.slow
 def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(

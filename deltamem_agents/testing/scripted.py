@@ -70,15 +70,16 @@ Script: TypeAlias = "Scripted | Sequence[Scripted] | Callable[[Asked], Scripted]
 class ScriptedEngine(DeltaMemEngine):
     """Says what the script says; one byte is one token.
 
-    `script`: one reply for every turn, replies for one turn each, or a function. A Message may bring tool
-    calls. A reply outside the grammar of a forced tool call or a response schema is replaced by a short
-    one within. Stop strings and `max_tokens` hold as ever. `config`: the adapter's; `SELECTIVE` keeps statements
-    with their writes, which replies recall and of which single ones can be forgotten.
+    `script`: one reply for every turn, replies for one turn each, or a function; None: the random model speaks for
+    itself, so that nothing but grammars makes a reply valid. A Message may bring tool calls. A reply outside the
+    grammar of a forced tool call or a response schema is replaced by a short one within. Stop strings and
+    `max_tokens` hold as ever. `config`: the adapter's; `SELECTIVE` keeps statements with their writes, which
+    replies recall and of which single ones can be forgotten.
     """
 
     def __init__(
         self,
-        script: Script = "ok",
+        script: Script | None = "ok",
         store: StoreLike | LazyStore = "memory:",
         *,
         window_tokens: int = WINDOW_TOKENS,
@@ -93,10 +94,12 @@ class ScriptedEngine(DeltaMemEngine):
         super().__init__(
             loaded, adapter, store, window_tokens=window_tokens, policy=policy, kept_cache_bytes=kept_cache_bytes
         )
-        self._answer = _answers(script)
+        self._answer = None if script is None else _answers(script)
 
     def _turns(self) -> TurnRunner:
         runner = super()._turns()
+        if self._answer is None:
+            return runner
         return _ScriptedRunner(
             **{each.name: getattr(runner, each.name) for each in fields(runner)}, answer=self._answer
         )

@@ -14,11 +14,12 @@ NAME = "smollm2-135m-instruct"
 USUAL = str(default_dtype()).removeprefix("torch.")
 """What the model is opened in on this machine."""
 
+OTHER = "bfloat16" if USUAL == "float32" else "float32"
+"""What it is opened in on other machines."""
+
 # A worker's memory holds one of the two: what opens one precision stays together.
 in_usual_precision = pytest.mark.xdist_group(USUAL)
-in_each_precision = pytest.mark.parametrize(
-    "precision", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("float32", "bfloat16")]
-)
+in_other_precision = pytest.mark.xdist_group(OTHER)
 
 
 @cache

@@ -24,6 +24,10 @@ def usual_precision() -> str:
     return str(default_dtype()).removeprefix("torch.")
 
 
+def other_precision() -> str:
+    return "bfloat16" if usual_precision() == "float32" else "float32"
+
+
 @pytest.fixture(scope="session")
 def scripted_engine() -> "DeltaMemEngine":
     from deltamem_agents.testing import ScriptedEngine, oblige
@@ -62,16 +66,16 @@ def real_engine(real_engines: "Callable[[str], DeltaMemEngine]") -> "DeltaMemEng
     return real_engines(usual_precision())
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What asks for a `precision` runs in both that machines open the model in."""
-    if "precision" in metafunc.fixturenames:
-        names = ("float32", "bfloat16")
-        metafunc.parametrize("precision", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names])
+@pytest.fixture(scope="session")
+def other_engine(real_engines: "Callable[[str], DeltaMemEngine]") -> "DeltaMemEngine":
+    """In the precision that other machines open it in."""
+    return real_engines(other_precision())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A worker's memory holds the model in one precision: what opens it stays together."""
     for item in items:
-        if "real_engine" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(usual_precision()))
+        for fixture, precision in (("real_engine", usual_precision), ("other_engine", other_precision)):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(precision()))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from brain import brain
-from real_engine import in_each_precision, in_usual_precision, real_engine
+from real_engine import OTHER, USUAL, in_other_precision, in_usual_precision, real_engine
 
 from deltamem_agents import InMemoryStore, Store
 from deltamem_agents.testing import ScriptedEngine
@@ -59,10 +59,10 @@ def test_two_users_have_two_memories() -> None:
     assert ada.counters.turns == bob.counters.turns == 2 and ada.absorbed.tail != bob.absorbed.tail
 
 
-def real(precision: str, store: Store | None = None, **fields: Any) -> ChatDeltaMem:
+def real(store: Store | None = None, *, precision: str = USUAL, **fields: Any) -> ChatDeltaMem:
     """The real model in that precision, over a store of its own."""
     engine = real_engine(precision).with_store(store or InMemoryStore())
-    return ChatDeltaMem(engine=engine, max_tokens=40, **fields)
+    return ChatDeltaMem(engine=engine, max_tokens=24, **fields)
 
 
 def test_the_documentation_tells_what_the_tests_tell() -> None:
@@ -89,33 +89,35 @@ def test_on_the_real_model_a_new_process_recalls(tmp_path: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
-@in_each_precision
-def test_on_the_real_model_the_agent_recalls_what_the_frozen_model_does_not_say(precision: str) -> None:
+@in_other_precision
+def test_on_the_real_model_the_agent_recalls_what_the_frozen_model_does_not_say() -> None:
+    """In the precision that the process of its own has not."""
     run, store = example("langchain_agent").run, InMemoryStore()
-    run(TOLD, real(precision, store))
-    assert VALUE in run(ASKED, real(precision, store, memory="readonly"))
-    assert VALUE not in run(ASKED, real(precision, store, memory="off"))
+    run(TOLD, real(store, precision=OTHER))
+    assert VALUE in run(ASKED, real(store, precision=OTHER, memory="readonly"))
+    assert VALUE not in run(ASKED, real(store, precision=OTHER, memory="off"))
 
 
 @pytest.mark.model
 @pytest.mark.slow
-@in_each_precision
-def test_on_the_real_model_each_branch_recalls_its_own_city(precision: str) -> None:
-    told = example("langgraph_time_travel").main(real(precision))
+@in_usual_precision
+def test_on_the_real_model_each_branch_recalls_its_own_city() -> None:
+    told = example("langgraph_time_travel").main(real())
     assert told["at the crossroads"] == told["back at the crossroads"]
     for city, other in (("Oslo", "Rome"), ("Rome", "Oslo")):
         answer = told[f"asked where I live, on the branch of {city}"]
         assert city in answer and other not in answer
-    without = real(precision, memory="off").invoke("Which city do I live in?").text
+    without = real(memory="off").invoke("Which city do I live in?").text
     assert "Oslo" not in without and "Rome" not in without
 
 
 @pytest.mark.model
 @pytest.mark.slow
-@in_each_precision
-def test_on_the_real_model_each_user_is_told_their_own(precision: str) -> None:
+@in_usual_precision
+def test_on_the_real_model_each_user_is_told_their_own() -> None:
     users = example("two_users_one_model")
-    answers, without = (asyncio.run(users.main(model)) for model in (real(precision), real(precision, memory="off")))
+    answers = asyncio.run(users.main(real()))
     assert "Pepper" in answers["ada"] and "Clover" not in answers["ada"]
     assert "Clover" in answers["bob"] and "Pepper" not in answers["bob"]
-    assert not [answer for answer in without.values() if "Pepper" in answer or "Clover" in answer]
+    without = real(memory="off").invoke(users.QUESTION).text
+    assert "Pepper" not in without and "Clover" not in without

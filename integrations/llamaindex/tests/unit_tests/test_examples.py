@@ -6,15 +6,14 @@ import asyncio
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deltamem_agents import DeltaMemEngine, InMemoryStore
+from deltamem_agents.bridges import DEFAULT_MODEL, named_engines
 from deltamem_agents.testing import Asked, ScriptedEngine
-from deltamem_agents.types import MemoryMode
 from llama_index.llms.deltamem import DeltaMemLLM
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
@@ -71,10 +70,9 @@ def test_the_documentation_tells_what_the_tests_tell(name: str) -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_on_the_real_model_a_new_process_recalls(name: str, tmp_path: Path, real_engine: DeltaMemEngine) -> None:
-    script = tmp_path / f"{name}.py"
-    script.write_text((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
+def test_on_the_real_model_a_new_process_recalls(tmp_path: Path, real_engine: DeltaMemEngine) -> None:
+    script = tmp_path / "llamaindex_agent.py"
+    script.write_text((EXAMPLES / script.name).read_text(encoding="utf-8"), encoding="utf-8")
 
     def run(*words: str) -> str:
         done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
@@ -87,31 +85,14 @@ def test_on_the_real_model_a_new_process_recalls(name: str, tmp_path: Path, real
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_on_the_real_model_the_agent_recalls_what_the_frozen_model_does_not_say(
-    precision: str, real_engines: Callable[[str], DeltaMemEngine], tmp_path: Path
-) -> None:
-    run, saved = example("llamaindex_agent").run, tmp_path / "context.json"
-
-    def said(text: str, memory: MemoryMode) -> str:
-        return str(
-            asyncio.run(run(text, DeltaMemLLM(engine=real_engines(precision), memory=memory, max_tokens=40), saved))
-        )
-
-    said(TOLD, "readwrite")
-    assert VALUE in said(ASKED, "readonly")
-    assert VALUE not in said(ASKED, "off")
-
-
-@pytest.mark.model
-@pytest.mark.slow
 def test_on_the_real_model_the_chat_engine_recalls_what_the_frozen_model_does_not_say(
-    precision: str, real_engines: Callable[[str], DeltaMemEngine]
+    other_engine: DeltaMemEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = DeltaMemLLM(engine=real_engines(precision).with_store(InMemoryStore()), max_tokens=40)
-
-    def said(text: str, memory: MemoryMode) -> str:
-        return str(example("llamaindex_chat_engine").run(text, llm.for_agent("you", memory=memory)))
-
-    said(TOLD, "readwrite")
-    assert VALUE in said(ASKED, "readonly")
-    assert VALUE not in said(ASKED, "off")
+    """In the precision that the process of its own has not."""
+    chat = example("llamaindex_chat_engine")
+    monkeypatch.setattr(chat, "STORE", tmp_path / "memory.sqlite")
+    with named_engines({DEFAULT_MODEL: other_engine}):
+        chat.main("tell", TOLD)
+        assert VALUE in chat.main("ask", ASKED)
+    frozen = DeltaMemLLM(engine=other_engine, memory="off", max_tokens=24)
+    assert VALUE not in chat.run(ASKED, frozen)

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import re
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
-from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -49,28 +48,25 @@ def test_the_quickstart_runs(
 @pytest.mark.model
 @pytest.mark.slow
 def test_on_the_real_model_the_quickstart_prints_what_was_told(
-    precision: str,
-    real_engines: Callable[[str], DeltaMemEngine],
+    other_engine: DeltaMemEngine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    with named_engines({DEFAULT_MODEL: real_engines(precision)}):
+    with named_engines({DEFAULT_MODEL: other_engine}):
         exec(compiled(QUICKSTART), names)
         assert "Biscuit" in capsys.readouterr().out
-        frozen = names["ada"].chat([names["ChatMessage"]("What is my dog called?")], memory="off")
+        frozen = names["ada"].chat([names["ChatMessage"]("What is my dog called?")], memory="off", max_tokens=24)
         assert "Biscuit" not in str(frozen.message.content)
 
 
 @pytest.mark.model
 @pytest.mark.slow
-async def test_on_the_real_model_a_restored_context_recalls_what_was_told(
-    precision: str, real_engines: Callable[[str], DeltaMemEngine]
-) -> None:
+async def test_on_the_real_model_a_restored_context_recalls_what_was_told(real_engine: DeltaMemEngine) -> None:
     names: dict[str, Any] = {name: getattr(package, name) for name in package.__all__}
-    with named_engines({DEFAULT_MODEL: real_engines(precision)}):
+    with named_engines({DEFAULT_MODEL: real_engine}):
         await eval(compiled(CONTEXT), names)
     assert "Biscuit" in names["reply"].response.content
 
