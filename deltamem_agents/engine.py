@@ -1,7 +1,8 @@
 """The engine: a frozen model with a memory, serving any number of agents.
 
 Each turn loads the agent's newest snapshot, reads it while it answers, writes what is new, and commits
-once. The engine itself keeps nothing of any conversation.
+once. What the engine keeps of conversations besides can be read or computed again, and is dropped when an agent is
+forgotten.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
-from deltamem_agents.inference.decode import as_text
+from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.inference.reply_text import as_text
+from deltamem_agents.inference.rows import Rows
+from deltamem_agents.inference.scheduling import AT_ONCE, WAITING, Scheduler
 from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, TokenizerObject, adapter_folder, load_model
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
@@ -39,6 +43,7 @@ from deltamem_agents.snapshots import (
     StoreLike,
     open_store,
 )
+from deltamem_agents.snapshots.watching import watch
 from deltamem_agents.turns.editing import StatementEditor
 from deltamem_agents.turns.explaining import explain
 from deltamem_agents.turns.in_batches import recalled_replies, recollect_batch, remember_batch
@@ -72,7 +77,8 @@ class DeltaMemEngine:
     """A frozen language model whose agents remember. Safe to use from many threads.
 
     `store` keeps the agents' memories; `window_tokens` bounds every prompt and its reply together, older
-    messages living in the state only.
+    messages living in the state only. `turns_at_once`: how many turns share forward passes and hold keys and values;
+    `turns_waiting`: how many more may wait for one of them to be over before a turn raises OverloadedError.
     """
 
     def __init__(
@@ -84,11 +90,19 @@ class DeltaMemEngine:
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
+        turns_at_once: int = AT_ONCE,
+        turns_waiting: int = WAITING,
+        kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = False,
     ) -> None:
+        for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
+            if count < least:
+                raise ConfigError(f"{name} is {count}, expected at least {least}")
         context = loaded.context_tokens
         if window_tokens is not None and not 1 <= window_tokens <= context:
             raise ConfigError(f"window_tokens is {window_tokens}, expected 1 to the model's context of {context}")
+        if kept_cache_bytes < 0:
+            raise ConfigError(f"kept_cache_bytes is {kept_cache_bytes}, expected 0, which keeps none, or more")
         self.model_name = loaded.name
         self.lazy_store = LazyStore.of(store)
         self.policy = policy
@@ -101,10 +115,14 @@ class DeltaMemEngine:
             loaded.model_fingerprint, loaded.tokenizer_fingerprint, adapter_fingerprint(adapter)
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress)
+        scheduler = Scheduler(Rows(), turns_at_once, turns_waiting)
+        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler)
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
+        self._caches = KeptCaches(kept_cache_bytes)
+        watch(self._memories)
+        watch(self._caches)
         self._matcher, self._pointer = adapter.recall
         self._life = _Life()
 
@@ -120,6 +138,9 @@ class DeltaMemEngine:
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
+        turns_at_once: int = AT_ONCE,
+        turns_waiting: int = WAITING,
+        kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -134,7 +155,8 @@ class DeltaMemEngine:
         id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
-        `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise.
+        `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
+        `turns_waiting`, `kept_cache_bytes`: as for the class.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
         is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
 
@@ -153,7 +175,18 @@ class DeltaMemEngine:
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = _fitted(adapter, loaded, base_model, token)
         opened = LazyStore.of(None if store is None else open_store(store))
-        return cls(loaded, fitted, opened, window_tokens=window_tokens, policy=policy, recall=recall, progress=progress)
+        return cls(
+            loaded,
+            fitted,
+            opened,
+            window_tokens=window_tokens,
+            policy=policy,
+            recall=recall,
+            turns_at_once=turns_at_once,
+            turns_waiting=turns_waiting,
+            kept_cache_bytes=kept_cache_bytes,
+            progress=progress,
+        )
 
     @classmethod
     def from_model(
@@ -167,6 +200,9 @@ class DeltaMemEngine:
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
+        turns_at_once: int = AT_ONCE,
+        turns_waiting: int = WAITING,
+        kept_cache_bytes: int = KEPT_BYTES,
         progress: bool = False,
     ) -> Self:
         """An engine from a transformers model and its tokenizer that are in memory.
@@ -181,7 +217,18 @@ class DeltaMemEngine:
         called = name or model.config.name_or_path or str(model.config.model_type)
         loaded = LoadedModel.of(model, tokenizer, called)
         fitted = _fitted(adapter, loaded, name, None)
-        return cls(loaded, fitted, store, window_tokens=window_tokens, policy=policy, recall=recall, progress=progress)
+        return cls(
+            loaded,
+            fitted,
+            store,
+            window_tokens=window_tokens,
+            policy=policy,
+            recall=recall,
+            turns_at_once=turns_at_once,
+            turns_waiting=turns_waiting,
+            kept_cache_bytes=kept_cache_bytes,
+            progress=progress,
+        )
 
     def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
         """One reply of `agent` to `messages`; returns once the memory is committed.
@@ -223,8 +270,9 @@ class DeltaMemEngine:
         stop string ends text only, never a call that is held.
 
         Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
+        Turns that are under way at the same time, in threads or on an event loop, share forward passes.
         Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDivergedError, AgentForgottenError,
-        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
+        OverloadedError, ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
         """
         request = self._request(
             agent,
@@ -489,6 +537,7 @@ class DeltaMemEngine:
         original = self._life.original
         if original is None:
             self._attachment.detach()
+            self._caches.clear()
         if original is None or not self.lazy_store.is_same(original.lazy_store):
             self.lazy_store.close()
 
@@ -541,6 +590,7 @@ class DeltaMemEngine:
             self.fingerprint,
             self._queues,
             self._memories,
+            self._caches,
             self._matcher,
             self._pointer,
             self._require_usable,

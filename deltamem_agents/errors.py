@@ -111,11 +111,15 @@ class EngineClosedError(DeltaMemError, RuntimeError):
     """The engine was closed, so the model does not carry its memory any more; nothing was changed."""
 
 
+class OverloadedError(DeltaMemError, RuntimeError):
+    """As many turns are under way and waiting as may be; nothing was changed."""
+
+
 class ForkedProcessError(DeltaMemError, RuntimeError):
     """The engine was opened before this process was forked, and cannot compute here."""
 
 
-# Earlier names, which are here to stay: code that catches them goes on working.
+# Earlier and shorter names, which are here to stay: code that catches them goes on working.
 AgentNotFound = AgentNotFoundError
 AlreadyExists = AlreadyExistsError
 DamagedSnapshot = DamagedSnapshotError
@@ -123,5 +127,6 @@ ForeignSnapshot = ForeignSnapshotError
 HistoryDiverged = HistoryDivergedError
 InvalidAgentId = InvalidAgentIdError
 NewerFormat = NewerFormatError
+Overloaded = OverloadedError
 StaleHead = StaleHeadError
 TrainingDiverged = TrainingDivergedError

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Protocol
 from weakref import WeakSet
 
 from deltamem_agents.errors import ForkedProcessError
 
-_mutexes: WeakSet[Mutex] = WeakSet()
+_renewed: WeakSet[Renewed] = WeakSet()
 _computing: int | None = None
+
+
+class Renewed(Protocol):
+    """What a forked child must not take over as its parent left it."""
+
+    def renew(self) -> None: ...
+
+
+def renewed_in_forks(thing: Renewed) -> None:
+    """From now on, `thing` is renewed in every fork of this process."""
+    _renewed.add(thing)
 
 
 class Mutex:
@@ -17,7 +29,7 @@ class Mutex:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        _mutexes.add(self)
+        renewed_in_forks(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -50,8 +62,8 @@ def require_threads(*, needed: bool) -> None:
 
 
 def _renew_all() -> None:
-    for mutex in list(_mutexes):
-        mutex.renew()
+    for thing in list(_renewed):
+        thing.renew()
 
 
 if hasattr(os, "register_at_fork"):

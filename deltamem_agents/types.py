@@ -228,11 +228,15 @@ class TurnOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one turn. `absorbed_tokens` were written without staying in the prompt."""
+    """Token counts of one turn. `absorbed_tokens` were written without staying in the prompt.
+
+    `cached_tokens`: of the prompt, those whose keys and values were kept from earlier turns.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     absorbed_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -248,7 +252,8 @@ class TurnFacts:
     `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
     head and tail. `undone_messages`: how many messages the memory no longer holds, because the client showed that its
     history was edited or cut short. `recalled`: the statements that the reply rests on, best first. `state_bytes` and
-    `state_norm` are of the state that the reply read.
+    `state_norm` are of the state that the reply read. `prefilled_tokens`: of the prompt, those that went through the
+    model; the others are `Usage.cached_tokens`.
     """
 
     agent: str
@@ -269,6 +274,7 @@ class TurnFacts:
     tokens_unshown: int = 0
     tokens_unwritten: int = 0
     undone_messages: int = 0
+    prefilled_tokens: int = 0
     recalled: tuple[Recalled, ...] = ()
 
 

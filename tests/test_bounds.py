@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from deltamem_agents.bridges import EngineSpec, shared_engine, shared_engines
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.inference.decode import StoppingText
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.inference.reply_text import StoppingText
 from deltamem_agents.snapshots import InMemoryStore
-from deltamem_agents.testing import ScriptedEngine
+from deltamem_agents.testing import SELECTIVE, ScriptedEngine
 from deltamem_agents.types import Message, Sampling, ToolCall
 from tiny_engine import byte_tokenizer, tiny_engine
 
@@ -109,9 +110,10 @@ def _spells(values: Sequence[object], tokens: list[int]) -> bool:
 
 
 @pytest.mark.slow
-def test_no_text_of_an_agent_stays_in_the_process_once_it_is_forgotten() -> None:
+@pytest.mark.parametrize("config", [None, SELECTIVE], ids=["one state", "statements"])
+def test_no_text_of_an_agent_stays_in_the_process_once_it_is_forgotten(config: AdapterConfig | None) -> None:
     secret = "".join(chr(ord("a") + n * 7 % 26) for n in range(20))
-    engine = tiny_engine(InMemoryStore(), window_tokens=300)
+    engine = tiny_engine(InMemoryStore(), config=config, window_tokens=300)
 
     def live() -> None:
         said = [Message("user", f"My word is {secret}, number {n}.") for n in range(6)]

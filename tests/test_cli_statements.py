@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_runs import refusal, run, run_json
-from deltamem_agents import DeltaMemEngine, SQLiteStore
+from deltamem_agents import DeltaMemEngine, SQLiteStore, WritePolicy
 from deltamem_agents.cli.screen import marked
 from deltamem_agents.testing import SELECTIVE
 from tiny_folders import Tiny, save_tiny
@@ -94,6 +94,15 @@ print(sorted({{"transformers", "deltamem_agents.engine"}} & set(sys.modules)))
         for verb in (["statements", "ada"], ["search", "ada", "x"], ["correct", "ada", "abcdef", "x"]):
             assert "there is no store" in refusal("memory", *verb, "--store", tmp_path / "typo.sqlite")
         assert not (tmp_path / "typo.sqlite").exists()
+
+    def test_how_many_went_over_the_bound_is_said(self, selective: Tiny, tmp_path: Path) -> None:
+        path = tmp_path / "small.sqlite"
+        options: dict[str, Any] = {"adapter": selective.adapter, "store": path, "progress": False}
+        with DeltaMemEngine.from_pretrained(selective.model, policy=WritePolicy(statements=2), **options) as made:
+            made.absorb_into("ada", [{"role": "user", "content": text} for text in TOLD])
+        found = run_json("memory", "statements", "ada", "--store", str(path))
+        assert found["went"] == 1 and len(found["statements"]) == 2
+        assert "1 statement went over the bound" in run("memory", "statements", "ada", "--store", str(path)).stdout
 
 
 class TestChanging:

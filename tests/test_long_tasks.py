@@ -19,7 +19,9 @@ from deltamem_agents.lab.evaluation.controls import Arm
 from deltamem_agents.lab.evaluation.long_tasks import LongQuestion, LongTask, Rows, evaluate_tasks, sampled
 from deltamem_agents.lab.evaluation.recall import unwatched
 from deltamem_agents.lab.evaluation.report import Figure
-from deltamem_agents.types import Message
+from deltamem_agents.testing import SELECTIVE
+from deltamem_agents.turns.recalling import Recollection
+from deltamem_agents.types import Message, Recall
 from tiny_engine import tiny_engine
 
 LINES = (
@@ -230,3 +232,60 @@ def test_the_evaluation_is_the_same_each_time(engine: DeltaMemEngine) -> None:
 def test_a_single_history_has_no_other_one(engine: DeltaMemEngine) -> None:
     with pytest.raises(ConfigError, match="needs another history, and there is 1"):
         evaluate_tasks(engine, [task("a", "x")], ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched)
+
+
+# A memory of statements.
+
+
+def test_questions_read_statements_and_what_returns_to_the_window_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, budget = tiny_engine(config=SELECTIVE), 60
+    engine.recall = Recall(window_tokens=40)
+    calls: list[tuple[Recollection, Sequence[Message]]] = []
+
+    def recalled_replies(
+        rests: Sequence[Recollection], prompts: Sequence[Sequence[Message]], *, max_tokens: int
+    ) -> list[str]:
+        calls.extend(zip(rests, prompts, strict=True))
+        return [
+            prompt[-1].content.split("\n")[-1].replace("?", "") if one.chosen else ""
+            for one, prompt in calls[-len(rests) :]
+        ]
+
+    def greedy_replies(states: Any, conversations: Sequence[Any], *, max_tokens: int) -> list[str]:
+        assert states is None
+        return [""] * len(conversations)
+
+    monkeypatch.setattr(engine, "recalled_replies", recalled_replies)
+    monkeypatch.setattr(engine, "greedy_replies", greedy_replies)
+    tasks = [task("aa", "x", "x"), task("bb", "x")]
+    told = {one.name: [message.content for session in one.sessions for message in session] for one in tasks}
+
+    def scored(question: LongQuestion, reply: str) -> float:
+        return float(reply == question.query)
+
+    figures = by_name(evaluate_tasks(engine, tasks, ROWS, scored, prompt_tokens=budget, watch=unwatched))
+    for shown in ("recent window", "question only"):
+        arms = {arm: found["right"].value for arm, found in figures[f"x · {shown}"].arms.items()}
+        assert arms == {"memory": 1, "off": 0, "zero_state": 0, "wrong_conversation": 1, "random_state": 1}
+    assert set(figures["x · BM25 snippets"].arms) == {"off"}
+    assert any(one.shown for one, _ in calls)
+    for one, prompt in calls:
+        assert engine.count_tokens([*one.shown, *prompt]) <= budget
+    # Four arms of three questions each, first with a window: its own history's statements, then the other's.
+    for one, prompt in calls[:3]:
+        assert {each.text for each in one.recalled} <= set(told[prompt[0].content.split("\n")[-1][:2]])
+    for one, prompt in calls[6:9]:
+        assert not {each.text for each in one.recalled} - {"Hello.", "Hi."} & set(
+            told[prompt[0].content.split("\n")[-1][:2]]
+        )
+
+
+def test_statements_that_leave_no_room_for_the_question_do_not_return() -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    engine.recall = Recall(window_tokens=100)
+    asked = LongQuestion("What is the colour of my old bicycle?", "", ("green",), "x")
+    told = LongTask("a", ((Message("user", "The colour of my old bicycle is green and white."),),), (), (asked,))
+    memories = engine.remember_batch(told.sessions)
+    for budget, returns in ((50, False), (200, True)):
+        (one,) = long_tasks._Asking(engine, [told], budget).recollections(Arm.MEMORY, memories, lambda count: None)
+        assert one.chosen and bool(one.shown) == bool(one.in_window) == returns

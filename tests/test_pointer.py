@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -65,11 +67,33 @@ def test_what_stands_near_a_word_of_the_question_is_pointed_at_and_a_common_word
     assert len(near.bonus(torch.zeros(VOCABULARY), NOWHERE, common, [])[1].unique()) == 1
 
 
+def test_what_was_said_already_is_not_pointed_at_again_unless_the_statement_goes_on_with_it() -> None:
+    found = told((writes(4), [7, 4, 4, 9], None))
+    queries = writes(4).keys[1]
+    assert bonuses(found, queries)[4] > 0
+    # "4" behind "4", as it stands in the statement; then "9".
+    assert bonuses(found, queries, 7, 4)[4] > 0 and bonuses(found, queries, 7, 4)[7] == 0
+    assert bonuses(found, queries, 7, 4, 4, 9) == {4: 0, 7: 0, 9: 0}
+
+
 def test_a_bonus_is_never_negative_and_each_token_has_one() -> None:
     kept = writes(6)
     for query in writes(20, seed=1).keys:
         ids, bonus = POINTER.bonus(torch.zeros(VOCABULARY), query, told((kept, [5, 5, 6, 6, 7, 8], None)), [5])
         assert ids.tolist() == [5, 6, 7, 8] and bool((bonus >= 0).all())
+
+
+def test_an_eager_pointer_counts_as_far_as_the_model_is_unsure() -> None:
+    eager = replace(POINTER, out_bias=POINTER.out_bias + 6)
+    both, found = replace(POINTER, eager=eager), told((writes(4), [7, 8, 9, 10], None))
+    for logit, sure in ((0.0, False), (40.0, True)):
+        logits = torch.zeros(VOCABULARY)
+        logits[0] = logit
+        plain, raised, most = (each.bonus(logits, NOWHERE, found, ())[1] for each in (POINTER, both, eager))
+        if sure:
+            torch.testing.assert_close(raised, plain)
+        else:
+            torch.testing.assert_close(raised, plain + (1 - 1 / VOCABULARY) * (most - plain))
 
 
 def test_several_statements_point_as_each_of_them() -> None:

@@ -33,6 +33,7 @@ PROMISED = [
     "Migration",
     "ModelFilesError",
     "NewerFormatError",
+    "OverloadedError",
     "Recall",
     "Recalled",
     "ReplyCutOffError",
@@ -61,7 +62,7 @@ PROMISED = [
     "WritePolicy",
 ]
 
-# Names of version 0.1 that errors had before all of them ended alike.
+# Names of version 0.1 that errors had before all of them ended alike, and what else they are called.
 EARLIER = {
     "AgentNotFound": "AgentNotFoundError",
     "AlreadyExists": "AlreadyExistsError",
@@ -70,6 +71,7 @@ EARLIER = {
     "HistoryDiverged": "HistoryDivergedError",
     "InvalidAgentId": "InvalidAgentIdError",
     "NewerFormat": "NewerFormatError",
+    "Overloaded": "OverloadedError",
     "StaleHead": "StaleHeadError",
     "TrainingDiverged": "TrainingDivergedError",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from deltamem_agents.errors import AdapterError
 from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
-from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.recall import Matcher, Replacing
 from deltamem_agents.memory.recall_file import RECALL_FILE, load_recall, save_recall
 
 GEOMETRY = LAYERS, HEADS, RANK = 3, 2, 4
@@ -18,24 +19,48 @@ MATCHER = Matcher(
     newest=0.5,
     asking=torch.rand(LAYERS, HEADS, RANK),
     asking_bias=-0.25,
+    overview=torch.rand(LAYERS, HEADS, RANK),
+    overview_bias=0.75,
+    floor_rise=0.5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
+    replacing=Replacing(0.5, 0.75, 3, 0.25, 2.0),
 )
 FEATURES = STATIC_FEATURES + STEP_FEATURES + 2 * LAYERS * HEADS
 POINTER = Pointer(torch.rand(5, FEATURES), torch.rand(5), torch.rand(5), -2.5, frozenset({3, 9}))
+EAGER = Pointer(torch.rand(4, FEATURES), torch.rand(4), torch.rand(4), 1.5)
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, POINTER)
     matcher, pointer = load_recall(tmp_path, *GEOMETRY)
-    assert pointer is not None and matcher.asking is not None and MATCHER.asking is not None
-    for found, kept in ((matcher.weights, MATCHER.weights), (matcher.asking, MATCHER.asking)):
-        assert torch.equal(found, kept)
-    for name in ("words", "near", "assistant", "newest", "floor", "margin", "most", "asking_bias", "commonness"):
+    assert pointer is not None
+    for name in ("weights", "asking", "overview"):
+        assert torch.equal(getattr(matcher, name), getattr(MATCHER, name))
+    for name in (
+        "words",
+        "near",
+        "assistant",
+        "newest",
+        "floor",
+        "margin",
+        "most",
+        "asking_bias",
+        "commonness",
+        "replacing",
+    ):
         assert getattr(matcher, name) == getattr(MATCHER, name)
     for name in ("hidden", "hidden_bias", "out"):
         assert torch.equal(getattr(pointer, name), getattr(POINTER, name))
-    assert (pointer.out_bias, pointer.common) == (POINTER.out_bias, POINTER.common)
+    assert (pointer.out_bias, pointer.common, pointer.eager) == (POINTER.out_bias, POINTER.common, None)
+
+
+def test_an_eager_pointer_is_kept_beside_the_other(tmp_path: Path) -> None:
+    save_recall(tmp_path, MATCHER, replace(POINTER, eager=EAGER))
+    _, pointer = load_recall(tmp_path, *GEOMETRY)
+    assert pointer is not None and pointer.eager is not None
+    assert torch.equal(pointer.eager.hidden, EAGER.hidden) and pointer.eager.out_bias == EAGER.out_bias
+    assert torch.equal(pointer.hidden, POINTER.hidden)
 
 
 def test_where_nothing_was_fitted_all_layers_count_the_same_and_nothing_is_pointed_at(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from deltamem_agents.lab.training.recall_fit import (
     Reply,
     Told,
     commonness,
-    fit_asking,
+    fit_judge,
     fit_matcher,
     fit_pointer,
     index_of,
@@ -56,7 +56,7 @@ def test_the_layer_that_tells_statements_apart_counts_most_and_right_ones_come_f
 
 def test_what_asks_for_nothing_is_told_from_questions() -> None:
     questions = [each for seed in range(3) for each in memory(seed).questions]
-    weights, bias = fit_asking(questions)
+    weights, bias = fit_judge(questions, [each.asks for each in questions])
     for each in questions:
         assert (float((weights * each.mean).sum()) + bias > 0) == each.asks
 
@@ -75,7 +75,9 @@ def reply(seed: int) -> Reply:
     likely = torch.full((2, 5), 0.01).log()
     logits = torch.cat([likely[0], torch.tensor([0.95]).log()])
     steps = torch.stack([features(logits, keys[right], candidates, ()) for _ in range(2)])
-    return Reply(steps, torch.arange(5), likely, torch.tensor([right, right]), likely[:, right], torch.ones(2))
+    return Reply(
+        steps, torch.arange(5), likely, torch.tensor([right, right]), likely[:, right], torch.tensor([False, True])
+    )
 
 
 @pytest.mark.slow

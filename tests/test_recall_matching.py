@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.recall import Matcher, StatementIndex
+from deltamem_agents.memory.recall import Matcher, Replacing, StatementIndex
 from deltamem_agents.memory.writes import Writes
+from deltamem_agents.types import Role
 
 LAYERS, RANK = 3, 16
 
@@ -61,7 +62,7 @@ def test_kept_in_half_precision_the_order_stays() -> None:
     statements = [statement(seed) for seed in range(40)]
     matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys
     full, half = index(matcher, *statements), index(matcher, *(each.half() for each in statements))
-    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=1e-2, rtol=0)
+    torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=3e-2, rtol=0)
 
 
 @given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
@@ -121,6 +122,94 @@ def test_what_asks_for_nothing_that_was_told_reads_nothing() -> None:
     matcher = replace(Matcher.uniform(LAYERS, 1), asking=asking, asking_bias=-1.0)
     found = index(matcher, statement(5))
     assert found.chosen(asking[None], []) and not found.chosen(-asking[None], [])
+
+
+REPLACING = Replacing(alike=0.6, alike_long=0.95, long=4, missing=0.1, behind=3.0)
+
+
+def told(*statements: tuple[Writes, list[int], Role], replacing: Replacing | None = REPLACING) -> StatementIndex:
+    """Statements as (writes, words, role). The first one's first key is asked for by most tests."""
+    found = StatementIndex(replace(Matcher.uniform(LAYERS, 1), newest=0.0, replacing=replacing))
+    for writes, terms, role in statements:
+        found.add(writes, terms, role)
+    return found
+
+
+def weaker(writes: Writes) -> Writes:
+    """The same keys turned a little, so that they answer the same question less well."""
+    keys = F.normalize(writes.keys + 0.5 * statement(123, len(writes.keys)).keys, dim=-1)
+    return replace(writes, keys=keys)
+
+
+def test_a_newer_statement_that_says_the_same_anew_is_read_in_place_of_a_better_one() -> None:
+    old, other = statement(5), statement(6)
+    asked = [(old, [1, 2], "user"), (other, [3], "user"), (weaker(old), [1, 2], "user")]
+    assert told(*asked, replacing=None).chosen(old.keys[:1], [1])[0][0] == 0
+    (place, score), *others = told(*asked).chosen(old.keys[:1], [1])
+    assert place == 2 and not others
+    assert score == float(told(*asked).scores(old.keys[:1], [1])[2])
+
+
+def test_of_several_newer_ones_the_newest_is_read() -> None:
+    old = statement(5)
+    asked = [(old, [1], "user"), (weaker(old), [1], "user"), (weaker(old), [1, 9], "user"), (statement(8), [4], "user")]
+    assert told(*asked).chosen(old.keys[:1], [1])[0][0] == 2
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        pytest.param((weaker(statement(5)), [1], "user"), id="about somebody else: a word of the question is missing"),
+        pytest.param((statement(6), [1, 2], "user"), id="about something else: other keys"),
+        pytest.param((weaker(statement(5)), [1, 2], "assistant"), id="the assistant's own"),
+    ],
+)
+def test_nothing_else_takes_a_statements_place(newer: tuple[Writes, list[int], Role]) -> None:
+    old = statement(5)
+    assert told((old, [1, 2], "user"), newer).chosen(old.keys[:1], [1, 2])[0][0] == 0
+
+
+def test_a_newer_statement_far_behind_takes_no_place() -> None:
+    old = statement(5)
+    asked = [(old, [1], "user"), (weaker(old), [1], "user")]
+    assert told(*asked, replacing=replace(REPLACING, behind=0.1)).chosen(old.keys[:1], [1])[0][0] == 0
+
+
+def test_a_statement_that_says_several_things_is_replaced_by_one_more_alike_alone() -> None:
+    long = statement(5, tokens=4)
+    for newer, place in ((weaker(long), 0), (long, 1)):
+        rows: list[tuple[Writes, list[int], Role]] = [(long, [1], "user"), (newer, [1, 2], "user")]
+        found = told(*rows).chosen(long.keys[:1], [1])
+        assert found[0][0] == place
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10), st.integers(0, 3))
+def test_what_replaces_is_newer_and_may_be_read(statements: list[tuple[int, bool]], asked: int) -> None:
+    able = torch.tensor([may for _, may in statements])
+    rows = [(statement(seed), [seed], "user") for seed, _ in statements]
+    queries = statement(asked).keys[:1]
+    plain = told(*rows, replacing=None).chosen(queries, [asked], able)
+    found = told(*rows).chosen(queries, [asked], able)
+    assert bool(found) == bool(plain) == bool(able.any())
+    assert all(able[place] for place, _ in found)
+    for (place, _), (before, _) in zip(found[:1], plain[:1], strict=True):
+        assert place >= before and statements[place][0] == statements[before][0]
+
+
+def test_what_asks_for_everything_reads_the_newest_that_were_told() -> None:
+    everything = statement(8).keys[0]
+    matcher = replace(
+        Matcher.uniform(LAYERS, 1), overview=everything, overview_bias=-1.0, most=2, floor=1e9, asking=-everything
+    )
+    found = StatementIndex(matcher)
+    for seed, role in enumerate(("user", "user", "assistant", "tool", "user", "user")):
+        found.add(statement(seed, strength=0.01 if seed == 4 else 0.8), None, role)
+    read = found.chosen(everything[None], [])
+    assert [place for place, _ in read] == [5, 3]
+    able = torch.tensor([True, True, True, False, True, False])
+    assert [place for place, _ in found.chosen(everything[None], [], able)] == [1, 0]
+    assert not found.chosen(-everything[None], [])
+    assert StatementIndex(matcher).chosen(everything[None], []) == []
 
 
 def test_no_statement_is_found_in_no_statements() -> None:

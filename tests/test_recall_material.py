@@ -8,7 +8,6 @@ from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.lab.training.recall_material import (
-    ANSWER_WEIGHT,
     Asked,
     Conversation,
     answer_in,
@@ -49,7 +48,7 @@ def test_a_reply_and_its_answer_said_at_once_are_fitted_on() -> None:
     speaker = engine()._speaker
     whole, at_once = collect_replies(speaker, [TOLD], frozenset())
     assert whole.features.shape[:2] == (len(whole.target), len(whole.owners)) and len(at_once.target) == 1
-    assert set(whole.weights.tolist()) == {1.0, ANSWER_WEIGHT}
+    assert set(whole.answering.tolist()) == {False, True} and not whole.at_once
     torch.testing.assert_close(at_once.features, whole.features[:1])
     pointed = whole.targets >= 0
     places = torch.arange(len(whole.targets))[pointed]

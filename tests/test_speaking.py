@@ -16,10 +16,16 @@ TALK = (Message("user", "My cat is Tom."), Message("assistant", "Noted."), Messa
 @given(st.lists(st.integers(-1, 2), max_size=40), st.booleans())
 def test_a_token_speaks_if_it_or_the_next_one_is_the_assistants(owner: list[int], prompted: bool) -> None:
     marked = replies(owner, TALK, prompted=prompted)
+    # Replies before the one that is prompted for are history.
+    said = [not prompted and one == 1 for one in owner]
     assert len(marked) == len(owner)
     for place, speaks in enumerate(marked):
-        following = prompted if place + 1 == len(owner) else owner[place + 1] == 1
-        assert speaks == (owner[place] == 1 or following)
+        following = prompted if place + 1 == len(owner) else said[place + 1]
+        assert speaks == (said[place] or following)
+
+
+def test_a_reply_that_goes_on_speaks_from_its_beginning() -> None:
+    assert replies([-1, 0, -1, 1, 1], TALK[:2], prompted=True) == (False, False, True, True, True)
 
 
 @each_template

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.inference.kept import KEPT_BYTES
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import InMemoryStore, Store
@@ -72,6 +73,7 @@ def tiny_engine(
     window_tokens: int | None = None,
     seed: int = 0,
     template: str = CHATML,
+    kept_cache_bytes: int = KEPT_BYTES,
     progress: bool = False,
 ) -> DeltaMemEngine:
     model = tiny_llama(seed)
@@ -82,5 +84,6 @@ def tiny_engine(
         InMemoryStore() if store is None else store,
         window_tokens=window_tokens,
         policy=policy,
+        kept_cache_bytes=kept_cache_bytes,
         progress=progress,
     )

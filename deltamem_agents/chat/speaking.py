@@ -11,9 +11,11 @@ def replies(owner: Sequence[int], messages: Sequence[Message], *, prompted: bool
     """For each token, whether a token of an assistant's message is predicted from it, or what ends one.
 
     `owner`: the message whose content each token is, −1 for scaffolding. `prompted`: the last token is where the
-    next reply begins.
+    next reply begins, or goes on; the replies before it are history and do not count, so that what they make of the
+    model does not depend on what this reply reads.
     """
-    said = [place >= 0 and messages[place].role == "assistant" for place in owner]
+    spoken = range(len(messages) - 1 if prompted else 0, len(messages))
+    said = [place in spoken and messages[place].role == "assistant" for place in owner]
     return tuple(here or after for here, after in zip(said, [*said[1:], prompted], strict=False))
 
 

@@ -12,6 +12,8 @@ STEM_LETTERS = 5
 
 def terms_of(text: str) -> list[int]:
     """A number for each word in order, without case, accents and endings."""
-    folded = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    plain = text.casefold()
+    if not plain.isascii():
+        folded = unicodedata.normalize("NFKD", plain)
+        plain = "".join(letter for letter in folded if not unicodedata.combining(letter))
     return [crc32(word[:STEM_LETTERS].encode()) for word in re.findall(r"\w+", plain)]

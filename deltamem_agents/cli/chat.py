@@ -52,9 +52,9 @@ def chat(
     In the chat, /memory shows what is remembered, /forget erases it and /quit ends it.
 
     With --once the reply goes to stdout and the facts of the turn to stderr. JSON (with --once only): {"text",
-    "finish_reason", "snapshot", "usage": {"prompt_tokens", "completion_tokens", "absorbed_tokens"}, "facts":
-    {"alignment", "tokens_read", "tokens_written", "state_bytes", "state_norm", "recalled", …}}, and with --why "why":
-    [{"text", "kl", "frozen", "changed"}], one for each token of the reply.
+    "finish_reason", "snapshot", "usage": {"prompt_tokens", "completion_tokens", "absorbed_tokens", "cached_tokens"},
+    "facts": {"alignment", "tokens_read", "tokens_written", "state_bytes", "state_norm", "recalled", …}}, and with --why
+    "why": [{"text", "kl", "frozen", "changed"}], one for each token of the reply.
 
     With --why a reply is shown once it is complete, and takes about twice as long.
 

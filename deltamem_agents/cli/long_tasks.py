@@ -54,8 +54,9 @@ def locomo(
     """LoCoMo: questions about two people's conversations over many months, scored by its own token F1.
 
     Every question is asked with the newest turns that fit the prompt, with the question alone, and with the turns
-    that BM25 finds; the first two with each memory: off, the conversation's state, and the controls. "recent
-    window, off" is the frozen model, "question only, memory" the state alone. The reply's first line counts.
+    that BM25 finds; the first two with each memory: off, the conversation's own, and the controls. "recent window,
+    off" is the frozen model, "question only, memory" the memory alone. Of a memory of statements those are read that
+    the question is about, and what of them returns to the window counts to the prompt. The reply's first line counts.
     Adversarial questions offer two options, as the benchmark does; guessing is right half of the time.
 
     The data is not part of this package: take locomo10.json from the benchmark's authors.

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from deltamem_agents.lab.evaluation.report import Figure, Report
 
 ALL = "all"
-SUITE_NAMES = ("capacity", "held-out", "updates", "sides", "distance", "untold", "harmless", "natural", "people")
+SUITE_NAMES = (
+    "capacity",
+    "held-out",
+    "updates",
+    "sides",
+    "distance",
+    "untold",
+    "misled",
+    "overview",
+    "harmless",
+    "natural",
+    "people",
+)
 SESSION_TOKENS = 1000
 """Here so that --help and wrong usage do not load the suites; a test compares."""
 

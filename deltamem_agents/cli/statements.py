@@ -44,10 +44,11 @@ def statements(
 ) -> None:
     """List what an agent remembers, message by message, oldest first. No model is loaded.
 
-    A statement is a message that left something in the memory. The words that it wrote strongly stand in « ».
+    A statement is a message that left something in the memory. The words that it wrote strongly stand in « ». Of
+    statements that went over the bound of the agent's policy it is said how many they are.
 
-    JSON: {"agent", "statements": [{"id", "role", "text", "thread", "created", "origin", "supersedes", "superseded",
-    "marked": [[piece of the text, how strongly it was written, 0 to 1]]}]}.
+    JSON: {"agent", "went", "statements": [{"id", "role", "text", "thread", "created", "origin", "supersedes",
+    "superseded", "marked": [[piece of the text, how strongly it was written, 0 to 1]]}]}.
 
     Example: deltamem memory statements ada
     """
@@ -55,10 +56,14 @@ def statements(
 
     with open_memory(store) as opened:
         found = list_statements(opened, agent, at, superseded=superseded)
+        went = opened.load(agent, at).snapshot.went
     earlier = {each.supersedes for each in found}
     if as_json:
-        emit({"agent": agent, "statements": [_fields(each, each.id in earlier) for each in found]})
+        rows = [_fields(each, each.id in earlier) for each in found]
+        emit({"agent": agent, "went": went, "statements": rows})
         return
+    if went:
+        stdout().print(f"{plural(went, 'statement')} went over the bound and are in the whole state alone")
     if not found:
         stdout().print(f"{printable(agent)} remembers no statement")
         return
@@ -253,7 +258,7 @@ def _marked(statement: Statement, *, superseded: bool = False) -> Text:
     """The text, with the words that were written strongly marked."""
     from rich.text import Text
 
-    from deltamem_agents.turns.listing import STRONG
+    from deltamem_agents.memory.recall import STRONG
 
     if not statement.text:
         return Text("(no text is kept)", style="dim")

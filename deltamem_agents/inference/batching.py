@@ -16,14 +16,13 @@ from deltamem_agents.inference.decode import (
     Piece,
     Pointing,
     Prompt,
-    last_place,
     newest_queries,
     pieces_of,
 )
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
+from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, last_place, with_cache
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import collected
 from deltamem_agents.types import Message, Score

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltamem_agents.inference.decode import PREFILL_CHUNK, Piece, Prompt, last_place, pieces_of
+from deltamem_agents.inference.decode import PREFILL_CHUNK, Piece, Prompt, pieces_of
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.memory.backbones import empty_cache, with_cache
+from deltamem_agents.memory.backbones import empty_cache, last_place, with_cache
 from deltamem_agents.memory.writes import collected
 
 
@@ -53,12 +53,13 @@ def _passes(speaker: MemoryModel, prompt: Prompt) -> list[tuple[int, MemoryCall]
             written={},
             applies=False,
         )
-        speaker.model(
-            input_ids=torch.tensor([prompt.ids[part]], device=device),
-            logits_to_keep=last_place(device),
-            **with_cache(speaker.model, cache),
-            **{CALL_KEYWORD: call},
-        )
+        with speaker.scheduler.exclusively():
+            speaker.model(
+                input_ids=torch.tensor([prompt.ids[part]], device=device),
+                logits_to_keep=last_place(device),
+                **with_cache(speaker.model, cache),
+                **{CALL_KEYWORD: call},
+            )
         # The shifted half of the next key goes on; the empty state stays.
         state = call.new_state()
         calls.append((start, call))

@@ -7,22 +7,20 @@ processors are transformers'. Nothing here knows about agents, stores or message
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -30,9 +28,12 @@ from transformers import (
 )
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.inference.reply_text import Remembered, StoppingText
+from deltamem_agents.inference.rows import OneToken
+from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
-from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
+from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, last_place, with_cache
 from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import Writes, collected
@@ -42,6 +43,9 @@ _TOKENWISE = ("ids", "reads", "writes", "message_ids", "replies")
 
 PREFILL_CHUNK = 512
 """Tokens per forward pass of a long prompt: bounds activations, not the result."""
+
+SHARED_CHUNK = 128
+"""The same while others wait for their next token."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,12 @@ class Prompt:
         if len(self) <= tokens:
             return self
         return replace(self, **{part: getattr(self, part)[-tokens:] for part in _TOKENWISE})
+
+    def cut(self, part: slice) -> Prompt:
+        """Some of its tokens."""
+        if part.start == 0 and part.stop >= len(self):
+            return self
+        return replace(self, **{each: getattr(self, each)[part] for each in _TOKENWISE})
 
     def position(self, message: int) -> int:
         """Where a message stands among those that the prompt was made of; REPLY for the reply itself."""
@@ -113,12 +123,13 @@ class Piece:
 
 @dataclass
 class Measures:
-    """What a turn's forward passes did, summed up as they happen: tokens read and written, messages written."""
+    """What a turn's forward passes did, summed up as they happen: tokens read, written, prefilled; messages written."""
 
     read: int = 0
     written: int = 0
     messages: int = 0
     unwritten: int = 0
+    prefilled: int = 0
     beta_sum: float = 0.0
     beta_count: int = 0
     ratio_sum: float = 0.0
@@ -164,7 +175,9 @@ class Pass:
     `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
     `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over. `later`:
     what is fed is written by `write_waiting`.
-    `pointing`: when given, what was recalled says more in the logits.
+    `pointing`: when given, what was recalled says more in the logits. `cached`: how many tokens of the prompt that is
+    fed next `cache` holds already. `seat`: its
+    way to the model, where others use it too; `shares`: single tokens go through it with those of others.
     """
 
     model: PreTrainedModel
@@ -179,6 +192,9 @@ class Pass:
     layers: Sequence[LayerMemory] = ()
     config: AdapterConfig | None = None
     later: bool = False
+    cached: int = 0
+    seat: Seat[OneToken] | None = None
+    shares: bool = False
     _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
@@ -193,11 +209,28 @@ class Pass:
         """How many stretches of a reply wait to be written."""
         return len(self._waiting)
 
-    @torch.no_grad()
     def feed(self, prompt: Prompt) -> Tensor:
         """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
-        for start in range(0, len(prompt), PREFILL_CHUNK):
-            logits = self._chunk(prompt, slice(start, start + PREFILL_CHUNK))
+        feeding = self.feeding(prompt)
+        while True:
+            try:
+                next(feeding)
+            except StopIteration as done:
+                logits: Tensor = done.value
+                return logits
+
+    def feeding(self, prompt: Prompt) -> Generator[str, None, Tensor]:
+        """`feed`, with a stop between two chunks of the prompt."""
+        start, self.cached = self.cached, 0
+        if start and self.state is not None and not self._quiet(prompt):
+            self.measures.read += self._reading(prompt, slice(0, start))
+        begun = start
+        while start < len(prompt):
+            if start > begun:
+                yield ""
+            size = PREFILL_CHUNK if self.seat is None or self.seat.alone else SHARED_CHUNK
+            logits = self._chunk(prompt, slice(start, start + size))
+            start += size
         if self.state is not None:
             self.measures.messages += prompt.messages
             self.measures.unwritten += prompt.unwritten
@@ -218,20 +251,49 @@ class Pass:
         self.pieces.extend(pieces_of(*collected(call)[0], whole, slice(0, len(whole))))
         self.measures.add(call)
 
-    def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
-        call, later = self._call(prompt, part), self.later
+    def seconds(self) -> float:
+        """A clock that stands while this sequence waits for others."""
+        return time.perf_counter() - (0.0 if self.seat is None else self.seat.waited)
+
+    def share(self) -> None:
+        """From now on, single tokens go through the model with those of other turns."""
+        self.shares = self.seat is not None and self.seat.admitted
+
+    def part(self) -> None:
+        """Share no more; `cache` is this sequence's own again."""
+        if self.shares and self.seat is not None:
+            self.shares = False
+            with self.seat.exclusively(self):
+                pass
+
+    def forward(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
+        """The last position's logits (vocabulary,) float32 after more tokens, with nobody else's."""
         out = self.model(
-            input_ids=self._row(prompt.ids[part], torch.long),
+            input_ids=self._row(ids, torch.long),
             logits_to_keep=last_place(self.model.device),
             **with_cache(self.model, self.cache),
             **({} if call is None else {CALL_KEYWORD: call}),
         )
         logits: Tensor = out.logits[0, -1].float()
+        return logits
+
+    def _logits(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
+        if self.seat is None:
+            return self.forward(ids, call)
+        if self.shares and len(ids) == 1:
+            return self.seat.share(OneToken(self, ids[0], call))
+        with self.seat.exclusively(self):
+            return self.forward(ids, call)
+
+    @torch.no_grad()
+    def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
+        call, later = self._call(prompt, part), self.later
+        logits = self._logits(prompt.ids[part], call)
         if call is None:
             return logits
         if later and any(prompt.writes):
             assert call.inputs is not None
-            self._waiting.append((prompt, call.inputs))
+            self._waiting.append((prompt.cut(part), call.inputs))
         if isinstance(call, FoldedCall):
             self.measures.read += len(prompt)
             self.measures.written += sum(prompt.writes)
@@ -239,8 +301,7 @@ class Pass:
         if not later and not call.quiet:
             self.state = call.new_state()
         if not call.quiet:
-            reading = zip(prompt.reads[part], prompt.replies[part], strict=True)
-            self.measures.read += sum(reads and (says or not self.replies_read) for reads, says in reading)
+            self.measures.read += self._reading(prompt, part)
         self.measures.written += sum(prompt.writes[part])
         self.measures.add(call)
         if call.written is not None and self.pieces is not None:
@@ -260,7 +321,7 @@ class Pass:
         if later and not self._waiting:
             self._carry = self.state.carry
         queries: dict[int, Tensor] | None = None if self.pointing is None else {}
-        quiet = self._reads_nothing and (later or not any(prompt.writes))
+        quiet = self._quiet(prompt)
         if later and len(prompt) == 1 and not quiet:
             self._fold()
             if self._folded is not None:
@@ -295,6 +356,14 @@ class Pass:
         assert self.state is not None
         return self.defers and self.pointing is None and not bool(self.state.matrices.any())
 
+    def _quiet(self, prompt: Prompt) -> bool:
+        return self._reads_nothing and (self.later or not any(prompt.writes))
+
+    def _reading(self, prompt: Prompt, part: slice) -> int:
+        """How many of these tokens read the memory."""
+        flags = zip(prompt.reads[part], prompt.replies[part], strict=True)
+        return sum(reads and (says or not self.replies_read) for reads, says in flags)
+
     def _row(self, values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
         return torch.tensor([values], dtype=dtype, device=self.model.device)
 
@@ -328,19 +397,6 @@ def pieces_of(places: Tensor, writes: Writes, prompt: Prompt, part: slice) -> It
             tuple(number for number, place in enumerate(own) if place in wrote),
             writes.select(torch.tensor([owners[place] == owner for place in places.tolist()], dtype=torch.bool)),
         )
-
-
-def last_place(device: torch.device) -> Tensor:
-    """What makes a model compute logits for the last position only.
-
-    As an index, which copies one hidden state: behind the slice that a plain 1 stands for, torch copies the whole
-    output matrix once for every row.
-    """
-    return torch.tensor([-1], device=device)
-
-
-Remembered: TypeAlias = tuple[MemoryState | None, int, int]
-"""A state, how many tokens had been written by then, and how many stretches of the reply wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -381,10 +437,18 @@ class Decoding:
         self.reply: Reply | None = None
 
     def __iter__(self) -> Iterator[str]:
-        run, clock = self._run, time.perf_counter
+        try:
+            yield from self._pieces()
+        finally:
+            self._run.part()
+
+    def _pieces(self) -> Iterator[str]:
+        run, clock = self._run, self._run.seconds
         begun = clock()
-        logits = run.feed(self._prompt)
+        run.measures.prefilled = len(self._prompt) - run.cached
+        logits = yield from run.feeding(self._prompt)
         run.measures.prefill_seconds += clock() - begun
+        run.share()
         begun = clock()
         draw = self._drawing()
         text = StoppingText(self._tokenizer, self._sampling.stop, self._unstopped, self._remembered())
@@ -393,7 +457,8 @@ class Decoding:
         waiting: list[int] = []
         reason: Literal["stop", "length"] = "length"
         while len(ids) < self._sampling.max_tokens:
-            token = draw(ids, logits)
+            with nullcontext() if run.seat is None else run.seat.drawing():
+                token = draw(ids, logits)
             if token is None:
                 reason = "stop"
                 break
@@ -471,87 +536,6 @@ class Decoding:
         return draw
 
 
-class StoppingText:
-    """Text of the tokens so far, held back while it may be the start of a stop string.
-
-    What a stop string cuts off is not to be remembered either. So what was remembered is kept for each token behind
-    which the text may still be cut: for those within the beginning of a stop string at the end of the text.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop: tuple[str, ...],
-        unstopped: str | None,
-        remembered: Remembered,
-    ) -> None:
-        self._tokenizer, self._stop, self._unstopped = tokenizer, stop, unstopped
-        self._backend: Tokenizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._all, self._shown = "", 0
-        self._kept: list[tuple[int, Remembered]] = [(0, remembered)]
-        self.stopped = False
-
-    @property
-    def text(self) -> str:
-        return self._all
-
-    @property
-    def remembered(self) -> Remembered:
-        """What is remembered once the text is over."""
-        return next(remembered for length, remembered in reversed(self._kept) if length <= len(self._all))
-
-    @property
-    def kept(self) -> int:
-        """How many states are held: at most as many as the longest stop string has characters, and at least one."""
-        return len(self._kept)
-
-    def push(self, token: int) -> str:
-        self._ids.append(token)
-        self._all += self._stream.step(self._backend, token) or ""
-        stop = stop_place(self._all, self._stop, self._unstopped)
-        if stop is not None:
-            self._all, self.stopped = self._all[:stop], True
-            return self._show(len(self._all))
-        return self._show(len(self._all) - self._held())
-
-    def passed(self, remembered: Remembered) -> None:
-        """The newest token went through the model."""
-        length = len(self._all)
-        kept = [*(one for one in self._kept if one[0] < length), (length, remembered)]
-        certain = max(place for place, one in enumerate(kept) if one[0] <= max(0, length - self._held()))
-        self._kept = kept[certain:]
-
-    def finish(self) -> str:
-        if not self.stopped:
-            # What the stream still holds back is an incomplete character; decoding marks it as such.
-            whole = as_text(self._tokenizer, self._ids)
-            if whole.startswith(self._all):
-                self._all = whole
-        return self._show(len(self._all))
-
-    def _held(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
-        if self._unstopped is not None and self._unstopped in self._all:
-            return 0
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(self._all)), 0, -1):
-            if any(stop.startswith(self._all[-length:]) for stop in self._stop):
-                return length
-        return 0
-
-    def _show(self, end: int) -> str:
-        piece, self._shown = self._all[self._shown : end], max(self._shown, end)
-        return piece
-
-
-def stop_place(text: str, stop: Sequence[str], unstopped: str | None) -> int | None:
-    """Where the first stop string stands in `text`, None if there is none before `unstopped`."""
-    end = len(text) if unstopped is None or unstopped not in text else text.index(unstopped)
-    return min((at for at in (text.find(each, 0, end) for each in stop) if at >= 0), default=None)
-
-
 def _processors(sampling: Sampling) -> LogitsProcessorList:
     chain = LogitsProcessorList()
     if sampling.repetition_penalty is not None:
@@ -566,19 +550,3 @@ def _processors(sampling: Sampling) -> LogitsProcessorList:
     if sampling.min_p is not None:
         chain.append(MinPLogitsWarper(float(sampling.min_p)))
     return chain
-
-
-def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a reply's tokens, without control tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; "" for one that does not complete a character."""
-    backend, stream = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer, DecodeStream(skip_special_tokens=True)
-    return [stream.step(backend, token) or "" for token in ids]
-
-
-def definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fast tokenizer in the JSON form of the tokenizers library."""
-    return str(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.chat.grammar import Vocabulary
-from deltamem_agents.inference.decode import Measures, Pass, Piece, definition
+from deltamem_agents.inference.decode import Measures, Pass, Piece
 from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.inference.reply_text import definition
+from deltamem_agents.inference.rows import OneToken, Rows
+from deltamem_agents.inference.scheduling import Scheduler, Seat
 from deltamem_agents.loading.progress import step
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.backbones import empty_cache
@@ -26,7 +29,7 @@ LONG_CHARACTERS = 16_000
 class MemoryModel:
     """What every pass of an engine runs with. Holds nothing of any conversation.
 
-    `progress`: show long absorption on stderr.
+    `progress`: show long absorption on stderr. `scheduler`: who runs the model next.
     """
 
     model: PreTrainedModel
@@ -34,6 +37,7 @@ class MemoryModel:
     adapter: Adapter
     prompts: Prompts
     progress: bool = False
+    scheduler: Scheduler[OneToken] = field(default_factory=lambda: Scheduler(Rows()))
 
     @property
     def per_message(self) -> bool:
@@ -56,8 +60,15 @@ class MemoryModel:
         """The writes of nothing; None where the memory is one state."""
         return Writes.none(*self.adapter.zero_state().geometry) if self.keeps_writes else None
 
-    def begin(self, state: MemoryState | None, *, collect: bool = False, applies: bool = True) -> Pass:
-        """A new sequence that reads `state`, None for the base model; `applies`: and writes it."""
+    def begin(
+        self,
+        state: MemoryState | None,
+        *,
+        collect: bool = False,
+        applies: bool = True,
+        seat: Seat[OneToken] | None = None,
+    ) -> Pass:
+        """A new sequence that reads `state`, None for the base model; `applies`: and writes it. `seat`: a turn's."""
         placed = None if state is None else state.settled().to(self.model.device)
         pieces: list[Piece] | None = [] if self.keeps_writes else None
         replies_read = self.adapter.config.read_scope == "replies"
@@ -72,6 +83,7 @@ class MemoryModel:
             applies=applies,
             layers=layers,
             config=self.adapter.config,
+            seat=seat or self.scheduler.seat(),
         )
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:

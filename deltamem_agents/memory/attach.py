@@ -22,6 +22,7 @@ from deltamem_agents.memory.backbones import AttentionSite, find_sites
 from deltamem_agents.memory.folding import FoldedCall
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.rows import RowsActive, RowsCall
 from deltamem_agents.memory.state import MemoryState
 
 CALL_KEYWORD = "deltamem"
@@ -78,9 +79,9 @@ class _Active:
     def output_correction(self, slot: int) -> Tensor | None:
         return self.memory.output_correction(self.call, slot, self.reads)
 
-    def measured(self, ratio: Callable[[], Tensor]) -> None:
+    def measured(self, delta: Tensor, attended: Tensor) -> None:
         if self.call.collect:
-            self.call.ratios.append(ratio())
+            self.call.measured(delta, attended)
 
 
 @dataclass
@@ -95,7 +96,7 @@ class _Folded:
     def output_correction(self, slot: int) -> Tensor | None:
         return self.parts.get("o")
 
-    def measured(self, ratio: Callable[[], Tensor]) -> None:
+    def measured(self, delta: Tensor, attended: Tensor) -> None:
         return
 
 
@@ -155,10 +156,13 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
         if CALL_KEYWORD not in kwargs:
             return args, kwargs
         rest = {name: value for name, value in kwargs.items() if name != CALL_KEYWORD}
-        call: MemoryCall | FoldedCall = kwargs[CALL_KEYWORD]
+        call: MemoryCall | FoldedCall | RowsCall = kwargs[CALL_KEYWORD]
         hidden = args[0] if args else kwargs["hidden_states"]
         if isinstance(call, FoldedCall):
             running.active = _Folded(call.read(slot, hidden))
+            return args, rest
+        if isinstance(call, RowsCall):
+            running.active = call.reading(memory, slot, hidden)
             return args, rest
         if call.quiet:
             if call.inputs is not None:
@@ -168,19 +172,19 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
         return args, rest
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        active: _Active | _Folded | None = running.active
+        active: _Active | _Folded | RowsActive | None = running.active
         running.active = None
         delta = None if active is None else active.output_correction(slot)
         if active is None or delta is None:
             return output
         attended = output[0] if isinstance(output, tuple) else output
-        active.measured(lambda: delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
+        active.measured(delta, attended)
         corrected = attended + delta.to(attended.dtype)
         return (corrected, *output[1:]) if isinstance(output, tuple) else corrected
 
     def correcting(head: Head) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            active: _Active | _Folded | None = getattr(running, "active", None)
+            active: _Active | _Folded | RowsActive | None = getattr(running, "active", None)
             delta = None if active is None else active.correction(head)
             return None if delta is None else site.correct(head, output, delta)
 

@@ -85,6 +85,10 @@ class MemoryCall:
         carry = torch.stack([self.carries[slot] for slot in range(layers)], dim=1) if self.carries else None
         return MemoryState(matrices, carry, self._open() if self.unfinished else None)
 
+    def measured(self, delta: Tensor, attended: Tensor) -> None:
+        """How long the correction of an attention's output is, against that output."""
+        self.ratios.append(delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
+
     def _open(self) -> OpenMessages | None:
         if self.sizes is None:
             return self.state.open

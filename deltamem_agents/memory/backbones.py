@@ -6,13 +6,15 @@ A family is a row of `LAYOUTS`. Nothing else in the package knows a model's insi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
 
 from deltamem_agents.config import Head
 from deltamem_agents.errors import UnsupportedModelError
@@ -122,11 +124,51 @@ def empty_cache() -> KeyValueCache:
     return KeyValueCache()
 
 
+def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
+    """Each layer's keys and values (batch, heads, tokens, size); None for a cache that cannot be cut shorter."""
+    found = []
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            return None
+        found.append((layer.keys, layer.values))
+    return found
+
+
+def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> KeyValueCache:
+    """A cache that begins with these keys and values. They stay as they are: it makes longer ones of them."""
+    cache = empty_cache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def cuts_anywhere(config: PreTrainedConfig) -> bool:
+    """Whether a token's keys and values are the same however many tokens follow, so that a cache can be cut.
+
+    They are not where positions are scaled by the length of the whole.
+    """
+    given = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = [one.get("rope_type") for one in (given, *given.values()) if isinstance(one, Mapping)]
+    return not any(kind in ("dynamic", "longrope") for kind in kinds)
+
+
 def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
     """The arguments that make `model` read its keys and values from `kept`, and add to them in place."""
     # Releases of transformers differ, and the later ones warn of the earlier name.
     named = inspect.signature(type(_decoder_of(model)).forward).parameters
     return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
+
+
+def last_place(device: torch.device) -> Tensor:
+    """What makes a model compute logits for the last position only.
+
+    As an index, which copies one hidden state: behind the slice that a plain 1 stands for, torch copies the whole
+    output matrix once for every row.
+    """
+    return torch.tensor([-1], device=device)
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:

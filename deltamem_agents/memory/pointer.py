@@ -65,7 +65,8 @@ class Pointer:
 
     `hidden`: (units, F) and `hidden_bias`: (units,), then tanh, then `out`: (units,) and `out_bias`. F is
     STATIC_FEATURES + STEP_FEATURES + 2 · layers · heads. `common`: tokens that stand in most questions and tell
-    nothing about where an answer stands.
+    nothing about where an answer stands. `eager`: one of the same features that raises told tokens more; it counts as
+    far as the model is unsure of the next token, so that what the model says for sure stays a sentence.
     """
 
     hidden: Tensor
@@ -73,6 +74,7 @@ class Pointer:
     out: Tensor
     out_bias: float
     common: frozenset[int] = frozenset()
+    eager: Pointer | None = None
 
     def __post_init__(self) -> None:
         units, count = self.hidden.shape
@@ -94,13 +96,22 @@ class Pointer:
     ) -> tuple[Tensor, Tensor]:
         """Token ids (M,), each once, and what is added to their logits (M,), at least 0.
 
+        What the reply said already gets nothing, unless it goes on from there.
         `logits`: (vocabulary,) of this step. `queries`: (layers, heads, r) of the token from which the next is
         predicted. `said`: the reply's tokens so far.
         """
         judged = features(logits, queries, candidates, said)
-        judged = torch.tanh(judged @ self.hidden.T + self.hidden_bias) @ self.out + self.out_bias
+        raised = self._raised(judged)
+        if self.eager is not None:
+            unsure = 1 - float((logits.max() - logits.logsumexp(0)).exp())
+            raised = raised + unsure * (self.eager._raised(judged) - raised).clamp_min(0)
+        raised = raised.masked_fill(_again(candidates, said), 0)
         ids, owners = candidates.ids.unique(return_inverse=True)
-        return ids, torch.zeros(len(ids)).scatter_reduce(0, owners, F.softplus(judged), "amax")
+        return ids, torch.zeros(len(ids)).scatter_reduce(0, owners, raised, "amax")
+
+    def _raised(self, judged: Tensor) -> Tensor:
+        """(N,), from features (N, F)."""
+        return F.softplus(torch.tanh(judged @ self.hidden.T + self.hidden_bias) @ self.out + self.out_bias)
 
 
 def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequence[int]) -> Tensor:
@@ -126,6 +137,13 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
         torch.full_like(likely, float(not said)),
     )
     return torch.cat([candidates.static, torch.stack(step, 1), _matches(candidates.keys, queries)], 1)
+
+
+def _again(candidates: Candidates, said: Sequence[int]) -> Tensor:
+    """(N,) bool: said already, and not what goes on in the statement from what was said last ("4" in "4471")."""
+    if not said:
+        return torch.zeros(len(candidates), dtype=torch.bool)
+    return torch.isin(candidates.ids, torch.tensor(said)) & (candidates.before[:, 0] != said[-1])
 
 
 def _matches(keys: Tensor, queries: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from deltamem_agents.errors import AdapterError
 from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
-from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.recall import Matcher, Replacing
 
 RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
-_NUMBERS = ("words", "near", "assistant", "newest", "floor", "margin", "asking_bias")
+_NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
+_REPLACING = ("alike", "alike_long", "long", "missing", "behind")
+_JUDGES = ("asking", "overview")
+_POINTER = ("hidden", "hidden_bias", "out")
 _WHOLE = ("most", "show_tokens", "show_from")
 
 
@@ -29,13 +33,17 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
         "matcher.common_terms": torch.tensor([term for term, _ in common], dtype=torch.int64),
         "matcher.commonness": torch.tensor([weight for _, weight in common], dtype=torch.float32),
     }
-    if matcher.asking is not None:
-        tensors["matcher.asking"] = matcher.asking
+    judges = {name: getattr(matcher, name) for name in _JUDGES}
+    tensors |= {f"matcher.{name}": judge for name, judge in judges.items() if judge is not None}
     numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_WHOLE)}
+    if matcher.replacing is not None:
+        numbers |= {name: getattr(matcher.replacing, name) for name in _REPLACING}
+    for name, each in (("pointer", pointer), ("eager", pointer and pointer.eager)):
+        if each is not None:
+            tensors |= {f"{name}.{part}": getattr(each, part) for part in _POINTER}
+            tensors[f"{name}.out_bias"] = torch.tensor(each.out_bias)
     if pointer is not None:
-        tensors |= {f"pointer.{name}": getattr(pointer, name) for name in ("hidden", "hidden_bias", "out")}
         tensors["pointer.common"] = torch.tensor(sorted(pointer.common), dtype=torch.int64)
-        numbers["out_bias"] = pointer.out_bias
     path = folder / RECALL_FILE
     partial = path.with_suffix(".partial")
     kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -73,33 +81,43 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
     terms, weights = (tensors[f"matcher.{name}"].tolist() for name in ("common_terms", "commonness"))
     matcher = Matcher(
         tensors["matcher.weights"],
-        **{name: numbers[name] for name in _NUMBERS},
+        asking=tensors.get("matcher.asking"),
+        overview=tensors.get("matcher.overview"),
         most=int(numbers["most"]),
         show_tokens=int(numbers["show_tokens"]),
         show_from=int(numbers["show_from"]),
-        asking=tensors.get("matcher.asking"),
         commonness=dict(zip(terms, weights, strict=True)),
+        **{name: numbers[name] for name in _NUMBERS},
+        replacing=_replacing(numbers),
     )
-    if "pointer.hidden" not in tensors:
-        return matcher, None
-    pointer = Pointer(
-        tensors["pointer.hidden"],
-        tensors["pointer.hidden_bias"],
-        tensors["pointer.out"],
-        numbers["out_bias"],
-        frozenset(tensors["pointer.common"].tolist()),
-    )
-    return matcher, pointer
+    pointer = _pointer("pointer", tensors)
+    return matcher, None if pointer is None else replace(pointer, eager=_pointer("eager", tensors))
+
+
+def _replacing(numbers: dict[str, float]) -> Replacing | None:
+    """None where the file has none."""
+    if "alike" not in numbers:
+        return None
+    alike, alike_long, long, missing, behind = (numbers[name] for name in _REPLACING)
+    return Replacing(alike, alike_long, int(long), missing, behind)
+
+
+def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:
+    """None where the file has none of that name."""
+    if f"{name}.hidden" not in tensors:
+        return None
+    hidden, bias, out, out_bias = (tensors[f"{name}.{part}"] for part in (*_POINTER, "out_bias"))
+    common = tensors.get(f"{name}.common", torch.zeros(0))
+    return Pointer(hidden, bias, out, float(out_bias), frozenset(map(int, common.tolist())))
 
 
 def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tuple[int, int, int]) -> None:
     layers, heads, _ = geometry
-    found: tuple[int, ...] = tuple(matcher.weights.shape)
-    if matcher.asking is not None:
-        found = tuple(matcher.asking.shape)
-    wrong = found != geometry[: len(found)]
+    judges = [judge for judge in (matcher.asking, matcher.overview) if judge is not None]
+    wrong = any(tuple(each.shape) != geometry[: each.ndim] for each in (matcher.weights, *judges))
     features = STATIC_FEATURES + STEP_FEATURES + 2 * layers * heads
-    if wrong or (pointer is not None and pointer.hidden.shape[1] != features):
+    pointers = [each for each in (pointer, pointer and pointer.eager) if each is not None]
+    if wrong or any(each.hidden.shape[1] != features for each in pointers):
         raise AdapterError(
             f"{path} was made for an adapter of other (layers, heads, r) than {geometry}; fit it again for this one"
         )

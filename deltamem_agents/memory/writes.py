@@ -76,9 +76,9 @@ class Writes:
         keys, values, write, erase = (torch.cat(each) for each in zip(*(p._parts() for p in parts), strict=True))
         return Writes(keys, values, write, erase)
 
-    def keys_of(self, tokens: Tensor) -> Tensor:
-        """The keys (n, layers, heads, r) float32 of some tokens, by mask."""
-        return self.keys[tokens].float()
+    def key_steps(self, tokens: Tensor) -> Tensor:
+        """The keys (n, layers, heads, r) of some tokens, by mask, as `StoredWrites` keeps them: int8."""
+        return _in_steps(self.keys[tokens])
 
     def select(self, tokens: Tensor | slice) -> Writes:
         """Those of some tokens, by index or mask."""
@@ -94,6 +94,14 @@ class Writes:
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.keys, self.values, self.write, self.erase
+
+
+KEY_STEPS = 127
+"""Steps from 0 to 1 in which keys are kept: no number of a key is larger than 1."""
+
+
+def _in_steps(keys: Tensor) -> Tensor:
+    return (keys.float() * KEY_STEPS).round().clamp(-KEY_STEPS, KEY_STEPS).to(torch.int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +124,7 @@ class StoredWrites:
         scales = values.abs().amax(dim=3) / 127
         steps = values / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
         parts = (
-            (writes.keys.float() * 127).round().clamp(-127, 127).to(torch.int8),
+            _in_steps(writes.keys),
             steps.round().clamp(-127, 127).to(torch.int8),
             scales,
             writes.write.half(),
@@ -135,14 +143,14 @@ class StoredWrites:
         """(N,) float32: see `Writes.strengths`."""
         return self.write.float().mean(dim=(1, 2, 3))
 
-    def keys_of(self, tokens: Tensor) -> Tensor:
-        """The keys (n, layers, heads, r) float32 of some tokens, by mask."""
-        return self.keys[tokens].float() / 127
+    def key_steps(self, tokens: Tensor) -> Tensor:
+        """The keys (n, layers, heads, r) int8 of some tokens, by mask."""
+        return self.keys[tokens]
 
     def writes(self) -> Writes:
         """In float32."""
         values = self.values.float() * self.scales[..., None]
-        return Writes(self.keys.float() / 127, values, self.write.float(), self.erase.float())
+        return Writes(self.keys.float() / KEY_STEPS, values, self.write.float(), self.erase.float())
 
 
 def collected(call: MemoryCall) -> list[tuple[Tensor, Writes]]:

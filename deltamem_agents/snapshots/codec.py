@@ -4,7 +4,8 @@
     header    {"__metadata__":{"deltamem":"<digest> <JSON>"},"state":{"dtype":"F32",…}}, space-padded
     data      the state's float32 numbers, little-endian, (layers, heads, r, r)
 
-Where the state is made of statements, "base" stands for "state": (1, layers, heads, r, r), or (0, …) for zeros.
+Where the state is made of statements, "base" stands for "state": (1, layers, heads, r, r), or (0, …) for zeros. Behind
+it stands "folded", of the same shape, where statements went over a bound.
 
 The digest is the sha256 of every other byte of the file and stands at a fixed place. That rule and the
 JSON's "format" key hold for all later formats, so a reader tells a damaged file from a newer one.
@@ -35,7 +36,7 @@ from deltamem_agents.types import ThreadLog
 
 _PREFIX = b'{"__metadata__":{"deltamem":"'
 _DIGEST = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 64)
-_FIELDS = {"format", *(field.name for field in dataclasses.fields(Snapshot))} - {"state", "base"}
+_FIELDS = {"format", *(field.name for field in dataclasses.fields(Snapshot))} - {"state", "base", "folded", "went"}
 _FIELDS_1 = _FIELDS - {"statements", "fades"}
 _ADDRESSES = re.compile(f"([0-9a-f]{{{ADDRESS_DIGITS}}})*")
 _MESSAGE_DIGEST = re.compile("[suat]:[0-9a-f]{32}")
@@ -49,20 +50,25 @@ def snapshot_id(data: bytes) -> str:
 
 def encode(snapshot: Snapshot) -> bytes:
     """The snapshot as safetensors bytes; equal snapshots give equal bytes."""
-    if snapshot.base is None:
-        name, numbers = "state", snapshot.state.matrices[0]
-    else:
-        name, numbers = "base", snapshot.base.matrices[: int(bool(snapshot.base.matrices.any()))]
-    data = numbers.detach().to("cpu").contiguous().numpy().astype("<f4", copy=False).tobytes()
-    header = {
-        "__metadata__": {"deltamem": f"{'0' * 64} {_metadata(snapshot)}"},
-        name: {"dtype": "F32", "shape": list(numbers.shape), "data_offsets": [0, len(data)]},
-    }
+    header: dict[str, Any] = {"__metadata__": {"deltamem": f"{'0' * 64} {_metadata(snapshot)}"}}
+    data = b""
+    for name, numbers in _tensors(snapshot).items():
+        start = len(data)
+        data += numbers.detach().to("cpu").contiguous().numpy().astype("<f4", copy=False).tobytes()
+        header[name] = {"dtype": "F32", "shape": list(numbers.shape), "data_offsets": [start, len(data)]}
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     whole = bytearray(len(text).to_bytes(8, "little") + text + data)
     whole[_DIGEST] = _digest(whole).encode("ascii")
     return bytes(whole)
+
+
+def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """The numbers that are kept, by name."""
+    if snapshot.base is None:
+        return {"state": snapshot.state.matrices[0]}
+    base = {"base": snapshot.base.matrices[: int(bool(snapshot.base.matrices.any()))]}
+    return base if snapshot.folded is None else {**base, "folded": snapshot.folded.matrices}
 
 
 Scan: TypeAlias = Callable[[StatementList, MemoryState, bool], MemoryState]
@@ -146,7 +152,7 @@ def _header_length(data: bytes) -> int:
 
 def _metadata(snapshot: Snapshot) -> str:
     made_by, counters, absorbed = snapshot.fingerprint, snapshot.counters, snapshot.absorbed
-    fields = {
+    fields: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": [made_by.model, made_by.tokenizer, made_by.adapter],
         "thread": snapshot.thread,
@@ -162,23 +168,28 @@ def _metadata(snapshot: Snapshot) -> str:
         else {"pages": "".join(snapshot.statements.pages), "newest": "".join(snapshot.statements.newest)},
         "fades": snapshot.fades,
     }
+    if snapshot.went:
+        fields["went"] = snapshot.went
     return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 
 
-def _numbers(data: bytes) -> tuple[str, MemoryState]:
-    """The state, and whether it is the whole one ("state") or the "base" of statements."""
+def _numbers(data: bytes) -> dict[str, MemoryState]:
+    """The whole "state", or the "base" of statements with what is "folded" into it."""
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, RuntimeError) as error:
         _damaged(f"its numbers cannot be read ({error})", "safetensors")
-    ((name, numbers),) = tensors.items() if len(tensors) == 1 else [("", torch.empty(0))]
-    shapes = {"state": 4, "base": 5}
-    if name not in shapes or numbers.dtype != torch.float32 or numbers.ndim != shapes[name]:
+    places = {"state": 4, "base": 5, "folded": 5}
+    fit = all(each.dtype == torch.float32 and each.ndim == places.get(name) for name, each in tensors.items())
+    if not fit or set(tensors) not in ({"state"}, {"base"}, {"base", "folded"}):
         found = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
         _damaged(f"it holds {found}", "'state', torch.float32, (layers, heads, r, r)")
-    if name == "state":
-        return name, MemoryState(numbers[None].clone())
-    return name, MemoryState(numbers.clone() if len(numbers) else torch.zeros(1, *numbers.shape[1:]))
+    if "state" in tensors:
+        return {"state": MemoryState(tensors["state"][None].clone())}
+    return {
+        name: MemoryState(each.clone() if len(each) else torch.zeros(1, *each.shape[1:]))
+        for name, each in tensors.items()
+    }
 
 
 def _short(digests: Sequence[str]) -> str | list[str]:
@@ -214,8 +225,8 @@ def _statements(value: object) -> StatementList | None:
     return StatementList(addresses("pages"), addresses("newest"))
 
 
-def _snapshot(fields: object, numbers: tuple[str, MemoryState], scan: Scan | None) -> Snapshot:
-    if not isinstance(fields, dict) or set(fields) != (_FIELDS_1 if fields.get("format") == 1 else _FIELDS):
+def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | None) -> Snapshot:
+    if not isinstance(fields, dict) or set(fields) - {"went"} != (_FIELDS_1 if fields.get("format") == 1 else _FIELDS):
         _damaged("its metadata has other fields", ", ".join(sorted(_FIELDS)))
     absorbed = _is(fields["absorbed"], dict, "absorbed")
     threads = [_texts(pair, "threads") for pair in _is(fields["threads"], list, "threads")]
@@ -225,14 +236,14 @@ def _snapshot(fields: object, numbers: tuple[str, MemoryState], scan: Scan | Non
     made_by = _texts(fields["fingerprint"], "fingerprint")
     if len(made_by) != 3:
         _damaged(f"its fingerprint has {len(made_by)} parts", "model, tokenizer, adapter")
-    kind, state = numbers
+    state, base, folded = (numbers.get(name) for name in ("state", "base", "folded"))
     statements, fades = _statements(fields.get("statements")), _is(fields.get("fades", False), bool, "fades")
-    base = state if kind == "base" else None
     if base is not None:
         if statements is None:
             _damaged("it has a 'base' and no statements", "both, or a 'state'")
-        if scan is not None:
-            state = ScannedState(base, partial(scan, statements, base, fades))
+        start = base if folded is None else folded
+        state = start if scan is None else ScannedState(start, partial(scan, statements, start, fades))
+    assert state is not None
     return Snapshot(
         state=state,
         fingerprint=Fingerprint(*made_by),
@@ -251,6 +262,8 @@ def _snapshot(fields: object, numbers: tuple[str, MemoryState], scan: Scan | Non
         statements=statements,
         base=base,
         fades=fades,
+        folded=folded,
+        went=_counts([fields.get("went", 0)], 1)[0],
     )
 
 

@@ -29,6 +29,7 @@ from types import MappingProxyType
 from filelock import FileLock, Timeout
 
 from deltamem_agents.errors import DeltaMemError, StoreError
+from deltamem_agents.snapshots.codec import Links, decode_links
 from deltamem_agents.snapshots.durable import named_faults, replacing, sync_folder
 from deltamem_agents.snapshots.file_layout import (
     LAYOUT,
@@ -64,7 +65,7 @@ from deltamem_agents.snapshots.refusals import (
     require_in_place,
     require_own_process,
 )
-from deltamem_agents.snapshots.statements import FORGOTTEN
+from deltamem_agents.snapshots.statements import ADDRESS_DIGITS, FORGOTTEN
 from deltamem_agents.snapshots.store import Store
 
 _OTHERS = "another program or thread that writes there"
@@ -364,6 +365,23 @@ class FileStore(Store):
                         file.write(FORGOTTEN)
                 else:
                     path.unlink()
+            return removed
+
+    def _sweep(self, agent: str, known: Mapping[str, Links]) -> Removed:
+        with self._writing():
+            folder = self._folder(agent)
+            if self._ref(agent) is None:
+                raise no_agent(agent)
+            sweep(folder)
+            # Read while nobody writes: what a commit has written and not yet listed would be taken for a stray.
+            held = dict.fromkeys(move.snapshot for move in self._journal(agent))
+            links = (known[each] if each in known else decode_links(self._bytes(agent, each)) for each in held)
+            listed = self._listed(agent, links)
+            strays = [path for path in sorted((folder / STATEMENTS).glob("*")) if path.name not in listed]
+            whole = [path.name for path in strays if len(path.name) == ADDRESS_DIGITS]
+            removed = weigh(folder, whole, self._other_folders(agent), statement_file)
+            for path in strays:
+                path.unlink()
             return removed
 
     def _erase(self, agent: str) -> Removed:

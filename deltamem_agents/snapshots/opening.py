@@ -99,6 +99,11 @@ class LazyStore:
         """Whether both stand for one store that is open, or for the same one to be opened."""
         return self is other or (self._store is not None and self._store is other._store)
 
+    @property
+    def place(self) -> object:
+        """What all who mean this store have in common: the store once it is open."""
+        return self if self._store is None else self._store
+
     def close(self) -> None:
         """Close the store if it was opened."""
         with self._lock:

@@ -83,6 +83,8 @@ class Snapshot:
     `statements`: which statements the memory holds, None in one of version 0.1.
     `base`: None where `state` is kept whole. Else `state` is what the statements' writes make of `base`; it is scanned
     when it is looked at, and only `base` is kept. `fades`: whether a write lets what was there fade.
+    `went`: how many statements went over a bound. `folded`: where some of them wrote, what these writes made of `base`;
+    the statements that are left continue it instead. It is kept too.
 
     Raises StateError for a state that may not be saved, ConfigError for the other fields.
     """
@@ -100,9 +102,15 @@ class Snapshot:
     statements: StatementList | None = None
     base: MemoryState | None = None
     fades: bool = False
+    folded: MemoryState | None = None
+    went: int = 0
 
     def __post_init__(self) -> None:
         _check_state(self.state if self.base is None else self.base)
+        if self.folded is not None:
+            _check_state(self.folded)
+            if self.base is None:
+                raise ConfigError("snapshot has a folded state and no base, expected the base that it began with")
         if self.base is not None and self.statements is None:
             raise ConfigError("snapshot has a base and no statements, expected the statements that change it")
         object.__setattr__(self, "threads", dict(self.threads))
@@ -132,7 +140,8 @@ def inline(snapshot: Snapshot) -> Snapshot:
     """The snapshot with its whole state and without its statements, for where there is no store to keep them."""
     if snapshot.base is None and snapshot.statements is None:
         return snapshot
-    return replace(snapshot, state=MemoryState(snapshot.state.matrices), statements=None, base=None, fades=False)
+    whole = MemoryState(snapshot.state.matrices)
+    return replace(snapshot, state=whole, statements=None, base=None, fades=False, folded=None, went=0)
 
 
 def is_snapshot_id(text: str) -> bool:

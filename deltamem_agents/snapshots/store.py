@@ -45,6 +45,7 @@ from deltamem_agents.snapshots.statements import (
     decode_statement,
     verified,
 )
+from deltamem_agents.snapshots.watching import tell_forgotten
 
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
@@ -146,7 +147,11 @@ class Store(ABC):
         """
         if self.head(agent) is None:
             raise no_agent(agent)
-        return self._release(agent, ids, forgotten=True)
+        removed = self._release(agent, ids, forgotten=True)
+        # A commit that broke off may have left another copy of what was said.
+        self._sweep(agent, {})
+        tell_forgotten(agent)
+        return removed
 
     def holders(self, ids: Collection[str], *, but: str) -> tuple[str, ...]:
         """The agents, `but` for one, that hold any of these statements; sorted."""
@@ -225,13 +230,14 @@ class Store(ABC):
         except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)
+        tell_forgotten(agent)
         return Receipt.of(agent, removed, tags)
 
     def prune(self, agent: str, *, keep_last: int) -> Receipt:
         """Drops all snapshots but the newest `keep_last`, the tagged, those where another agent forked off or
         stands, and the newest of each thread these know, by which a thread's messages are recognised.
 
-        The log ends where a parent was dropped.
+        The log ends where a parent was dropped. What a process that died had written for a commit goes too.
         """
         if keep_last < 1:
             raise ConfigError(f"keep_last is {keep_last}, expected at least 1; to delete everything use forget")
@@ -250,7 +256,9 @@ class Store(ABC):
         dropped = {*removed.removed, *removed.kept}
         unlisted = before - self._listed(agent, [said[each] for each in held if each not in dropped])
         also = self._release(agent, unlisted, forgotten=False) if unlisted else Removed()
-        whole = Removed((*removed.removed, *also.removed), removed.kept, removed.nbytes + also.nbytes)
+        strays = self._sweep(agent, said)
+        gone_for_good = (*removed.removed, *also.removed, *strays.removed)
+        whole = Removed(gone_for_good, removed.kept, removed.nbytes + also.nbytes + strays.nbytes)
         return Receipt.of(agent, whole)
 
     def export(self, agent: str, file: File) -> None:
@@ -285,6 +293,7 @@ class Store(ABC):
             archive.verify()
             moves = [*archive.moves, Move("import", archive.moves[-1].snapshot, utc_now())]
             self._create_agent(name, moves, archive.tags, archive, archive.objects, source=None, replace=replace)
+        tell_forgotten(name)
         return name
 
     def close(self) -> None:
@@ -363,6 +372,13 @@ class Store(ABC):
         `forgotten`: FORGOTTEN stands in their place from then on.
         """
         raise StoreError(f"{type(self).__name__} keeps no statements; it has to implement _objects and _release")
+
+    def _sweep(self, agent: str, known: Mapping[str, Links]) -> Removed:
+        """Removes objects that no snapshot of the agent lists, where a commit that broke off can leave such.
+
+        `known`: what the agent's snapshots say of others, as far as it was read.
+        """
+        return Removed()
 
     @abstractmethod
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:

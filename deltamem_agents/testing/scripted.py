@@ -21,7 +21,9 @@ from deltamem_agents.chat.tool_calls import format_tool_calls
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.inference.decode import Reply, as_text, stop_place
+from deltamem_agents.inference.decode import Reply
+from deltamem_agents.inference.kept import KEPT_BYTES
+from deltamem_agents.inference.reply_text import as_text, stop_place
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.snapshots import LazyStore, StoreLike
@@ -83,12 +85,15 @@ class ScriptedEngine(DeltaMemEngine):
         window_tokens: int = WINDOW_TOKENS,
         policy: WritePolicy = WritePolicy(),
         config: AdapterConfig = _DEFAULT,
+        kept_cache_bytes: int = KEPT_BYTES,
         name: str = "scripted",
     ) -> None:
         model = _tiny_model()
         loaded = replace(LoadedModel.of(model, _byte_tokenizer(), name), name=name)
         adapter = _random_adapter(model, config)
-        super().__init__(loaded, adapter, store, window_tokens=window_tokens, policy=policy)
+        super().__init__(
+            loaded, adapter, store, window_tokens=window_tokens, policy=policy, kept_cache_bytes=kept_cache_bytes
+        )
         self._answer = None if script is None else _answers(script)
 
     def _turns(self) -> TurnRunner:

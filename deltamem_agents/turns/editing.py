@@ -34,15 +34,13 @@ class StatementEditor:
     def matching(self, agent: str, query: str, limit: int, recall: Recall) -> list[tuple[Statement, float]]:
         """The statements that a query is about, best first, at most `limit`, with their scores."""
         memory = self._memory(agent, self._store.load(agent))
-        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit)
+        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit, replacing=None)
         return choose(self.turns.speaker, memory, (), [Message("user", query)], recall, matcher)
 
     def forget(self, agent: str, statement: str) -> StatementReceipt:
         """See `forget_statement`."""
         self._require_writes()
-        receipt = forget_statement(self._store, agent, statement, read=lambda entry: self._memory(agent, entry))
-        self.turns.memories.drop(self._store, agent)
-        return receipt
+        return forget_statement(self._store, agent, statement, read=lambda entry: self._memory(agent, entry))
 
     def correct(self, agent: str, statement: str, text: str) -> Statement:
         """Put another text in a statement's place. The earlier version stays in the store, and is not read any more."""
@@ -65,7 +63,10 @@ class StatementEditor:
             made[:] = recorder.statements
             return Put(recorder.statements, tuple(recorder.objects.items()))
 
-        change_statement(self._store, agent, statement, "correct", put, read=lambda entry: self._memory(agent, entry))
+        most = self.turns.policy.statements
+        change_statement(
+            self._store, agent, statement, "correct", put, read=lambda entry: self._memory(agent, entry), most=most
+        )
         return made[0]
 
     def _require_writes(self) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from deltamem_agents.inference.decode import REPLY, Pass, Prompt, spelled
+from deltamem_agents.inference.decode import REPLY, Pass, Prompt
+from deltamem_agents.inference.reply_text import spelled
 from deltamem_agents.turns.recalling import pointing
 from deltamem_agents.turns.running import Outcome, TurnRequest, TurnRunner
 from deltamem_agents.types import ExplainedToken, Explanation

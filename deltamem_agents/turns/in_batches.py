@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from deltamem_agents.inference.batching import collect_batch, greedy_batch
-from deltamem_agents.inference.decode import as_text
+from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.turns.memories import AgentMemory
 from deltamem_agents.turns.recalling import Recollection, pointing, recollect
@@ -29,9 +29,7 @@ def remember_batch(
         recorder = turns.recorder(messages, thread, "absorb")
         may = [place for place, message in enumerate(messages) if message.role in turns.policy.roles]
         recorder.add(pieces, {position: place for place, position in enumerate(may)})
-        ids = [each.id for each in recorder.statements]
-        listed, pages = memory.listed.changed({}, add=ids)
-        found.append(memory.after(None, "", listed, pages, recorder.statements))
+        found.append(memory.changed(None, "", recorder.statements, most=turns.policy.statements).memory)
     return found
 
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from deltamem_agents.errors import StaleHeadError, StateError, StatementNotFoundError
-from deltamem_agents.snapshots import Entry, Statement, StatementReceipt, Store, encode_page, utc_now
+from deltamem_agents.memory.recall import STRONG
+from deltamem_agents.snapshots import Entry, Statement, StatementReceipt, Store, utc_now
 from deltamem_agents.snapshots.store import SHORTEST_PREFIX
-from deltamem_agents.turns.memories import AgentMemory
+from deltamem_agents.turns.memories import AgentMemory, without
 
 COMMIT_ATTEMPTS = 100
-
-STRONG = 0.2
-"""Mean write gate from which a token counts among the words that a statement is about."""
 
 LEAST_LETTERS = 3
 """Letters of a word by which two statements are said to be about the same."""
@@ -52,7 +50,7 @@ def list_statements(
 
 def find_statement(store: Store, agent: str, named: str) -> Statement:
     """The statement of an id, or of its first six or more digits. Raises StatementNotFoundError."""
-    return _named(agent, store.statements(agent), named)
+    return _named(agent, store.statements(agent), named, store.load(agent).snapshot.went)
 
 
 def forget_statement(store: Store, agent: str, named: str, *, read: Read | None = None) -> StatementReceipt:
@@ -76,32 +74,33 @@ def change_statement(
     change: Callable[[AgentMemory, Statement], Put],
     *,
     read: Read | None = None,
+    most: int | None = None,
 ) -> tuple[Statement, AgentMemory]:
     """Commit a list in which something takes a statement's place, on the newest head; the statement, and the memory
-    before."""
+    before. `most`: see `WritePolicy.statements`."""
     for _ in range(COMMIT_ATTEMPTS):
         entry = store.load(agent)
         memory = (read or read_from(store, agent))(entry)
-        found = _named(agent, memory.statements, named)
+        found = _named(agent, memory.statements, named, memory.went)
         if found.stored is None:
             raise one_state()
         put = change(memory, found)
-        new = [each.id for each in put.statements]
-        listed, pages = memory.listed.changed(memory.pages, add=new, drop=frozenset({found.id}))
-        after = memory.after(store, agent, listed, pages, put.statements)
+        after, objects, gone = memory.changed(store, agent, put.statements, frozenset({found.id}), most=most)
         snapshot = replace(
             entry.snapshot,
             state=after.scanned,
-            statements=listed,
+            statements=after.listed,
             base=after.base,
             fades=after.fades,
+            folded=after.folded,
+            went=after.went,
             parent=entry.id,
             threads=entry.threads(),
             created=utc_now(),
             origin=origin,
             note="",
         )
-        objects = {page: encode_page(held) for page, held in pages.items()} | dict(put.objects)
+        objects |= without(dict(put.objects), gone)
         try:
             store.save(agent, snapshot, expected=entry.id, objects=objects)
         except StaleHeadError:
@@ -149,14 +148,20 @@ def _alike(statement: Statement, others: Sequence[Statement]) -> tuple[Statement
     return tuple(each for each in others if any(word in each.text.casefold() for word in words))
 
 
-def _named(agent: str, statements: Sequence[Statement], named: str) -> Statement:
+def _named(agent: str, statements: Sequence[Statement], named: str, went: int) -> Statement:
     """The statement of an id, or of the first digits of one."""
     matches = [each for each in statements if each.id == named]
     if not matches and len(named) >= SHORTEST_PREFIX:
         matches = [each for each in statements if each.id.startswith(named)]
     if len(matches) != 1:
         what = f"{len(matches)} statements whose ids begin so" if matches else "no such statement"
+        over = (
+            f", or be one of the {went} that went over the bound of its policy: these are in its full state alone, "
+            "from which no single one can be taken. To be rid of them, move what is listed to another agent "
+            "(`deltamem memory migrate`) and forget this one"
+        )
         raise StatementNotFoundError(
             f"agent {agent!r} has {what}: {named!r}; `statements` lists them. It may have been forgotten already"
+            + (over if went else "")
         )
     return matches[0]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,10 +15,23 @@ from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.memory.recall import Matcher, StatementIndex
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import ScannedState, Writes, scanned
-from deltamem_agents.snapshots import Entry, Snapshot, Statement, StatementList, Store
+from deltamem_agents.snapshots import Entry, Snapshot, Statement, StatementList, Store, encode_page
+from deltamem_agents.snapshots.statements import PAGE
 
 KEPT_AGENTS = 64
 """Agents whose memories an engine keeps at hand."""
+
+ROOM = 16
+"""Where more statements are held than may be, one in so many goes besides, so that this is not done at each commit."""
+
+
+class Changed(NamedTuple):
+    """A memory with other statements. `objects`: bytes of its list's new pages by address. `gone`: what went over the
+    bound."""
+
+    memory: AgentMemory
+    objects: dict[str, bytes]
+    gone: Sequence[Statement]
 
 
 @dataclass(eq=False)
@@ -25,7 +39,9 @@ class AgentMemory:
     """The memory of one agent as of one snapshot, or the empty one.
 
     `listed`: its statements as the snapshot lists them. `base`: the state that they continue; where statements have no
-    writes, all of the state. `fades`: whether a write lets what was there fade.
+    writes, all of the state. `fades`: whether a write lets what was there fade. `went`: how many statements went over a
+    policy's bound; `folded`: what their writes made of `base`, which the state of everything continues, and which a
+    reply that reads chosen statements does not read. None where none of them wrote.
     """
 
     base: MemoryState
@@ -33,13 +49,21 @@ class AgentMemory:
     fades: bool = False
     store: Store | None = None
     agent: str = ""
+    folded: MemoryState | None = None
+    went: int = 0
     lock: Lock = field(default_factory=Lock)
     _index: StatementIndex | None = None
 
     @classmethod
     def of(cls, store: Store, agent: str, snapshot: Snapshot, fades: bool) -> AgentMemory:
         base = snapshot.state if snapshot.base is None else snapshot.base
-        return cls(base, snapshot.statements or StatementList(), fades, store, agent)
+        listed = snapshot.statements or StatementList()
+        return cls(base, listed, fades, store, agent, snapshot.folded, snapshot.went)
+
+    @property
+    def start(self) -> MemoryState:
+        """The state that the writes of all statements continue."""
+        return self.base if self.folded is None else self.folded
 
     @cached_property
     def pages(self) -> dict[str, tuple[str, ...]]:
@@ -51,15 +75,17 @@ class AgentMemory:
         """All of them, oldest first, also those that wrote nothing."""
         if self.store is None:
             return ()
-        ids = [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
-        return tuple(self.store.read_statements(self.agent, ids))
+        return tuple(self.store.read_statements(self.agent, self._ids()))
 
-    def scores(self, matcher: Matcher, queries: Tensor, terms: Sequence[int]) -> Tensor:
-        """How well each statement matches a question; see `StatementIndex.scores`."""
+    def _ids(self) -> list[str]:
+        return [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
+
+    def chosen(self, matcher: Matcher, queries: Tensor, terms: Sequence[int], able: Tensor) -> list[tuple[int, float]]:
+        """The numbers of the statements that a question is about; see `StatementIndex.chosen`."""
         with self.lock:
             if self._index is None:
                 self._index = index_of(self.statements, matcher)
-            return self._index.scores(queries, terms)
+            return self._index.chosen(queries, terms, able, matcher)
 
     @property
     def scanned(self) -> MemoryState:
@@ -69,22 +95,68 @@ class AgentMemory:
     @cached_property
     def state(self) -> MemoryState:
         """The state that all statements make."""
-        return scan_statements(self.statements, self.base, self.fades)
+        return scan_statements(self.statements, self.start, self.fades)
 
-    def after(
+    def changed(
+        self,
+        store: Store | None,
+        agent: str,
+        new: Sequence[Statement],
+        drop: frozenset[str] = frozenset(),
+        *,
+        most: int | None,
+    ) -> Changed:
+        """The memory with new statements and without those of these ids, of `most` statements at most.
+
+        `store`: where the agent's memory is, None for one that is nowhere saved. What goes over the bound: what wrote
+        nothing, then what the assistant said, then the rest, each the oldest first; `new` goes behind all others.
+        """
+        gone, lost = self._over(new, drop, most)
+        over = frozenset(each.id for each in gone)
+        left, drop = [each for each in new if each.id not in over], drop | over | lost
+        listed, pages = self.listed.changed(self.pages if drop else {}, add=[each.id for each in left], drop=drop)
+        memory = self._after(store, agent, listed, pages, left, gone)
+        return Changed(memory, {page: encode_page(held) for page, held in pages.items()}, gone)
+
+    def _over(
+        self, new: Sequence[Statement], drop: frozenset[str], most: int | None
+    ) -> tuple[list[Statement], frozenset[str]]:
+        """The statements that go over the bound, in their order, and listed ids of which nothing is left."""
+        if most is None or PAGE * len(self.listed.pages) + len(self.listed.newest) + len(new) <= most:
+            return [], frozenset()
+        if self.store is not None and not self.store.keeps_statements:
+            return [], frozenset()
+        listed = set(self._ids()) - drop
+        if len(listed) + len(new) <= most:
+            return [], frozenset()
+        held = [each for each in self.statements if each.id in listed]
+        every = [*held, *new]
+
+        def rank(place: int) -> tuple[bool, int, int]:
+            each = every[place]
+            return place >= len(held), 0 if not each.wrote else 1 if each.role == "assistant" else 2, place
+
+        going = sorted(range(len(every)), key=rank)[: max(0, len(every) - most + most // ROOM)]
+        return [every[place] for place in sorted(going)], frozenset(listed - {each.id for each in held})
+
+    def _after(
         self,
         store: Store | None,
         agent: str,
         listed: StatementList,
         pages: Mapping[str, Sequence[str]],
         new: Sequence[Statement],
+        gone: Sequence[Statement],
     ) -> AgentMemory:
         """The memory once these statements were added and those that `listed` leaves out were dropped.
 
-        `store`: where the agent's memory is, None for one that is nowhere saved. `pages`: what its new pages hold. What
-        is at hand here is at hand there.
+        `pages`: what its new pages hold. What is at hand here is at hand there.
         """
-        found = AgentMemory(self.base, listed, self.fades, store, agent, self.lock)
+        folded = self.folded
+        if any(each.wrote and each.stored is not None for each in gone):
+            folded = scan_statements(gone, self.start, self.fades)
+        went = self.went + len(gone)
+        found = AgentMemory(self.base, listed, self.fades, store, agent, folded, went, self.lock)
         known = {**(self.pages if self.store is None else self.__dict__.get("pages", {})), **pages}
         if (self.store is not None and "statements" not in self.__dict__) or any(
             each not in known for each in listed.pages
@@ -95,7 +167,7 @@ class AgentMemory:
         found.__dict__["pages"] = {page: tuple(known[page]) for page in listed.pages}
         found.__dict__["statements"] = (*kept, *new)
         if len(kept) == len(self.statements):
-            if "state" in self.__dict__:
+            if "state" in self.__dict__ and not gone:
                 found.__dict__["state"] = scan_statements(new, self.state, self.fades)
             with self.lock:
                 # It grows in place, and so goes on with the newer memory alone.
@@ -126,6 +198,12 @@ def index_of(statements: Sequence[Statement], matcher: Matcher) -> StatementInde
 def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
     for each in statements:
         index.add(each.stored, terms_of(each.text) if each.text else None, each.role)
+
+
+def without(objects: Mapping[str, bytes], gone: Sequence[Statement]) -> dict[str, bytes]:
+    """The bytes of statements, by address, but for those that went."""
+    ids = {each.id for each in gone}
+    return {at: data for at, data in objects.items() if at not in ids}
 
 
 def scan_statements(statements: Sequence[Statement], base: MemoryState, fades: bool) -> MemoryState:
@@ -159,6 +237,8 @@ class Memories:
             while len(self._held) > KEPT_AGENTS:
                 self._held.popitem(last=False)
 
-    def drop(self, store: Store, agent: str) -> None:
+    def forgotten(self, agent: str) -> None:
+        """Drop the memories of all agents of this name."""
         with self._lock:
-            self._held.pop((id(store), agent), None)
+            for held in [each for each in self._held if each[1] == agent]:
+                del self._held[held]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from deltamem_agents.errors import AlreadyExistsError, StateError
 from deltamem_agents.memory.state import MemoryState
-from deltamem_agents.snapshots import Entry, InMemoryStore, Snapshot, Statement, StatementList, Store, encode_page
+from deltamem_agents.snapshots import Entry, InMemoryStore, Snapshot, Statement, Store
+from deltamem_agents.turns.memories import without
 from deltamem_agents.turns.planning import Kept
 from deltamem_agents.types import Message
 
@@ -25,8 +26,8 @@ class Migration:
     `source`, `agent`: the agent it comes from, and its name at the new place. `statements`: how many of the source's
     have a text, which is all that moves; `written`: how many of them left something in the new memory, None in a dry
     run. `without_text`: ids of those that cannot move. `whole_state`: whether the source also remembers things of
-    which it has no statements, such as what version 0.1 wrote; these cannot move. `snapshot`: the new agent's, None in
-    a dry run.
+    which it has no statements, such as what version 0.1 wrote or what went over the bound; these cannot move.
+    `snapshot`: the new agent's, None in a dry run.
     """
 
     source: str
@@ -44,7 +45,7 @@ def survey(store: Store, source: str, agent: str | None = None) -> Migration:
     statements = store.statements(source)
     snapshot = entry.snapshot
     base = snapshot.base
-    kept_whole = snapshot.statements is None or (base is not None and bool(base.matrices.any()))
+    kept_whole = snapshot.statements is None or snapshot.went > 0 or (base is not None and bool(base.matrices.any()))
     without = tuple(each.id for each in statements if not _says(each))
     return Migration(source, agent or source, len(statements) - len(without), without, kept_whole)
 
@@ -67,12 +68,9 @@ def migrate(
     entry = store.load(source)
     state, statements, objects, tokens = _absorbed(runner, store.statements(source), advance)
     carried = InMemoryStore()
-    listed, pages = StatementList().changed({}, add=[each.id for each in statements])
-    objects |= {page: encode_page(held) for page, held in pages.items()}
-    kept = Kept(state, listed)
-    if runner.speaker.keeps_writes:
-        after = runner.empty.after(carried, agent, listed, pages, statements)
-        kept = Kept(after.scanned, listed, after.base, after.fades)
+    after, pages, gone = runner.empty.changed(carried, agent, statements, most=runner.policy.statements)
+    objects = {**pages, **without(objects, gone)}
+    kept = Kept.of(after) if runner.speaker.keeps_writes else Kept(state, after.listed, went=after.went)
     _save_threads(runner, store, entry, source, agent, carried, kept, objects, tokens)
     file = io.BytesIO()
     carried.export(agent, file)
@@ -126,6 +124,8 @@ def _save_threads(
             statements=kept.listed,
             base=kept.base,
             fades=kept.fades,
+            folded=kept.folded,
+            went=kept.went,
             fingerprint=runner.fingerprint,
             thread=thread,
             absorbed=store.load(source, newest).snapshot.absorbed,

@@ -32,6 +32,11 @@ class WritePolicy:
     `keep_text`: whether statements keep what was said. Without it nothing returns to the window and nothing moves to
     another model.
 
+    `statements`: how many statements an agent's memory holds at most; None is no bound. Where there are more, those
+    that wrote nothing go first, then what the assistant said, then the rest, each the oldest first; what is new in a
+    commit goes behind all others. A sixteenth of the bound goes besides, so that this happens once in a while. What
+    went is found, shown and corrected no more: it stays in the state of everything alone (`Recall("all")`).
+
     `on_divergence`: for adapters whose gates never shut, of which single messages cannot be taken out of the memory:
     what to do when a thread's history was edited at a point after which other threads wrote. "append" keeps everything
     and writes what is new, "rewind" goes back and loses what the other threads wrote since, "raise" refuses. Where no
@@ -42,10 +47,13 @@ class WritePolicy:
     on_divergence: OnDivergence = "append"
     message_tokens: int = 1024
     keep_text: bool = True
+    statements: int | None = 10_000
 
     def __post_init__(self) -> None:
         if self.message_tokens < 2:
             raise ConfigError(f"message_tokens is {self.message_tokens}, expected 2 or more: a head and a tail")
+        if self.statements is not None and self.statements < 1:
+            raise ConfigError(f"statements is {self.statements}, expected 1 or more, or None for no bound")
         if "system" in self.roles:
             raise ConfigError("role system cannot be written: instructions are given anew in every prompt")
 
@@ -58,6 +66,13 @@ class Kept:
     listed: StatementList
     base: MemoryState | None = None
     fades: bool = False
+    folded: MemoryState | None = None
+    went: int = 0
+
+    @classmethod
+    def of(cls, memory: AgentMemory) -> Kept:
+        """Of a memory whose state is made of its statements."""
+        return cls(memory.scanned, memory.listed, memory.base, memory.fades, memory.folded, memory.went)
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,8 @@ class Plan:
             statements=kept.listed,
             base=kept.base,
             fades=kept.fades,
+            folded=kept.folded,
+            went=kept.went,
             fingerprint=fingerprint,
             thread=thread,
             absorbed=absorbed,

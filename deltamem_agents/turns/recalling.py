@@ -14,10 +14,9 @@ from deltamem_agents.inference.collecting import queries_of
 from deltamem_agents.inference.decode import Pointing
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
-from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.recall import STRONG, Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Statement
-from deltamem_agents.turns.listing import STRONG
 from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statements
 from deltamem_agents.types import Message, Recall, Recalled
 
@@ -87,7 +86,8 @@ def recollect(
     chosen = choose(speaker, memory, fresh, asked, recall, matcher) if asked else []
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
-    able = [each for each, _ in chosen if recall.window_tokens is not None or _says_much(each, matcher)]
+    always = recall.window_tokens is not None or len(chosen) > 1
+    able = [each for each, _ in chosen if always or _says_much(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
     return Recollection(state, tuple(chosen), shown, in_window, _content_ids(speaker, asked) if chosen else ())
 
@@ -112,12 +112,14 @@ def choose(
     if not able.any():
         return []
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
-    if not matcher.asks(queries):
-        return []
-    terms = [term for message in asked for term in terms_of(message.content)]
-    scores = index_of(statements, matcher).scores(queries, terms) if fresh else memory.scores(matcher, queries, terms)
-    best = matcher.best(scores.masked_fill(~able, -torch.inf))
-    return [(statements[number], score) for number, score in best if able[number]]
+    # Words of what a tool returned, or of a reply that was begun, are not the question's.
+    spoken = [message for message in asked if message.role == "user"] or asked
+    terms = [term for message in spoken for term in terms_of(message.content)]
+    if fresh:
+        best = index_of(statements, matcher).chosen(queries, terms, able)
+    else:
+        best = memory.chosen(matcher, queries, terms, able)
+    return [(statements[number], score) for number, score in best]
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:

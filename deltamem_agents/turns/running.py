@@ -13,13 +13,16 @@ from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
 from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateError
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
+from deltamem_agents.inference.kept import KeptCaches, Sitting, Whose
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Window
+from deltamem_agents.inference.rows import OneToken
+from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
-from deltamem_agents.snapshots import Fingerprint, LazyStore, Store, encode_page
+from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
 from deltamem_agents.turns.listing import COMMIT_ATTEMPTS
-from deltamem_agents.turns.memories import AgentMemory, Memories
+from deltamem_agents.turns.memories import AgentMemory, Memories, without
 from deltamem_agents.turns.planning import DEFAULT_THREAD, Kept, Plan, Planner, WritePolicy
 from deltamem_agents.turns.queues import Queues
 from deltamem_agents.turns.recalling import Recollection, pointing, recollect, shown_tokens
@@ -80,13 +83,14 @@ class Outcome:
     attempts: int
     recollection: Recollection | None
     recorder: Recorder
+    sitting: Sitting | None
 
 
 @dataclass(frozen=True)
 class TurnRunner:
     """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
 
-    `memories`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
+    `memories`, `caches`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
 
     `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
     """
@@ -97,6 +101,7 @@ class TurnRunner:
     fingerprint: Fingerprint
     queues: Queues
     memories: Memories
+    caches: KeptCaches
     matcher: Matcher
     pointer: Pointer | None
     require_usable: Callable[[], None]
@@ -151,6 +156,19 @@ class TurnRunner:
 
     def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
         """Everything of a turn but the commit. `forced`: the reply to take instead of drawing one."""
+        scheduler = self.speaker.scheduler
+        seat = scheduler.seat()
+        try:
+            # A turn that was let in once is not sent away when it has to be run again.
+            if number == 1:
+                yield from scheduler.admitted(seat)
+            return (yield from self._attempt(request, number, forced, seat))
+        finally:
+            scheduler.leave(seat)
+
+    def _attempt(
+        self, request: TurnRequest, number: int, forced: Reply | None, seat: Seat[OneToken]
+    ) -> Generator[str, None, Outcome]:
         speaker = self.speaker
         constraint = None
         if request.grammar is not None and forced is None:
@@ -159,7 +177,7 @@ class TurnRunner:
         writes = request.memory == "readwrite"
         # Where the memory is a list of statements, what is new does not change the state that is read.
         reads_all = not speaker.keeps_writes or request.recall.read == "all"
-        run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all)
+        run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all, seat=seat)
         new = plan.new if plan is not None and writes else ()
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
         recollection, absorbed = None, 0
@@ -176,6 +194,8 @@ class TurnRunner:
         if run.state is not None:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
+        whose = Whose.of(self.lazy_store.place, request.agent, request.thread or DEFAULT_THREAD)
+        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply)
         decoding = Decoding(
             run,
             window.prompt,
@@ -204,7 +224,7 @@ class TurnRunner:
             run.measures.messages += 1
         if plan is not None and writes:
             recorder.record(run, plan, plan.new, message if writes_reply else None)
-        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder)
+        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder, sitting)
 
     def window(
         self,
@@ -342,33 +362,41 @@ class TurnRunner:
     ) -> str | None:
         """Commit what was recorded; None where the newest snapshot holds just that. Raises StaleHeadError."""
         undone = plan.undone_statements(thread)
-        ids = [each.id for each in recorder.statements]
-        listed, pages = plan.memory.listed.changed(plan.memory.pages if undone else {}, add=ids, drop=undone)
-        objects = {page: encode_page(held) for page, held in pages.items()}
+        most = self.policy.statements
+        after, objects, gone = plan.memory.changed(self.store, agent, recorder.statements, undone, most=most)
         if self.speaker.keeps_writes:
-            after = plan.memory.after(self.store, agent, listed, pages, recorder.statements)
-            kept = Kept(after.scanned, listed, after.base, after.fades)
+            kept = Kept.of(after)
         else:
             assert run.state is not None
             state = run.state.settled().detach().to("cpu")
-            after = AgentMemory(state, listed, store=self.store, agent=agent)
-            kept = Kept(state, listed)
+            after = AgentMemory(state, after.listed, store=self.store, agent=agent, went=after.went)
+            kept = Kept(state, after.listed, went=after.went)
+        objects |= without(recorder.objects, gone)
         snapshot = plan.commit(kept, self.fingerprint, thread, reply, run.measures.written, recorder.origin)
         if snapshot is None:
             return None
         self.require_usable()
-        saved = self.store.save(agent, snapshot, expected=plan.head, objects={**objects, **recorder.objects})
+        saved = self.store.save(agent, snapshot, expected=plan.head, objects=objects)
+        if gone:
+            _log.warning(
+                "agent %r: it held more than %s statements; %d of them are in its full state alone from now on",
+                agent,
+                most,
+                len(gone),
+            )
         self.memories.keep(self.store, agent, saved, after)
         return saved
 
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
         calls = outcome.message.tool_calls
+        self.caches.keep(outcome.sitting, outcome.run, reply.ids)
+        tokens = len(outcome.window.prompt)
         undone = outcome.plan.undone if outcome.plan is not None and request.memory == "readwrite" else 0
         return Turn(
             text=outcome.message.content,
             tool_calls=calls,
-            usage=Usage(len(outcome.window.prompt), len(reply.ids), outcome.absorbed_tokens),
+            usage=Usage(tokens, len(reply.ids), outcome.absorbed_tokens, tokens - measures.prefilled),
             snapshot=snapshot,
             facts=TurnFacts(
                 agent=request.agent or "",
@@ -385,6 +413,7 @@ class TurnRunner:
                 correction_ratio=measures.correction_ratio,
                 prefill_seconds=measures.prefill_seconds,
                 decode_seconds=measures.decode_seconds,
+                prefilled_tokens=measures.prefilled,
                 attempts=outcome.attempts,
                 tokens_unshown=outcome.window.unshown,
                 tokens_unwritten=measures.unwritten,

@@ -1,6 +1,7 @@
 """Questions about long histories, asked with a recent window, with snippets, with the state alone, and with controls.
 
-One prompt budget holds for all: what differs is what the prompt shows of the history, and which state is read.
+One prompt budget holds for all: what differs is what the prompt shows of the history, and which memory is read. A
+memory of statements is read by what the question alone is about, and what returns of it to the window counts.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeAlias, cast
 
 import torch
@@ -15,11 +17,13 @@ import torch
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.evaluation.context import History, Line, Shown, bm25
-from deltamem_agents.lab.evaluation.controls import Arm, arm_memories
+from deltamem_agents.lab.evaluation.controls import Arm, Held, arm_memories
 from deltamem_agents.lab.evaluation.estimates import Drawn
-from deltamem_agents.lab.evaluation.recall import Steps, Watch
+from deltamem_agents.lab.evaluation.recall import Steps, Watch, absorbed
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.memory.state import MemoryState
+from deltamem_agents.turns.memories import AgentMemory
+from deltamem_agents.turns.recalling import AROUND_MESSAGE, Recollection
 from deltamem_agents.types import Message
 
 REPLY_TOKENS = 32
@@ -50,7 +54,8 @@ class LongQuestion:
 
 @dataclass(frozen=True)
 class LongTask:
-    """A history and what is asked about it. `sessions`: its conversations, which are absorbed one after another.
+    """A history and what is asked about it. `sessions`: its conversations, which are absorbed one after another; one at
+    least.
 
     `lines`: its pieces as a prompt shows them, oldest first. `seed`: of the evaluation that drew it.
     """
@@ -111,71 +116,138 @@ def evaluate_tasks(
     bm25()
     owners = [owner for owner, task in enumerate(tasks) for _ in task.questions]
     questions = [one for task in tasks for one in task.questions]
-    prompts = {shown: _prompts(engine, tasks, shown, prompt_tokens) for shown in Shown}
+    asking = _Asking(engine, tasks, prompt_tokens)
+    for shown in Shown:
+        # Raises before any work is done.
+        asking.prompts(shown)
     with watch(f"{rows.suite}: absorbing {len(tasks):,} histories") as advance:
-        states = _states(engine, tasks, Steps(advance, sum(len(task.sessions) for task in tasks)).done)
+        memories = _heard(engine, tasks, Steps(advance, sum(len(task.sessions) for task in tasks)).done)
+    rests: dict[Arm, Sequence[Recollection]] = {}
+    if engine.selects:
+        with watch(f"{rows.suite}: choosing statements for {len(questions):,} questions") as advance:
+            steps = Steps(advance, (len(Arm) - 1) * len(questions))
+            for arm in Arm:
+                held = _read(arm, memories, owners, each_its_own=True)
+                if held is not None:
+                    rests[arm] = asking.recollections(arm, cast("Sequence[AgentMemory]", held), steps.done)
     scores: dict[Shown, dict[Arm, list[float]]] = {}
     for shown, arms in READ_WITH.items():
         with watch(f"{rows.suite}: {len(questions):,} questions, {shown.value}") as advance:
             steps = Steps(advance, len(arms) * len(questions))
-            scores[shown] = {
-                arm: [
-                    scored(one, reply)
-                    for one, reply in zip(
-                        questions, _replies(engine, _read(arm, states, owners), prompts[shown], steps.done), strict=True
-                    )
-                ]
-                for arm in arms
-            }
+            scores[shown] = {}
+            for arm in arms:
+                if arm in rests:
+                    replies = asking.recalled_replies(shown, rests[arm], steps.done)
+                else:
+                    states = cast("Sequence[MemoryState] | None", _read(arm, memories, owners))
+                    replies = asking.replies(shown, states, steps.done)
+                scores[shown][arm] = [scored(one, reply) for one, reply in zip(questions, replies, strict=True)]
     tokens = [sum(map(engine.count_tokens, task.sessions)) for task in tasks]
     return list(_figures(rows, tasks, questions, owners, scores, tokens))
 
 
-def _states(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[int], None]) -> list[MemoryState]:
-    """The state after each history: the first sessions of all, then the second ones, and so on."""
-    states = [engine.new_state() for _ in tasks]
-    for number in range(max(len(task.sessions) for task in tasks)):
+def _heard(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[int], None]) -> list[Held]:
+    """The memory after each history: the first sessions of all, then the second ones, and so on."""
+    memories: list[Held] = absorbed(engine, [task.sessions[0] for task in tasks], tick)
+    for number in range(1, max(len(task.sessions) for task in tasks)):
         due = [place for place, task in enumerate(tasks) if number < len(task.sessions)]
-        heard = engine.absorb_batch([states[place] for place in due], [tasks[place].sessions[number] for place in due])
-        for place, state in zip(due, heard, strict=True):
-            states[place] = state
-        tick(len(due))
-    return states
+        sessions = [tasks[place].sessions[number] for place in due]
+        for place, memory in zip(
+            due, absorbed(engine, sessions, tick, [memories[place] for place in due]), strict=True
+        ):
+            memories[place] = memory
+    return memories
 
 
-def _prompts(engine: DeltaMemEngine, tasks: Sequence[LongTask], shown: Shown, budget: int) -> list[list[Message]]:
-    found: list[list[Message]] = []
-    for task in tasks:
-        history = History(engine, task.lines)
-        for one in task.questions:
-            prompt = [Message("user", history.prompt(shown, one.text, one.query, budget))]
-            found.append([*prompt, Message("assistant", one.begun)] if one.begun else prompt)
-    return found
+def _read(
+    arm: Arm, memories: Sequence[Held], owners: Sequence[int], *, each_its_own: bool = False
+) -> list[Held] | None:
+    """The memory of each question's history, or what the arm puts in its place.
 
-
-def _read(arm: Arm, states: Sequence[MemoryState], owners: Sequence[int]) -> list[MemoryState] | None:
-    """The state of each question's history, or what the arm puts in its place."""
-    others = [(number + 1) % len(states) for number in range(len(states))]
-    given = cast("list[MemoryState] | None", arm_memories(arm, states, others, torch.Generator().manual_seed(0)))
+    `each_its_own`: what comes by chance is drawn for each question, and not for each history.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if arm is Arm.RANDOM and each_its_own:
+        drawn = [arm_memories(arm, [memories[owner]], [0], generator) for owner in owners]
+        return list(chain.from_iterable(found for found in drawn if found is not None))
+    others = [(number + 1) % len(memories) for number in range(len(memories))]
+    given = arm_memories(arm, memories, others, generator)
     return None if given is None else [given[owner] for owner in owners]
 
 
-def _replies(
-    engine: DeltaMemEngine,
-    states: Sequence[MemoryState] | None,
-    prompts: Sequence[Sequence[Message]],
-    tick: Callable[[int], None],
+class _Asking:
+    """Asks the questions of all tasks in prompts of at most `budget` tokens of contents."""
+
+    def __init__(self, engine: DeltaMemEngine, tasks: Sequence[LongTask], budget: int) -> None:
+        self._engine, self._budget = engine, budget
+        histories = [History(engine, task.lines) for task in tasks]
+        self._asked = [(histories[owner], one) for owner, task in enumerate(tasks) for one in task.questions]
+        self._whole: dict[Shown, list[list[Message]]] = {}
+
+    def prompts(self, shown: Shown) -> list[list[Message]]:
+        """Each question's prompt. Raises ConfigError where a question alone does not fit."""
+        if shown not in self._whole:
+            self._whole[shown] = [self._prompt(shown, place, self._budget) for place in range(len(self._asked))]
+        return self._whole[shown]
+
+    def replies(self, shown: Shown, states: Sequence[MemoryState] | None, tick: Callable[[int], None]) -> list[str]:
+        """Replies that read a state each, None for the frozen model."""
+        prompts = self.prompts(shown)
+
+        def said(part: Sequence[int]) -> list[str]:
+            given = None if states is None else [states[place] for place in part]
+            asked = [prompts[place] for place in part]
+            return self._engine.greedy_replies(given, asked, max_tokens=REPLY_TOKENS)
+
+        return _in_parts(said, [self._engine.count_tokens(prompt) for prompt in prompts], tick)
+
+    def recollections(
+        self, arm: Arm, memories: Sequence[AgentMemory], tick: Callable[[int], None]
+    ) -> list[Recollection]:
+        """What each question alone is about. Messages that leave no room for the question do not return."""
+        found = []
+        for memory, asked in zip(memories, self.prompts(Shown.NOTHING), strict=True):
+            (one,) = self._engine.recall_batch([memory], [asked], whatever=arm is Arm.RANDOM)
+            if self._room(one) < self._engine.count_tokens(asked) + 1:
+                one = replace(one, shown=(), in_window=frozenset())
+            found.append(one)
+            tick(1)
+        return found
+
+    def recalled_replies(self, shown: Shown, rests: Sequence[Recollection], tick: Callable[[int], None]) -> list[str]:
+        """Replies that rest on chosen statements. What returns to the window takes the place of older history."""
+        prompts = [self._prompt(shown, place, self._room(one)) for place, one in enumerate(rests)]
+
+        def said(part: Sequence[int]) -> list[str]:
+            chosen, asked = [rests[place] for place in part], [prompts[place] for place in part]
+            return self._engine.recalled_replies(chosen, asked, max_tokens=REPLY_TOKENS)
+
+        sizes = [self._engine.count_tokens([*one.shown, *prompt]) for one, prompt in zip(rests, prompts, strict=True)]
+        return _in_parts(said, sizes, tick)
+
+    def _room(self, rests_on: Recollection) -> int:
+        """Tokens of a prompt that what returns to the window leaves."""
+        if not rests_on.shown:
+            return self._budget
+        taken = self._engine.count_tokens(rests_on.shown) + AROUND_MESSAGE * len(rests_on.shown)
+        return self._budget - taken
+
+    def _prompt(self, shown: Shown, place: int, budget: int) -> list[Message]:
+        history, one = self._asked[place]
+        prompt = [Message("user", history.prompt(shown, one.text, one.query, budget))]
+        return [*prompt, Message("assistant", one.begun)] if one.begun else prompt
+
+
+def _in_parts(
+    said: Callable[[Sequence[int]], list[str]], sizes: Sequence[int], tick: Callable[[int], None]
 ) -> list[str]:
-    """In the prompts' order; those of like lengths are asked together."""
-    sizes = [engine.count_tokens(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda place: -sizes[place])
-    replies = [""] * len(prompts)
+    """Replies in the order of the prompts, of these sizes; those of like sizes are asked together."""
+    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    replies = [""] * len(sizes)
     while order:
         part = order[: max(1, ASKED_TOKENS // max(1, sizes[order[0]]))][:64]
         order = order[len(part) :]
-        given = None if states is None else [states[place] for place in part]
-        said = engine.greedy_replies(given, [prompts[place] for place in part], max_tokens=REPLY_TOKENS)
-        for place, reply in zip(part, said, strict=True):
+        for place, reply in zip(part, said(part), strict=True):
             replies[place] = reply
         tick(len(part))
     return replies

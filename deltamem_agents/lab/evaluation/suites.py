@@ -12,7 +12,9 @@ from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.evaluation.distance import distance
 from deltamem_agents.lab.evaluation.draws import HELD_OUT_VALUES, Size, drawn_cases, facts_told
 from deltamem_agents.lab.evaluation.harmless import harmless
+from deltamem_agents.lab.evaluation.misled import misled
 from deltamem_agents.lab.evaluation.natural import natural
+from deltamem_agents.lab.evaluation.overview import overview
 from deltamem_agents.lab.evaluation.people import people_suite
 from deltamem_agents.lab.evaluation.recall import Title, Watch, evaluate_recall
 from deltamem_agents.lab.evaluation.report import Figure
@@ -111,6 +113,8 @@ SUITES: Mapping[str, Suite] = {
     "sides": Suite("who tells, whom it is about, what kind of value", of_shapes("sides", _SIDES)),
     "distance": Suite("unrelated conversation between telling and asking", distance),
     "untold": Suite("asked for what was never told", untold),
+    "misled": Suite("asked again behind a wrong reply of the model's own", misled),
+    "overview": Suite("asked for everything that is remembered at once", overview),
     "harmless": Suite("what has nothing to do with memory, with a full one", harmless),
     "natural": Suite("whole turns, the reply begun by the model", natural),
     "people": Suite("what people tell in their own words, one and ten conversations in a memory", people_suite()),

@@ -6,17 +6,19 @@ fitted on, and how to run it, stands in `recall_material.py`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from deltamem_agents.memory.pointer import Pointer
-from deltamem_agents.memory.recall import LEAST_STRENGTH, Matcher, StatementIndex, around
+from deltamem_agents.memory.recall import AROUND, LEAST_STRENGTH, NEAR, Matcher, Replacing, StatementIndex
 from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Role
 
@@ -26,10 +28,43 @@ LEAST_COMMON = 3
 COMMON_WEIGHT = 30.0
 """A word that stands in all questions counts 1 / (1 + COMMON_WEIGHT)."""
 
-TOLD_LOST = 0.06
+LAYERS_KEPT, WORDS_KEPT = 0.01, 0.003
+"""How much layers of equal weight, and words that count as their commonness says, are worth beside right statements."""
+
+REPLACING = Replacing(alike=0.45, alike_long=0.7, long=7, missing=0.1, behind=4.0)
+"""Chosen on validation, among 84 settings."""
+
+SHOW_TOKENS = 400
+"""Tokens of a prompt for chosen statements that return to the window; chosen on validation."""
+
+FLOOR_RISE = 0.69
+"""Chosen on validation, as what single facts, eight of them and ten conversations allow."""
+
+OVERVIEW_MARGIN = 1.0
+"""How sure it has to be, in logits, that a question asks for everything."""
+
+TOLD_LOST = 0.05
 """The share of told questions that the floor may cost."""
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Emphasis:
+    """How much steps of a reply count: those that say the answer, and the one that says it at once. Others count 1."""
+
+    answer: float
+    at_once: float
+
+    def weights(self, reply: Reply) -> Tensor:
+        """(R,)"""
+        if reply.at_once:
+            return torch.full((len(reply.answering),), self.at_once)
+        return torch.where(reply.answering, self.answer, 1.0)
+
+
+SENTENCES, ANSWERS = Emphasis(4.0, 4.0), Emphasis(10.0, 40.0)
+"""For the pointer and for its eager one."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +80,7 @@ class Told:
 class Question:
     """`last`, `mean`: (layers, heads, r), of its queries. `right`: the statements that answer it, none for never told.
 
-    `asks`: whether it asks for something that could have been told.
+    `asks`: whether it asks for something that could have been told; `overview`: for everything at once.
     """
 
     last: Tensor
@@ -53,6 +88,7 @@ class Question:
     terms: tuple[int, ...]
     right: tuple[int, ...] = ()
     asks: bool = True
+    overview: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,8 @@ class Reply:
 
     `features`: (R, N, F). `owners`: (N,), which of the different tokens each is. `log_probabilities`: (R, M), theirs
     without a pointer. `targets`: (R,), which of them is said, −1 for another token. `target`: (R,), the log-probability
-    of what is said. `weights`: (R,), how much each step counts.
+    of what is said. `answering`: (R,) bool, the steps that say the answer. `at_once`: this is the first step alone, and
+    says the answer.
     """
 
     features: Tensor
@@ -77,29 +114,36 @@ class Reply:
     log_probabilities: Tensor
     targets: Tensor
     target: Tensor
-    weights: Tensor
+    answering: Tensor
+    at_once: bool = False
 
 
-def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 150) -> Matcher:
+def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Matcher:
     """The matcher under which the right statements are the likeliest ones."""
     layers, heads, _ = memories[0].questions[0].last.shape
-    base = replace(Matcher.uniform(layers, heads), commonness=commonness(memories))
-    signs = [_signs(base, memory, question) for memory in memories for question in memory.questions if question.right]
+    prior = commonness(memories)
+    base = Matcher.uniform(layers, heads)
+    signs = [_signs(base, list(prior), memory, each) for memory in memories for each in memory.questions if each.right]
     layer_logits = torch.zeros(layers, heads, requires_grad=True)
     log_scale = torch.tensor(2.3, requires_grad=True)
     shares = torch.tensor([base.words, base.near, base.assistant, base.newest], requires_grad=True)
-    optimiser = torch.optim.Adam([layer_logits, log_scale, shares], lr=0.05)
+    common = torch.tensor(list(prior.values())).log()
+    rather = torch.zeros(len(prior), requires_grad=True)
+    optimiser = torch.optim.Adam([layer_logits, log_scale, shares, rather], lr=0.05)
     for step in range(steps):
         optimiser.zero_grad()
         weights = log_scale.exp() * layer_logits.flatten().softmax(0).unflatten(0, (layers, heads))
-        losses = [_missed(weights, shares, sign) for sign in signs]
-        loss = torch.stack(losses).mean() + 0.01 * layer_logits.square().sum()
+        losses = [_missed(weights, shares, (common + rather).exp(), sign) for sign in signs]
+        kept = LAYERS_KEPT * layer_logits.square().sum() + WORDS_KEPT * rather.square().sum()
+        loss = torch.stack(losses).mean() + kept
         loss.backward()
         optimiser.step()
-        if step % 50 == 49:
+        if step % 20 == 19:
             say(f"matcher, step {step + 1}: loss {loss.item():.3f}")
     words, near, assistant, newest = shares.detach().tolist()
-    asking, bias = fit_asking([question for memory in memories for question in memory.questions])
+    questions = [question for memory in memories for question in memory.questions]
+    asking, bias = fit_judge(questions, [each.asks for each in questions])
+    overview, overview_bias = fit_judge(questions, [each.overview for each in questions])
     fitted = replace(
         base,
         weights=weights.detach(),
@@ -109,32 +153,44 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 150) -> Ma
         newest=newest,
         asking=asking,
         asking_bias=bias,
+        overview=overview,
+        overview_bias=overview_bias - OVERVIEW_MARGIN,
+        commonness=dict(zip(prior, (common + rather).exp().tolist(), strict=True)),
+        replacing=REPLACING,
+        show_tokens=SHOW_TOKENS,
     )
-    bests = [float(_scores(fitted, memory, q).max()) for memory in memories for q in memory.questions if q.right]
-    return replace(fitted, floor=float(torch.tensor(bests).quantile(TOLD_LOST)))
+    bests = [
+        float(_scores(fitted, memory, each).max()) - FLOOR_RISE * math.log(len(memory.statements))
+        for memory in memories
+        for each in memory.questions
+        if each.right
+    ]
+    return replace(fitted, floor=float(torch.tensor(bests).quantile(TOLD_LOST)), floor_rise=FLOOR_RISE)
 
 
 def commonness(memories: Sequence[Memory]) -> dict[int, float]:
     """What each word that stands in many questions counts: the less, the more of them it stands in."""
-    asked = [question for memory in memories for question in memory.questions if question.asks]
+    asked = [each for memory in memories for each in memory.questions if each.asks and not each.overview]
     counts = Counter(term for question in asked for term in set(question.terms))
     return {
         term: 1 / (1 + COMMON_WEIGHT * count / len(asked)) for term, count in counts.items() if count >= LEAST_COMMON
     }
 
 
-def fit_asking(questions: Sequence[Question], *, steps: int = 200, decay: float = 0.01) -> tuple[Tensor, float]:
-    """Weights (layers, heads, r) and bias of a logistic regression on the mean queries: does this ask for something?"""
+def fit_judge(
+    questions: Sequence[Question], yes: Sequence[bool], *, steps: int = 200, decay: float = 0.01
+) -> tuple[Tensor, float]:
+    """Weights (layers, heads, r) and bias of a logistic regression on the mean queries: which questions are these?"""
     means = torch.stack([question.mean.flatten() for question in questions])
-    asks = torch.tensor([float(question.asks) for question in questions])
-    balance = torch.where(asks > 0, 0.5 / asks.mean(), 0.5 / (1 - asks).mean().clamp_min(1e-6))
+    wanted = torch.tensor([float(each) for each in yes])
+    balance = torch.where(wanted > 0, 0.5 / wanted.mean().clamp_min(1e-6), 0.5 / (1 - wanted).mean().clamp_min(1e-6))
     centre, spread = means.mean(0), means.std()
     weights, bias = torch.zeros(means.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.Adam([weights, bias], lr=0.02)
     for _ in range(steps):
         optimiser.zero_grad()
         found = ((means - centre) / spread) @ weights + bias
-        loss = (F.binary_cross_entropy_with_logits(found, asks, reduction="none") * balance).mean()
+        loss = (F.binary_cross_entropy_with_logits(found, wanted, reduction="none") * balance).mean()
         (loss + decay * weights.square().sum()).backward()
         optimiser.step()
     flat = weights.detach() / spread
@@ -145,6 +201,7 @@ def fit_pointer(
     replies: Sequence[Reply],
     say: Say,
     common: frozenset[int] = frozenset(),
+    emphasis: Emphasis = SENTENCES,
     *,
     units: int = 12,
     epochs: int = 25,
@@ -167,8 +224,9 @@ def fit_pointer(
             losses = []
             for reply in part:
                 units_on = torch.tanh((reply.features - centre) / spread @ hidden.T + hidden_bias)
-                losses.append(reply.weights * reply_losses(reply, F.softplus(units_on @ out + out_bias)))
-            loss = torch.cat(losses).sum() / sum(reply.weights.sum() for reply in part)
+                weights = emphasis.weights(reply)
+                losses.append(weights * reply_losses(reply, F.softplus(units_on @ out + out_bias)))
+            loss = torch.cat(losses).sum() / sum(emphasis.weights(reply).sum() for reply in part)
             (loss + decay * (hidden.square().sum() + out.square().sum())).backward()
             optimiser.step()
             total += loss.item() * len(part)
@@ -190,35 +248,49 @@ def reply_losses(reply: Reply, bonus: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Signs:
-    """What speaks for each of S statements: `others` (S, 4), and per strong token q·k in each layer and head."""
+    """What speaks for each of S statements.
+
+    `matches`: per strong token q·k in each layer and head. `words`: (T, S), what each of the question's words counts
+    there. `common`: (T,), which of the common words each is, −1 for none. `others`: (S, 2).
+    """
 
     matches: Tensor
     owners: Tensor
+    words: Tensor
+    common: Tensor
     others: Tensor
     right: Tensor
 
 
-def _signs(matcher: Matcher, memory: Memory, question: Question) -> _Signs:
-    index, count = index_of(matcher, memory), len(memory.statements)
-    words = index.word_scores(question.terms)
+def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Question) -> _Signs:
+    index, count, places = index_of(matcher, memory), len(memory.statements), {t: at for at, t in enumerate(common)}
+    terms = sorted(set(question.terms))
     others = (
-        torch.from_numpy(words),
-        torch.from_numpy(around(words)),
         torch.tensor([float(told.role == "assistant") for told in memory.statements]),
         torch.arange(count) / max(1, count - 1),
     )
     strong = [told.writes.strengths >= LEAST_STRENGTH for told in memory.statements]
     keys = torch.cat([told.writes.keys[mask].float() for told, mask in zip(memory.statements, strong, strict=True)])
     owners = torch.repeat_interleave(torch.arange(count), torch.tensor([int(mask.sum()) for mask in strong]))
-    matches = torch.einsum("nlhr,lhr->nlh", keys, question.last.float())
-    return _Signs(matches, owners, torch.stack(others, 1), torch.tensor(question.right))
+    return _Signs(
+        torch.einsum("nlhr,lhr->nlh", keys, question.last.float()),
+        owners,
+        torch.from_numpy(np.stack([index.word_scores([term]) for term in terms])) if terms else torch.zeros(0, count),
+        torch.tensor([places.get(term, -1) for term in terms], dtype=torch.long),
+        torch.stack(others, 1),
+        torch.tensor(question.right),
+    )
 
 
-def _missed(weights: Tensor, shares: Tensor, signs: _Signs) -> Tensor:
-    """Nats of the right statements among all."""
+def _missed(weights: Tensor, shares: Tensor, common: Tensor, signs: _Signs) -> Tensor:
+    """Nats of the right statements among all. `common`: what each common word counts."""
     found = (signs.matches * weights).sum(dim=(1, 2))
     start = -weights.sum().expand(len(signs.others))
-    scores = start.scatter_reduce(0, signs.owners, found, "amax") + signs.others @ shares
+    counts = torch.where(signs.common >= 0, common[signs.common.clamp_min(0)], torch.ones(len(signs.common)))
+    words = counts @ signs.words
+    sides = F.conv1d(words[None, None], AROUND[None, None], padding=NEAR)[0, 0]
+    scores = start.scatter_reduce(0, signs.owners, found, "amax") + signs.others @ shares[2:]
+    scores = scores + shares[0] * words + shares[1] * sides
     return scores.logsumexp(0) - scores[signs.right].logsumexp(0)
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -23,13 +23,23 @@ from torch import Tensor
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of, written_by
-from deltamem_agents.inference.decode import Prompt, as_text
+from deltamem_agents.inference.decode import Prompt
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.training.left_alone import neutral_prompts
-from deltamem_agents.lab.training.recall_fit import Memory, Question, Reply, Say, Told, fit_matcher, fit_pointer
+from deltamem_agents.lab.training.recall_fit import (
+    ANSWERS,
+    Memory,
+    Question,
+    Reply,
+    Say,
+    Told,
+    fit_matcher,
+    fit_pointer,
+)
 from deltamem_agents.loading import load_model
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL
 from deltamem_agents.memory.adapter_file import load_adapter
@@ -49,9 +59,13 @@ SHAPES = (
     EpisodeShape(facts=6, changed=1.0),
     EpisodeShape(facts=10, values=("word", "number", "date", "time", "phrase"), everyday=0.5),
     EpisodeShape(facts=8, paired=0.6, changed=0.3),
+    EpisodeShape(facts=4, about=("person",), same_attribute=1.0),
+    EpisodeShape(facts=4, changed=1.0),
+    EpisodeShape(facts=5, about=("person", "user"), same_attribute=1.0, changed=0.5),
+    EpisodeShape(facts=8),
 )
-EPISODES, QUESTIONS = 24, 6
-"""Generated conversations, and questions asked of each."""
+EPISODES, QUESTIONS = 80, 6
+"""Generated conversations, and questions asked of each at most."""
 
 BEGUN = 0.35
 """Share of these questions whose reply is begun, so that it is asked from another place."""
@@ -62,12 +76,6 @@ NEUTRAL = 56
 COMMON_SHARE = 0.015
 """A token that stands in so many of all questions tells nothing about where an answer stands."""
 
-ANSWER_WEIGHT = 4.0
-"""How much more a token of the answer counts than another of the reply."""
-
-AT_ONCE_WEIGHT = 4.0
-"""How much it counts that the answer may be said at once, where the reply begins."""
-
 REPLY_TOKENS = 48
 MESSAGE_TOKENS = 512
 
@@ -77,7 +85,7 @@ class Asked:
     """A question, and where in its conversation the messages stand that answer it; none for what was never told.
 
     `reply`: the one it should have, with the `answer` in it, "" to fit nothing on it. `begun`: the beginning that its
-    reply is given.
+    reply is given. `asks`, `overview`: as in Question.
     """
 
     text: str
@@ -86,6 +94,7 @@ class Asked:
     reply: str = ""
     begun: str = ""
     asks: bool = True
+    overview: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,10 @@ def natural_people() -> Iterator[Person]:
 
 
 def generated_people(words: Sequence[str]) -> Iterator[Person]:
-    """One generated conversation each; the first has prompts that ask for nothing, too."""
-    neutral = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
+    """One generated conversation each; the first has prompts that ask for nothing or for everything, too."""
+    overviews = json.loads((CORPUS / "overview.json").read_text(encoding="utf-8"))["train"]
+    other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
+    other += [Asked(text, overview=True) for text in overviews]
     for number in range(EPISODES):
         rng = Random(number)
         generator = EpisodeGenerator(words, SHAPES[number % len(SHAPES)])
@@ -132,11 +143,11 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
                 each.reply,
                 each.prefix if rng.random() < BEGUN else "",
             )
-            for each in rng.sample(episode.questions, QUESTIONS)
+            for each in rng.sample(episode.questions, min(QUESTIONS, len(episode.questions)))
             if each.told is not None
         ]
-        yield [Conversation(episode.messages, (*asked, Asked(generator.untold(rng, episode)), *neutral))]
-        neutral = []
+        yield [Conversation(episode.messages, (*asked, Asked(generator.untold(rng, episode)), *other))]
+        other = []
 
 
 @torch.no_grad()
@@ -156,7 +167,8 @@ def collect_memory(speaker: MemoryModel, person: Person) -> Memory:
             begun = [Message("assistant", each.begun)] if each.begun else []
             queries = queries_of(speaker, speaker.prompts.reading([Message("user", each.text), *begun]))
             right = tuple(start + place for place in each.told_in)
-            questions.append(Question(queries[-1], queries.mean(0), tuple(terms_of(each.text)), right, each.asks))
+            terms = tuple(terms_of(each.text))
+            questions.append(Question(queries[-1], queries.mean(0), terms, right, each.asks, each.overview))
     return Memory(tuple(statements), tuple(questions))
 
 
@@ -214,7 +226,7 @@ def _reply(
         likely[:, different],
         torch.tensor([places.get(token, -1) for token in said]),
         likely.gather(1, torch.tensor(said)[:, None])[:, 0],
-        torch.tensor([ANSWER_WEIGHT if each else 1.0 for each in answering]),
+        torch.tensor(answering),
     )
 
 
@@ -227,7 +239,8 @@ def _at_once(whole: Reply, token: int) -> Reply:
         likely,
         torch.tensor([token]),
         likely[:, token],
-        torch.tensor([AT_ONCE_WEIGHT]),
+        torch.tensor([True]),
+        at_once=True,
     )
 
 
@@ -272,7 +285,8 @@ def fit_recall(folder: Path, say: Say) -> None:
         memories.append(collect_memory(speaker, person))
         replies += collect_replies(speaker, person, common)
         say(f"collected {number} of {len(people)} memories")
-    save_recall(folder, fit_matcher(memories, say), fit_pointer(replies, say, common))
+    eager = fit_pointer(replies, say, common, ANSWERS)
+    save_recall(folder, fit_matcher(memories, say), replace(fit_pointer(replies, say, common), eager=eager))
 
 
 if __name__ == "__main__":

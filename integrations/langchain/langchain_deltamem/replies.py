@@ -15,7 +15,7 @@ CUT_OFF = "max_tokens cut this call off"
 
 def usage_of(turn: Turn) -> UsageMetadata:
     """Input tokens are all that were processed before the reply; "absorbed" are those outside the prompt."""
-    details = InputTokenDetails(cache_read=0)
+    details = InputTokenDetails(cache_read=turn.usage.cached_tokens)
     details["absorbed"] = turn.usage.absorbed_tokens  # type: ignore[typeddict-unknown-key]
     read = turn.usage.prompt_tokens + turn.usage.absorbed_tokens
     return UsageMetadata(

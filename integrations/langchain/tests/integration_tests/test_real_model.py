@@ -27,7 +27,7 @@ def real(max_tokens: int) -> ChatDeltaMem:
 
 
 def test_a_tool_loop_ends() -> None:
-    agent = create_agent(real(32), tools=[clock], middleware=[_call_first])
+    agent = create_agent(real(40), tools=[clock], middleware=[_call_first])
     said = agent.invoke({"messages": [("user", "What time is it?")]}, {"recursion_limit": 10})["messages"]
     assert [message.type for message in said[:3]] == ["human", "ai", "tool"] and said[2].content == "noon"
     assert said[-1].type == "ai" and said[-1].text and not said[-1].tool_calls
@@ -40,10 +40,14 @@ class Suite(ChatModelIntegrationTests):
     def chat_model_class(self) -> type[ChatDeltaMem]:
         return ChatDeltaMem
 
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_of_each_kind_passes(kind: str) -> None:
-    getattr(Suite(), kind)(real(24))
+    getattr(Suite(), kind)(real(40))
 
 
 def test_an_object_is_as_its_schema_says() -> None:

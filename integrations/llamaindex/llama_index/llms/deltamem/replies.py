@@ -123,7 +123,10 @@ def _raw(turn: Turn, model_name: str) -> dict[str, object]:
             "prompt_tokens": read,
             "completion_tokens": turn.usage.completion_tokens,
             "total_tokens": read + turn.usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0, "absorbed_tokens": turn.usage.absorbed_tokens},
+            "prompt_tokens_details": {
+                "cached_tokens": turn.usage.cached_tokens,
+                "absorbed_tokens": turn.usage.absorbed_tokens,
+            },
         },
         "deltamem": turn.report,
     }

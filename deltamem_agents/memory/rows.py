@@ -1,0 +1,181 @@
+"""One token in each of many sequences at once, each with a memory of its own; nothing passes between rows.
+
+Rows whose states are folded are read together, and so are rows that read a state which stays. Any other row is read
+and written as it would be alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem_agents.config import Head
+from deltamem_agents.errors import StateError
+from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
+from deltamem_agents.memory.folding import READOUT, FoldedCall, FoldedState
+from deltamem_agents.memory.state import MemoryState
+
+
+class FoldedRows:
+    """The folded states of several rows, one behind another in one tensor a layer; a row without one reads nothing."""
+
+    def __init__(self, like: FoldedState, rows: int) -> None:
+        self.like = like
+        self._answers = [layer.answers.new_zeros(rows, *layer.answers.shape) for layer in like.layers]
+
+    def put(self, row: int, state: FoldedState | None) -> None:
+        """What a row reads from now on; None for nothing."""
+        for slot, answers in enumerate(self._answers):
+            if state is None:
+                answers[row].zero_()
+            else:
+                answers[row] = state.layers[slot].answers
+
+    def read(self, slot: int, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `FoldedLayer.read`, of inputs (rows, 1, hidden): queries (rows, r), and corrections (rows, width).
+
+        None of these where every row's read gate is shut.
+        """
+        layer = self.like.layers[slot]
+        asked = F.linear(hidden[:, 0].float(), layer.asks)
+        raw = asked[:, :-1].tanh()
+        query = raw / raw.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        gate = torch.sigmoid(asked[:, -1:] + layer.gate_bias)
+        opened = ((gate - layer.floor) / (1 - layer.floor)).clamp_min(0)
+        if not bool(opened.any()):
+            return query, {}
+        answers = self._answers[slot][: len(query)]
+        found = torch.bmm(answers, (query * opened)[..., None])[..., 0].split(list(layer.widths.values()), dim=-1)
+        return query, dict(zip(layer.widths, found, strict=True))
+
+
+@dataclass
+class RowsCall:
+    """What travels through a forward pass of one token a row, (rows, 1) tokens in all.
+
+    `calls`: each row's own, as it would be made alone, None for a row that has no memory. They are filled in as if
+    each had been made alone: folded ones and those that read a state that stays by `finish`, the others on the way.
+    `folded`: the folded states of these rows, where one of them has one.
+    """
+
+    calls: Sequence[MemoryCall | FoldedCall | None]
+    folded: FoldedRows | None
+    _single: list[int] = field(init=False)
+    _reading: list[int] = field(init=False)
+    _read: MemoryCall | None = field(init=False, default=None)
+    _hidden: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _queries: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _said: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        memories = [(row, call) for row, call in enumerate(self.calls) if isinstance(call, MemoryCall)]
+        heard = [(row, call) for row, call in memories if not call.quiet]
+        self._reading = [row for row, call in heard if call.later and call.write_mask is None]
+        self._single = [row for row, _ in heard if row not in self._reading]
+        if self._reading:
+            states = [call.state.matrices for row, call in heard if row in self._reading]
+            every = torch.ones(len(states), 1, dtype=torch.bool, device=states[0].device)
+            self._read = MemoryCall(MemoryState(torch.cat(states)), every, replies=every, queries={}, later=True)
+
+    def reading(self, memory: LayerMemory, slot: int, hidden: Tensor) -> RowsActive:
+        """What a layer reads for its attention inputs (rows, 1, hidden); what a row writes is left in its own call."""
+        self._hidden[slot] = hidden
+        parts = {} if self.folded is None else self._read_folded(self.folded, slot, hidden)
+        groups = [([row], call) for row in self._single if isinstance(call := self.calls[row], MemoryCall)]
+        if self._read is not None:
+            groups.append((self._reading, self._read))
+        for rows, call in groups:
+            reads = read_and_write(memory, call, slot, hidden[rows])
+            for head in memory.config.delta_heads:
+                if head != "o":
+                    _add(parts, head, memory.correction(head, reads), rows, len(hidden))
+            said = memory.output_correction(call, slot, reads)
+            if said is not None:
+                _add(parts, "o", said, rows, len(hidden))
+        return RowsActive(
+            parts, [(row, call) for row in self._single for call in (self.calls[row],) if _measured(call)]
+        )
+
+    def _read_folded(self, folded: FoldedRows, slot: int, hidden: Tensor) -> dict[str, Tensor]:
+        self._queries[slot], parts = folded.read(slot, hidden)
+        said = parts.pop(READOUT, None)
+        if said is not None:
+            self._said = said if self._said is None else self._said + said
+        if slot + 1 == len(folded.like.layers) and self._said is not None:
+            parts["o"] = self._said if "o" not in parts else parts["o"] + self._said
+        return {head: delta[:, None] for head, delta in parts.items()}
+
+    def finish(self) -> None:
+        """Leave in each row's call what is its own, as copies. Raises StateError where the memory was taken off."""
+        layers = max(_layers(call) for call in self.calls)
+        if len(self._hidden) != layers:
+            raise StateError(
+                f"{len(self._hidden)} of {layers} memory layers took part in the forward pass; "
+                "is the adapter attached to this model?"
+            )
+        hidden = _stacked(self._hidden) if any(map(_collects, self.calls)) else None
+        asked = _stacked(self._queries) if self._queries else None
+        read = None if self._read is None or not self._read.queries else _stacked(self._read.queries)
+        for row, call in enumerate(self.calls):
+            if call is None or row in self._single:
+                continue
+            if hidden is not None and call.inputs is not None:
+                call.inputs.update(enumerate(hidden[:, row : row + 1].clone()))
+            if call.queries is None:
+                continue
+            if isinstance(call, FoldedCall) and asked is not None:
+                call.queries.update(enumerate(asked[:, row : row + 1, None, None].clone()))
+            elif row in self._reading and read is not None:
+                place = self._reading.index(row)
+                call.queries.update(enumerate(read[:, place : place + 1].clone()))
+
+
+@dataclass(frozen=True)
+class RowsActive:
+    """The corrections (rows, 1, width) of one layer, for its projections' hooks. `collecting`: rows that measure."""
+
+    parts: Mapping[str, Tensor]
+    collecting: Sequence[tuple[int, MemoryCall | FoldedCall | None]]
+
+    def correction(self, head: Head) -> Tensor | None:
+        return self.parts.get(head)
+
+    def output_correction(self, slot: int) -> Tensor | None:
+        return self.parts.get("o")
+
+    def measured(self, delta: Tensor, attended: Tensor) -> None:
+        for row, call in self.collecting:
+            if isinstance(call, MemoryCall):
+                call.measured(delta[row], attended[row])
+
+
+def _add(parts: dict[str, Tensor], head: str, delta: Tensor, rows: Sequence[int], count: int) -> None:
+    """Put some rows' corrections among those of all."""
+    whole = parts.get(head)
+    if whole is None:
+        whole = parts[head] = delta.new_zeros(count, *delta.shape[1:])
+    # Folded rows have nothing here: theirs and these are never the same.
+    whole[rows] = delta
+
+
+def _measured(call: MemoryCall | FoldedCall | None) -> bool:
+    return isinstance(call, MemoryCall) and call.collect
+
+
+def _collects(call: MemoryCall | FoldedCall | None) -> bool:
+    return call is not None and call.inputs is not None
+
+
+def _layers(call: MemoryCall | FoldedCall | None) -> int:
+    """How many memory layers take part in a call."""
+    if isinstance(call, FoldedCall):
+        return len(call.state.layers)
+    return 0 if call is None else call.state.geometry[0]
+
+
+def _stacked(by_slot: Mapping[int, Tensor]) -> Tensor:
+    return torch.stack([by_slot[slot] for slot in sorted(by_slot)])

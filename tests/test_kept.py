@@ -1,0 +1,299 @@
+"""Laws of kept key–value caches: the same words and memory as without them, for less, and nothing of one agent in
+another's."""
+
+from __future__ import annotations
+
+import gc
+import io
+import random
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from client_turns import SHORT, grow, head
+from deltamem_agents.config import AdapterConfig
+from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.inference.kept import KeptCaches, Whose
+from deltamem_agents.memory.backbones import KeyValueCache, cuts_anywhere, layers_of
+from deltamem_agents.snapshots import InMemoryStore, SQLiteStore
+from deltamem_agents.testing import SELECTIVE
+from deltamem_agents.types import Message, Recall, Sampling, Tool, Turn
+from tiny_engine import tiny_engine
+from tiny_models import FAMILIES, tiny_model
+
+CONFIGS = {
+    "selective": SELECTIVE,
+    "one state": AdapterConfig(rank=4, key_shift=True),
+    "one state, replies read": AdapterConfig(rank=4, key_shift=True, read_scope="replies"),
+    "whole messages": AdapterConfig(rank=4, memory_write_granularity="message_mean"),
+}
+SYSTEM = Message("system", "You keep what you are told to yourself, and answer in a few words.")
+TOOLS = (Tool("look_up", "Finds a word."),)
+WORDS = ("Oslo", "Miu", "amber", "seven", "lute", "rain")
+
+
+class Client:
+    """One conversation's client: what it has seen, and the odd things that it does with it."""
+
+    def __init__(self, chance: random.Random, agent: str, thread: str | None) -> None:
+        self.chance, self.agent, self.thread = chance, agent, thread
+        self.history: list[Message] = [SYSTEM] if chance.random() < 0.5 else []
+
+    def next_messages(self) -> list[Message]:
+        """What is sent next: mostly the history and a new message."""
+        act, said = self.chance.random(), [at for at, each in enumerate(self.history) if each.role == "user"]
+        if said and act < 0.15:
+            del self.history[self.chance.choice(said) :]
+        elif said and act < 0.3:
+            place = self.chance.choice(said)
+            self.history[place] = Message("user", self.sentence())
+        elif len(said) > 1 and act < 0.4:
+            del self.history[: said[1]]
+        elif said and act < 0.5:
+            # A retry: the last message again, without the reply to it.
+            del self.history[said[-1] + 1 :]
+            return self.history
+        self.history.append(Message("user", self.sentence()))
+        return self.history
+
+    def sentence(self) -> str:
+        return f"{self.agent} says {' '.join(self.chance.choices(WORDS, k=4))}."
+
+
+def walk(config: AdapterConfig, seed: int, kept_cache_bytes: int, turns: int = 16) -> tuple[list[Turn], DeltaMemEngine]:
+    """Turns of several clients of several agents, with other writers and forks among them."""
+    chance = random.Random(seed)
+    engine = tiny_engine(config=config, window_tokens=1000, kept_cache_bytes=kept_cache_bytes)
+    other = engine.with_store(engine.store)
+    clients = [Client(chance, agent, thread) for agent in ("ada", "bob") for thread in (None, "t")]
+    done: list[Turn] = []
+    for number in range(turns):
+        client = chance.choice(clients)
+        messages, options = client.next_messages(), dict[str, Any](sampling=SHORT, thread=client.thread)
+        options["memory"] = chance.choice(("readwrite",) * 4 + ("readonly", "off"))
+        options["tools"] = TOOLS if chance.random() < 0.2 else ()
+        options["recall"] = Recall(read=chance.choice(("selected", "selected", "all", "none")))
+        stream = engine.stream_turn(client.agent, messages, **options)
+        chunks = [next(stream)]
+        if chance.random() < 0.2:
+            other.absorb_into(client.agent, [Message("user", f"Meanwhile {client.sentence()}")], thread="other")
+        if chance.random() < 0.1:
+            stream.close()
+            continue
+        chunks += list(stream)
+        turn = chunks[-1].turn
+        assert turn is not None
+        done.append(turn)
+        client.history.append(turn.message)
+        if number == turns // 2 and engine.store.head("ada") is not None:
+            engine.store.fork("ada", "eve")
+            twin = Client(chance, "eve", client.thread)
+            twin.history = list(client.history)
+            clients.append(twin)
+    return done, engine
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("seed", range(2))
+def test_with_and_without_kept_caches_the_same_is_said_and_remembered(name: str, seed: int) -> None:
+    turns, engine = walk(CONFIGS[name], seed, 2**20)
+    plain, without = walk(CONFIGS[name], seed, 0)
+    assert [turn.text for turn in turns] == [turn.text for turn in plain]
+    assert engine.store.agents() == without.store.agents()
+    for agent in engine.store.agents():
+        a, b = head(engine, agent).state, head(without, agent).state
+        torch.testing.assert_close(a.matrices, b.matrices, atol=1e-4, rtol=1e-4)
+    for turn, other in zip(turns, plain, strict=True):
+        assert turn.facts.prefilled_tokens + turn.usage.cached_tokens == turn.usage.prompt_tokens
+        assert turn.usage.prompt_tokens == other.usage.prompt_tokens == other.facts.prefilled_tokens
+        for fact in ("alignment", "tokens_read", "tokens_written", "messages_written", "undone_messages"):
+            assert getattr(turn.facts, fact) == getattr(other.facts, fact)
+    assert sum(turn.usage.cached_tokens for turn in turns) > 0
+
+
+def talk(engine: DeltaMemEngine, agent: str, turns: int, **options: Any) -> list[Turn]:
+    history = [SYSTEM]
+    return [grow(engine, agent, history, Message("user", f"Word {n} of {agent}."), **options) for n in range(turns)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"memory": "off"}, {"recall": Recall(read="none")}, {}], ids=["off", "none", "recall"]
+)
+def test_a_turn_that_continues_prefills_what_is_new(options: dict[str, Any]) -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    turns = talk(engine, "ada", 20, **options)
+    for before, turn in pairwise(turns):
+        new = turn.usage.prompt_tokens - before.usage.prompt_tokens
+        assert turn.facts.prefilled_tokens <= 1.2 * new
+    assert turns[-1].usage.prompt_tokens > 700
+    # A state that is chosen anew in every turn does not stand in the way.
+    assert any(turn.facts.recalled for turn in turns) != bool(options)
+
+
+def test_nothing_but_the_lead_is_taken_from_another_conversation() -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    said = [
+        SYSTEM,
+        Message("user", "My word is amber."),
+        Message("assistant", "Amber it is."),
+        Message("user", "Well?"),
+    ]
+    first = engine.run_turn("ada", said, sampling=SHORT)
+    lead = engine._prompts.reading(said).reads.index(True)
+    assert first.usage.cached_tokens == 0
+    for agent, thread in (("bob", None), ("ada", "another"), (None, None)):
+        turn = engine.run_turn(agent, said, thread=thread, sampling=SHORT)
+        assert turn.usage.cached_tokens == lead
+    # Of nobody's conversation nothing is kept.
+    assert len(engine._caches._entries) == 3
+    # Another place, another agent.
+    assert engine.with_store(InMemoryStore()).run_turn("ada", said, sampling=SHORT).usage.cached_tokens == lead
+    again = engine.run_turn("ada", said, sampling=SHORT, memory="readonly", recall=Recall(read="none"))
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+
+
+def test_the_bound_holds_and_what_was_used_longest_ago_goes_first() -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    talk(engine, "ada", 1)
+    each = engine._caches.nbytes
+    engine._caches.limit = int(3.5 * each)
+    for agent in ("bob", "cid", "ada", "dan", "eve"):
+        talk(engine, agent, 1)
+        assert 0 < engine._caches.nbytes <= engine._caches.limit
+    assert [whose.agent for whose in engine._caches._entries] == ["ada", "dan", "eve"]
+    talk(engine, "fay", 12)
+    # A conversation that is larger than all the room keeps its beginning.
+    assert 0.8 * engine._caches.limit < engine._caches.nbytes <= engine._caches.limit
+
+
+def test_0_keeps_nothing_and_less_is_refused() -> None:
+    engine = tiny_engine(config=SELECTIVE, kept_cache_bytes=0)
+    assert [turn.usage.cached_tokens for turn in talk(engine, "ada", 2)] == [0, 0]
+    assert engine._caches.nbytes == 0
+    with pytest.raises(ConfigError, match="kept_cache_bytes is -1"):
+        tiny_engine(kept_cache_bytes=-1)
+
+
+def forget(engine: DeltaMemEngine) -> None:
+    engine.store.forget("ada")
+
+
+def forget_through_another_store(engine: DeltaMemEngine) -> None:
+    SQLiteStore(engine.store.path).forget("ada")  # type: ignore[attr-defined]
+
+
+def import_again(engine: DeltaMemEngine) -> None:
+    file = io.BytesIO()
+    engine.store.export("ada", file)
+    engine.store.import_(file, replace=True)
+
+
+def forget_a_statement(engine: DeltaMemEngine) -> None:
+    engine.forget_statement("ada", engine.statements("ada")[0].id)
+
+
+FORGETTING = [forget, forget_through_another_store, import_again, forget_a_statement]
+
+
+@pytest.mark.parametrize("act", FORGETTING)
+def test_forgetting_drops_what_is_kept(act: Callable[[DeltaMemEngine], None], tmp_path: Any) -> None:
+    engine = tiny_engine(SQLiteStore(tmp_path / "memory.sqlite"), config=SELECTIVE)
+    talk(engine, "ada", 2)
+    talk(engine, "bob", 2)
+    kept = {
+        whose.agent: [weakref.ref(part) for layer in entry.layers for part in layer]
+        for whose, entry in engine._caches._entries.items()
+    }
+    act(engine)
+    gc.collect()
+    assert all(part() is None for part in kept["ada"]) and all(part() is not None for part in kept["bob"])
+
+
+@pytest.mark.parametrize("memory", ["readonly", "off"])
+def test_a_turn_in_flight_keeps_nothing_of_an_agent_that_is_forgotten(memory: Any) -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    talk(engine, "ada", 1)
+    stream = engine.stream_turn("ada", [Message("user", "Well?")], memory=memory, sampling=SHORT)
+    next(stream)
+    engine.store.forget("ada")
+    assert list(stream)[-1].turn is not None
+    assert engine._caches.nbytes == 0
+
+
+def test_closing_an_engine_drops_what_is_kept() -> None:
+    engine = tiny_engine(config=SELECTIVE)
+    talk(engine, "bob", 1)
+    assert engine._caches.nbytes > 0
+    engine.close()
+    assert engine._caches.nbytes == 0
+
+
+def prompt_of(ids: list[int]) -> Prompt:
+    none = (False,) * len(ids)
+    return Prompt(tuple(ids), none, none, (-1,) * len(ids), none)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_goes_on_from_what_was_kept(family: str) -> None:
+    model, caches = tiny_model(family, "eager"), KeptCaches(2**20)
+    whose = Whose.of(model, "ada", "")
+    ids = torch.randint(1, 60, (24,), generator=torch.Generator().manual_seed(5)).tolist()
+    first = Pass(model, None)
+    sitting = caches.begin(first, prompt_of(ids[:16]), whose, writes_reply=False)
+    assert sitting is not None
+    first.feed(prompt_of(ids[:16]))
+    first.feed(prompt_of(ids[16:18]))
+    caches.keep(sitting, first, ids[16:20])
+    for changed, kept in ((None, 18), (11, 11), (0, 0)):
+        asked = [each if at != changed else 61 for at, each in enumerate(ids)]
+        run = Pass(model, None)
+        caches.begin(run, prompt_of(asked), whose, writes_reply=False)
+        assert run.cached == kept
+        whole = Pass(model, None).feed(prompt_of(asked))
+        torch.testing.assert_close(run.feed(prompt_of(asked)), whole, atol=1e-4, rtol=1e-4)
+    # What is kept goes with the place where its agent lives.
+    elsewhere = InMemoryStore()
+    caches.keep(replace(sitting, whose=Whose.of(elsewhere, "ada", "")), first, [])
+    assert len(caches._entries) == 2
+    del elsewhere
+    caches.keep(sitting, first, [])
+    assert len(caches._entries) == 1
+
+
+def test_a_cache_that_cannot_be_cut_is_not_kept() -> None:
+    model, caches = tiny_model("mistral"), KeptCaches(2**20)
+    ids = list(range(1, 12))
+    run = Pass(model, None, cache=KeyValueCache(config=model.config))
+    sitting = caches.begin(run, prompt_of(ids), Whose.of(model, "ada", ""), writes_reply=False)
+    run.feed(prompt_of(ids))
+    assert layers_of(run.cache) is None
+    caches.keep(sitting, run, [])
+    assert caches.nbytes == 0
+
+
+def test_positions_that_change_with_the_length_are_not_kept() -> None:
+    model = tiny_model("llama")
+    assert cuts_anywhere(model.config)
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert not cuts_anywhere(model.config)
+    assert KeptCaches(2**20).begin(Pass(model, None), prompt_of([1, 2]), None, writes_reply=False) is None
+
+
+def test_what_is_told_again_is_fed_again() -> None:
+    """A message that failed to be written is in the kept prefix, and still has to be written."""
+    engine, plain = (tiny_engine(config=SELECTIVE, kept_cache_bytes=room) for room in (2**20, 0))
+    said = [Message("user", "My word is amber."), Message("assistant", "Yes."), Message("user", "It is mine.")]
+    for each in (engine, plain):
+        each.run_turn("ada", said, sampling=SHORT, memory="off")
+        each.run_turn("ada", said, sampling=Sampling(max_tokens=3))
+    texts = [[(each.text, each.strengths) for each in one.statements("ada")] for one in (engine, plain)]
+    assert [text for text, _ in texts[0]] == [text for text, _ in texts[1]]
+    for (_, strengths), (_, others) in zip(*texts, strict=True):
+        assert strengths == pytest.approx(others, abs=1e-4)
