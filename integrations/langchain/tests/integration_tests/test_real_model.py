@@ -27,7 +27,7 @@ def real(max_tokens: int) -> ChatDeltaMem:
 
 
 def test_a_tool_loop_ends() -> None:
-    agent = create_agent(real(32), tools=[clock], middleware=[_call_first])
+    agent = create_agent(real(40), tools=[clock], middleware=[_call_first])
     said = agent.invoke({"messages": [("user", "What time is it?")]}, {"recursion_limit": 10})["messages"]
     assert [message.type for message in said[:3]] == ["human", "ai", "tool"] and said[2].content == "noon"
     assert said[-1].type == "ai" and said[-1].text and not said[-1].tool_calls
@@ -43,7 +43,7 @@ class Suite(ChatModelIntegrationTests):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_of_each_kind_passes(kind: str) -> None:
-    getattr(Suite(), kind)(real(24))
+    getattr(Suite(), kind)(real(40))
 
 
 def test_an_object_is_as_its_schema_says() -> None:
@@ -53,15 +53,3 @@ def test_an_object_is_as_its_schema_says() -> None:
 @pytest.mark.xfail(reason="135M parameters rarely choose to call a tool they may leave alone", strict=False)
 def test_a_tool_is_called_by_choice() -> None:
     Suite().test_agent_loop(real(32))
-
-
-@pytest.mark.xfail(
-    reason="JSON mode forces no schema, and with the memory off too the model leaves a field out", strict=False
-)
-def test_json_mode_has_all_fields() -> None:
-    Suite().test_json_mode(real(48))
-
-
-@pytest.mark.xfail(reason="135M parameters copy Chinese characters only by luck", strict=False)
-def test_chinese_characters_are_copied() -> None:
-    Suite().test_unicode_tool_call_integration(real(48))
