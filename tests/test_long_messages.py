@@ -32,8 +32,8 @@ def limited(**options: object) -> DeltaMemEngine:
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     """Every prompt that goes through a model."""
     prompts: list[Prompt] = []
-    feed = Pass.feed
-    monkeypatch.setattr(Pass, "feed", lambda run, prompt: (prompts.append(prompt), feed(run, prompt))[1])
+    feeding = Pass.feeding
+    monkeypatch.setattr(Pass, "feeding", lambda run, prompt: (prompts.append(prompt), feeding(run, prompt))[1])
     return prompts
 
 

@@ -128,7 +128,7 @@ def natural_people() -> Iterator[Person]:
 
 def generated_people(words: Sequence[str]) -> Iterator[Person]:
     """One generated conversation each; the first has prompts that ask for nothing or for everything, too."""
-    overviews = json.loads((CORPUS / "overview.json").read_text(encoding="utf-8"))["train"]
+    overviews = json.loads((CORPUS.parent / "overview.json").read_text(encoding="utf-8"))["train"]
     other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
     other += [Asked(text, overview=True) for text in overviews]
     for number in range(EPISODES):

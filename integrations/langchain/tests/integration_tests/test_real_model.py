@@ -43,7 +43,7 @@ class Suite(ChatModelIntegrationTests):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_of_each_kind_passes(kind: str) -> None:
-    getattr(Suite(), kind)(real(40))
+    getattr(Suite(), kind)(real(64))
 
 
 def test_an_object_is_as_its_schema_says() -> None:

@@ -15,12 +15,13 @@ from llama_index.llms.deltamem.conformance import LLMConformance
 pytestmark = pytest.mark.slow
 
 
-class TestRandomModel(LLMConformance):
-    @pytest.fixture(autouse=True, scope="class")
-    def _opened(self) -> Iterator[None]:
-        with named_engines({"random": ScriptedEngine(None)}):
-            yield
+@pytest.fixture(scope="module", autouse=True)
+def opened() -> Iterator[None]:
+    with named_engines({"random": ScriptedEngine(None)}):
+        yield
 
+
+class TestRandomModel(LLMConformance):
     def make_llm(self) -> FunctionCallingLLM:
         # Drawn, as a greedy reply of it ends no string. One byte is one token.
         llm = DeltaMemLLM(model="random", store="memory:", temperature=1.0, seed=0, max_tokens=1000)

@@ -21,7 +21,7 @@ class Suite(LLMConformance):
 
     def make_llm(self) -> FunctionCallingLLM:
         # A sentence is enough; a call that is held to its schema needs the rest.
-        llm = DeltaMemLLM(model="real", store="memory:", max_tokens=32, stop=["."])
+        llm = DeltaMemLLM(model="real", store="memory:", max_tokens=64, stop=["."])
         return llm.for_agent("ada", memory="readonly")
 
 
