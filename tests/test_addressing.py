@@ -70,6 +70,7 @@ def matches(adapter: Adapter, found: Pairs, places: Tensor, asked: Asked) -> Ten
     return torch.stack(levels).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [UNSEEN.asked, UNSEEN.begun], ids=["at the answer", "where the reply begins"])
 def test_a_question_matches_what_it_asks_for_and_nothing_where_it_was_never_told(
     addressed: Adapter, places: Tensor
@@ -93,6 +94,7 @@ def test_values_say_what_was_told_before_anything_is_learned() -> None:
     assert float(right) > 0.6
 
 
+@pytest.mark.slow
 def test_the_loss_is_lower_where_the_right_thing_is_matched(addressed: Adapter) -> None:
     """Than where the same questions are asked about what others told."""
     losses = {}

@@ -211,6 +211,7 @@ def test_a_label_is_right_when_it_is_all_that_is_said(reply: str, expected: floa
 # Generated rows.
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FACT_COUNTS), st.integers(1, 20), st.integers(1, 3))
 def test_in_a_pool_the_last_fact_of_its_kind_answers_and_an_earlier_one_contradicts_it(
     count: int, questions: int, seeds: int

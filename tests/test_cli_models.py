@@ -184,6 +184,7 @@ class TestTrain:
         path.write_text(json.dumps(recipe | changed))
         return path
 
+    @pytest.mark.slow
     def test_a_run_leaves_an_adapter_and_a_picture_and_goes_on(
         self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

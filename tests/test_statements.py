@@ -304,6 +304,7 @@ def test_without_text_there_is_none_and_statements_are_still_found_and_forgotten
         assert torch.equal(state(engine), scanned(engine))
 
 
+@pytest.mark.slow
 def test_a_commit_stays_small_however_many_statements_there_are(store: Store) -> None:
     engine = tiny_engine(store, config=SELECTIVE)
     messages = [user(f"Fact number {number} is {number * 7}.") for number in range(300)]

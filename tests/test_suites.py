@@ -166,6 +166,7 @@ def test_capacity_stands_at_its_numbers_of_facts(figures: Figures) -> None:
     assert set(four.arms["memory"]) == {WHOLE, FIRST, "another's value"}
 
 
+@pytest.mark.slow
 def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: Figures) -> None:
     for figure in figures("updates"):
         assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
