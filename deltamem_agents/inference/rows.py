@@ -7,7 +7,7 @@ from token to token, and a model's own masks, which count from the end, hold for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from deltamem_agents.inference.scheduling import Step
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, last_place, with_cache
+from deltamem_agents.memory.backbones import KeyValueCache, cuts_anywhere, empty_cache, last_place, with_cache
 from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.rows import FoldedRows, RowsCall
 
@@ -288,10 +288,7 @@ def joinable(row: Row) -> bool:
 
     All its keys and values are held as they are, there are some, and positions are not scaled by the longest row's.
     """
-    config = row.model.config.get_text_config(decoder=True)
-    given = getattr(config, "rope_parameters", None) or {}
-    kinds = [one.get("rope_type") for one in (given, *given.values()) if isinstance(one, Mapping)]
-    if "dynamic" in kinds or "longrope" in kinds:
+    if not cuts_anywhere(row.model.config):
         return False
     layers = row.cache.layers
     plain = all(type(layer) is DynamicLayer and layer.is_initialized for layer in layers)
