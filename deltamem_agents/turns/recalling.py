@@ -38,8 +38,7 @@ class Recollection:
     """What a reply rests on.
 
     `state`: what it reads. `chosen`: statements with their scores, best first. `shown`: messages of theirs that return
-    to the window, oldest first; `in_window`: whose they are. `asked`: token ids of the question. `heard`: the question
-    as the model took it in, where it did.
+    to the window, oldest first; `in_window`: whose they are. `asked`: token ids of the question.
     """
 
     state: MemoryState
@@ -47,7 +46,6 @@ class Recollection:
     shown: tuple[Message, ...] = ()
     in_window: frozenset[str] = frozenset()
     asked: tuple[int, ...] = ()
-    heard: Hearing | None = None
 
     def shown_in(self, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """The messages with what returns to the window before the question, and at which position that stands."""
@@ -79,17 +77,17 @@ def recollect(
     matcher: Matcher,
     caches: KeptCaches,
     seat: Seat[OneToken] | None = None,
-) -> Recollection:
-    """What the reply to `messages` reads of a memory that is kept as statements.
+) -> tuple[Recollection, Hearing | None]:
+    """What the reply to `messages` reads of a memory that is kept as statements; and the question, where it was heard.
 
     `fresh`: statements of this turn that the prompt does not show.
     `caches`: where the question's lead may be. `seat`: the turn's.
     """
     nothing = MemoryState.zeros_like(memory.base)
     if recall.read == "none":
-        return Recollection(nothing)
+        return Recollection(nothing), None
     if recall.read == "all":
-        return Recollection(scan_statements(fresh, memory.state, memory.fades))
+        return Recollection(scan_statements(fresh, memory.state, memory.fades)), None
     asked = asked_of(messages)
     chosen, heard = choose(speaker, memory, fresh, asked, recall, matcher, caches, seat) if asked else ([], None)
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
@@ -98,7 +96,7 @@ def recollect(
     able = [each for each, _ in chosen if always or _says_much(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
     ids = _content_ids(speaker, asked) if chosen else ()
-    return Recollection(state, tuple(chosen), shown, in_window, ids, heard)
+    return Recollection(state, tuple(chosen), shown, in_window, ids), heard
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
