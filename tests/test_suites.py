@@ -112,6 +112,7 @@ def test_the_command_line_knows_every_suite() -> None:
 # What is drawn.
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.sampled_from(COUNTS))
 def test_as_many_questions_are_drawn_as_were_asked_for_each_seed_its_share(
@@ -172,6 +173,7 @@ def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: Fig
         assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
 
 
+@pytest.mark.slow
 def test_fifty_changes_to_others_make_a_long_conversation(figures: Figures) -> None:
     *_, kept = figures("updates")
     once = figures("updates")[0]
@@ -184,6 +186,7 @@ def test_a_distance_is_as_long_as_it_says(figures: Figures) -> None:
     assert 1000 <= far.history_tokens - at_once.history_tokens < 1200
 
 
+@pytest.mark.slow
 def test_carried_along_is_absorbed_at_once(engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The states asked at the second distance are those of the whole history absorbed in its sessions."""
     monkeypatch.setattr(distance, "SESSION_TOKENS", 40)
@@ -228,6 +231,7 @@ def test_every_conversation_hears_small_talk_of_its_own(
     assert len({tuple(talk) for talk in fillers}) == len(fillers)
 
 
+@pytest.mark.slow
 def test_whoever_names_a_told_value_asserts_it_and_never_told_it_is(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
