@@ -40,7 +40,7 @@ from deltamem_agents.types import Message
 from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 
 # One worker runs them all: they share one whole run.
-pytestmark = pytest.mark.xdist_group("training")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 UNREHEARSED = replace(RECIPE, warm_start=replace(RECIPE.warm_start, rehearsal=None))
 """Begins with projections as they are drawn."""
@@ -90,7 +90,6 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.slow
 def test_the_log_has_each_step_and_evaluation_once(whole_run: Path) -> None:
     rows = log_of(whole_run)
     assert [row["step"] for row in rows if "loss" in row] == list(range(9))
@@ -105,7 +104,6 @@ def test_the_log_has_each_step_and_evaluation_once(whole_run: Path) -> None:
 KINDS = ("whole answer", "first token")
 
 
-@pytest.mark.slow
 def test_a_run_changes_the_adapter_and_nothing_of_the_model(tmp_path: Path) -> None:
     loaded = word_model()
     run = Trainer(loaded, renderer(), replace(UNREHEARSED, stages=RECIPE.stages[:1]), tmp_path, silent)
@@ -120,7 +118,6 @@ def test_a_run_changes_the_adapter_and_nothing_of_the_model(tmp_path: Path) -> N
     attach(loaded.model, run.adapter).detach()
 
 
-@pytest.mark.slow
 def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +140,6 @@ def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
-@pytest.mark.slow
 def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(
@@ -167,7 +163,6 @@ def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whol
     }
 
 
-@pytest.mark.slow
 def test_a_stage_may_keep_the_write_gates_as_they_are(tmp_path: Path) -> None:
     stage = replace(RECIPE.stages[0], gates_kept=True)
     run = trainer(tmp_path, replace(UNREHEARSED, stages=(stage,)))
@@ -198,9 +193,7 @@ def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(run, "_train_step", interrupted)
 
 
-@pytest.mark.parametrize(
-    "stops", [(3,), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((0,), (1,), (2, 3), (4, 5, 5)))]
-)
+@pytest.mark.parametrize("stops", [(0,), (1,), (3,), (2, 3), (4, 5, 5)])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     stops: tuple[int, ...], whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +210,6 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert_same_run(tmp_path, whole_run)
 
 
-@pytest.mark.slow
 def test_weights_learn_at_a_rate_that_grows_with_their_size(tmp_path: Path) -> None:
     """Adam's first step is as long as its rate, whatever the gradient."""
     recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[0], steps=1),))
@@ -235,7 +227,6 @@ def test_weights_learn_at_a_rate_that_grows_with_their_size(tmp_path: Path) -> N
         assert moved[f"layers.{slot}.delta_o_proj"] == pytest.approx(8 * rate, rel=0.05)
 
 
-@pytest.mark.slow
 def test_a_run_interrupted_during_its_warm_start_begins_again(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +245,6 @@ def raising(error: type[BaseException]) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.slow
 def test_a_warm_start_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, stages=RECIPE.stages[:1])
     run = trainer(tmp_path, recipe)
@@ -311,7 +301,6 @@ def test_one_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path) -> No
         pass
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.save()
@@ -346,7 +335,6 @@ def test_a_save_point_that_is_not_whole_is_refused_by_name(whole_run: Path, tmp_
         trainer(folder)
 
 
-@pytest.mark.slow
 def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +363,6 @@ def test_neutral_texts_survive_the_folder(
     assert RunFolder(folder.path, RECIPE).own_replies(NEUTRAL_FILE) == pairs
 
 
-@pytest.mark.slow
 def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[1], steps=3),))
     run, trained, watched = trainer(tmp_path, recipe), set[str](), set[str]()
