@@ -17,8 +17,11 @@ from deltamem_agents.errors import StateError
 from deltamem_agents.inference.collecting import Hearing, _Taking, hear, queries_in
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.scheduling import BETWEEN, Errand, Scheduler, Seat
+from deltamem_agents.loading.int8 import FEW, decode_in_int8
 from deltamem_agents.memory.attach import attach
+from test_folding import FOLDS
 from test_scheduling import ENGINES, Counted, Numbered, ids_of, words
+from tiny_engine import tiny_engine
 from tiny_models import FAMILIES, random_adapter, tiny_model
 
 
@@ -158,6 +161,15 @@ def test_every_family_hears_together(family: str) -> None:
         alone = hear(speaker, words(each.ids, writes=False))
         for slot, x in alone.inputs.items():
             torch.testing.assert_close(each.inputs[slot], x, atol=1e-4, rtol=1e-4)
+    assert None not in {each.kind for each in taken}
     attached.detach()
     with pytest.raises(StateError, match="is the adapter attached"):
         hear(speaker, words(ids[0], writes=False))
+
+
+def test_few_tokens_that_are_computed_with_rounded_weights_go_alone() -> None:
+    """With others they would be computed with the model's own."""
+    engine = tiny_engine(config=FOLDS)
+    decode_in_int8(engine.model)
+    kinds = [_Taking(engine._speaker, ids_of(0, length), (), 0).kind is None for length in (1, FEW, FEW + 1)]
+    assert kinds == [True, True, False]

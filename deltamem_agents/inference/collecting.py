@@ -103,9 +103,11 @@ class _Taking(Errand):
     """
 
     def __init__(self, speaker: MemoryModel, ids: Sequence[int], layers: KeysAndValues, start: int) -> None:
-        # Rows of one tensor begin at one place. Those whose places depend on the longest of them go alone.
+        # Rows of one tensor begin at one place. What others would change goes alone: places that depend on the longest
+        # row, and so few tokens that the model computes otherwise than with theirs.
         alike = (id(speaker.model), start, layers[0][0].data_ptr() if layers else 0)
-        super().__init__(len(ids), alike if cuts_anywhere(speaker.model.config) else None)
+        alone = not cuts_anywhere(speaker.model.config) or len(ids) <= speaker.rounded_up_to
+        super().__init__(len(ids), None if alone else alike)
         self.speaker, self.ids, self.layers, self.start = speaker, ids, layers, start
         self.inputs: dict[int, Tensor] = {}
 
