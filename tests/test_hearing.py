@@ -30,7 +30,8 @@ class Taken(Errand):
 
     def __init__(self, number: int, tokens: int, kind: object, *, breaks: bool = False) -> None:
         super().__init__(tokens, kind)
-        self.number, self.breaks, self.ran = number, breaks, []
+        self.number, self.breaks = number, breaks
+        self.ran: list[list[int]] = []
 
     def run(self, errands: Sequence[Errand]) -> None:
         alike = [each for each in errands if isinstance(each, Taken)]

@@ -210,12 +210,7 @@ class Pass:
 
     @property
     def defers(self) -> bool:
-        """Whether what a reply writes can be worked out once it is over: its tokens read a state that stays."""
-        return self.writes_beside
-
-    @property
-    def writes_beside(self) -> bool:
-        """Whether what is written is put in `pieces`, and the state that is read stays as it is."""
+        """Whether what tokens write can be worked out after they passed: they read a state that stays."""
         return self.pieces is not None and not self.applies
 
     @property

@@ -172,7 +172,7 @@ class KeptCaches:
             run.cached, run.cache = tokens, cache_of(_cut(entry.layers, tokens))
         if heard is not None and heard.layers is not None:
             tokens = min(course.shared_with(Course.unread(heard.prompt)), len(prompt) - 1)
-            if tokens > most and not (run.writes_beside and heard.start <= most):
+            if tokens > most and not (run.defers and heard.start <= most):
                 tokens = most
             if tokens > run.cached:
                 run.cached, run.cache = tokens, cache_of(_cut(heard.layers, tokens))
