@@ -1,4 +1,4 @@
-"""The examples and the README's quickstart, run as a reader would run them."""
+"""The examples and the two programs of docs/engine.md, run as a reader would run them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 
 from deltamem_agents import DeltaMemEngine, Message, Sampling
 from deltamem_agents.snapshots import open_store
+from pages import PAGES, REAL_MODEL, blocks
 from real_model import OTHER, in_each_precision, real_engine
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENGINE_PAGE = "docs/engine.md"
 
 
 def run(*command: str, folder: Path) -> str:
@@ -37,10 +38,9 @@ def test_the_core_example_is_short() -> None:
     assert len((EXAMPLES / "remember_across_runs.py").read_text(encoding="utf-8").splitlines()) <= 60
 
 
-def python_blocks() -> tuple[str, str]:
-    """The two programs of the README's quickstart: what tells and what asks."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    told, asked = (block for block in blocks if "run_turn" in block)
+def two_programs() -> tuple[str, str]:
+    """What tells and what asks."""
+    told, asked = (block.code for block in blocks(ENGINE_PAGE) if block.mark == REAL_MODEL)
     return told, asked
 
 
@@ -61,9 +61,9 @@ DOG = ("My dog's name is Biscuit.", "What is my dog called?")
 @pytest.mark.model
 @pytest.mark.slow
 @in_each_precision
-def test_the_quickstart_prints_what_the_readme_says(opened: DeltaMemEngine, capsys: pytest.CaptureFixture[str]) -> None:
-    told, asked = python_blocks()
-    text = " ".join(README.split())
+def test_the_two_programs_print_what_the_page_says(opened: DeltaMemEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    told, asked = two_programs()
+    text = " ".join(PAGES[ENGINE_PAGE].read_text(encoding="utf-8").split())
     answers = [(*DOG, answer) for answer in re.findall(r'the answer is "([^"]*)"', text)]
     answers += re.findall(r'told "([^"]*)" and asked "([^"]*)",[^"]*"([^"]*)"', text)
     assert len(answers) == 2 and "Biscuit" in answers[0][2]
