@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,12 +10,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltamem_agents import DeltaMemEngine, Message, Sampling
 from deltamem_agents.snapshots import open_store
-from pages import PAGES, REAL_MODEL, blocks
+from deltamem_agents.testing import SELECTIVE, ScriptedEngine
+from pages import PAGES, REAL_MODEL, blocks, opening
 from real_model import OTHER, in_each_precision, real_engine
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +39,49 @@ def run(*command: str, folder: Path) -> str:
 
 def test_the_core_example_is_short() -> None:
     assert len((EXAMPLES / "remember_across_runs.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
+def test_every_example_opens_with_what_it_shows_and_prints(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        first, *_ = json.loads(text)["cells"]
+        opening_text = "".join(first["source"]).replace("**", "") if first["cell_type"] == "markdown" else ""
+    else:
+        opening_text = ast.get_docstring(ast.parse(text)) or ""
+    assert "Shows: " in opening_text and "Prints: " in opening_text
+
+
+def notebook_cells() -> list[str]:
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def run_notebook(engine: DeltaMemEngine, folder: Path) -> None:
+    """The cells in order in one namespace, as a kernel runs them."""
+    names: dict[str, Any] = {"__name__": "notebook"}
+    with opening(engine, folder):
+        for number, cell in enumerate(notebook_cells()):
+            exec(compile(cell, f"quickstart.ipynb, cell {number}", "exec"), names)
+
+
+def test_the_notebook_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_notebook(ScriptedEngine("Noted.", config=SELECTIVE), tmp_path)
+    assert capsys.readouterr().out.rstrip().endswith("snapshots erased")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.xdist_group(OTHER)
+def test_on_the_real_model_the_notebook_recalls_corrects_and_forgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_notebook(real_engine(OTHER), tmp_path)
+    printed = capsys.readouterr().out
+    remembered = [line for line in printed.splitlines() if line.startswith("  with the memory:")]
+    assert "Biscuit" in remembered[0] and "Lisbon" in remembered[1]
+    corrected = printed.split(remembered[1])[1]
+    assert "Porto" in corrected and "\nFalse\n" in corrected
 
 
 def two_programs() -> tuple[str, str]:
