@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,6 @@ ROOT = Path(__file__).parents[1]
 _PLACES = ("*.md", "docs/**/*.md", "deltamem_agents/**/*.md", "integrations/*/*.md", "integrations/*/docs/**/*.md")
 PAGES = {path.relative_to(ROOT).as_posix(): path for place in _PLACES for path in sorted(ROOT.glob(place))}
 """Every page by its path in the repository."""
-
-RUN = [name for name in PAGES if name == "README.md" or name.startswith("docs/")]
-"""The pages whose Python runs here; the integrations have tests of their own for theirs."""
 
 REAL_MODEL, NOT_RUN = "real model", "not run: "
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
@@ -57,6 +55,7 @@ def links(page: str) -> list[tuple[str, str]]:
     return [(path, anchor) for path, _, anchor in parts]
 
 
+@cache
 def anchors(text: str) -> set[str]:
     """What can stand behind # in a link to a page: ids, and headings as GitHub names them."""
     found = set(re.findall(r'id="([^"]+)"', text))
@@ -69,6 +68,11 @@ def anchors(text: str) -> set[str]:
             slug += "-1"
         found.add(slug)
     return found
+
+
+def with_python() -> list[str]:
+    """The pages whose Python runs here; the integrations have tests of their own for theirs."""
+    return [page for page in PAGES if (page == "README.md" or page.startswith("docs/")) and blocks(page)]
 
 
 @contextmanager

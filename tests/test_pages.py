@@ -15,7 +15,7 @@ import pytest
 
 import deltamem_agents
 from deltamem_agents.testing import SELECTIVE, ScriptedEngine
-from pages import NOT_RUN, PAGES, REAL_MODEL, ROOT, RUN, anchors, blocks, links, opening, promised, run
+from pages import NOT_RUN, PAGES, REAL_MODEL, ROOT, anchors, blocks, links, opening, promised, run, with_python
 from real_model import OTHER, real_engine
 
 TRIALS = PAGES["docs/training-trials.md"].read_text(encoding="utf-8")
@@ -42,7 +42,11 @@ def test_the_check_of_links_sees_what_is_broken() -> None:
     }
 
 
-@pytest.mark.parametrize("page", RUN)
+# The README's two blocks import two frameworks.
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page == "README.md" else ()) for page in with_python()],
+)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     with opening(ScriptedEngine("Noted.", config=SELECTIVE), tmp_path):
@@ -54,7 +58,9 @@ def test_the_python_of_a_page_runs(page: str, tmp_path: Path) -> None:
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.xdist_group(OTHER)
-@pytest.mark.parametrize("page", [page for page in RUN if any(promised(block.code) for block in blocks(page))])
+@pytest.mark.parametrize(
+    "page", [page for page in with_python() if any(promised(block.code) for block in blocks(page))]
+)
 def test_on_the_real_model_a_page_prints_what_it_says(
     page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +83,7 @@ def test_every_trial_that_is_named_has_a_row() -> None:
             assert {int(first), int(last or first)} <= rows, path
 
 
+@pytest.mark.slow
 def test_the_reference_names_everything_public() -> None:
     documented = re.findall(r"^::: (\S+)$", PAGES["docs/reference.md"].read_text(encoding="utf-8"), re.MULTILINE)
     for name in documented:
