@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import Hearing, hear, queries_in
-from deltamem_agents.inference.decode import Pointing
+from deltamem_agents.inference.decode import Pointing, Prompt
 from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.rows import OneToken
@@ -95,7 +95,7 @@ def recollect(
     always = recall.window_tokens is not None or len(chosen) > 1
     able = [each for each, _ in chosen if always or _says_much(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
-    ids = _content_ids(speaker, asked) if chosen else ()
+    ids = () if heard is None else _content_ids(heard.prompt)
     return Recollection(state, tuple(chosen), shown, in_window, ids), heard
 
 
@@ -142,8 +142,7 @@ def _says_much(statement: Statement, matcher: Matcher) -> bool:
     return sum(strength >= STRONG for strength in statement.strengths) >= matcher.show_from
 
 
-def _content_ids(speaker: MemoryModel, asked: Sequence[Message]) -> tuple[int, ...]:
-    prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
+def _content_ids(prompt: Prompt) -> tuple[int, ...]:
     return tuple(token for token, owner in zip(prompt.ids, prompt.message_ids, strict=True) if owner >= 0)
 
 
