@@ -235,7 +235,7 @@ def test_a_value_with_other_tokens_in_the_reply_is_refused() -> None:
     engine = word_engine()
     question = Question("Where do I live?", "otter", "Your city is", Told(0, 0))
     episode = Episode((Message("user", "otter is where I live."), Message("assistant", "Noted.")), (question,))
-    with pytest.raises(ConfigError, match=r"encodes a told value otherwise .* choose a model whose tokenizer"):
+    with pytest.raises(ConfigError, match=r"encodes a told value differently .* choose a model whose tokenizer"):
         activations_of(engine, [episode], 9)
 
 

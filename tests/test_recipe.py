@@ -98,7 +98,7 @@ def altered(path: Sequence[str | int], value: object, data: Mapping[str, Any] | 
         (
             ["stages", 0, "shapes"],
             ["words"],
-            "stage 1: no shape is named 'words'; the recipe's shapes are none",
+            "stage 1: no shape is named 'words'; known shapes: none",
         ),
         (["shapes"], {"words": {"word": 1}}, "recipe, shapes, words: unknown keys word; known are facts"),
         (["shapes"], ["words"], r"recipe, shapes is \['words'\], expected an object"),
@@ -193,7 +193,7 @@ def test_a_recipe_of_version_0_1_is_the_same_recipe(name: str) -> None:
     ("path", "value", "message"),
     [
         (["stages", 0, "replayed"], False, "recipe, stage 1: replayed is False, expected true"),
-        (["stages", 0, "replayed"], MISSING, "recipe, stage 1: replayed is 'missing', expected true: all that this"),
+        (["stages", 0, "replayed"], MISSING, "recipe, stage 1: replayed is 'missing', expected true, since"),
         (["warm_start", "gate_fit", "introduced"], MISSING, "warm_start, gate_fit: introduced is 'missing', expected"),
         (["warm_start"], None, "recipe, warm_start is None, expected an object"),
         (["adapter", "read_scope"], "all", "only 'replies' can be trained"),

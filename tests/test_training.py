@@ -335,7 +335,9 @@ def test_a_save_point_that_is_not_whole_is_refused_by_name(whole_run: Path, tmp_
     shutil.copytree(whole_run, folder)
     moments = {name: value for name, value in load_file(folder / OPTIMISER_FILE).items() if "weight:" not in name}
     save_file(moments, folder / OPTIMISER_FILE, {"step": "7", "seconds": "1.0"})
-    with pytest.raises(ConfigError, match=r"optimiser\.safetensors holds no whole save point; put a copy of it back"):
+    with pytest.raises(
+        ConfigError, match=r"optimiser\.safetensors holds no complete checkpoint; restore it from a backup"
+    ):
         trainer(folder)
 
 

@@ -1,14 +1,14 @@
-"""A data-aware start: the adapter's projections fitted to the frozen model's own activations.
+"""Warm start: fits the adapter's projections to the frozen model's activations before training through the model.
 
-End-to-end training from random projections first has to find out what to store, under which key, and how to say it
-again, through all frozen layers. All of this can be rehearsed on activations that are collected once, in seconds where
-training takes hours. Told exchanges are strung together as if they were conversations, written into states by the real
-update rule, and read at the places where their values are asked for; what is then said is judged on the direct path to
-the vocabulary (see `direct_path.py`). The memory thereby learns what to store, under which key, when to write and when
-to read, for as many facts at a time as wanted. What remains is how loud it should speak through the layers between, and
-that is tried out.
+From random projections, end-to-end training would first have to find out, through all frozen layers, what to store,
+under which key, and how to say it again. All of this can be learned from activations that are collected once, in
+seconds instead of hours. Exchanges that state facts are composed into conversations, written into states by the real
+update rule, and read at the positions that ask for their values. What is then said is judged on the direct path to the
+vocabulary (see `direct_path.py`). So the memory learns what to store, under which key, when to write and when to read,
+for any number of facts at once. Only the scale of its output through the layers in between is left; `set_gain` chooses
+it by trying several.
 
-Nothing here sees a value, phrasing or attribute that is held out.
+No held-out value, phrasing or attribute is used here.
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ from deltamem_agents.lab.training.told_tokens import Pairs, draw_asked
 from deltamem_agents.memory.attach import Adapter
 
 GAINS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-"""Lengths that what is said of an answer may have on average, all layers together."""
+"""Candidates for the average length of what all layers together add at an answer."""
 
 TRIED_ON = 48
 
 GATE_WEIGHT = 1.0
-"""Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
+"""Loss weight of the gates' classification, relative to 1 for the answers' cross-entropy."""
 
 QUIET_WEIGHT = 0.1
-"""Weight of what is said at the other places of a reply, as a share of what is said at answers."""
+"""Loss weight of the power added at other positions of a reply, relative to the power added at answers."""
 
 RATE = 2e-3
 ADDRESSING_RATE = 1e-3
 WARMUP = 20
 TOLD_AT_ONCE = (16, 32, 64)
-"""How many facts compete for a question's match."""
+"""Numbers of facts that compete for a question's match; each step draws one."""
 
 ELSEWHERE = 48
-"""Places beside the answers at which a step looks at the read gate."""
+"""Number of other positions of each kind per step at which the read gate is trained."""
 
 REPORT_EVERY = 100
 
 RIDGE = 0.01
-"""Share of the inputs' mean power that the fit of values is damped by."""
+"""Ridge penalty of the fit of value projections, as a share of the inputs' mean power."""
 
 
 def warm_start(
@@ -87,9 +87,9 @@ def warm_start(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the adapter's projections from what was `found` at `episodes`, and from `pairs`.
+    """Fits the adapter's projections on the activations `found` at `episodes`, and on `pairs`.
 
-    The model has to carry the adapter.
+    The adapter must be attached to the model.
     """
     rehearse(adapter, found, pairs, output_directions(model).cpu(), plan, seed=seed, say=say)
     tried = random.Random(seed).sample(episodes, min(TRIED_ON, len(episodes)))
@@ -98,7 +98,7 @@ def warm_start(
 
 @torch.no_grad()
 def set_gain(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode]) -> float:
-    """Scale what is said by whichever of GAINS makes the episodes' answers likeliest, and return that."""
+    """Scales the readout by the gain of GAINS under which the episodes' answers are likeliest. Returns the gain."""
     speaking = speaking_weight(adapter.config)
     if speaking is None:
         return 1.0
@@ -123,7 +123,7 @@ def set_gain(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: S
 
 
 class _Stacked:
-    """One tensor for each of the adapter's projections, over all layers (layers, …)."""
+    """The adapter's projections while they are fitted: one tensor each, stacked over layers (layers, …)."""
 
     def __init__(self, config: AdapterConfig, layers: int, hidden: int, generator: torch.Generator) -> None:
         self.config = config
@@ -209,10 +209,10 @@ def rehearse(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Fit the adapter's projections; what it says is left at length 1 for an average answer.
+    """Fits the adapter's projections. The readout is scaled to length 1 at an average answer.
 
-    `pairs`: what addresses are learned from, where the plan says so. `rows` (vocabulary, hidden): the directions in
-    which the model says each token.
+    `pairs`: training data of keys, queries and values if `plan.addressing` is above 0. `rows` (vocabulary, hidden):
+    output directions of the tokens.
     """
     layers, _, hidden = found.asked.shape
     stacked = _Stacked(adapter.config, layers, hidden, torch.Generator().manual_seed(seed))
@@ -254,7 +254,7 @@ def _learn_addresses(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the projections of values, keys and queries from told values alone, and the write gates."""
+    """Fits the projections of values, keys and queries, and the write gates, on told values alone."""
     config, rng = stacked.config, random.Random(f"{seed} addressing")
     values, says = values_that_say(config, pairs, rows, seed)
     with torch.no_grad():
@@ -277,10 +277,10 @@ def _learn_addresses(
 
 @torch.no_grad()
 def values_that_say(config: AdapterConfig, pairs: Pairs, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Value projections (layers, width, hidden), and what turns their values into tokens (layers, hidden, width).
+    """Value projections (layers, width, hidden), and readouts (layers, hidden, width) that map values back to tokens.
 
-    By ridge regression from what stands at told tokens to the directions of these tokens in `rows` (vocabulary,
-    hidden), of which each layer keeps other dimensions, as far as there are so many.
+    They come from ridge regression of the tokens' directions in `rows` (vocabulary, hidden) on the inputs at told
+    tokens. Each layer keeps different dimensions of these directions, as long as there are enough.
     """
     layers, _, hidden = pairs.told.shape
     target = pairs.target if pairs.spoken is None else torch.cat([pairs.target, pairs.spoken.target])
@@ -334,9 +334,10 @@ def _step_loss(
     target: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, float, Tensor]:
-    """The loss, the share of answers that come out right, and how long an answer's correction is on average.
+    """The loss, the share of right answers, and the average length of the correction at an answer.
 
-    `asked`: pairs of a conversation and an answer's place, `never` of a conversation and a telling it does not have.
+    `asked`: (conversation, answer position) pairs. `never`: (conversation, telling) pairs where the conversation lacks
+    the telling.
     """
     written = write_strung(stacked.config, stacked.writing, found, conversations)
     state = written.state
