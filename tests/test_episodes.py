@@ -466,7 +466,7 @@ def test_untold_refuses_when_everything_is_told() -> None:
     few = EpisodeShape(facts=1, held_out_attributes=True, values=("date",))
     generator = EpisodeGenerator(WORDS, few)
     told = tuple(a for a in HELD_OUT_ATTRIBUTES if kind_of(a.values) == "date")
-    with pytest.raises(ConfigError, match="no attribute is left beside 5 others"):
+    with pytest.raises(ConfigError, match="no attribute is left besides 5 others"):
         generator.untold(random.Random(0), Episode((), (), told))
 
 

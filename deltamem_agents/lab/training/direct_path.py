@@ -78,9 +78,8 @@ def said(
 ) -> tuple[Tensor, Tensor | None]:
     """What all layers together add (n, hidden) at `inputs` (layers, n, hidden).
 
-    `state` (layers, n, heads, r, r): what is read.
-    `say` (layers, hidden, width): the readout. Also returns the read gate logits
-    (layers, n, heads), None if the adapter has no read gates.
+    `state` (layers, n, heads, r, r): what is read. `say` (layers, hidden, width): the readout. Also returns the read
+    gate logits (layers, n, heads), None if the adapter has no read gates.
     """
     reads = _reads(config, weights, state, inputs)
     logits = _gates(weights, reads, inputs)
