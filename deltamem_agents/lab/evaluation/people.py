@@ -1,7 +1,7 @@
-"""What people tell in their own words, asked later in a new conversation: the hand-written natural suite.
+"""The hand-written natural suite: what people tell in their own words, asked for in a new conversation.
 
-One conversation in a memory, and all ten conversations of a person in one. Replies are free. Beside the controls stand
-what a user would do otherwise: the history in the prompt, or the messages that a BM25 search finds.
+A memory holds one conversation, or all ten conversations of a person. Replies are free. Besides the controls there are
+two alternatives without memory: the history in the prompt, and the messages that a BM25 search finds.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SUITE = "people"
 DATA = Path(__file__).parent / "data" / "natural"
 REPLY_TOKENS = 32
 HISTORY_TOKENS = 3500
-"""Of a history in the prompt, its newest ones."""
+"""Maximum number of history tokens in the prompt; the newest messages are kept."""
 
 HISTORY_QUESTIONS = 48
-"""Asked with ten conversations in the prompt, at most: reading them takes a hundred times as long as a question."""
+"""Maximum number of questions asked with ten conversations in the prompt, which take 100 times as long to read as a
+question."""
 
 SNIPPETS = 4
 HISTORY_ARM, SNIPPETS_ARM = "history in the prompt", "BM25 snippets"
@@ -44,7 +45,7 @@ Split = Literal["validation", "evaluation"]
 
 @dataclass(frozen=True)
 class PersonQuestion:
-    """`owner`: which memory is asked. `answers`: spellings of the value, none for what nothing told answers."""
+    """A question. `owner`: index of the memory to ask. `answers`: accepted spellings; empty if never told."""
 
     owner: int
     ask: str
@@ -55,20 +56,20 @@ class PersonQuestion:
 
 
 def names(text: str, value: str) -> bool:
-    """Whether the value stands in the text, whatever the case."""
+    """Whether the text contains the value, ignoring case."""
     return contains(text.casefold(), value.casefold())
 
 
 @cache
 def people(split: Split) -> tuple[Mapping[str, Any], ...]:
-    """The people of a split, as their file has them."""
+    """The people of a split, as in its JSON file."""
     return tuple(json.loads((DATA / f"{split}.json").read_text(encoding="utf-8"))["people"])
 
 
 def people_suite(
     split: Split = "evaluation",
 ) -> Callable[[DeltaMemEngine, Sequence[str], Size, Watch], Iterator[Figure]]:
-    """The figures of a split's people."""
+    """The suite on a split's people."""
 
     def run(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
         told = people(split)
@@ -132,7 +133,7 @@ def _silent_figure(
     values: Sequence[Sequence[tuple[str, ...]]],
     watch: Watch,
 ) -> Figure:
-    """Questions that nothing told answers: how often a told value is named, and the frozen model's reply given."""
+    """Questions that no told fact answers: how often the reply names a told value, or equals the frozen model's."""
     asked = [[Message("user", one.ask)] for one in questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, sum(map(len, told)) + len(Arm) * len(questions))
@@ -145,7 +146,7 @@ def _silent_figure(
     for arm, replies in said.items():
         pairs = list(zip(questions, replies, said[Arm.OFF], strict=True))
         wrong = [
-            # What the question itself says is no value that was told.
+            # A value that the question itself contains does not count.
             any(
                 names(reply, each) and not names(one.ask, each) for spellings in values[one.owner] for each in spellings
             )
@@ -172,7 +173,7 @@ def _heard(
 
 
 def _given(arm: Arm, memories: Sequence[Held], questions: Sequence[PersonQuestion]) -> list[Held] | None:
-    # Half of them further on, so that a conversation's stranger is another person.
+    # Half of the list further on, so that the wrong conversation belongs to another person.
     others = [(place + len(memories) // 2) % len(memories) for place in range(len(memories))]
     if arm is Arm.RANDOM:
         generator = torch.Generator().manual_seed(0)
@@ -185,7 +186,7 @@ def _given(arm: Arm, memories: Sequence[Held], questions: Sequence[PersonQuestio
 def _plain(
     engine: DeltaMemEngine, conversations: Sequence[Sequence[Message]], tick: Callable[[int], None]
 ) -> list[str]:
-    """Replies of the frozen model, few at once, as these prompts are long."""
+    """Replies of the frozen model, in small batches, since these prompts are long."""
     found: list[str] = []
     for start in range(0, len(conversations), 4):
         part = conversations[start : start + 4]
@@ -195,7 +196,7 @@ def _plain(
 
 
 def _history(engine: DeltaMemEngine, told: Sequence[Sequence[Message]], ask: str) -> list[Message]:
-    """The newest of all that was said, and the question."""
+    """The newest messages of all conversations, and the question."""
     messages = [message for conversation in told for message in conversation]
     sizes = [engine.count_tokens([message]) + 8 for message in messages]
     start = next((at for at in range(len(messages)) if sum(sizes[at:]) <= HISTORY_TOKENS), len(messages))
@@ -220,7 +221,7 @@ def _terms(text: str) -> list[str]:
 
 
 def _few(questions: Sequence[PersonQuestion], count: int) -> list[PersonQuestion]:
-    """At most `count` of them, from all people alike."""
+    """At most `count` questions, evenly spread over all people."""
     if len(questions) <= count:
         return list(questions)
     return [questions[number * len(questions) // count] for number in range(count)]
