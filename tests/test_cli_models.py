@@ -200,7 +200,7 @@ class TestTrain:
         assert run_json("adapter", "show", out)["config"]["rank"] == 4
         again = run("train", recipe, "--out", out)
         assert again.exit_code == 0
-        assert "going on at step 2 of 2" in again.stderr
+        assert "continuing at step 2 of 2" in again.stderr
         (out / "training.png").unlink()
         assert run("train", "--plot", "--out", out).exit_code == 0
         assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -220,7 +220,7 @@ class TestTrain:
         monkeypatch.setattr(trainer.Trainer, "run", interrupted)
         result = run("train", self.recipe(tiny, tmp_path / "recipe.json"), "--out", tmp_path / "run")
         assert result.exit_code == 130
-        assert "stopped at step 0; the same command goes on" in result.stderr
+        assert "stopped at step 0; the same command continues" in result.stderr
 
     def test_what_a_run_lacks_is_said_before_it_begins(
         self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
