@@ -231,8 +231,8 @@ class TestTrain:
         for module in ("numba", "matplotlib"):
             monkeypatch.setitem(sys.modules, module, None)
         said = run("train", recipe, "--out", tmp_path / "run").stderr
-        assert "without numba steps take longer; pip install 'deltamem-agents[lab]'" in said
-        assert "without matplotlib the run is not drawn; pip install 'deltamem-agents[lab]'" in said
+        assert "without numba, steps are slower; pip install 'deltamem-agents[lab]'" in said
+        assert "without matplotlib, no picture is drawn; pip install 'deltamem-agents[lab]'" in said
 
     def test_shipped_recipes_are_listed_and_unknown_ones_refused(self, tmp_path: Path) -> None:
         assert "wide" in run("train", "--list").stdout

@@ -22,7 +22,7 @@ def test_it_says_what_the_script_says_and_remembers_it() -> None:
     assert (first.text, first.usage.completion_tokens, first.finish_reason) == ("one", 3, "stop")
     assert first.facts.tokens_written == len("Hello, I am Ada.") + 3 and first.snapshot == engine.store.head("ada")
     assert "".join(chunk.text for chunk in engine.stream_turn("ada", HELLO)) == "two"
-    with pytest.raises(ConfigError, match="script is over"):
+    with pytest.raises(ConfigError, match="no reply left for this turn"):
         engine.run_turn("ada", HELLO)
 
 
