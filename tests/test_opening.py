@@ -1,4 +1,4 @@
-"""Read gates that see what is read: told from never told, where replies begin."""
+"""Laws of read gates that see what is read: they distinguish told facts from facts never told."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def loss_of(config: AdapterConfig, opens: float = 0.0) -> torch.Tensor:
     return loss.detach()
 
 
-def test_gates_that_open_or_shut_alike_for_both_are_no_better_than_chance() -> None:
+def test_gates_that_do_not_distinguish_have_a_high_loss() -> None:
     assert min(float(loss_of(SEEING, opens)) for opens in (-9.0, 9.0)) > 2
 
 
-def test_every_layers_reads_teach_the_gates_behind_them() -> None:
+def test_the_opening_loss_trains_on_every_layers_reads() -> None:
     assert 0 < float(loss_of(SEEING)) < 2
 
 
-def test_gates_that_see_the_question_alone_are_left_alone() -> None:
+def test_gates_that_do_not_see_reads_have_no_opening_loss() -> None:
     assert float(loss_of(GATED)) == 0

@@ -1,4 +1,4 @@
-"""The probe beside the loss: what it teaches, and whom it asks for."""
+"""Laws of the probe, an auxiliary loss: which weights it trains, and from which state it reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALONE = EpisodeShape(distractors=(0, 0))
 pytestmark = pytest.mark.parametrize("name", ["replies alone read", "published preset", "every gate and head"])
 
 
-def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
+def test_the_probes_gradient_reaches_all_projections_of_the_memory(name: str) -> None:
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
     found = activations_of(engine, episodes_of(9, ALONE), 6)
     pairs = Pairs.of(found)
@@ -38,7 +38,7 @@ def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
     assert all(parameter.grad is not None for parameter in probe.parameters())
 
 
-def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
+def test_the_probe_reads_each_fact_from_its_own_conversation(name: str) -> None:
     engine = word_engine(CONFIGS[name])
     found = activations_of(engine, episodes_of(6, ALONE), 3)
     pairs = Pairs.of(found)

@@ -1,4 +1,4 @@
-"""The figures in the model cards are those of the reports, and the reports those of the adapters that ship."""
+"""The model cards' figures equal the reports', and the reports belong to the shipped adapters."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from real_model import real_engine
 REPORTS = sorted((Path(__file__).parents[1] / "docs" / "reports").glob("*.json"))
 CARD = Path(deltamem_agents.__file__).parent / "adapters" / "smollm2-135m-instruct" / "README.md"
 SHOWN = {"untold": "another's value", "locomo": "token F1", "conflict": "right", "label-learning": "right"}
-"""What a suite's rows of the card show, where that is not the whole answer."""
+"""The measure that the card's rows show, if it is not the whole answer."""
 
 
 def shown(estimate: Estimate) -> tuple[str, str]:
-    """The value and its interval as the card writes them."""
+    """The value and its interval, as written in the card."""
     parts = (estimate.value, estimate.low, estimate.high)
     value, low, high = (f"{100 * part:.1f}" if estimate.unit == "share" else f"{part:.3f}" for part in parts)
     return value, f"{low}–{high}"
@@ -30,7 +30,7 @@ def shown(estimate: Estimate) -> tuple[str, str]:
 
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
-def test_reports_are_of_the_adapter_that_ships() -> None:
+def test_reports_belong_to_the_shipped_adapter() -> None:
     engine = real_engine("float32")
     assert REPORTS
     for path in REPORTS:
@@ -38,10 +38,10 @@ def test_reports_are_of_the_adapter_that_ships() -> None:
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
-def test_the_card_says_what_the_report_says(path: Path) -> None:
+def test_the_cards_figures_equal_the_reports(path: Path) -> None:
     card = CARD.read_text(encoding="utf-8").replace("**", "")
     for figure in read_report(path).figures:
-        if figure.suite == "harmless":  # Told in sentences, not in a table.
+        if figure.suite == "harmless":  # In sentences, not in a table.
             said = [part for estimate in figure.arms["memory"].values() for part in shown(estimate)]
             assert [part for part in said if part not in card] == []
             continue
@@ -55,11 +55,11 @@ def test_the_card_says_what_the_report_says(path: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
-def test_the_shipped_adapter_recalls_what_no_control_does() -> None:
+def test_the_shipped_adapter_recalls_more_than_any_control() -> None:
     (figure,) = run_suite(real_engine("float32"), capacity((8,)), Size(12, (1, 2)), unwatched)
-    # Six of twelve against one of twelve are no chance (Fisher, p = 0.034).
+    # Six of twelve against one of twelve is significant (Fisher, p = 0.034).
     whole = {arm: figure.arms[arm.value][WHOLE].value for arm in Arm}
     assert whole[Arm.MEMORY] >= 0.5
-    # One of an agent's own statements by chance is sometimes the right one.
+    # A random statement of the agent's own is sometimes the right one.
     assert whole.pop(Arm.RANDOM) <= whole.pop(Arm.MEMORY) / 2
     assert max(whole.values()) <= 0.1
