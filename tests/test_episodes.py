@@ -117,6 +117,7 @@ def fixed_texts() -> str:
 # Splits.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["validation", "evaluation"])
 def test_no_held_out_value_occurs_in_training(kept: Split) -> None:
     singles = [value for value in (*WORDS, *itertools.chain(*word_values().values())) if split_of(value) == kept]
@@ -129,6 +130,7 @@ def test_no_held_out_value_occurs_in_training(kept: Split) -> None:
         assert not found_in(text, kept_values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_told_value_belongs_to_the_split(split: Split) -> None:
     for episode in drawn(replace(WIDE, split=split, changed=1.0), 300):
@@ -139,6 +141,7 @@ def test_every_told_value_belongs_to_the_split(split: Split) -> None:
         assert {split_of(name) for name in names} <= {split}
 
 
+@pytest.mark.slow
 def test_no_held_out_phrasing_occurs_in_training() -> None:
     text = "\n".join(text_of(episode) for episode in drawn(replace(FULL, paired=0.3, changed=0.8), 1500))
     kept = (KEPT.statements, KEPT.questions, KEPT.changes)
@@ -161,6 +164,7 @@ def test_with_held_out_phrasings_only_those_occur() -> None:
             assert any(fixed_words(phrase) in message.content for phrase in told_by[message.role])
 
 
+@pytest.mark.slow
 def test_no_held_out_attribute_occurs_in_training() -> None:
     users, others = [a.name for a in HELD_OUT_ATTRIBUTES], [a.name for a in HELD_OUT_TRAITS]
     told = {subject.name for episode in drawn(replace(WIDE, facts=6), 300) for subject in episode.subjects}
@@ -219,6 +223,7 @@ def test_an_exchange_begins_with_the_user_and_contains_the_fact(shape: EpisodeSh
 
 
 # Splits and templates do not interact, so not every combination is tested.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "template"),
     [*((split, CHATML) for split in SPLITS), (SPLITS[0], TOOLED), (SPLITS[-1], GEMMA)],
@@ -514,6 +519,7 @@ def test_a_vocabulary_without_words_is_refused() -> None:
         EpisodeGenerator(["zorgon"], EpisodeShape(split="evaluation"))
 
 
+@pytest.mark.slow
 def test_every_trait_is_drawn() -> None:
     told = {s.name for one in drawn(replace(WIDE, facts=6, about=("person",)), 400) for s in one.subjects}
     assert told >= {trait.name for trait in TRAITS}

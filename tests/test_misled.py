@@ -54,6 +54,7 @@ def measured(
     return list(misled.misled(engine, WORDS, SIZE, unwatched)), asked
 
 
+@pytest.mark.slow
 def test_a_wrong_reply_gives_another_facts_value_and_is_stored_as_the_assistants(
     monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_wrong_reply_gives_another_facts_value_and_is_stored_as_the_assistants
         assert all(figure.arms[arm][misled.REPEATED].value == 0 for arm in figure.arms)
 
 
+@pytest.mark.slow
 def test_a_repeated_wrong_reply_is_counted(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine) -> None:
     figures, _ = measured(monkeypatch, engine, lambda one: f"It is {one.wrong[0]}.", lambda one: one.wrong[0])
     for figure in figures:

@@ -23,6 +23,7 @@ from tiny_training import word_engine
 WORDS = open_words(word_engine().tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 100])
 def test_the_measures_count_what_is_read_and_said(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a model that repeats the statements it reads, which are at most `most`."""

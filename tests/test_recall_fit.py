@@ -45,6 +45,7 @@ def memory(seed: int, count: int = 6) -> Memory:
     return Memory(told, (Question(query, -torch.ones_like(query), (), (), asks=False), *asked))
 
 
+@pytest.mark.slow
 def test_the_matcher_weights_the_informative_layer_most_and_ranks_right_statements_first() -> None:
     fitted = fit_matcher([memory(seed) for seed in range(6)], lambda line: None, steps=60)
     assert fitted.weights[TELLING] > fitted.weights[1 - TELLING]

@@ -30,6 +30,7 @@ def saved_at(step: int, adapter: Adapter) -> Checkpoint:
     return Checkpoint(step, float(step), weights, moments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_run_killed_during_a_save_resumes_from_a_complete_checkpoint(tmp_path: Path) -> None:
     loaded = word_model()

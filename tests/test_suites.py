@@ -29,7 +29,7 @@ from deltamem_agents.types import Message, Sampling
 from tiny_training import word_engine
 
 # One xdist worker runs them all, since they share the figures of one run.
-pytestmark = pytest.mark.xdist_group("suites")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("suites")]
 
 Figures = Callable[[str], list[Figure]]
 ARMS = {arm.value for arm in Arm}
@@ -72,13 +72,7 @@ def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value:
 # Every suite.
 
 
-# Other tests need the figures of these suites anyway.
-FAST = ("capacity", "updates", "distance", "harmless")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in SUITE_NAMES]
-)
+@pytest.mark.parametrize("name", SUITE_NAMES)
 def test_every_figure_has_enough_questions_and_all_controls(name: str, figures: Figures) -> None:
     assert figures(name)
     for figure in figures(name):
@@ -95,7 +89,6 @@ def test_every_figure_has_enough_questions_and_all_controls(name: str, figures: 
                 assert found.low <= found.value <= found.high
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["capacity", "untold", "harmless", "natural"])
 def test_a_suite_gives_equal_figures_on_an_engine_with_equal_weights(name: str, figures: Figures) -> None:
     run = capacity((1, 4)) if name == "capacity" else SUITES[name].run
@@ -164,7 +157,6 @@ def test_capacity_figures_are_placed_by_their_number_of_facts(figures: Figures) 
     assert set(four.arms["memory"]) == {WHOLE, FIRST, "another's value"}
 
 
-@pytest.mark.slow
 def test_only_changed_facts_have_an_old_value(figures: Figures) -> None:
     for figure in figures("updates"):
         assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
@@ -254,7 +246,7 @@ def test_a_told_value_in_an_untold_reply_is_always_counted(
         assert figure.arms["memory"][untold.BEGUN].value > 0.7
 
 
-@pytest.mark.parametrize("name", ["harmless", pytest.param("untold", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["harmless", "untold"])
 def test_a_zero_state_and_memory_off_change_nothing(name: str, figures: Figures) -> None:
     for figure in figures(name):
         for arm in ("off", "zero_state"):
@@ -276,7 +268,6 @@ def test_a_random_adapters_disturbance_is_measured(figures: Figures) -> None:
     assert texts.arms["memory"][harmless.PERPLEXITY].unit == "ratio"
 
 
-@pytest.mark.slow
 def test_perplexity_is_the_likelihood_ratio_of_the_texts(engine: DeltaMemEngine) -> None:
     figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
     cases = harmless._dealt(WORDS, Size(2, (1,)), harmless.neutral_replies())
@@ -299,7 +290,6 @@ def test_there_are_enough_neutral_texts_and_none_twice() -> None:
     assert all(40 <= len(reply.split()) <= 90 for _, reply in found)
 
 
-@pytest.mark.slow
 def test_natural_turns_are_whole_turns_in_a_store_of_their_own(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +316,6 @@ def test_natural_turns_are_whole_turns_in_a_store_of_their_own(
             assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
 
 
-@pytest.mark.slow
 def test_natural_also_measures_a_read_only_memory(engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     told_by_each(monkeypatch, engine, "nothing")
     for figure in natural.natural(engine, WORDS, Size(4, (1,)), unwatched):

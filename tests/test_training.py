@@ -40,7 +40,7 @@ from deltamem_agents.types import Message
 from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 
 # One xdist worker runs them all, since they share one complete run.
-pytestmark = pytest.mark.xdist_group("training")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 UNREHEARSED = replace(RECIPE, warm_start=replace(RECIPE.warm_start, rehearsal=None))
 """A recipe that starts from random projections."""
@@ -140,7 +140,6 @@ def test_a_run_from_an_adapter_skips_the_warm_start(
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
-@pytest.mark.slow
 def test_a_run_from_an_adapter_may_add_and_fit_hidden_gate_units(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(
@@ -194,9 +193,7 @@ def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(run, "_train_step", interrupted)
 
 
-@pytest.mark.parametrize(
-    "stops", [(3,), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((0,), (1,), (2, 3), (4, 5, 5)))]
-)
+@pytest.mark.parametrize("stops", [(0,), (1,), (3,), (2, 3), (4, 5, 5)])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     stops: tuple[int, ...], whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +227,6 @@ def test_the_learning_rate_grows_with_the_size_of_the_weights(tmp_path: Path) ->
         assert moved[f"layers.{slot}.delta_o_proj"] == pytest.approx(8 * rate, rel=0.05)
 
 
-@pytest.mark.slow
 def test_a_run_interrupted_during_its_warm_start_begins_again(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
