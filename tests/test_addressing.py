@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deltamem_agents.lab.training.composing import WriteWeights
 from deltamem_agents.lab.training.direct_path import ReadWeights, directions, matching_loss
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.lab.training.told_tokens import Asked, Pairs, draw_asked
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.lab.training.warm_start import rehearse, values_that_say

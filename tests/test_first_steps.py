@@ -74,7 +74,7 @@ def texts_of(episode: Episode) -> list[object]:
 
 
 def told_by(episodes: Sequence[Episode], asides: int) -> Any:
-    """As much of the activations of episodes as conversations are strung together by."""
+    """The part of the episodes' activations that composing conversations needs."""
     questions = [question for episode in episodes for question in episode.questions]
     return SimpleNamespace(
         subjects=tuple(frozenset({question.subject}) for question in questions),

@@ -12,9 +12,9 @@ from torch import Tensor
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.training import gate_fit
+from deltamem_agents.lab.training.composing import WriteWeights
 from deltamem_agents.lab.training.gate_fit import fit_gates
 from deltamem_agents.lab.training.recipe import GateFit
-from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.lab.training.told_tokens import Pairs, SpokenValues
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.memory.attach import Adapter

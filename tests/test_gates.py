@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.lab.training.composing import WriteWeights
 from deltamem_agents.lab.training.direct_path import gate_loss
-from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.lab.training.told_tokens import Pairs
 from deltamem_agents.memory.attach import Adapter
 from test_rehearsal import fresh

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.lab.training.composing import WriteWeights, compose_conversation, never_told, write_composed
 from deltamem_agents.lab.training.direct_path import ReadWeights, opening_loss
-from deltamem_agents.lab.training.strung import WriteWeights, never_told, string_together, write_strung
 from test_rehearsal import fresh
 from tiny_activations import WORLD
 from tiny_training import GATED
@@ -23,8 +23,8 @@ def loss_of(config: AdapterConfig, opens: float = 0.0) -> torch.Tensor:
     with torch.no_grad():
         for slot in range(len(adapter.indices)):
             adapter.layer(slot).read_bias.fill_(opens)
-    conversations = [string_together(FOUND, 2, 0, 0, random.Random(seed)) for seed in range(4)]
-    state = write_strung(config, WriteWeights.of(adapter), FOUND, conversations).state
+    conversations = [compose_conversation(FOUND, 2, 0, 0, random.Random(seed)) for seed in range(4)]
+    state = write_composed(config, WriteWeights.of(adapter), FOUND, conversations).state
     told = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
     untold = never_told(FOUND, conversations, len(told), random.Random(0))
     loss = opening_loss(config, ReadWeights.of(adapter), state, FOUND, told, untold)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from deltamem_agents.lab.corpus.episodes import EpisodeShape
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, compose_conversation, write_composed
 from deltamem_agents.lab.training.objective import output_directions
 from deltamem_agents.lab.training.probe import Probe
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
 from deltamem_agents.lab.training.told_tokens import Pairs, draw_asked
 from tiny_training import CONFIGS, activations_of, episodes_of, word_engine
 
@@ -24,8 +24,8 @@ def test_the_probes_gradient_reaches_all_projections_of_the_memory(name: str) ->
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
     found = activations_of(engine, episodes_of(9, ALONE), 6)
     pairs = Pairs.of(found)
-    conversations = [string_together(found, 3, 1, 1, random.Random(seed)) for seed in range(2)]
-    written = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
+    conversations = [compose_conversation(found, 3, 1, 1, random.Random(seed)) for seed in range(2)]
+    written = write_composed(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
     probe = Probe(engine.adapter)
     probe.begin(engine.adapter)
     asked, rows = draw_asked(pairs, 4, random.Random(0)), output_directions(engine.model)
@@ -47,7 +47,7 @@ def test_the_probe_reads_each_fact_from_its_own_conversation(name: str) -> None:
     asked = draw_asked(pairs, 4, random.Random(0))
     torch.nn.init.normal_(probe.say, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        state = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
+        state = write_composed(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
         both, _ = probe.loss(engine.adapter, found, conversations, pairs, asked, random.Random(0), state, rows)
         alone = [
             probe.loss(engine.adapter, found, [one], pairs, asked, random.Random(0), state[:, [n]], rows)[0]

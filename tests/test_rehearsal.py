@@ -16,8 +16,8 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.lab.corpus.episodes import EpisodeShape
 from deltamem_agents.lab.training import warm_start
 from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.composing import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_composed
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.strung import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_strung
 from deltamem_agents.lab.training.told_tokens import Pairs
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.lab.training.warm_start import rehearse
@@ -223,7 +223,7 @@ def test_states_written_in_rehearsal_equal_those_of_the_real_update(
     ]
     conversations = [Conversation((), order) for order in orders]
     with torch.no_grad():
-        states = write_strung(adapter.config, stacked.writing, found, conversations).state
+        states = write_composed(adapter.config, stacked.writing, found, conversations).state
         expected = torch.stack([written(adapter, found, order) for order in orders], dim=1)
     assert float(expected.flatten(-2).norm(dim=-1).min()) > 0.05
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
@@ -239,7 +239,7 @@ def test_an_exchange_is_written_in_rehearsal_as_the_engine_absorbs_it(name: str,
     for index, episode in enumerate(ONE_FACT):
         with torch.no_grad():
             alone = Conversation((), (("tellings", index),))
-            states = write_strung(engine.adapter.config, stacked.writing, found, [alone]).state
+            states = write_composed(engine.adapter.config, stacked.writing, found, [alone]).state
         absorbed = engine.absorb(engine.new_state(), episode.messages).matrices[0]
         assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
 
@@ -256,7 +256,7 @@ def test_a_statement_is_the_message_with_the_value_and_the_reply_is_filler(colle
         said, replied = ONE_FACT[number].messages
         with torch.no_grad():
             alone, whole = (
-                write_strung(engine.adapter.config, stacked.writing, collected, [Conversation((), ((kind, number),))])
+                write_composed(engine.adapter.config, stacked.writing, collected, [Conversation((), ((kind, number),))])
                 for kind in STATEMENT_AND_TELLING
             )
         assert not alone.aside.any() and len(alone.aside) == int((~whole.aside).sum()) < len(whole.aside)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.lab.training.batches import history_batch, question_batch
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, compose_conversation, write_composed
 from deltamem_agents.lab.training.objective import answer_questions, judge, run_after_lead, write_history
 from deltamem_agents.lab.training.replay import replay
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.types import Message
 from test_rehearsal import in_float32
@@ -57,7 +57,7 @@ def test_a_cached_question_is_written_as_one_that_is_read(template: str) -> None
     call = MemoryCall(before, questions.valid, questions.writable & ~questions.replies, replies=questions.replies)
     run_after_lead(engine.model, questions.lead, questions.tokens, questions.valid, call)
     alone = [Conversation((), (("questions", index),)) for index in range(9)]
-    kept = write_strung(REPLIES, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
+    kept = write_composed(REPLIES, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
     read = call.new_state().matrices
     assert float(((kept - read).norm() / read.norm()).detach()) < 0.01
 
@@ -69,7 +69,7 @@ def test_questions_are_answered_from_their_own_conversations_state(template: str
     found = activations_of(engine, episodes_of(20, ALONE), template=template)
     lead = question_batch(renderer(template), episodes_of(1)).lead
     rng = random.Random(0)
-    conversations = [string_together(found, facts, 1, 1, rng) for facts in (3, 1, 4)]
+    conversations = [compose_conversation(found, facts, 1, 1, rng) for facts in (3, 1, 4)]
     state, together = replay(engine.model, engine.adapter, found, lead, conversations)
     assert state.batch == 3 and len(together.first_right) == sum(len(one.tellings) for one in conversations)
     alone = [replay(engine.model, engine.adapter, found, lead, [one]) for one in conversations]
@@ -147,7 +147,7 @@ def test_the_gradient_through_the_writes_equals_the_difference_quotient() -> Non
     direction = torch.randn(2, 1, 1, config.rank, config.rank, generator=generator)
 
     def loss() -> Tensor:
-        state = write_strung(config, WriteWeights.of(engine.adapter), found, told).state
+        state = write_composed(config, WriteWeights.of(engine.adapter), found, told).state
         return (state * direction).sum()
 
     for name in ("memory_k_proj", "memory_k_shift_proj", "memory_v_proj", "beta_proj", "beta_bias"):

@@ -270,7 +270,7 @@ def test_a_random_adapters_disturbance_is_measured(figures: Figures) -> None:
 
 def test_perplexity_is_the_likelihood_ratio_of_the_texts(engine: DeltaMemEngine) -> None:
     figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
-    cases = harmless._dealt(WORDS, Size(2, (1,)), harmless.neutral_replies())
+    cases = harmless._distributed(WORDS, Size(2, (1,)), harmless.neutral_replies())
     lost = tokens = 0.0
     for case in cases:
         state = engine.absorb(engine.new_state(), case.messages)

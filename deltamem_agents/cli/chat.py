@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, StoreUrl, open_engine
-from deltamem_agents.cli.screen import complain, emit, marked, nbytes, plural, printable, short, stderr, stdout
+from deltamem_agents.cli.screen import emit, marked, nbytes, plural, print_error, printable, short, stderr, stdout
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.types import ExplainedToken, MemoryMode, Message, Sampling, Turn, TurnOptions
 
@@ -79,7 +79,7 @@ def chat(
             emit({**_turn_facts(turn), **tokens})
         else:
             turn = talk.answer(once)
-            talk.tell(stderr(), turn)
+            talk.print_facts(stderr(), turn)
     finally:
         engine.close()
 
@@ -124,7 +124,7 @@ class _Talk:
         assert turn is not None
         return turn
 
-    def tell(self, console: Console, turn: Turn) -> None:
+    def print_facts(self, console: Console, turn: Turn) -> None:
         """Prints what the memory did in a turn."""
         if self.why:
             for each in turn.facts.recalled:
@@ -155,11 +155,11 @@ class _Talk:
                         return
                     self._command(text)
                 elif text:
-                    self.tell(console, self.answer(text))
+                    self.print_facts(console, self.answer(text))
             except KeyboardInterrupt:
                 console.print("\ncancelled; the memory is as it was", style="dim")
             except DeltaMemError as error:
-                complain(str(error))
+                print_error(str(error))
 
     def _command(self, text: str) -> None:
         store = self.engine.store
@@ -171,7 +171,7 @@ class _Talk:
                 self.history.clear()
                 stdout().print(f"forgot {plural(len(receipt.removed), 'snapshot')}, {nbytes(receipt.nbytes)}")
         else:
-            complain(f"{text} is unknown; {COMMANDS}")
+            print_error(f"{text} is unknown; {COMMANDS}")
 
     def _remembered(self) -> str:
         if self.engine.store.head(self.agent) is None:

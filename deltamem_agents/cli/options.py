@@ -58,7 +58,7 @@ def watch(text: str) -> AbstractContextManager[Callable[[int, int], None]]:
     return step(text, True)
 
 
-def is_there(path: Path) -> bool:
+def store_exists(path: Path) -> bool:
     """Whether the store exists. Raises StoreError when that cannot be determined."""
     from deltamem_agents.snapshots.durable import named_faults
 
@@ -72,7 +72,7 @@ def open_memory(url: str | None, *, make: bool = False) -> Iterator[Store]:
     from deltamem_agents.snapshots import open_store, store_path
 
     path = store_path(url)
-    if not make and path is not None and not is_there(path):
+    if not make and path is not None and not store_exists(path):
         raise StoreError(
             f"there is no store at {str(path)!r}; `deltamem chat` creates one on its first turn, or name another with "
             "--store"

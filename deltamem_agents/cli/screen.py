@@ -35,7 +35,7 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             raise
         except (DeltaMemError, OSError) as error:
-            complain(str(error))
+            print_error(str(error))
             raise typer.Exit(1) from None
 
 
@@ -46,7 +46,7 @@ def replace_what_cannot_be_shown() -> None:
             reconfigure(errors="replace")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(" ".join(printable(text, keep="\n").split()), err=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_agents.cli.options import Agent, At, Json, StoreUrl, is_there, open_memory
+from deltamem_agents.cli.options import Agent, At, Json, StoreUrl, open_memory, store_exists
 from deltamem_agents.cli.screen import bar, emit, moment, nbytes, plural, printable, short, stdout, table
 from deltamem_agents.errors import DeltaMemError
 
@@ -36,7 +36,7 @@ def list_agents(store: StoreUrl = None, as_json: Json = False) -> None:
     from deltamem_agents.snapshots import store_path
 
     path, rows = store_path(store), []
-    if path is None or is_there(path):
+    if path is None or store_exists(path):
         with open_memory(store) as opened:
             rows = [_agent_row(opened, agent) for agent in opened.agents()]
     if as_json:

@@ -43,7 +43,7 @@ def conflict_rows(count: int, size: Size) -> Iterator[BenchRow]:
     """Pools of `count` facts. Questions ask for facts that were contradicted later; the later value is right."""
     for seed in size.seeds:
         rng = random.Random(f"conflict {count} {seed}")
-        for asked in _shares(size.of_seed, count // 2):
+        for asked in _distribute(size.of_seed, count // 2):
             yield _pool(rng, count, asked, seed)
 
 
@@ -51,7 +51,7 @@ def label_rows(count: int, size: Size) -> Iterator[BenchRow]:
     """EXAMPLES texts for each of `count` intents, with new label numbers in each row. Questions are other texts."""
     for seed in size.seeds:
         rng = random.Random(f"label {count} {seed}")
-        for asked in _shares(size.of_seed, count):
+        for asked in _distribute(size.of_seed, count):
             intents = rng.sample(_intents(), count)
             texts = [rng.sample(intent, len(intent)) for intent in intents]
             shown = [(text, label) for label, intent in enumerate(texts) for text in intent[:EXAMPLES]]
@@ -94,7 +94,7 @@ def _value(rng: random.Random, relation: _Relation, old: str = "") -> str:
     return rng.choice([value for value in values_of(relation.values, "evaluation") if value != old])
 
 
-def _shares(total: int, most: int) -> list[int]:
+def _distribute(total: int, most: int) -> list[int]:
     """Distributes `total` questions over rows of at most `most` each."""
     rows = max(-(-total // most), min(total, LEAST_CONVERSATIONS))
     return [total // rows + (place < total % rows) for place in range(rows)]

@@ -79,7 +79,7 @@ def harmless(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
     name = f"unrelated prompts, first {REPLY_TOKENS} tokens of the reply"
-    cases = _dealt(words, size, [(prompt, "") for prompt in unrelated_prompts()])
+    cases = _distributed(words, size, [(prompt, "") for prompt in unrelated_prompts()])
     prompts = [asked.conversation for case in cases for asked in case.questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, len(cases) + 2 * len(Arm) * asked_count(cases))
@@ -88,7 +88,7 @@ def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
         said = replies_by_arm(engine, cases, read, steps.done, tokens=REPLY_TOKENS)
         # If the model ends its turn at once, there is nothing to score.
         frozen = [reply if reply.strip() else None for reply in said[Arm.OFF]]
-        lost = _lost(engine, read, prompts, frozen, steps.done)
+        lost = _likelihood_loss(engine, read, prompts, frozen, steps.done)
     figure = figure_of(Title(SUITE, name, wrong=TOLD), cases, said, mean_tokens(engine, cases))
     drawn = drawn_from(cases)
     arms = with_same(figure.arms, drawn, said)
@@ -99,13 +99,15 @@ def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 def _texts(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
     name = "neutral replies, written by people"
-    cases = _dealt(words, size, neutral_replies())
+    cases = _distributed(words, size, neutral_replies())
     prompts = [[Message("user", asked.text)] for case in cases for asked in case.questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, len(cases) + len(Arm) * asked_count(cases))
         states = absorbed(engine, [case.messages for case in cases], steps.done)
         read = readings(cases, states, tuple(Arm))
-        lost = _lost(engine, read, prompts, [asked.answer for case in cases for asked in case.questions], steps.done)
+        lost = _likelihood_loss(
+            engine, read, prompts, [asked.answer for case in cases for asked in case.questions], steps.done
+        )
     drawn = drawn_from(cases)
     arms: dict[str, dict[str, Estimate]] = {
         arm: {PERPLEXITY: drawn.estimate(nats, counts, unit="ratio", shown_as=math.exp)}
@@ -114,7 +116,7 @@ def _texts(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watc
     return Figure(SUITE, name, len(prompts), len(cases), mean_tokens(engine, cases), arms)
 
 
-def _dealt(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -> list[Case]:
+def _distributed(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -> list[Case]:
     """Prompts with their replies, shuffled for each seed and distributed over its conversations."""
     shape = replace(HELD_OUT_VALUES, facts=FACTS)
     cases = []
@@ -129,7 +131,7 @@ def _dealt(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -
     return cases
 
 
-def _lost(
+def _likelihood_loss(
     engine: DeltaMemEngine,
     read: Scored,
     prompts: Sequence[Sequence[Message]],

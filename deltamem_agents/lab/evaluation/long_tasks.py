@@ -121,7 +121,7 @@ def evaluate_tasks(
         # Raises before any work is done.
         asking.prompts(shown)
     with watch(f"{rows.suite}: absorbing {len(tasks):,} histories") as advance:
-        memories = _heard(engine, tasks, Steps(advance, sum(len(task.sessions) for task in tasks)).done)
+        memories = _absorb_all(engine, tasks, Steps(advance, sum(len(task.sessions) for task in tasks)).done)
     rests: dict[Arm, Sequence[Recollection]] = {}
     if engine.selects:
         with watch(f"{rows.suite}: choosing statements for {len(questions):,} questions") as advance:
@@ -146,7 +146,7 @@ def evaluate_tasks(
     return list(_figures(rows, tasks, questions, owners, scores, tokens))
 
 
-def _heard(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[int], None]) -> list[Held]:
+def _absorb_all(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[int], None]) -> list[Held]:
     """The memory after each history. Batches all first sessions, then all second ones, and so on."""
     memories: list[Held] = absorbed(engine, [task.sessions[0] for task in tasks], tick)
     for number in range(1, max(len(task.sessions) for task in tasks)):

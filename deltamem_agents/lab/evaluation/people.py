@@ -79,15 +79,17 @@ def people_suite(
             for owner, conversation in enumerate(one for person in told for one in person["conversations"])
             for one in conversation["questions"]
         ]
-        yield _figure(engine, "one conversation", alone, _few(questions, size.questions), watch)
+        yield _figure(engine, "one conversation", alone, _evenly_spread(questions, size.questions), watch)
         whole = [[as_messages(one["messages"]) for one in person["conversations"]] for person in told]
         owners = [number for number, person in enumerate(told) for _ in person["conversations"]]
         of_person = [PersonQuestion(owners[one.owner], one.ask, one.answers) for one in questions]
-        yield _figure(engine, "ten conversations in one memory", whole, _few(of_person, size.questions), watch)
+        yield _figure(
+            engine, "ten conversations in one memory", whole, _evenly_spread(of_person, size.questions), watch
+        )
         values = [[one.answers for one in of_person if one.owner == number] for number in range(len(told))]
         for kind, name in (("never_told", "never told"), ("unrelated", "unrelated prompts")):
             asked = [PersonQuestion(number, ask) for number, person in enumerate(told) for ask in person[kind]]
-            yield _silent_figure(engine, name, whole, asked, values, watch)
+            yield _unanswerable_figure(engine, name, whole, asked, values, watch)
 
     return run
 
@@ -103,16 +105,18 @@ def _figure(
     history = questions[:: max(1, len(questions) // HISTORY_QUESTIONS)] if len(told[0]) > 1 else questions
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, sum(map(len, told)) + (len(Arm) + 1) * len(questions) + len(history))
-        memories = _heard(engine, told, steps.done)
+        memories = _absorb_all(engine, told, steps.done)
         rests: list[Sequence[Recalled]] = []
         said: dict[str, list[str]] = {}
         for arm in Arm:
             given = _given(arm, memories, questions)
             rested = rests if arm is Arm.MEMORY else None
             said[arm.value] = replies_of(engine, arm, given, asked, REPLY_TOKENS, steps.done, rested=rested)
-        said[SNIPPETS_ARM] = _plain(engine, [_snippets(told[one.owner], one.ask) for one in questions], steps.done)
+        said[SNIPPETS_ARM] = _frozen_replies(
+            engine, [_snippets(told[one.owner], one.ask) for one in questions], steps.done
+        )
         behind = [_history(engine, told[one.owner], one.ask) for one in history]
-        said[HISTORY_ARM] = _plain(engine, behind, steps.done)
+        said[HISTORY_ARM] = _frozen_replies(engine, behind, steps.done)
     arms: dict[str, dict[str, Estimate]] = {}
     for label, replies in said.items():
         of_arm = history if label == HISTORY_ARM else questions
@@ -125,7 +129,7 @@ def _figure(
     return Figure(SUITE, name, len(questions), len(told), _tokens(engine, told), arms)
 
 
-def _silent_figure(
+def _unanswerable_figure(
     engine: DeltaMemEngine,
     name: str,
     told: Sequence[Sequence[Sequence[Message]]],
@@ -137,7 +141,7 @@ def _silent_figure(
     asked = [[Message("user", one.ask)] for one in questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, sum(map(len, told)) + len(Arm) * len(questions))
-        memories = _heard(engine, told, steps.done)
+        memories = _absorb_all(engine, told, steps.done)
         said = {
             arm: replies_of(engine, arm, _given(arm, memories, questions), asked, REPLY_TOKENS, steps.done)
             for arm in Arm
@@ -161,7 +165,7 @@ def _silent_figure(
     return Figure(SUITE, name, len(questions), len(told), _tokens(engine, told), arms)
 
 
-def _heard(
+def _absorb_all(
     engine: DeltaMemEngine, told: Sequence[Sequence[Sequence[Message]]], tick: Callable[[int], None]
 ) -> list[Held]:
     """The memory after each list of conversations."""
@@ -183,7 +187,7 @@ def _given(arm: Arm, memories: Sequence[Held], questions: Sequence[PersonQuestio
     return None if given is None else [given[one.owner] for one in questions]
 
 
-def _plain(
+def _frozen_replies(
     engine: DeltaMemEngine, conversations: Sequence[Sequence[Message]], tick: Callable[[int], None]
 ) -> list[str]:
     """Replies of the frozen model, in small batches, since these prompts are long."""
@@ -220,7 +224,7 @@ def _terms(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _few(questions: Sequence[PersonQuestion], count: int) -> list[PersonQuestion]:
+def _evenly_spread(questions: Sequence[PersonQuestion], count: int) -> list[PersonQuestion]:
     """At most `count` questions, evenly spread over all people."""
     if len(questions) <= count:
         return list(questions)

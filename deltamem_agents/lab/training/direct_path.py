@@ -25,7 +25,7 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.lab.training.activations import Activations, Exchanges
-from deltamem_agents.lab.training.strung import WriteWeights, by_head, product, stacked_over_layers
+from deltamem_agents.lab.training.composing import WriteWeights, by_head, product, stacked_over_layers
 from deltamem_agents.lab.training.told_tokens import Asked, Pairs, SpokenValues
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import unit
@@ -73,7 +73,7 @@ class ReadWeights:
         return cls(stacked("memory_q_proj"), stacked("read_proj"), stacked("read_bias"), found)
 
 
-def said(
+def added_output(
     config: AdapterConfig, weights: ReadWeights, say: Tensor, state: Tensor, inputs: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """What all layers together add (n, hidden) at `inputs` (layers, n, hidden).

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.composing import WriteWeights, logit
 from deltamem_agents.lab.training.recipe import GateFit
-from deltamem_agents.lab.training.strung import WriteWeights, logit
 from deltamem_agents.lab.training.told_tokens import Pairs, SpokenValues
 from deltamem_agents.memory.attach import Adapter
 
@@ -63,7 +63,7 @@ def fit_gates(
             {"params": _named(adapter, HIDDEN), "lr": HIDDEN_RATE},
         ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, plan.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, plan.steps))
     sampled = _Tokens(found, pairs, introduced, plan.beside, rng)
     for step in range(plan.steps):
         told, beside, shut = (x.to(before.gate.device) for x in sampled.draw())
@@ -81,7 +81,7 @@ def fit_gates(
         optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == plan.steps - 1:
-            say(f"write gates, step {step} of {plan.steps}: {_opening(adapter, told, beside, shut)}")
+            say(f"write gates, step {step} of {plan.steps}: {_mean_openings(adapter, told, beside, shut)}")
 
 
 class _Tokens:
@@ -122,13 +122,13 @@ def _named(adapter: Adapter, kinds: Sequence[str]) -> list[Tensor]:
     return [value for name, value in adapter.named_parameters() if name.rsplit(".", 1)[-1] in kinds]
 
 
-def _share_of_rate(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, steps: int) -> float:
     falling = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     return min(1.0, (step + 1) / WARMUP) * falling
 
 
 @torch.no_grad()
-def _opening(adapter: Adapter, *kinds: Tensor) -> str:
+def _mean_openings(adapter: Adapter, *kinds: Tensor) -> str:
     writing, floor = WriteWeights.of(adapter), adapter.config.gate_floor
     means = [float(((torch.sigmoid(writing.gates(x)) - floor) / (1 - floor)).clamp_min(0).mean()) for x in kinds]
     names = ("told tokens", "other tokens of tellings", "filler")

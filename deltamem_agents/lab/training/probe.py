@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, stacked_over_layers
 from deltamem_agents.lab.training.direct_path import (
     ReadWeights,
+    added_output,
     directions,
     matching_loss,
-    said,
     speaking_weight,
     spoken_loss,
 )
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, stacked_over_layers
 from deltamem_agents.lab.training.told_tokens import Asked, Pairs
 from deltamem_agents.memory.attach import Adapter
 
@@ -82,7 +82,7 @@ class Probe(nn.Module):
         candidates, target = found.target.unique(return_inverse=True)
         inputs = found.asked[:, place].to(state.device)
         reading = ReadWeights.of(adapter)
-        added, _ = said(adapter.config, reading, self.say, state[:, row], inputs)
+        added, _ = added_output(adapter.config, reading, self.say, state[:, row], inputs)
         logits = F.normalize(added, dim=-1) @ directions(rows[candidates]).T * self.sharpness.exp()
         wanted = target[place].to(state.device)
         writing = WriteWeights.of(adapter)

@@ -130,7 +130,9 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
     layers, heads, _ = memories[0].questions[0].last.shape
     prior = commonness(memories)
     base = Matcher.uniform(layers, heads)
-    signs = [_signs(base, list(prior), memory, each) for memory in memories for each in memory.questions if each.right]
+    evidence = [
+        _evidence(base, list(prior), memory, each) for memory in memories for each in memory.questions if each.right
+    ]
     layer_logits = torch.zeros(layers, heads, requires_grad=True)
     log_scale = torch.tensor(2.3, requires_grad=True)
     shares = torch.tensor([base.words, base.near, base.assistant, base.newest], requires_grad=True)
@@ -140,7 +142,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
     for step in range(steps):
         optimiser.zero_grad()
         weights = log_scale.exp() * layer_logits.flatten().softmax(0).unflatten(0, (layers, heads))
-        losses = [_missed(weights, shares, (common + rather).exp(), sign) for sign in signs]
+        losses = [_statement_loss(weights, shares, (common + rather).exp(), each) for each in evidence]
         kept = LAYERS_KEPT * layer_logits.square().sum() + WORDS_KEPT * rather.square().sum()
         loss = torch.stack(losses).mean() + kept
         loss.backward()
@@ -257,7 +259,7 @@ def reply_losses(reply: Reply, bonus: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Signs:
+class _Evidence:
     """The evidence for each of S statements as the answer to a question of T words.
 
     `matches` (tokens, layers, heads): q·k of each strongly written token. `owners` (tokens,): the statement of each.
@@ -274,7 +276,7 @@ class _Signs:
     right: Tensor
 
 
-def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Question) -> _Signs:
+def _evidence(matcher: Matcher, common: Sequence[int], memory: Memory, question: Question) -> _Evidence:
     index, count, places = index_of(matcher, memory), len(memory.statements), {t: at for at, t in enumerate(common)}
     terms = sorted(set(question.terms))
     others = (
@@ -284,7 +286,7 @@ def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Qu
     strong = [told.writes.strengths >= LEAST_STRENGTH for told in memory.statements]
     keys = torch.cat([told.writes.keys[mask].float() for told, mask in zip(memory.statements, strong, strict=True)])
     owners = torch.repeat_interleave(torch.arange(count), torch.tensor([int(mask.sum()) for mask in strong]))
-    return _Signs(
+    return _Evidence(
         torch.einsum("nlhr,lhr->nlh", keys, question.last.float()),
         owners,
         torch.from_numpy(np.stack([index.word_scores([term]) for term in terms])) if terms else torch.zeros(0, count),
@@ -294,16 +296,16 @@ def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Qu
     )
 
 
-def _missed(weights: Tensor, shares: Tensor, common: Tensor, signs: _Signs) -> Tensor:
+def _statement_loss(weights: Tensor, shares: Tensor, common: Tensor, evidence: _Evidence) -> Tensor:
     """Negative log-likelihood of the right statements, in nats. `common`: weight of each common word."""
-    found = (signs.matches * weights).sum(dim=(1, 2))
-    start = -weights.sum().expand(len(signs.others))
-    counts = torch.where(signs.common >= 0, common[signs.common.clamp_min(0)], torch.ones(len(signs.common)))
-    words = counts @ signs.words
+    found = (evidence.matches * weights).sum(dim=(1, 2))
+    start = -weights.sum().expand(len(evidence.others))
+    counts = torch.where(evidence.common >= 0, common[evidence.common.clamp_min(0)], torch.ones(len(evidence.common)))
+    words = counts @ evidence.words
     sides = F.conv1d(words[None, None], AROUND[None, None], padding=NEAR)[0, 0]
-    scores = start.scatter_reduce(0, signs.owners, found, "amax") + signs.others @ shares[2:]
+    scores = start.scatter_reduce(0, evidence.owners, found, "amax") + evidence.others @ shares[2:]
     scores = scores + shares[0] * words + shares[1] * sides
-    return scores.logsumexp(0) - scores[signs.right].logsumexp(0)
+    return scores.logsumexp(0) - scores[evidence.right].logsumexp(0)
 
 
 def _scores(matcher: Matcher, memory: Memory, question: Question) -> Tensor:

@@ -20,9 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from deltamem_agents.lab.training.activations import Activations
 from deltamem_agents.lab.training.batches import QuestionBatch
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, write_composed
 from deltamem_agents.lab.training.direct_path import ReadWeights, opening_loss
 from deltamem_agents.lab.training.objective import Outcome, divergence, judge, logits_at, openness
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, write_strung
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import empty_cache, with_cache
@@ -48,7 +48,7 @@ def replay(
     telling's fact; the reply should be the frozen model's. The adapter must be attached to the model.
     """
     weights = WriteWeights.of(adapter)
-    written = write_strung(adapter.config, weights, found, conversations)
+    written = write_composed(adapter.config, weights, found, conversations)
     quiet = written.gates[:, written.aside]
     noise = openness(quiet, adapter.config.gate_floor) if bool(written.aside.any()) else quiet.new_zeros(())
     state = MemoryState(written.state.transpose(0, 1).to(lead.device))
@@ -57,7 +57,7 @@ def replay(
         read = written.state[:, [row for row, _ in asked]]
         if writes:
             alone = [Conversation((), (("questions", telling),)) for _, telling in asked]
-            read = write_strung(adapter.config, weights, found, alone, read).state
+            read = write_composed(adapter.config, weights, found, alone, read).state
         return MemoryState(read.transpose(0, 1).to(lead.device))
 
     asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations, Exchanges, attention_inputs
 from deltamem_agents.lab.training.batches import Renderer
-from deltamem_agents.lab.training.strung import about_different, alike_tellings
+from deltamem_agents.lab.training.composing import about_different, alike_tellings
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.types import Message
 
@@ -26,7 +26,7 @@ BESIDE_TELLING, BESIDE_QUESTION = 3, 1
 
 WORDS_A_STATEMENT = 128
 
-GROUPS = 3
+SHARED_ATTRIBUTES = 3
 """Number of attributes for which several people's values appear in one sample."""
 
 
@@ -123,7 +123,11 @@ def draw_asked(pairs: Pairs, facts: int, rng: random.Random) -> Asked:
     Up to half of all share attributes: told of some people, never told of others.
     """
     count = facts + facts // 2
-    alike = [one for _ in range(GROUPS) for one in alike_tellings(pairs.attributes, count // (2 * GROUPS) - 1, rng)]
+    alike = [
+        one
+        for _ in range(SHARED_ATTRIBUTES)
+        for one in alike_tellings(pairs.attributes, count // (2 * SHARED_ATTRIBUTES) - 1, rng)
+    ]
     chosen = about_different(pairs.subjects, count, rng, alike)
     rng.shuffle(chosen)
     tellings = torch.tensor(chosen)
@@ -154,8 +158,8 @@ def collect_behind(
     told: list[Tensor] = []
     target: list[Tensor] = []
     for said, words in statements:
-        lead = _said(renderer, said)
-        spoken = [_said(renderer, f"{said} {word}") for word in words]
+        lead = _tokens_up_to(renderer, said)
+        spoken = [_tokens_up_to(renderer, f"{said} {word}") for word in words]
         # Skip the rare words that change the tokens before them.
         tokens = [whole[len(lead) :] for whole in spoken if torch.equal(whole[: len(lead)], lead)]
         padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
@@ -178,7 +182,7 @@ def _before_the_value(episode: Episode) -> str:
     return episode.messages[told.message].content[: told.start].rstrip()
 
 
-def _said(renderer: Renderer, text: str) -> Tensor:
+def _tokens_up_to(renderer: Renderer, text: str) -> Tensor:
     """The tokens of a conversation that begins with the user's `text`, up to the end of `text`."""
     rendered = renderer.render([Message("user", text)], generation_prompt=False)
     return torch.tensor(rendered.ids[: max(place for place, owner in enumerate(rendered.owner) if owner == 0) + 1])

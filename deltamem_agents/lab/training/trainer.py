@@ -20,6 +20,15 @@ from deltamem_agents.errors import ConfigError, TrainingDivergedError
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations
 from deltamem_agents.lab.training.batches import Renderer, history_batch, neutral_batch, question_batch
+from deltamem_agents.lab.training.composing import (
+    ERASED,
+    KEEP_LOGIT,
+    Conversation,
+    WriteWeights,
+    compose_conversation,
+    logit,
+    never_told,
+)
 from deltamem_agents.lab.training.direct_path import gate_loss
 from deltamem_agents.lab.training.gate_fit import HIDDEN, LINEAR, fit_gates
 from deltamem_agents.lab.training.material import Material
@@ -35,15 +44,6 @@ from deltamem_agents.lab.training.probe import Probe
 from deltamem_agents.lab.training.recipe import GateFit, Recipe, Rehearsal, Stage
 from deltamem_agents.lab.training.replay import replay
 from deltamem_agents.lab.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.lab.training.strung import (
-    ERASED,
-    KEEP_LOGIT,
-    Conversation,
-    WriteWeights,
-    logit,
-    never_told,
-    string_together,
-)
 from deltamem_agents.lab.training.told_tokens import draw_asked
 from deltamem_agents.lab.training.warm_start import warm_start
 from deltamem_agents.loading import LoadedModel
@@ -145,7 +145,7 @@ class Trainer:
             attachment = attach(self._model, self.adapter)
             try:
                 self._folder.cut_log(self.step if self._begun else -1)
-                with _quickest_attention(self._model):
+                with _eager_attention_on_cpu(self._model):
                     self._train()
             finally:
                 attachment.detach()
@@ -269,7 +269,7 @@ class Trainer:
 
     def _descend(self, loss: Tensor, rate: float, *, gates_kept: bool) -> None:
         for group in self._optimiser.param_groups:
-            group["lr"] = rate * max(1.0, _size_of(group["params"]) / USUAL_SIZE)
+            group["lr"] = rate * max(1.0, _root_mean_square(group["params"]) / USUAL_SIZE)
         self._optimiser.zero_grad()
         loss.backward()
         if gates_kept:
@@ -325,13 +325,13 @@ def drawn_conversations(found: Activations, stage: Stage, facts: int, rng: rando
     # Conversations with more facts get more filler.
     share = -(-facts // FACTS_BESIDE_ASIDES)
     return [
-        string_together(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
+        compose_conversation(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
         for _ in range(max(1, stage.questions // facts))
     ]
 
 
 @contextmanager
-def _quickest_attention(model: Any) -> Iterator[None]:
+def _eager_attention_on_cpu(model: Any) -> Iterator[None]:
     """Uses eager attention on a CPU, where the fused attention's backward pass makes a step a quarter longer."""
     kept = model.config._attn_implementation
     if next(model.parameters()).device.type == "cpu":
@@ -342,7 +342,7 @@ def _quickest_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(kept)
 
 
-def _size_of(weights: Sequence[Tensor]) -> float:
+def _root_mean_square(weights: Sequence[Tensor]) -> float:
     """Root mean square of all the weights."""
     power = sum(float(value.detach().square().sum()) for value in weights)
     return math.sqrt(power / sum(value.numel() for value in weights))

@@ -26,26 +26,26 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations, Exchanges
 from deltamem_agents.lab.training.batches import Renderer, history_batch, question_batch
+from deltamem_agents.lab.training.composing import (
+    ERASED,
+    Conversation,
+    WriteWeights,
+    compose_conversation,
+    never_told,
+    write_composed,
+)
 from deltamem_agents.lab.training.direct_path import (
     ReadWeights,
+    added_output,
     directions,
     gate_loss,
     matching_loss,
     opening_loss,
-    said,
     speaking_weight,
     spoken_loss,
 )
 from deltamem_agents.lab.training.objective import answer_questions, judge, output_directions, write_history
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.strung import (
-    ERASED,
-    Conversation,
-    WriteWeights,
-    never_told,
-    string_together,
-    write_strung,
-)
 from deltamem_agents.lab.training.told_tokens import Pairs, draw_asked
 from deltamem_agents.memory.attach import Adapter
 
@@ -229,7 +229,7 @@ def rehearse(
     for step in range(plan.steps):
         facts = rng.choice(plan.facts)
         conversations = [
-            string_together(found, facts, rng.randint(0, plan.asides), 0, rng)
+            compose_conversation(found, facts, rng.randint(0, plan.asides), 0, rng)
             for _ in range(max(1, plan.questions // facts))
         ]
         asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
@@ -237,7 +237,7 @@ def rehearse(
         loss, right, spoken = _step_loss(stacked, found, conversations, asked, never, heading, target, torch_rng)
         loss = loss + GATE_WEIGHT * gate_loss(stacked.writing, pairs, found.asides, rng)
         loss = loss + spoken_loss(stacked.value, stacked.say, stacked.sharpness, pairs.spoken, rows, rng)
-        _descend(optimiser, loss, RATE * _falling(step, plan.steps))
+        _descend(optimiser, loss, RATE * _learning_rate_factor(step, plan.steps))
         if step % REPORT_EVERY == 0 or step + 1 == plan.steps:
             say(f"rehearsal {step} of {plan.steps}: {facts} facts, loss {float(loss.detach()):.2f}, right {right:.2f}")
     stacked.say.data /= spoken * adapter.config.scale
@@ -270,7 +270,7 @@ def _learn_addresses(
         ]
         loss = torch.stack(losses).mean() + GATE_WEIGHT * gate_loss(stacked.writing, pairs, asides, rng)
         loss = loss + spoken_loss(stacked.value, stacked.say, stacked.sharpness, pairs.spoken, rows, rng)
-        _descend(optimiser, loss, ADDRESSING_RATE * _falling(step, plan.addressing))
+        _descend(optimiser, loss, ADDRESSING_RATE * _learning_rate_factor(step, plan.addressing))
         if step % REPORT_EVERY == 0 or step + 1 == plan.addressing:
             say(f"addressing {step} of {plan.addressing}: {facts} facts, loss {float(loss.detach()):.2f}")
 
@@ -304,7 +304,7 @@ def _optimiser(weights: Sequence[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02)
 
 
-def _falling(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, steps: int) -> float:
     return min(1, (step + 1) / WARMUP) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -339,17 +339,17 @@ def _step_loss(
     `asked`: (conversation, answer position) pairs. `never`: (conversation, telling) pairs where the conversation lacks
     the telling.
     """
-    written = write_strung(stacked.config, stacked.writing, found, conversations)
+    written = write_composed(stacked.config, stacked.writing, found, conversations)
     state = written.state
     row, place = (torch.tensor(column) for column in zip(*asked, strict=True))
-    added, opens = said(stacked.config, stacked.reading, stacked.say, state[:, row], found.asked[:, place])
+    added, opens = added_output(stacked.config, stacked.reading, stacked.say, state[:, row], found.asked[:, place])
     logits = F.normalize(added, dim=-1) @ heading.T * stacked.sharpness.exp()
     loss = F.cross_entropy(logits, target[place])
 
     def some(count: int, inputs_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
         picked = torch.randint(count, (ELSEWHERE,), generator=generator)
         of = torch.randint(len(conversations), (ELSEWHERE,), generator=generator)
-        return said(stacked.config, stacked.reading, stacked.say, state[:, of], inputs_at(picked))
+        return added_output(stacked.config, stacked.reading, stacked.say, state[:, of], inputs_at(picked))
 
     beside, opens_too = some(found.replies.shape[1], lambda places: found.replies[:, places])
     power = added.detach().square().sum(-1).mean()

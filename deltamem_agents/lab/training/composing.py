@@ -124,7 +124,9 @@ class Written:
     aside: Tensor
 
 
-def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
+def compose_conversation(
+    found: Activations, facts: int, asides: int, questions: int, rng: random.Random
+) -> Conversation:
     """A conversation of `facts` facts about different subjects (fewer if there are not enough), in random order.
 
     Filler and questions are mixed in. STATEMENT_SHARE of the facts come without the reply. An earlier value of a fact
@@ -185,7 +187,7 @@ def about_different(
     return chosen
 
 
-def write_strung(
+def write_composed(
     config: AdapterConfig,
     weights: WriteWeights,
     found: Activations,
