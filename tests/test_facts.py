@@ -143,7 +143,7 @@ def test_held_out_lists_share_nothing_with_training(name: str) -> None:
 
 
 def skeleton(phrase: str) -> str:
-    """A phrasing without slots, case and punctuation."""
+    """A phrasing in lower case, without slots and punctuation."""
     return " ".join(re.findall(r"\w+", re.sub(r"\{\w+\}", "#", phrase).lower()))
 
 

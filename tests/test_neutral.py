@@ -48,7 +48,7 @@ def test_own_prompts_are_distinct_and_determined_by_the_seed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = word_model()
-    # A random model seldom ends a message.
+    # A random model rarely ends a message.
     monkeypatch.setattr(neutral, "DRAWS_A_PROMPT", 200)
     before = torch.random.get_rng_state()
     found = own_prompts(loaded, 5, max_tokens=60, seed=3, say=silent)

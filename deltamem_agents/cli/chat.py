@@ -157,7 +157,7 @@ class _Talk:
                 elif text:
                     self.print_facts(console, self.answer(text))
             except KeyboardInterrupt:
-                console.print("\ncancelled; the memory is as it was", style="dim")
+                console.print("\ncancelled; the memory was not changed", style="dim")
             except DeltaMemError as error:
                 print_error(str(error))
 

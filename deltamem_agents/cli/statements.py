@@ -66,7 +66,7 @@ def statements(
         emit({"agent": agent, "went": went, "statements": rows})
         return
     if went:
-        stdout().print(f"{plural(went, 'statement')} went over the bound and are in the whole state alone")
+        stdout().print(f"{plural(went, 'statement')} went over the bound and exist only in the whole state")
     if not found:
         stdout().print(f"{printable(agent)} remembers no statement")
         return

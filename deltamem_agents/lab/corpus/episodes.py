@@ -60,7 +60,7 @@ class Question:
     attribute: str = ""
     """The attribute without its owner: "city"."""
     told_before: Told | None = None
-    """Where the newest of the outdated values was told."""
+    """Where the newest outdated value was told."""
 
     @property
     def reply(self) -> str:

@@ -168,7 +168,7 @@ def _unanswerable_figure(
 def _absorb_all(
     engine: DeltaMemEngine, told: Sequence[Sequence[Sequence[Message]]], tick: Callable[[int], None]
 ) -> list[Held]:
-    """The memory after each list of conversations."""
+    """The memory after each person's conversations, absorbed in order."""
     memories: list[Held] | None = None
     for number in range(len(told[0])):
         memories = absorbed(engine, [conversations[number] for conversations in told], tick, memories)
@@ -210,7 +210,7 @@ def _history(engine: DeltaMemEngine, told: Sequence[Sequence[Message]], ask: str
 
 
 def _snippets(told: Sequence[Sequence[Message]], ask: str) -> list[Message]:
-    """The messages that a search finds, in a system message, and the question."""
+    """A system message with the messages that a search finds, and the question."""
     texts = [message.content for conversation in told for message in conversation]
     index = bm25()([_terms(text) for text in texts])
     scores = index.get_scores(_terms(ask))

@@ -67,7 +67,7 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix.lower().removeprefix(".") not in known:
         raise ConfigError(f"picture {str(path)!r} ends in {path.suffix!r}, expected .png, .svg or .pdf")
     with warnings.catch_warnings():
-        # An agent's name may hold characters that the font lacks; they are drawn as boxes.
+        # Characters that the font lacks, for instance in an agent's name, are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, dpi=DPI)
 

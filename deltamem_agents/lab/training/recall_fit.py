@@ -60,7 +60,7 @@ class Emphasis:
     at_once: float
 
     def weights(self, reply: Reply) -> Tensor:
-        """(R,)"""
+        """The weight (R,) of each step."""
         if reply.at_once:
             return torch.full((len(reply.answering),), self.at_once)
         return torch.where(reply.answering, self.answer, 1.0)

@@ -124,7 +124,7 @@ class Trainer:
         self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
         self._names = dict(self.adapter.named_parameters())
         if self._probe is not None:
-            # Named apart: it goes on with the run, and is left behind when the adapter is saved.
+            # The prefix keeps the probe in checkpoints but out of the saved adapter.
             self._names |= {PROBE + name: value for name, value in self._probe.named_parameters()}
         kinds: dict[str, list[Tensor]] = {}
         for name, value in self._names.items():
@@ -200,7 +200,7 @@ class Trainer:
             for name, parameter in self._names.items():
                 parameter.copy_(saved.weights[name])
         for (kind, name), value in saved.moments.items():
-            # The optimiser counts its steps on the CPU wherever it runs.
+            # The optimiser's step counter stays on the CPU on every device.
             self._optimiser.state[self._names[name]][kind] = value if kind == "step" else value.to(self._device)
 
     def _warm_start(self, plan: Rehearsal) -> None:
