@@ -1,7 +1,7 @@
-"""Adapters on disk: this package's safetensors + JSON, and the released `.pt` + JSON.
+"""Adapters on disk: this package's format (safetensors + JSON) and the published format (`.pt` + JSON).
 
-Tensor names in our file are `layers.{model layer}.{weight}`, float32 or bfloat16, every one used as
-F.linear(x, W). The released file names them `model.layers.{i}.self_attn.{weight}`.
+Tensors in this package's format are named `layers.{model layer}.{weight}`, float32 or bfloat16, each used as
+F.linear(x, W). The published file names them `model.layers.{i}.self_attn.{weight}`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DELTA_HEAD = re.compile(r"^delta_([qkvo])_proj$")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write `adapter` into `folder` as JSON and safetensors, replacing each file whole."""
+    """Write `adapter` into `folder` as JSON and safetensors, replacing each file atomically."""
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in adapter.state_dict().items()}
     write_adapter(folder, adapter.config, weights)
 
@@ -43,11 +43,11 @@ def save_adapter(adapter: Adapter, folder: Path, *, dtype: torch.dtype = torch.f
 def load_adapter(folder: Path, model: nn.Module, base_model: str | None = None) -> Adapter:
     """The adapter in `folder`, float32, fitted to `model` and frozen.
 
-    `base_model`: the name `model` was opened by. Where the adapter names its model too, the last parts of
-    the two names have to agree, in any case: "Qwen/Qwen3-4B" is "./models/qwen3-4b".
-    Raises AdapterError when files are missing or damaged, when a weight is missing, surplus or of another
-    shape, or when the adapter was made for another model; ConfigError for an unsupported config and
-    NewerFormatError for one of a later version.
+    `base_model`: the name under which `model` was opened. If the adapter names its model too, the last path segments
+    of both names must match, ignoring case: "Qwen/Qwen3-4B" matches "./models/qwen3-4b".
+    Raises AdapterError if files are missing or damaged, if a weight is missing, unexpected or of another shape, or if
+    the adapter was made for another model; ConfigError for an unsupported config and NewerFormatError for a config of
+    a later version.
     """
     config = read_config(folder)
     if base_model and config.base_model and _last_part(base_model) != _last_part(config.base_model):
@@ -67,10 +67,10 @@ def load_adapter(folder: Path, model: nn.Module, base_model: str | None = None) 
 
 
 def convert_adapter(source: Path, target: Path, *, base_model: str | None = None) -> AdapterConfig:
-    """Write the adapter in `source`, of either form, into `target` in this package's form; no model is needed.
+    """Write the adapter in `source`, in either format, into `target` in this package's format; needs no model.
 
-    The weights keep their values and dtype. `base_model` names the model in the new file. Returns the config
-    written. Raises what `load_adapter` does for files that are damaged or contradict their own config.
+    The weights keep their values and dtype. `base_model`: the model's name in the new file. Returns the config that
+    was written. Raises the errors of `load_adapter` for files that are damaged or contradict their own config.
     """
     config = read_config(source)
     weights = read_weights(source, config)
@@ -86,7 +86,7 @@ def convert_adapter(source: Path, target: Path, *, base_model: str | None = None
                 f"config say {config.hidden_size}; fetch it again"
             )
         config = replace(config, hidden_size=widths.hidden)
-    # Where only some layers carry a memory, their number does not tell how many the model has.
+    # If only some layers have a memory, the weights do not tell how many layers the model has.
     known = config.layers if config.target_layers else layers
     config = replace(config, layers=known, base_model=base_model or config.base_model)
     write_adapter(target, config, {name: value.contiguous() for name, value in weights.items()})
@@ -94,9 +94,9 @@ def convert_adapter(source: Path, target: Path, *, base_model: str | None = None
 
 
 def adapter_fingerprint(adapter: Adapter) -> str:
-    """sha256 over the weights (float32) and the part of the config that changes what they compute.
+    """sha256 over the weights (float32) and the config fields that change what they compute.
 
-    Settings at their defaults are left out, so that one which a later version adds makes no memory foreign.
+    Fields at their defaults are left out, so that existing memories still match after a later version adds a field.
     """
     defaults = AdapterConfig().to_json()
     config = {key: value for key, value in adapter.config.to_json().items() if value != defaults[key]}
@@ -109,7 +109,7 @@ def adapter_fingerprint(adapter: Adapter) -> str:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """The configuration in `folder`, of either form."""
+    """The configuration in `folder`, in either format."""
     for name in (CONFIG_FILE, PUBLISHED_CONFIG_FILE):
         path = folder / name
         if path.is_file():
@@ -124,18 +124,18 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def read_weights(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
-    """The tensors in `folder` under this package's names, of either form, on the CPU.
+    """The tensors in `folder`, in either format, on the CPU and under this package's names.
 
-    Raises AdapterError when there are none or they cannot be read; nothing in the files is ever executed.
+    Raises AdapterError if there are none or they cannot be read. Nothing in the files is ever executed.
     """
     ours, published = folder / WEIGHTS_FILE, folder / PUBLISHED_WEIGHTS_FILE
-    # A config of ours beside a released weight file is a conversion that was cut short.
+    # This package's config beside a published weight file: a conversion was interrupted.
     if (folder / CONFIG_FILE).is_file():
         if ours.is_file():
-            return _plain(_read_safetensors(ours), ours)
+            return _checked_dense(_read_safetensors(ours), ours)
         raise AdapterError(f"{CONFIG_FILE} in {folder} has no {WEIGHTS_FILE} beside it; fetch or convert it again")
     if published.is_file():
-        return _rename_published(_plain(_read_published(published), published), config, published)
+        return _rename_published(_checked_dense(_read_published(published), published), config, published)
     raise AdapterError(f"no {WEIGHTS_FILE} or {PUBLISHED_WEIGHTS_FILE} in {folder}; is this an adapter folder?")
 
 
@@ -154,7 +154,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_published(path: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or hostile pickle makes the reader fail in any way there is.
+    # A damaged or hostile pickle can raise any exception.
     except Exception as error:
         raise AdapterError(
             f"{path} is damaged or holds something other than tensors ({type(error).__name__}); "
@@ -165,8 +165,8 @@ def _read_published(path: Path) -> dict[str, Tensor]:
     return held
 
 
-def _plain(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`weights`, all of which are dense floating-point numbers that are really there."""
+def _checked_dense(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`weights` unchanged; raises AdapterError if one is sparse, without values (meta) or not floating-point."""
     for name, value in weights.items():
         if value.layout is not torch.strided or value.is_meta or not value.is_floating_point():
             kind = "without values" if value.is_meta else f"{value.dtype}, {value.layout}"
@@ -175,7 +175,7 @@ def _plain(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _rename_published(tensors: Mapping[str, Tensor], config: AdapterConfig, path: Path) -> dict[str, Tensor]:
-    """Published names to ours. All-zero corrections of heads the config leaves out are dropped."""
+    """Rename published tensors. All-zero corrections of heads that `delta_heads` leaves out are dropped."""
     renamed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         match = _PUBLISHED_NAME.match(str(name))
@@ -192,7 +192,7 @@ def _rename_published(tensors: Mapping[str, Tensor], config: AdapterConfig, path
 
 
 def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write `weights` under this package's names into `folder` with their `config`, replacing each file whole."""
+    """Write `weights`, under this package's names, and their `config` into `folder`; replaces each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS_FILE + ".part")
     save_file(dict(weights), partial, metadata={"sha256": _digest(weights)})
@@ -220,7 +220,7 @@ def _layers_in(weights: Iterable[str]) -> set[int]:
 
 
 def _widths_in(weights: Mapping[str, Tensor], index: int) -> AttentionWidths:
-    """The sizes a layer's weights have by themselves; a head without a correction gets the hidden size."""
+    """A layer's sizes, read off its weights; a head without a correction gets the hidden size."""
     query = weights.get(f"layers.{index}.memory_q_proj")
     hidden = query.shape[-1] if query is not None and query.ndim == 2 else 1
     corrections = (weights.get(f"layers.{index}.delta_{head}_proj") for head in HEADS)
@@ -228,29 +228,31 @@ def _widths_in(weights: Mapping[str, Tensor], index: int) -> AttentionWidths:
 
 
 def _check_layers(config: AdapterConfig, indices: tuple[int, ...], weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuses weights of other layers than `indices`, and names that belong to no layer."""
+    """Raise AdapterError for weights of layers other than `indices`, and for names that belong to no layer."""
     strange = sorted(name for name in weights if _NAME.match(name) is None)
     if strange:
-        raise AdapterError(f"adapter in {folder} holds {_some(strange)}, expected only names like layers.0.beta_proj")
+        raise AdapterError(
+            f"adapter in {folder} holds {_first_few(strange)}, expected only names like layers.0.beta_proj"
+        )
     found = _layers_in(weights)
     if found != set(indices):
         asked = "its target_layers name" if config.target_layers else "one for each layer of the model would be"
         raise AdapterError(
             f"adapter in {folder} has weights for {len(found)} layers, {asked} {len(indices)}: "
-            f"missing {_some([str(i) for i in sorted(set(indices) - found)])}, "
-            f"not expected {_some([str(i) for i in sorted(found - set(indices))])}; is it for another base model?"
+            f"missing {_first_few([str(i) for i in sorted(set(indices) - found)])}, "
+            f"not expected {_first_few([str(i) for i in sorted(found - set(indices))])}; is it for another base model?"
         )
 
 
 def _check_layer(memory: nn.Module, index: int, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuses a layer whose weights differ from those of `memory` in name or shape, or are not finite."""
+    """Raise AdapterError if a layer's weights differ from `memory`'s in name or shape, or are not finite."""
     prefix = f"layers.{index}."
     expected = {prefix + name: value for name, value in memory.state_dict().items()}
     given = {name: value for name, value in weights.items() if name.startswith(prefix)}
     missing, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or surplus:
         raise AdapterError(
-            f"adapter in {folder} does not fit its own config: missing {_some(missing)}, not expected {_some(surplus)}"
+            f"adapter in {folder} does not fit its own config: missing {_first_few(missing)}, not expected {_first_few(surplus)}"
         )
     for name, value in expected.items():
         _check_weight(name, given[name], tuple(value.shape), folder)
@@ -267,7 +269,7 @@ def _check_weight(name: str, value: Tensor, shape: tuple[int, ...], folder: Path
 
 
 def _cause(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """Which of an adapter's sizes is the reason for a shape other than the expected."""
+    """The adapter sizes that explain an unexpected shape, in words."""
     weight = name.rsplit(".", 1)[-1]
     if weight == "delta_scale_raw":
         return "the scale granularities"
@@ -278,6 +280,6 @@ def _cause(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
     return " and ".join(text for text, applies in causes if applies)
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "nothing"
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

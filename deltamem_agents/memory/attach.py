@@ -1,8 +1,7 @@
-"""Put a memory on a frozen model and take it off again. No class is subclassed, no forward copied.
+"""Attach a memory to a frozen model with hooks, and detach it. No class is subclassed, no forward copied.
 
-A pre-hook on each attention module takes the call's `MemoryCall` out of the keyword arguments and reads;
-hooks on the projections add the corrections. Without that keyword the model computes as if nothing were
-attached.
+A pre-hook on each attention module takes the call's `MemoryCall` out of the keyword arguments and reads the memory.
+Hooks on the projections add the corrections. Without that keyword the model computes what it did before.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ _MARK = "_deltamem_attached"
 class Adapter(nn.Module):
     """The memory weights of every target layer. `indices[slot]` is the model layer of a state slot.
 
-    `config` is the one given with the model's layer count and hidden size filled in. `recall`: what was fitted to
-    choose statements and to say them exactly; see `recall_file.py`.
+    A slot is a layer's index in the state. `config`: the given config with the model's layer count and hidden size
+    filled in. `recall`: the fitted matcher, which chooses statements, and the pointer, which copies their tokens, or
+    None; see `recall_file.py`.
     """
 
     def __init__(self, config: AdapterConfig, sites: tuple[AttentionSite, ...]) -> None:
@@ -46,7 +46,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def for_model(cls, config: AdapterConfig, model: nn.Module) -> Adapter:
-        """An adapter of zeros that fits `model`; load or initialise its weights next."""
+        """A zero-initialised adapter with `model`'s sizes; load or initialise its weights next."""
         sites = find_sites(model)
         hidden = sites[0].widths.hidden
         for name, expected, found in (
@@ -67,7 +67,7 @@ class Adapter(nn.Module):
 
 @dataclass
 class _Active:
-    """The reads of the attention layer that is running in this thread, for its projections' hooks."""
+    """The reads of the attention layer that this thread is computing, for the hooks of its projections."""
 
     memory: LayerMemory
     call: MemoryCall
@@ -86,7 +86,7 @@ class _Active:
 
 @dataclass
 class _Folded:
-    """The same for one token that reads a folded state."""
+    """The same for one token that reads a folded state; see `folding.py`."""
 
     parts: dict[str, Tensor]
 
@@ -102,7 +102,7 @@ class _Folded:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A memory on a model. `detach` restores the model object."""
+    """A memory that is attached to a model. `detach` restores the model object."""
 
     model: nn.Module
     adapter: Adapter
@@ -110,7 +110,7 @@ class Attachment:
     _handles: tuple[RemovableHandle, ...]
 
     def detach(self) -> None:
-        """Remove every hook. Calling it again does nothing, also when another memory was attached since."""
+        """Remove every hook. A second call does nothing, even if another memory was attached in between."""
         for handle in self._handles:
             handle.remove()
         for attention in self._attentions:
@@ -119,10 +119,10 @@ class Attachment:
 
 
 def attach(model: nn.Module, adapter: Adapter) -> Attachment:
-    """Put `adapter` on `model`.
+    """Attach `adapter` to `model`.
 
-    Raises UnsupportedModelError when the family is unknown or a memory is attached already, to this object
-    or to one that shares its layers; AdapterError when the adapter was made for a model of other sizes.
+    Raises UnsupportedModelError if the model family is unknown, or if this model or one that shares its layers has a
+    memory attached already; AdapterError if the adapter was made for a model of other sizes.
     """
     sites = find_sites(model)
     attentions = tuple(site.attention for site in sites)
@@ -133,7 +133,7 @@ def attach(model: nn.Module, adapter: Adapter) -> Attachment:
     for slot, index in enumerate(adapter.indices):
         found += _attach_site(sites[index], adapter.layer(slot), slot)
     handles = tuple(found)
-    # The mark sits on the layers because wrappers and task heads share them, and it names its owner.
+    # The mark is on the layers because wrappers and task heads share them. Its value says which attachment owns it.
     for attention in attentions:
         attention.__dict__[_MARK] = handles
     return Attachment(model, adapter, attentions, handles)

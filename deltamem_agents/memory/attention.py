@@ -1,4 +1,4 @@
-"""What one wrapped attention layer computes: read, steer, write. Knows nothing about text."""
+"""The memory of one wrapped attention layer: read the state, correct the attention, write. Knows nothing of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS: tuple[Head, ...] = ("q", "k", "v", "o")
 
 @dataclass(frozen=True)
 class AttentionWidths:
-    """Sizes of one attention layer: `hidden` of its input, `q`, `k`, `v` and `o` of its outputs."""
+    """Widths of one attention layer: `hidden` of its input, `q`, `k`, `v`, `o` of its projections' outputs."""
 
     hidden: int
     q: int
@@ -30,24 +30,26 @@ class AttentionWidths:
 
 @dataclass
 class MemoryCall:
-    """What travels through one forward pass beside the tokens, and what comes out of it.
+    """The memory's argument of one forward pass: inputs, and the results that the layers fill in.
 
+    A slot is a layer's index in the state.
     `token_mask` (batch, tokens) bool: False marks padding, which neither reads nor writes. It is
     explicit because an attention mask's meaning depends on the attention implementation.
     `write_mask` (batch, tokens) bool: which tokens are written; None writes nothing.
-    `replies` (batch, tokens) bool: from which tokens a reply's are predicted, the only ones to read where the
-    adapter's read scope is "replies"; None takes all for such.
+    `replies` (batch, tokens) bool: tokens that predict a reply's token. If the adapter's read scope is "replies",
+    only these read. None means all tokens.
     `message_ids` (batch, tokens) int: which message a token belongs to, −1 for none; needed by adapters
-    that write once per message. `unfinished`: the tokens of the same prompt go on in the next call, which takes
-    `new_state()` as it is; for such adapters a prompt cut into calls is then what it is whole.
-    `inputs`, when given, collects each layer slot's attention input (batch, tokens, hidden), from which training
-    computes writes and reads again.
-    `queries`, when given, collects each layer slot's queries (batch, heads, tokens, r).
-    `written`, when given, collects what each layer slot writes: see `TokenWrites`.
-    `applies`: whether the writes change the state. False leaves the state as it is, so that all tokens read the
-    same one; the writes are then only collected.
-    `quiet`: nothing is read or written, as for the base model; `inputs` are still collected.
-    `later`: what these tokens write is worked out later, from their `inputs`, so no key goes on from here.
+    that write once per message. `unfinished`: the same prompt continues in the next call, which gets `new_state()`
+    unchanged. So a prompt split into calls gives the same result as one call, for these adapters too.
+    `collect`: measure write gates (`betas`) and correction norms (`ratios`).
+    `inputs`: if given, collects each slot's attention input (batch, tokens, hidden), from which reads and writes can
+    be computed later, for instance in training.
+    `queries`: if given, collects each slot's queries (batch, heads, tokens, r).
+    `written`: if given, collects each slot's writes; see `TokenWrites`.
+    `applies`: whether writes change the state. If False, all tokens read the given state, and writes are only
+    collected.
+    `quiet`: read and write nothing, as in the base model; `inputs` are still collected.
+    `later`: these tokens' writes are computed after the pass from `inputs`, so the pass computes no keys and no carry.
     """
 
     state: MemoryState
@@ -74,7 +76,7 @@ class MemoryCall:
     ratios: list[Tensor] = field(default_factory=list)
 
     def new_state(self) -> MemoryState:
-        """The state after the forward pass. Raises StateError when no pass was made."""
+        """The state after the forward pass. Raises StateError if a memory layer took no part in one."""
         layers = self.state.geometry[0]
         if len(self.matrices) != layers:
             raise StateError(
@@ -86,7 +88,7 @@ class MemoryCall:
         return MemoryState(matrices, carry, self._open() if self.unfinished else None)
 
     def measured(self, delta: Tensor, attended: Tensor) -> None:
-        """How long the correction of an attention's output is, against that output."""
+        """Record the norm of an attention output's correction relative to the norm of that output."""
         self.ratios.append(delta.detach().norm() / attended.detach().float().norm().clamp_min(1e-12))
 
     def _open(self) -> OpenMessages | None:
@@ -98,7 +100,7 @@ class MemoryCall:
 
 @dataclass(frozen=True)
 class Projections:
-    """Memory inputs of a stretch of tokens: q, k, v (B, H, T, r), gate logits (B, H, T, r or 1)."""
+    """Memory projections of consecutive tokens: q, k, v (B, H, T, r), gate logits (B, H, T, r or 1)."""
 
     q: Tensor
     k: Tensor
@@ -110,7 +112,7 @@ class Projections:
 
 @dataclass(frozen=True)
 class TokenWrites:
-    """What a stretch of tokens writes in one layer.
+    """The writes of consecutive tokens in one layer.
 
     `keys`, `values`: (batch, heads, tokens, r). `write`, `erase`: (batch, heads, tokens, r or 1), 0 for a token that
     writes nothing.
@@ -167,7 +169,7 @@ class LayerMemory(nn.Module):
             self.delta_scale_raw = nn.Parameter(torch.logit(start).repeat(count))
 
     def keys(self, x: Tensor, token_mask: Tensor | None, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Key pre-activations (B, T, width) and the carry (B, width) for the token that follows."""
+        """Key pre-activations (B, T, width), and the carry (B, width) for the next token's key, None without shift."""
         raw = F.linear(x, self.memory_k_proj)
         if not self.config.key_shift:
             return raw, None
@@ -176,7 +178,7 @@ class LayerMemory(nn.Module):
         if token_mask is None or bool(token_mask.all()):
             series = torch.cat([first[:, None], shifted], dim=1)
             return raw + series[:, :-1], series[:, -1]
-        # The previous token of a sequence is its previous valid one, wherever the padding lies.
+        # A token's predecessor is the last valid token before it, on whichever side the padding is.
         order = torch.arange(1, x.shape[1] + 1, device=x.device)
         newest = torch.where(token_mask, order, torch.zeros_like(order)).cummax(dim=1).values
         newest = F.pad(newest, (1, 0))[..., None].expand(-1, -1, shifted.shape[-1])
@@ -189,7 +191,7 @@ class LayerMemory(nn.Module):
         return unit(raw.transpose(1, 2))
 
     def project(self, call: MemoryCall, slot: int, x: Tensor, keys: Tensor) -> Projections:
-        """Everything the scan needs, from x (B, T, hidden) float32 and the key pre-activations."""
+        """All inputs of the scan, from x (B, T, hidden) float32 and the key pre-activations."""
         config = self.config
 
         def split(values: Tensor) -> Tensor:
@@ -208,7 +210,8 @@ class LayerMemory(nn.Module):
     def write_gates(self, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
         """Logits (B, T, gates) of the write gates.
 
-        With `gate_votes` each layer leaves in `call` the sum of what it and those before it make of the tokens.
+        With `gate_votes` a layer's logits are the mean over its own and those of the layers before it; `call` carries
+        the running sum.
         """
         logits = F.linear(x, self.beta_proj, self.beta_bias)
         if self.config.gate_hidden:
@@ -222,9 +225,10 @@ class LayerMemory(nn.Module):
         return logits / (slot + 1)
 
     def gated_reads(self, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
-        """Reads (B, T, width) as each token's read gate lets them by; x (B, T, hidden) float32.
+        """Reads (B, T, width) times each token's read gate; x (B, T, hidden) float32.
 
-        With `gate_on_reads` each layer leaves in `call` what it and those before it make of their reads.
+        With `gate_on_reads` the gate also depends on the reads of this layer and of those before it; `call` carries the
+        running sum.
         """
         if not self.config.read_gate:
             return reads
@@ -240,7 +244,7 @@ class LayerMemory(nn.Module):
         return (by_head * gate[..., None]).flatten(-2)
 
     def correction(self, head: Head, reads: Tensor) -> Tensor:
-        """What is added to one projection's output: (B, T, width of the head) from reads (B, T, width)."""
+        """The correction of one projection's output: (B, T, width of the head) from reads (B, T, width)."""
         config = self.config
         with _in_float32(reads):
             delta: Tensor = F.linear(reads, getattr(self, f"delta_{head}_proj")) * config.scale
@@ -252,9 +256,9 @@ class LayerMemory(nn.Module):
         return delta
 
     def output_correction(self, call: MemoryCall, slot: int, reads: Tensor) -> Tensor | None:
-        """What is added to the attention's output (B, T, width of o) float32, None for nothing.
+        """The correction of the attention's output (B, T, width of o) float32, None for none.
 
-        With `readout` each layer leaves what it has to say in `call`, and the last one says it for all.
+        With `readout` each layer stores its readout in `call`, and the last layer adds the sum of all of them.
         """
         delta = self.correction("o", reads) if "o" in self.config.delta_heads else None
         if not self.config.readout:
@@ -268,9 +272,9 @@ class LayerMemory(nn.Module):
 
 
 def read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
-    """Reads (B, T, heads·r) float32 for every token; leaves the layer's new state in `call`.
+    """Reads (B, T, heads·r) float32 for every token; stores the layer's new state in `call`.
 
-    `slot` is the layer's place in the state, `x` (B, T, hidden) the attention's own input.
+    `slot`: the layer's index in the state. `x`: (B, T, hidden), the attention's input.
     """
     if call.inputs is not None:
         call.inputs[slot] = x
@@ -281,7 +285,7 @@ def read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) 
 
 def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
     if call.token_mask is not None:
-        # What a model computes for padding may be anything, NaN included; zeros read nothing.
+        # A model may compute anything for padding, even NaN. Zeros read nothing.
         x = x.masked_fill(~call.token_mask[..., None], 0)
     state = call.state.matrices[:, slot]
     start = state if call.state.open is None else call.state.open.start[:, slot]
@@ -313,28 +317,28 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
         new = _write_messages(memory, call, slot, start, x)
     earlier = call.matrices.get(slot)
     if earlier is not None and new.requires_grad and not earlier.requires_grad:
-        # Reentrant checkpointing runs a layer without gradient first; what it wrote then stays cut off.
+        # Reentrant checkpointing first runs a layer without gradients; those writes are cut off from the graph.
         raise StateError(
             "this layer ran for the same MemoryCall without gradient before, so gradients through the state would be "
             "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
         )
     call.matrices[slot] = new
-    return _heard(memory, call, slot, x, reads)
+    return _gated(memory, call, slot, x, reads)
 
 
 def _only_read(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, state: Tensor, start: Tensor) -> Tensor:
-    """The reads of tokens that write nothing, without working out what they might have written."""
+    """The reads of tokens that write nothing, without computing keys, values or write gates."""
     if memory.config.key_shift and not call.later:
         call.carries[slot] = F.linear(x[:, -1], memory.memory_k_shift_proj)
     q = memory.queries(x)
     if call.queries is not None:
         call.queries[slot] = q
     call.matrices[slot] = state
-    return _heard(memory, call, slot, x, _read(start, q))
+    return _gated(memory, call, slot, x, _read(start, q))
 
 
-def _heard(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
-    """Reads (B, T, heads·r) of what was read (B, H, T, r), as far as gates and the read scope let them by."""
+def _gated(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
+    """Reads (B, H, T, r) → (B, T, heads·r), after the read gates and the read scope."""
     heard = memory.gated_reads(call, slot, x, reads.transpose(1, 2).flatten(2))
     if call.replies is None or memory.config.read_scope == "all":
         return heard
@@ -342,7 +346,7 @@ def _heard(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, reads: T
 
 
 def _in_float32(x: Tensor) -> AbstractContextManager[object]:
-    """Keeps autocast, which a caller may have on, from running the memory's products in half precision."""
+    """Disable the caller's autocast, which would run the memory's products in half precision."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
@@ -357,12 +361,12 @@ def _read(state: Tensor, q: Tensor) -> Tensor:
 
 
 def scan_tokens(config: AdapterConfig, state: Tensor, p: Projections, writable: Tensor) -> tuple[Tensor, Tensor]:
-    """Token by token over (B, H) independent states."""
+    """Scan the tokens in order; the (B, H) states are independent."""
     return _scan(state, p, token_gates(config, p, writable))
 
 
 def token_gates(config: AdapterConfig, p: Projections, writable: Tensor) -> Gates:
-    """The gates (B, H, T, r or 1) of a stretch of tokens; `writable` (B, T) bool."""
+    """The gates (B, H, T, r or 1) of consecutive tokens; `writable` (B, T) bool."""
     batch, heads, tokens, _ = p.q.shape
     return update_gates(
         p.beta,
@@ -382,9 +386,10 @@ def _scan(state: Tensor, p: Projections, gates: Gates) -> tuple[Tensor, Tensor]:
 
 
 def _write_messages(memory: LayerMemory, call: MemoryCall, slot: int, start: Tensor, x: Tensor) -> Tensor:
-    """The state after one write per message of the prompt so far, in message order, from the state `start` before it.
+    """The state after one write per message of the prompt so far, in message order.
 
-    Written is the mean of the hidden states of a message's written tokens.
+    `start`: the state before the prompt. A message's write is computed from the mean of its written tokens' hidden
+    states.
     """
     assert call.message_ids is not None and call.write_mask is not None
     writable = call.write_mask & (call.message_ids >= 0)
@@ -394,8 +399,8 @@ def _write_messages(memory: LayerMemory, call: MemoryCall, slot: int, start: Ten
     member = F.one_hot(call.message_ids.clamp_min(0), max(1, count))[..., :count].to(x.dtype) * writable[..., None]
     sums, sizes = torch.einsum("btm,btd->bmd", member, x), member.sum(dim=1)
     if call.state.open is not None:
-        sums = _longer_sum(sums, call.state.open.sums[:, slot])
-        sizes = _longer_sum(sizes[..., None], call.state.open.sizes[..., None])[..., 0]
+        sums = _padded_sum(sums, call.state.open.sums[:, slot])
+        sizes = _padded_sum(sizes[..., None], call.state.open.sizes[..., None])[..., 0]
     call.sums[slot], call.sizes = sums, sizes
     if not bool(sizes.any()):
         return start
@@ -405,8 +410,8 @@ def _write_messages(memory: LayerMemory, call: MemoryCall, slot: int, start: Ten
     return new
 
 
-def _longer_sum(one: Tensor, other: Tensor) -> Tensor:
-    """Sums (batch, messages, n) over parts of a prompt that know of different numbers of messages."""
+def _padded_sum(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of two tensors (batch, messages, n); the one with fewer messages is padded with zeros."""
     missing = one.shape[1] - other.shape[1]
     return F.pad(one, (0, 0, 0, max(0, -missing))) + F.pad(other, (0, 0, 0, max(0, missing)))
 
@@ -433,4 +438,4 @@ def _check_call(config: AdapterConfig, call: MemoryCall, slot: int, x: Tensor) -
         if name != "message_ids" and value.dtype != torch.bool:
             raise StateError(f"{name} is {value.dtype}, expected bool; convert it with .bool()")
     if config.memory_write_granularity == "message_mean" and call.write_mask is not None and call.message_ids is None:
-        raise StateError("this adapter writes once per message, and no message_ids were given; pass them")
+        raise StateError("this adapter writes once per message, but message_ids is None; pass message_ids")

@@ -1,6 +1,6 @@
-"""Where each model family keeps its attention and that attention's projections.
+"""Where each model family keeps its attention modules and their projections.
 
-A family is a row of `LAYOUTS`. Nothing else in the package knows a model's inside.
+Each family is an entry of `LAYOUTS`. No other module depends on a model's internals.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from deltamem_agents.memory.attention import HEADS, AttentionWidths
 
 @dataclass(frozen=True)
 class Layout:
-    """One family: `layers` is an attribute of the decoder, `attention` of a layer, the rest of the attention.
+    """Attribute names of one family: `layers` of the decoder, `attention` of a layer, the others of the attention.
 
-    `fused` tells how one projection's output holds q, k and v: "split" as [q | k | v], "per_head" as
-    [q | k | v] again for every head, None when each has a projection of its own.
+    `fused`: how one projection's output holds q, k and v. "split": [q | k | v]; "per_head": [q | k | v] for each head;
+    None: three separate projections.
     """
 
     layers: str = "layers"
@@ -39,7 +39,7 @@ class Layout:
 
 
 KeyValueCache: TypeAlias = DynamicCache
-"""Keys and values of the tokens that a model has read."""
+"""Keys and values of the tokens that a model has processed."""
 
 _SEPARATE = Layout()
 LAYOUTS: Mapping[str, Layout] = {
@@ -75,11 +75,11 @@ class AttentionSite:
     head_dim: int
 
     def correct(self, head: Head, output: Tensor, delta: Tensor) -> Tensor:
-        """The output of the projection of q, k or v with `delta` (…, width of the head) added to that part."""
+        """A projection's output with `delta` (…, width of the head) added to its part for q, k or v."""
         return output + self._spread(head, delta.to(output.dtype), output.shape[-1])
 
     def _spread(self, head: Head, delta: Tensor, total: int) -> Tensor:
-        """`delta` where a projection that is `total` wide holds `head`, zero elsewhere."""
+        """`delta` padded with zeros to a projection's output of width `total`, at the columns of `head`."""
         if self.layout.fused is None:
             return delta
         if self.layout.fused == "split":
@@ -120,12 +120,12 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
 
 
 def empty_cache() -> KeyValueCache:
-    """Keys and values of no token, for `with_cache`. Full attention in every layer: a model masks its own window."""
+    """An empty cache for `with_cache`. Every layer caches all tokens: the model applies its sliding window by masks."""
     return KeyValueCache()
 
 
 def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
-    """Each layer's keys and values (batch, heads, tokens, size); None for a cache that cannot be cut shorter."""
+    """Each layer's keys and values (batch, heads, tokens, size); None for a cache that cannot be truncated."""
     found = []
     for layer in cache.layers:
         if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
@@ -135,7 +135,7 @@ def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
 
 
 def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> KeyValueCache:
-    """A cache that begins with these keys and values. They stay as they are: it makes longer ones of them."""
+    """A cache that starts with these keys and values. The given tensors are not modified: appending makes new ones."""
     cache = empty_cache()
     for keys, values in layers:
         layer = DynamicLayer()
@@ -146,9 +146,9 @@ def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> KeyValueCache:
 
 
 def cuts_anywhere(config: PreTrainedConfig) -> bool:
-    """Whether a token's keys and values are the same however many tokens follow, so that a cache can be cut.
+    """Whether a cache can be truncated: a token's keys and values do not depend on how many tokens follow.
 
-    They are not where positions are scaled by the length of the whole.
+    They do if position embeddings are scaled by the total length (dynamic and longrope scaling).
     """
     given = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     kinds = [one.get("rope_type") for one in (given, *given.values()) if isinstance(one, Mapping)]
@@ -156,23 +156,23 @@ def cuts_anywhere(config: PreTrainedConfig) -> bool:
 
 
 def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
-    """The arguments that make `model` read its keys and values from `kept`, and add to them in place."""
-    # Releases of transformers differ, and the later ones warn of the earlier name.
+    """The arguments that make `model` use the cache `kept` and append to it in place."""
+    # The argument's name depends on the transformers release, and later releases warn about the old name.
     named = inspect.signature(type(_decoder_of(model)).forward).parameters
     return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
 
 
 def last_place(device: torch.device) -> Tensor:
-    """What makes a model compute logits for the last position only.
+    """The `logits_to_keep` for logits of the last position only.
 
-    As an index, which copies one hidden state: behind the slice that a plain 1 stands for, torch copies the whole
-    output matrix once for every row.
+    An index tensor copies one hidden state. A plain 1 becomes a slice, after which torch copies the whole output
+    matrix for every row.
     """
     return torch.tensor([-1], device=device)
 
 
 def no_place(device: torch.device) -> Tensor:
-    """What makes a model compute no logits."""
+    """The `logits_to_keep` for no logits at all."""
     return torch.tensor([], dtype=torch.long, device=device)
 
 

@@ -28,13 +28,13 @@ SCAN_FORMS: tuple[ScanForm, ...] = ("auto", "loop", "chunked", "compiled")
 
 CHUNK = 16
 
-# Chunks save calls into torch and cost arithmetic. Up to so many tokens, or on a CPU beyond so many
-# state rows in a batch, the plain loop is the faster of the two; benchmarks/scan.py shows where.
+# The chunked form makes fewer torch calls but does more arithmetic. The plain loop is faster for up to
+# LOOP_TOKENS tokens, and on a CPU for more than LOOP_ROWS_ON_CPU state rows; benchmarks/scan.py measures it.
 LOOP_TOKENS = 8
 LOOP_ROWS_ON_CPU = 128
 
-# The chunked form holds several (rows, chunk, chunk) tensors for the tokens it works on at once;
-# longer sequences go through in spans, so that memory does not grow with their length.
+# The chunked form holds several (rows, chunk, chunk) tensors. Longer sequences are split into spans of
+# SPAN tokens, so that memory use does not grow with their length.
 SPAN = 64 * CHUNK
 
 
@@ -52,11 +52,11 @@ class Gates:
 
 
 def floored_gate(logits: Tensor, floor: float) -> Tensor:
-    """Sigmoid gates, those below `floor` shut for good and the others stretched over the whole of 0 to 1.
+    """Sigmoid gates with a floor: values below `floor` become exactly 0, the others are rescaled to 0..1.
 
-    A shut gate is exactly 0, so that whatever it holds back can go on forever without any effect (a keep gate
-    of its own, which has no floor, still lets the state fade). Its gradient is the one it had without a floor;
-    otherwise nothing could ever open it again.
+    A closed gate is exactly 0, so any number of tokens behind it has no effect on the state. (A separate keep gate
+    has no floor and still lets the state fade.) The gradient is that of the plain sigmoid (straight-through);
+    otherwise a closed gate could never open again.
     """
     gate = logits.sigmoid()
     if floor == 0:
@@ -74,11 +74,11 @@ def update_gates(
     writable: Tensor,
     floor: float = 0.0,
 ) -> Gates:
-    """The gates of every variant of the update, from the gate projections' outputs.
+    """Gates for every variant of the update, computed from the outputs of the gate projections.
 
     `beta_logits`, `lambda_logits`, `erase_logits`: (..., T, r), or (..., T, 1) for one gate per state. Without
-    `lambda_logits` the keep gate is coupled, λ = 1 - β; with `erase_logits` what is erased is scaled by a gate of
-    its own. `floor`: of the write gate, see `floored_gate`.
+    `lambda_logits` the keep gate is λ = 1 - β. With `erase_logits` a separate gate scales the erase term.
+    `floor`: floor of the write gate; see `floored_gate`.
     `writable`: bool (..., T). A token that is not writable leaves the state as it is, bit for bit.
     Raises ConfigError for an unknown mode, StateError for shapes that do not fit.
     """
@@ -122,12 +122,12 @@ def _check_gate_shapes(writable: Tensor, beta_logits: Tensor, **others: Tensor |
 def delta_scan(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Gates, *, form: ScanForm = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Reads every token from the state before it, writes it, and returns all reads and the last state.
+    """For each token in order, read the state and then write the token; return all reads and the final state.
 
     `state`: (N, r, r) float32. `q`, `k`, `v`: (N, T, r) float32. Each gate: (N, T, r) or (N, T, 1).
-    Returns reads (N, T, r) and the new state (N, r, r); no input is modified. float64 throughout is
-    accepted for checking. Every form can be differentiated once; "loop" and "chunked" more often.
-    `form` is "auto" everywhere but in checks and measurements.
+    Returns reads (N, T, r) and the new state (N, r, r); no input is modified. All inputs may be float64 instead,
+    for checks. Every form is differentiable once; "loop" and "chunked" have higher-order gradients too.
+    `form`: anything but "auto" is for tests and benchmarks.
     Raises ConfigError for an unknown form or "compiled" where it cannot run, StateError for shapes,
     types or devices that do not fit.
     """
@@ -187,9 +187,9 @@ def _chunked(
 def _chunked_span(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, write: Tensor, erase: Tensor, log_keep: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Chunks of 16 tokens, worked out together up to the state each of them starts from.
+    """Scan in chunks of 16 tokens: all chunks in parallel, except for each chunk's start state.
 
-    Shapes below: N sequences, M chunks, r state rows, C tokens of a chunk.
+    Shapes below: N sequences, M chunks, r state rows, C tokens per chunk.
     """
     tokens = q.shape[1]
     q, k, v, write, erase, log_keep = (_in_chunks(x) for x in (q, k, v, write, erase, log_keep))
@@ -198,7 +198,7 @@ def _chunked_span(
     from_start, between = decay[..., :-1, 0], decay[..., :-1, 1:].tril(-1)
     to_end, across = decay[..., -1, 1:], decay[..., -1, 0]
 
-    # What a token changes depends on the tokens before it in its chunk, row by row: (I + A) u = …
+    # A token's change depends on the earlier tokens of its chunk, separately for each row: (I + A) u = …
     keys, queries = k.unsqueeze(2), q.unsqueeze(2)
     among = erase.unsqueeze(-1) * between * (keys @ keys.mT)
     targets = torch.cat(((write * v).unsqueeze(-1), (erase * from_start).unsqueeze(-1) * keys), -1)
@@ -219,7 +219,7 @@ def _chunked_span(
 
 
 def _in_chunks(x: Tensor) -> Tensor:
-    """(N, T, r) → (N, M, C, r). The padding neither writes nor fades: its k, write, erase and log λ are 0."""
+    """(N, T, r) → (N, M, C, r). Padding neither writes nor decays: its k, write, erase and log λ are 0."""
     sequences, tokens, rank = x.shape
     missing = -tokens % CHUNK
     return F.pad(x, (0, 0, 0, missing)).reshape(sequences, (tokens + missing) // CHUNK, CHUNK, rank)
@@ -228,8 +228,8 @@ def _in_chunks(x: Tensor) -> Tensor:
 def _decays(log_keep: Tensor) -> Tensor:
     """(…, C) → (…, C + 1, C + 1): entry [a, b], b ≤ a, is λ_b λ_{b+1} … λ_{a-1}; 1 above the diagonal.
 
-    Each entry sums its own logarithms. Differences of one running sum would lose the small ones
-    after a token that forgets nearly everything.
+    Each entry sums its own logarithms. Differences of one running sum would lose precision after a token
+    whose λ is nearly 0.
     """
     size = log_keep.shape[-1] + 1
     spread = log_keep.unsqueeze(-1).expand(*log_keep.shape, size)

@@ -1,7 +1,7 @@
-"""Reading a state that stays, one token at a time: the same numbers as `attention`, from far fewer products.
+"""Fast reads of a constant state, one token at a time: the results of `attention` from far fewer matrix products.
 
-While a reply is decoded its state does not change, and everything that follows on a read is linear in it. So the
-state is multiplied into these weights once, and a token needs two products a layer.
+While a reply is decoded its state does not change, and everything after the read is linear in the state. So the
+state is multiplied into the output weights once ("folded"), and each token then needs two products per layer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ READOUT = "readout"
 class FoldedLayer:
     """One layer's reads of a fixed state.
 
-    `asks`: (r + 1, hidden), the query's weights and the read gate's; `gate_bias` of the latter, `floor` of the gate.
-    `answers`: (sum of `widths`, r), all that is done with a read, times the state. `widths`: of each part of it.
+    `asks`: (r + 1, hidden), the weights of the query and of the read gate. `gate_bias`: the gate's bias; `floor`: its
+    floor, see `floored_gate`. `answers`: (sum of `widths`, r), the correction and readout weights times the state.
+    `widths`: rows of each part of `answers`.
     """
 
     asks: Tensor
@@ -36,9 +37,11 @@ class FoldedLayer:
     widths: dict[str, int]
 
     def read(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The query (r,) of one token's attention input x (hidden,), and each part's correction; none where its read
-        gate is shut."""
-        # NumPy, because what PyTorch spends on a call is more than what these small products take.
+        """The query (r,) of one token's attention input x (hidden,), and its correction by part.
+
+        There are no corrections if the read gate is closed.
+        """
+        # NumPy, because for products this small PyTorch's overhead per call exceeds the computation.
         asked = self.asks.numpy() @ x.float().numpy()
         raw = np.tanh(asked[:-1])
         query = raw / max(math.sqrt(raw @ raw), 1e-6)
@@ -52,18 +55,18 @@ class FoldedLayer:
 
 @dataclass(frozen=True, eq=False)
 class FoldedState:
-    """A state folded into an adapter's layers, by their slots."""
+    """A state folded into an adapter's layers; one entry per slot (a layer's index in the state)."""
 
     layers: tuple[FoldedLayer, ...]
 
     @classmethod
     def of(cls, config: AdapterConfig, layers: Sequence[LayerMemory], state: MemoryState) -> FoldedState | None:
-        """None for an adapter that does more with a read than these layers know."""
+        """Fold `state`; None if the config does more with a read than `FoldedLayer` supports, and off the CPU."""
         simple = config.num_state_heads == 1 and config.read_gate and not config.gate_on_reads
         if not simple or config.delta_o_rmsnorm or config.trainable_delta_scale or state.batch != 1:
             return None
         if state.matrices.device.type != "cpu":
-            # A gate that is looked at makes other devices wait.
+            # Checking the gate's value would synchronise other devices.
             return None
         with torch.no_grad():
             pairs = zip(layers, state.matrices[0, :, 0], strict=True)
@@ -85,9 +88,10 @@ def _folded(config: AdapterConfig, layer: LayerMemory, matrix: Tensor) -> Folded
 
 @dataclass
 class FoldedCall:
-    """What travels through the forward pass of one token that reads a folded state.
+    """The memory's argument of a forward pass over one token that reads a folded state.
 
-    `inputs`, when given, collects each layer slot's attention input, and `queries` each slot's query (1, 1, 1, r).
+    `inputs`: if given, collects each slot's attention input. `queries`: if given, collects each slot's query
+    (1, 1, 1, r). `said`: sum of the layers' readouts so far.
     """
 
     state: FoldedState
@@ -96,9 +100,9 @@ class FoldedCall:
     said: Tensor | None = None
 
     def read(self, slot: int, hidden: Tensor) -> dict[str, Tensor]:
-        """The corrections of a layer for its attention input (1, 1, hidden).
+        """A layer's corrections for its attention input (1, 1, hidden).
 
-        The last layer's o has what all of them have to say.
+        The last layer's correction of o includes the readouts of all layers.
         """
         if self.inputs is not None:
             self.inputs[slot] = hidden

@@ -1,9 +1,9 @@
-"""Gates and loudness of a trained adapter set anew: how readily it writes, and how it speaks. Nothing is trained.
+"""Adjust the gates and the output scale of a trained adapter by hand, without training.
 
-What training settles on is a compromise between what it was shown. Write gates that stand half open on what is told
-leave half of an old value behind when a fact changes; sharper ones replace it (training log, trial 65), and so do erase
-gates, which training lowers bit by bit (trials 74 to 79). Read gates that open less, with what is read said louder,
-leave other prompts alone and still begin replies from memory (trial 81).
+Training settles on a compromise between its samples. Write gates that are half open on facts leave half of the old
+value when a fact changes; sharper gates replace it (training log, trial 65). So do erase gates, which training
+gradually lowers (trials 74 to 79). Read gates that open less, combined with a larger output scale ("louder"), leave
+unrelated prompts unchanged and still start replies from memory (trial 81).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def tuned_gates(
     read: float = 0.0,
     louder: float = 1.0,
 ) -> dict[str, Tensor]:
-    """An adapter's weights, by name and of their own dtypes, with its gates and loudness set anew.
+    """An adapter's weights, by name and with their dtypes kept, with adjusted gates and output scale.
 
-    `sharper`: factor on how far a write gate's logit is from that of the gate floor (from 0 without a floor), so that
-    what is open opens further and what is shut shuts. `write`, `erase`, `read`: added to the logits of such gates.
-    `louder`: factor on the correction on o and on the readout; those on q, k and v stay.
-    Raises ConfigError when a factor is not a number above 0 or a shift is not finite, for a shift of erase or read
-    gates that an adapter does not have, and for a loudness where it neither corrects o nor has a readout.
+    `sharper`: factor on the distance of a write gate's logit from the logit of the gate floor (from 0 without a
+    floor), so that open gates open further and closed ones close. `write`, `erase`, `read`: added to the logits of
+    these gates. `louder`: factor on the correction of o and on the readout; the corrections of q, k and v stay.
+    Raises ConfigError if a factor is not a finite number above 0, if a shift is not finite, if erase or read gates
+    that the adapter lacks are shifted, and if `louder` is set for an adapter without a correction of o and a readout.
     """
     for name, factor in (("sharper", sharper), ("louder", louder)):
         if not (math.isfinite(factor) and factor > 0):

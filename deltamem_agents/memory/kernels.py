@@ -1,8 +1,7 @@
-"""The scan as a compiled loop over tokens, for CPU tensors, with its gradient.
+"""The scan and its gradient as a compiled loop over tokens, for CPU tensors.
 
-numba is optional and imported on first use; without it `available()` is False and nothing else
-changes but speed. The two kernels below are plain Python until then, so they can be read, and
-checked, as they stand.
+numba is optional and imported on first use. Without it `available()` is False and only speed changes.
+The two kernels are plain Python until numba compiles them, so tests can run them as they are.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-# Backward needs the state before every token. Keeping one state in sixteen and redoing the steps
-# between them costs less than the memory traffic of keeping all.
+# The backward pass needs the state before every token. Storing every sixteenth state and recomputing
+# those between them is faster than the memory traffic of storing all.
 MARK_EVERY = 16
 
-# Sums may be reordered and fused, which lets them run as vectors; infinities and NaNs keep their meaning.
+# Allow reordered and fused sums, so that the loops vectorise. Infinities and NaNs keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -45,9 +44,9 @@ def _forward(
     final: Array,
     marks: Array,
 ) -> None:
-    """Fills `reads`, `final` and `marks`, the states before tokens 0, 16, 32, … (none are kept if it is empty).
+    """Fill `reads`, `final` and `marks`: the states before tokens 0, 16, 32, … An empty `marks` stores none.
 
-    A local state is held as s[j, i], key dimension first, so that the inner loops run over independent rows.
+    The local state is s[j, i], key dimension first, so that the inner loops run over independent rows.
     """
     sequences, tokens, rank = q.shape
     keeps_marks = marks.shape[1] > 0
@@ -95,10 +94,10 @@ def _backward(
     d_erase: Array,
     d_log_keep: Array,
 ) -> None:
-    """Fills the gradients; `d_state` comes in as the last state's and leaves as the first one's.
+    """Fill the gradients. `d_state` is the final state's gradient on entry and the initial state's on return.
 
-    Sixteen steps at a time are redone from a mark, then walked backwards. g[j, i] is the gradient
-    of the state after the token at hand, s[j, i] the state before it.
+    Recomputes sixteen steps at a time from a mark, then goes through them backwards. g[j, i] is the gradient of
+    the state after the current token, s[j, i] the state before it.
     """
     sequences, tokens, rank = q.shape
     g = np.empty((rank, rank), q.dtype)
@@ -163,7 +162,7 @@ def _backward(
 
 
 def available() -> bool:
-    """Whether the compiled loop can run here. Imports numba the first time."""
+    """Whether the compiled loop can run here. The first call imports numba."""
     return _numba() is not None
 
 
@@ -178,7 +177,7 @@ def _numba() -> Any | None:
 
 @cache
 def _compiled(kernel: Callable[..., None], ranks: tuple[int, ...], dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel as machine code for arguments of these numbers of dimensions, from disk where possible."""
+    """The kernel compiled for arguments with these numbers of dimensions; loaded from disk if cached there."""
     numba = _numba()
     if numba is None:
         raise ConfigError(
@@ -191,8 +190,8 @@ def _compiled(kernel: Callable[..., None], ranks: tuple[int, ...], dtype: torch.
     try:
         compiled = numba.njit(signature, nogil=True, fastmath=_FASTMATH, cache=True)(kernel)
     except Exception:
-        # No folder to keep the machine code in, no room there, or a damaged file: compile it for this
-        # process alone. If it was the kernel that failed, it fails again here.
+        # The on-disk cache has no folder, no space or a damaged file: compile for this process only.
+        # If the kernel itself failed, it fails again here.
         compiled = numba.njit(signature, nogil=True, fastmath=_FASTMATH)(kernel)
     return compiled
 
@@ -204,9 +203,9 @@ def _run(kernel: Callable[..., None], *tensors: Tensor) -> None:
 def compiled_scan(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, write: Tensor, erase: Tensor, log_keep: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The scan of delta_rule.delta_scan, by the compiled loop; all gates (N, T, r). Differentiable once.
+    """`delta_rule.delta_scan` as a compiled loop; all gates (N, T, r). Differentiable once.
 
-    Raises ConfigError where numba is missing or the tensors are not on the CPU.
+    Raises ConfigError if numba is missing or the tensors are not on the CPU.
     """
     if state.device.type != "cpu":
         raise ConfigError(f'form "compiled" runs on the CPU, the state is on {state.device}; use form "auto"')

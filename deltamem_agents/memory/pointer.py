@@ -1,8 +1,8 @@
-"""Saying a told value exactly: at each step of a reply, tokens of the chosen statements become more likely.
+"""A copy mechanism (pointer) for exact values: each decoding step raises the logits of tokens of the chosen statements.
 
-The memory's state says roughly what was told; the statements know the tokens. Which token is pointed at is told by how
-its key answers the queries of the question and of the step, by whether it stands near words of the question, and by
-whether it goes on in the statement from what the reply said last.
+The memory's state holds only roughly what was told; the statements hold the exact tokens. How much a token is raised
+depends on its q·k with the question and with the current step, on its distance from words of the question, and on
+whether it continues the statement after the reply's last token.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.writes import Writes
 
 STATIC_FEATURES, STEP_FEATURES = 6, 8
-"""What a candidate is judged by beside q·k: once a reply, and at each of its steps."""
+"""Numbers of a candidate's features besides q·k: those computed once per reply, and those computed at each step."""
 
 NEARNESS = 0.8
-"""How much less a word of the question counts for each token that lies between it and a candidate."""
+"""Decay of a question token's nearness for each token between it and a candidate."""
 
 LEAST_LOG_PROBABILITY = -20.0
 
 _NOTHING = -1
 
 PointedAt = tuple[Writes, Sequence[int], Sequence[int] | None]
-"""What a statement wrote, the ids of the tokens that wrote it, and those of all tokens of its text, None without it."""
+"""A statement's writes, the ids of the tokens that made them, and the ids of its whole text (None without text)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The tokens that a reply may be pointed at, N of them, made once a reply.
+    """The N statement tokens that the pointer may raise, computed once per reply.
 
-    `ids`: (N,) int64. `before`: (N, 2) int64, the tokens one and two before each in its statement, −1 for none.
+    `ids`: (N,) int64. `before`: (N, 2) int64, the tokens one and two places before each in its statement, −1 for none.
     `keys`: (N, layers, heads, r) float32, 0 for tokens that were not written. `static`: (N, STATIC_FEATURES + layers ·
-    heads) float32: how strongly each was written, whether it was, how strongly the one before it; whether the question
-    has it, how near behind and before it stands a token that the question has; q·k where the reply begins.
+    heads) float32: the token's mean write gate, whether it was written, the mean write gate of the token before it;
+    whether it occurs in the question, and how near it is to a question token before it and to one after it; its q·k
+    with the query from which the reply's first token is predicted.
     """
 
     ids: Tensor
@@ -51,22 +52,24 @@ class Candidates:
 
     @classmethod
     def of(cls, statements: Sequence[PointedAt], queries: Tensor, asked: frozenset[int]) -> Candidates:
-        """From the chosen statements, the queries (layers, heads, r) where the reply begins, and the question's tokens.
+        """The candidates of the chosen statements.
 
-        Without a statement's text its written tokens alone are candidates.
+        `queries`: (layers, heads, r), from which the reply's first token is predicted. `asked`: the question's tokens.
+        If a statement's text is not known, only its written tokens are candidates.
         """
-        parts = [_of_one(*statement, queries, asked) for statement in statements]
+        parts = [_candidates_of(*statement, queries, asked) for statement in statements]
         return cls(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
 class Pointer:
-    """How much more likely a candidate becomes: softplus of a small network of its features, F in number.
+    """A small network that computes what is added to each candidate's logit: softplus of a tanh layer on F features.
 
     `hidden`: (units, F) and `hidden_bias`: (units,), then tanh, then `out`: (units,) and `out_bias`. F is
-    STATIC_FEATURES + STEP_FEATURES + 2 · layers · heads. `common`: tokens that stand in most questions and tell
-    nothing about where an answer stands. `eager`: one of the same features that raises told tokens more; it counts as
-    far as the model is unsure of the next token, so that what the model says for sure stays a sentence.
+    STATIC_FEATURES + STEP_FEATURES + 2 · layers · heads. `common`: tokens that occur in most questions, and so do not
+    help to find the answer. `eager`: a second pointer on the same features that raises statement tokens more. Its
+    surplus is scaled by 1 − the model's highest token probability: where the model is sure of the next token, the
+    sentence stays grammatical.
     """
 
     hidden: Tensor
@@ -85,42 +88,43 @@ class Pointer:
             )
 
     def candidates(self, statements: Sequence[PointedAt], queries: Tensor, asked: Sequence[int]) -> Candidates:
-        """What a reply on these statements may be pointed at.
+        """The candidates of a reply that reads these statements.
 
-        `queries`: (layers, heads, r), where the reply begins. `asked`: ids of the question's tokens.
+        `queries`: (layers, heads, r), from which the reply's first token is predicted. `asked`: ids of the question's
+        tokens.
         """
         return Candidates.of(statements, queries, frozenset(asked) - self.common)
 
     def bonus(
         self, logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Token ids (M,), each once, and what is added to their logits (M,), at least 0.
+        """Distinct token ids (M,) and what is added to their logits (M,), at least 0.
 
-        What the reply said already gets nothing, unless it goes on from there.
-        `logits`: (vocabulary,) of this step. `queries`: (layers, heads, r) of the token from which the next is
-        predicted. `said`: the reply's tokens so far.
+        A token that the reply contains already gets 0, unless it continues the statement after the reply's last token.
+        `logits`: (vocabulary,) of this step. `queries`: (layers, heads, r), from which the next token is predicted.
+        `said`: the reply's tokens so far.
         """
         judged = features(logits, queries, candidates, said)
-        raised = self._raised(judged)
+        raised = self._bonuses(judged)
         if self.eager is not None:
             unsure = 1 - float((logits.max() - logits.logsumexp(0)).exp())
-            raised = raised + unsure * (self.eager._raised(judged) - raised).clamp_min(0)
-        raised = raised.masked_fill(_again(candidates, said), 0)
+            raised = raised + unsure * (self.eager._bonuses(judged) - raised).clamp_min(0)
+        raised = raised.masked_fill(_repeats(candidates, said), 0)
         ids, owners = candidates.ids.unique(return_inverse=True)
         return ids, torch.zeros(len(ids)).scatter_reduce(0, owners, raised, "amax")
 
-    def _raised(self, judged: Tensor) -> Tensor:
-        """(N,), from features (N, F)."""
+    def _bonuses(self, judged: Tensor) -> Tensor:
+        """Logit bonuses (N,) from features (N, F)."""
         return F.softplus(torch.tanh(judged @ self.hidden.T + self.hidden_bias) @ self.out + self.out_bias)
 
 
 def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequence[int]) -> Tensor:
-    """(N, F) float32: what each candidate is judged by at a step of a reply.
+    """(N, F) float32: each candidate's features at a step of a reply.
 
-    `static`; then whether the token before it was said last, whether the one before that was said before it, the
-    strength of the one before where it was said last; whether it was said already; its log-probability without the
-    pointer, over 10, its square, and the same where the one before was said last; whether the reply begins here. Then
-    its q·k in each layer and head.
+    First the static features. Then "continues": whether the token before it in the statement is the reply's last one;
+    the same for the last two tokens; "continues" times the mean write gate of the token before it; whether the reply
+    contains it already; its log-probability without the pointer, divided by 10; the square of that; "continues" times
+    that; whether this is the reply's first token. Last, its q·k in each layer and head.
     """
     last = (_NOTHING - 1, _NOTHING - 1, *said)[-2:]
     goes_on = (candidates.before[:, 0] == last[1]).float()
@@ -139,19 +143,19 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
     return torch.cat([candidates.static, torch.stack(step, 1), _matches(candidates.keys, queries)], 1)
 
 
-def _again(candidates: Candidates, said: Sequence[int]) -> Tensor:
-    """(N,) bool: said already, and not what goes on in the statement from what was said last ("4" in "4471")."""
+def _repeats(candidates: Candidates, said: Sequence[int]) -> Tensor:
+    """(N,) bool: the reply has the token already, and it does not continue the statement as the 2nd 4 of "4471" does."""
     if not said:
         return torch.zeros(len(candidates), dtype=torch.bool)
     return torch.isin(candidates.ids, torch.tensor(said)) & (candidates.before[:, 0] != said[-1])
 
 
 def _matches(keys: Tensor, queries: Tensor) -> Tensor:
-    """(N, layers · heads): q·k"""
+    """q·k: (N, layers · heads)."""
     return torch.einsum("nlhr,lhr->nlh", keys, queries.float()).flatten(1)
 
 
-def _of_one(
+def _candidates_of(
     writes: Writes, written: Sequence[int], text: Sequence[int] | None, queries: Tensor, asked: frozenset[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     places = None if text is None else _places(written, text)
@@ -175,7 +179,7 @@ def _of_one(
 
 
 def _nearness(marked: Sequence[float]) -> list[float]:
-    """How near before each place a marked one stands: 1 right before it, NEARNESS less for each one between."""
+    """Nearness of the closest marked place before each: 1 if adjacent, times NEARNESS for each place between."""
     found, nearest = [], 0.0
     for mark in marked:
         found.append(nearest)
@@ -184,7 +188,7 @@ def _nearness(marked: Sequence[float]) -> list[float]:
 
 
 def _places(written: Sequence[int], text: Sequence[int]) -> list[int] | None:
-    """Where the written tokens stand in the text, the first place each may have; None where they are not all in it."""
+    """Positions of the written tokens in the text, each the earliest possible; None if the text lacks one of them."""
     places: list[int] = []
     at = 0
     for token in written:

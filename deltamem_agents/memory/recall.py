@@ -1,7 +1,8 @@
-"""Recall: which statements a reply is about, told by the memory's own queries and keys and by the words they share.
+"""Recall: choose the statements that a reply reads.
 
-A statement is a message with the writes that it left. Where a reply begins, the queries of the question's tokens are
-matched with the keys of all statements; the best make the state that the reply reads. No second model takes part.
+A statement is a message with the writes that it left. It is scored by the memory's own queries and keys and by the
+words it shares with the question (BM25): before a reply, the query of the question's last token is matched with the
+keys of all statements. The state that the reply reads is built from the best statements. No second model is used.
 """
 
 from __future__ import annotations
@@ -22,36 +23,39 @@ from deltamem_agents.memory.writes import KEY_STEPS, StoredWrites, Writes
 from deltamem_agents.types import Role
 
 LEAST_STRENGTH = 0.05
-"""Mean write gate from which a token's key takes part in matching: a token written more weakly tells little."""
+"""Least mean write gate of a token whose key is matched. Tokens written more weakly carry little information."""
 
 STRONG = 0.2
-"""Mean write gate from which a token counts as strongly written."""
+"""Least mean write gate of a strongly written token."""
 
 SATURATION, LENGTH_SHARE = 1.2, 0.5
 """k1 and b of BM25."""
 
 NEAR = 8
-"""Statements before and behind one whose words count for it too: they are mostly about the same thing."""
+"""How many statements before and after one share their word scores with it: neighbours mostly have one topic."""
 
 NEAR_DECAY = 0.6
-"""How much less each further one of them counts."""
+"""Factor on a neighbour's share for each step of distance."""
 
 KEYS_AT_ONCE = 4096
-"""Keys that are matched in one product, which bounds what it needs beside them."""
+"""Keys per matrix product, which bounds the temporary memory."""
 
 _ONE_SIDE = NEAR_DECAY ** torch.arange(NEAR, dtype=torch.float32)
 AROUND = torch.cat([_ONE_SIDE.flip(0), torch.zeros(1), _ONE_SIDE])
-"""What a statement's neighbours count for it, itself in the middle: (2 · NEAR + 1,)."""
+"""Weights of a statement's neighbours, (2 · NEAR + 1,); 0 in the middle, for the statement itself."""
 
 
 @dataclass(frozen=True)
 class Replacing:
-    """When a newer statement is read in place of an older one that fits better: it says the same anew.
+    """When a newer statement replaces the best-matching older one: it is an update of the same fact.
 
-    It does where its keys are at least `alike` the older one's (mean q·k of their most alike tokens, −1 to 1), where it
-    lacks at most the share `missing` of the question that the older one has, and where its score reaches the floor and
-    is at most `behind` below. A statement in which `long` tokens or more were written strongly says several things, and
-    others are alike it in one of them: there `alike_long` takes the place of `alike`.
+    All of these have to hold:
+    - The similarity of their keys is at least `alike`: the mean k·k of their most similar pair of tokens, −1 to 1.
+    - Question words that only the older one has are at most a share `missing` of the question.
+    - The newer score reaches the floor and is at most `behind` below the older one's.
+
+    A statement with `long` or more strongly written tokens holds several facts, and another may be similar in only
+    one of them. So `alike_long` is used in place of `alike` if either of the two is that long.
     """
 
     alike: float = 1.0
@@ -63,29 +67,29 @@ class Replacing:
 
 @dataclass(frozen=True, eq=False)
 class Matcher:
-    """How a question is matched with statements, and which statements are then read.
+    """How statements are scored for a question, and which of them are read.
 
     A statement's score is the sum of
-    - its best token's q·k, each layer and head times its weight in `weights` (layers, heads), −`weights`.sum() where no
-      token was written strongly,
-    - `words` times its BM25 score for the question's words, each of which counts as `commonness` says, 1 where it says
-      nothing: words that stand in most questions find nothing,
-    - `near` times these scores of the statements around it, each further one counting less,
-    - `assistant` if the assistant said it itself, `newest` times its age, from 0 for the oldest to 1 for the newest.
+    - the q·k of its best-matching token, weighted per layer and head by `weights` (layers, heads); −`weights`.sum() if
+      no token's mean write gate reaches `LEAST_STRENGTH`,
+    - `words` times its BM25 score for the question's words. `commonness` is a factor on single words, 1 for words that
+      it lacks: words that occur in most questions should match nothing,
+    - `near` times the BM25 scores of the statements around it, which count less the further away they are,
+    - `assistant` if the assistant said it, and `newest` times its position, from 0 for the oldest to 1 for the newest.
 
-    `replacing`: when a newer statement takes the place of the best one. None: never.
+    `replacing`: when a newer statement replaces the best one; None for never.
 
-    Nothing is read where no score reaches `floor` + `floor_rise` · ln(S): of many statements some fit a question by
-    chance. Nor where `asking`, (layers, heads, r), times the mean of the question's queries stays below −`asking_bias`:
-    what asks for nothing that could have been told. Further statements are read if their scores lie at most `margin`
-    below the best, `most` of them at most.
+    Nothing is read in two cases. No score reaches `floor` + `floor_rise` · ln(S) for S statements: among many, some
+    match by chance. Or the question asks for nothing that could have been told: a linear classifier, `asking` (layers,
+    heads, r) on the mean of the question's queries plus `asking_bias`, is below 0. Otherwise up to `most` statements
+    are read: the best, and those whose scores are at most `margin` below it.
 
-    `overview` and `overview_bias` tell in the same way what asks for everything at once: the newest `most` statements
-    that were not the assistant's own are read then.
+    `overview` and `overview_bias` are the classifier of questions that ask for everything. The newest `most`
+    statements that the assistant did not say are then read.
 
-    `show_tokens`: tokens of the prompt for chosen statements that return to the window, where the user does not say;
-    of those alone in which at least `show_from` tokens were written strongly. What says one thing is read from its
-    state word for word; what says several is read better where it is seen.
+    `show_tokens`: default prompt budget, in tokens, for chosen statements whose text is put back into the window. Only
+    statements with at least `show_from` strongly written tokens are shown: a single fact is read exactly from the
+    state, but a statement of several facts is read better as text.
     """
 
     weights: Tensor
@@ -120,27 +124,27 @@ class Matcher:
 
     @classmethod
     def uniform(cls, layers: int, heads: int) -> Matcher:
-        """Every layer counts the same and there is no floor: for adapters that nothing was fitted for."""
+        """Equal weights for all layers and heads and no floor, for adapters without a fitted matcher."""
         return cls(torch.full((layers, heads), 10 / (layers * heads)))
 
     def asks(self, queries: Tensor) -> bool:
         """Whether a question with queries (tokens, layers, heads, r) asks for something that could have been told."""
-        return self.asking is None or _judged(self.asking, self.asking_bias, queries)
+        return self.asking is None or _is_positive(self.asking, self.asking_bias, queries)
 
     def asks_for_all(self, queries: Tensor) -> bool:
-        """Whether a question with queries (tokens, layers, heads, r) asks for everything that was told."""
-        return self.overview is not None and _judged(self.overview, self.overview_bias, queries)
+        """Whether a question with queries (tokens, layers, heads, r) asks for everything that was told at once."""
+        return self.overview is not None and _is_positive(self.overview, self.overview_bias, queries)
 
     def without_floor(self) -> Matcher:
-        """One that chooses something however little it fits."""
+        """A copy that always chooses at least one statement, however low its score."""
         return replace(self, floor=-math.inf, asking=None, overview=None)
 
     def least(self, statements: int) -> float:
-        """The score that one of so many statements needs to be read."""
+        """The lowest score at which a statement is read, for an index of `statements` statements."""
         return self.floor + self.floor_rise * math.log(statements)
 
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
-        """The statements to read with their scores, best first, from all scores (S,)."""
+        """The statements to read and their scores, best first, from the scores (S,) of all statements."""
         if not len(scores):
             return []
         order = scores.argsort(descending=True, stable=True)[: self.most].tolist()
@@ -148,12 +152,12 @@ class Matcher:
         return [(place, float(scores[place])) for place in order if float(scores[place]) >= least]
 
 
-def _judged(weights: Tensor, bias: float, queries: Tensor) -> bool:
+def _is_positive(weights: Tensor, bias: float, queries: Tensor) -> bool:
     return float((queries.float().mean(0) * weights).sum()) + bias >= 0
 
 
 class StatementIndex:
-    """Many statements, ready to be matched. They are numbered in the order they were added, oldest first."""
+    """A search index of statements, numbered in the order in which they were added, oldest first."""
 
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
@@ -169,11 +173,11 @@ class StatementIndex:
         return len(self._lengths)
 
     def add(self, writes: Writes | StoredWrites | None, terms: Sequence[int] | None, role: Role) -> None:
-        """The next statement. `terms`: numbers of its text's words, None where no text is kept.
+        """Add the next statement. `terms`: numbers of the words of its text, None if no text is kept.
 
-        `writes`: None where a statement has its words alone.
+        `writes`: None for a statement that is found by its words only.
 
-        Raises StateError for writes of another geometry than the matcher's.
+        Raises StateError if the writes' layers and heads differ from the matcher's.
         """
         if writes is not None and writes.geometry[:2] != tuple(self._matcher.weights.shape):
             raise StateError(
@@ -193,7 +197,7 @@ class StatementIndex:
             counts.append(count)
 
     def _add_keys(self, number: int, keys: Tensor) -> None:
-        """Keys (n, layers · heads · r) int8 of a statement. There is room for twice as many whenever it runs out."""
+        """Add the keys (n, layers · heads · r) int8 of a statement. The buffer doubles when it is full."""
         if not len(keys):
             return
         end = self._tokens + len(keys)
@@ -209,8 +213,8 @@ class StatementIndex:
     def scores(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
         """(S,) float32: each statement's score for a question, higher for a better match.
 
-        `queries`: (tokens, layers, heads, r), the question's, the last of them where the reply begins. `asked`:
-        numbers of the question's words.
+        `queries`: (tokens, layers, heads, r), the queries of the question's tokens; the last one is that of the token
+        before the reply. `asked`: numbers of the question's words.
         """
         if not len(self):
             return torch.zeros(0)
@@ -219,7 +223,7 @@ class StatementIndex:
         others = matcher.words * words + matcher.near * around(words)
         others += matcher.assistant * np.array(self._by_assistant, np.float32)
         others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
-        return self._by_keys(queries[-1]) + torch.from_numpy(others)
+        return self._key_scores(queries[-1]) + torch.from_numpy(others)
 
     def chosen(
         self,
@@ -228,10 +232,10 @@ class StatementIndex:
         able: Tensor | None = None,
         matcher: Matcher | None = None,
     ) -> list[tuple[int, float]]:
-        """The statements that a reply to the question reads, with their scores, best first; none where none fits.
+        """The statements that a reply to the question reads, with their scores, best first; empty if none matches.
 
-        Arguments as in `scores`. `able`: (S,) bool, those that may be read, None for all. `matcher`: one that scores as
-        this index's does, and chooses otherwise.
+        `queries`, `asked`: as in `scores`. `able`: (S,) bool, which statements may be read; None for all. `matcher`:
+        overrides how statements are chosen from their scores; the scores stay those of the index's own matcher.
         """
         matcher = matcher or self._matcher
         overview = matcher.asks_for_all(queries)
@@ -241,15 +245,15 @@ class StatementIndex:
         if able is not None:
             scores = scores.masked_fill(~able, -math.inf)
         if overview:
-            told = [place for place in self._told() if scores[place] > -math.inf][-matcher.most :]
+            told = [place for place in self._said_by_others() if scores[place] > -math.inf][-matcher.most :]
             return [(place, float(scores[place])) for place in reversed(told)]
         best = [(place, score) for place, score in matcher.best(scores) if score > -math.inf]
-        return self._up_to_date(best, scores, asked, matcher)
+        return self._with_update(best, scores, asked, matcher)
 
-    def _up_to_date(
+    def _with_update(
         self, best: list[tuple[int, float]], scores: Tensor, asked: Sequence[int], matcher: Matcher
     ) -> list[tuple[int, float]]:
-        """`best`, its first statement replaced by the newest one that says the same anew."""
+        """`best`, with its first statement replaced by the newest update of the same fact; see `Replacing`."""
         replacing = matcher.replacing
         if replacing is None or not best:
             return best
@@ -262,17 +266,17 @@ class StatementIndex:
             if self._by_assistant[place] > self._by_assistant[first] or lacks > replacing.missing:
                 continue
             several = max(self._strong[first], self._strong[place]) >= replacing.long
-            if self._alike(first, place) >= (replacing.alike_long if several else replacing.alike):
+            if self._similarity(first, place) >= (replacing.alike_long if several else replacing.alike):
                 return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
         return best
 
-    def _told(self) -> list[int]:
-        """The statements with a strong token that were not the assistant's own, ascending."""
+    def _said_by_others(self) -> list[int]:
+        """Statements with an indexed key that the assistant did not say, ascending."""
         _, owners = self._all_keys()
         return [place for place in owners.unique().tolist() if not self._by_assistant[place]]
 
     def _shares(self, asked: Sequence[int]) -> list[tuple[float, frozenset[int]]]:
-        """Of each of the question's words that statements have: its share of the question, and which have it."""
+        """For each word of the question that occurs in statements: its share of the question's weight, and where."""
         known = [term for term in set(asked) if term in self._postings]
         weights = [self._weight(term) for term in known]
         total = sum(weights) + sum(self._weight(term) for term in set(asked) - set(known)) or 1.0
@@ -280,15 +284,15 @@ class StatementIndex:
             (weight / total, frozenset(self._postings[term][0])) for term, weight in zip(known, weights, strict=True)
         ]
 
-    def _alike(self, one: int, other: int) -> float:
-        """The mean q·k over layers and heads of the two statements' most alike tokens, −1 where one has none."""
+    def _similarity(self, one: int, other: int) -> float:
+        """k·k, mean over layers and heads, of the most similar tokens of two statements; −1 if one has no key."""
         keys = [self._keys_of(number) for number in (one, other)]
         if not all(map(len, keys)):
             return -1.0
         return float((keys[0] @ keys[1].T).max()) / self._matcher.weights.numel()
 
-    def _by_keys(self, queries: Tensor) -> Tensor:
-        """(S,): −`weights`.sum() for a statement without a strong token."""
+    def _key_scores(self, queries: Tensor) -> Tensor:
+        """(S,): each statement's best weighted q·k; −`weights`.sum() for a statement without an indexed key."""
         keys, owners = self._all_keys()
         weights = self._matcher.weights
         asked = (queries.float() * weights[:, :, None]).flatten() / KEY_STEPS
@@ -300,23 +304,23 @@ class StatementIndex:
         return best
 
     def _all_keys(self) -> tuple[Tensor, Tensor]:
-        """The keys of all strong tokens (N, layers · heads · r) int8 and whose they are (N,), ascending."""
+        """All indexed keys (N, layers · heads · r) int8, and the statement (N,) of each, ascending."""
         return self._keys[: self._tokens], self._owners[: self._tokens]
 
     def _keys_of(self, number: int) -> Tensor:
-        """One statement's strong keys (n, layers · heads · r) float32."""
+        """One statement's indexed keys (n, layers · heads · r) float32."""
         keys, owners = self._all_keys()
         begin, end = torch.searchsorted(owners, torch.tensor([number, number + 1])).tolist()
         return keys[begin:end].float() / KEY_STEPS
 
     def _weight(self, term: int) -> float:
-        """How much a word of a question counts: the rarer, the more."""
+        """Weight of a word of a question: the rarer the word, the higher (BM25's idf), times its `commonness`."""
         holders = len(self._postings[term][0]) if term in self._postings else 0
         rarity = math.log1p((len(self) - holders + 0.5) / (holders + 0.5))
         return rarity * self._matcher.commonness.get(term, 1.0)
 
     def word_scores(self, asked: Sequence[int]) -> NDArray[np.float32]:
-        """(S,): BM25 among the statements, 0 for one without a word of the question."""
+        """(S,): BM25 score of each statement; 0 for a statement that has no word of the question."""
         found = np.zeros(len(self), np.float32)
         lengths = np.array(self._lengths, np.float32)
         room = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * lengths / max(1.0, float(lengths.mean())))
@@ -328,5 +332,5 @@ class StatementIndex:
 
 
 def around(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(S,): the sum of the scores around each, without its own, each further one counting less."""
+    """(S,): for each statement, the weighted sum of its neighbours' scores; see `AROUND`."""
     return np.convolve(scores, AROUND.numpy())[NEAR : NEAR + len(scores)]

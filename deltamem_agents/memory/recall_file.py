@@ -1,4 +1,4 @@
-"""What was fitted to choose and to read statements, on disk: one file beside an adapter's weights."""
+"""The fitted matcher (chooses statements) and pointer (copies their tokens) on disk: one file beside the weights."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ FORMAT = 1
 
 _NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
 _REPLACING = ("alike", "alike_long", "long", "missing", "behind")
-_JUDGES = ("asking", "overview")
+_CLASSIFIERS = ("asking", "overview")
 _POINTER = ("hidden", "hidden_bias", "out")
-_WHOLE = ("most", "show_tokens", "show_from")
+_INTEGERS = ("most", "show_tokens", "show_from")
 
 
 def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None:
-    """Write both into `folder`, replacing the file whole."""
+    """Write both into `folder`, replacing the file atomically."""
     common = sorted(matcher.commonness.items())
     tensors: dict[str, Tensor] = {
         "matcher.weights": matcher.weights,
         "matcher.common_terms": torch.tensor([term for term, _ in common], dtype=torch.int64),
         "matcher.commonness": torch.tensor([weight for _, weight in common], dtype=torch.float32),
     }
-    judges = {name: getattr(matcher, name) for name in _JUDGES}
+    judges = {name: getattr(matcher, name) for name in _CLASSIFIERS}
     tensors |= {f"matcher.{name}": judge for name, judge in judges.items() if judge is not None}
-    numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_WHOLE)}
+    numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_INTEGERS)}
     if matcher.replacing is not None:
         numbers |= {name: getattr(matcher.replacing, name) for name in _REPLACING}
     for name, each in (("pointer", pointer), ("eager", pointer and pointer.eager)):
@@ -52,10 +52,10 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
 
 
 def load_recall(folder: Path, layers: int, heads: int, rank: int) -> tuple[Matcher, Pointer | None]:
-    """What was fitted for the adapter in `folder`, of that geometry.
+    """The matcher and pointer in `folder`, for an adapter with these numbers of layers and heads and this rank.
 
-    Where nothing was fitted: a uniform matcher and no pointer.
-    Raises AdapterError for a file that is damaged, of a later version, or made for another geometry.
+    Without a file: a uniform matcher and no pointer.
+    Raises AdapterError for a file that is damaged, of a later version, or made for other sizes.
     """
     path = folder / RECALL_FILE
     if not path.is_file():
@@ -95,7 +95,7 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
 
 
 def _replacing(numbers: dict[str, float]) -> Replacing | None:
-    """None where the file has none."""
+    """The `Replacing` of the matcher; None if the file has none."""
     if "alike" not in numbers:
         return None
     alike, alike_long, long, missing, behind = (numbers[name] for name in _REPLACING)
@@ -103,7 +103,7 @@ def _replacing(numbers: dict[str, float]) -> Replacing | None:
 
 
 def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:
-    """None where the file has none of that name."""
+    """The pointer of that name; None if the file has none."""
     if f"{name}.hidden" not in tensors:
         return None
     hidden, bias, out, out_bias = (tensors[f"{name}.{part}"] for part in (*_POINTER, "out_bias"))

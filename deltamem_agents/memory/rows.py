@@ -1,7 +1,7 @@
-"""One token in each of many sequences at once, each with a memory of its own; nothing passes between rows.
+"""One token in each of many sequences in one pass. A row is a sequence with its own memory; rows do not interact.
 
-Rows whose states are folded are read together, and so are rows that read a state which stays. Any other row is read
-and written as it would be alone.
+Rows with folded states are read in one batch, and so are rows whose state does not change during the reply. Every
+other row is read and written separately.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from deltamem_agents.memory.state import MemoryState
 
 
 class FoldedRows:
-    """The folded states of several rows, one behind another in one tensor a layer; a row without one reads nothing."""
+    """The folded states of several rows, stacked into one tensor per layer; zeros for a row without one."""
 
     def __init__(self, like: FoldedState, rows: int) -> None:
         self.like = like
         self._answers = [layer.answers.new_zeros(rows, *layer.answers.shape) for layer in like.layers]
 
     def put(self, row: int, state: FoldedState | None) -> None:
-        """What a row reads from now on; None for nothing."""
+        """Set the state that a row reads from now on; None for no state."""
         for slot, answers in enumerate(self._answers):
             if state is None:
                 answers[row].zero_()
@@ -36,9 +36,9 @@ class FoldedRows:
                 answers[row] = state.layers[slot].answers
 
     def read(self, slot: int, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `FoldedLayer.read`, of inputs (rows, 1, hidden): queries (rows, r), and corrections (rows, width).
+        """`FoldedLayer.read` for inputs (rows, 1, hidden): queries (rows, r), and corrections (rows, width) by part.
 
-        None of these where every row's read gate is shut.
+        There are no corrections if every row's read gate is closed.
         """
         layer = self.like.layers[slot]
         asked = F.linear(hidden[:, 0].float(), layer.asks)
@@ -55,11 +55,12 @@ class FoldedRows:
 
 @dataclass
 class RowsCall:
-    """What travels through a forward pass of one token a row, (rows, 1) tokens in all.
+    """The memory's argument of a forward pass over (rows, 1) tokens.
 
-    `calls`: each row's own, as it would be made alone, None for a row that has no memory. They are filled in as if
-    each had been made alone: folded ones and those that read a state that stays by `finish`, the others on the way.
-    `folded`: the folded states of these rows, where one of them has one.
+    `calls`: each row's own call, as for a pass of that row alone; None for a row without a memory. Each is filled in
+    as if its row had run alone: for folded states and states that do not change, `finish` does it after the pass; for
+    other rows each layer does it during the pass.
+    `folded`: the folded states of these rows, if any row has one.
     """
 
     calls: Sequence[MemoryCall | FoldedCall | None]
@@ -82,7 +83,7 @@ class RowsCall:
             self._read = MemoryCall(MemoryState(torch.cat(states)), every, replies=every, queries={}, later=True)
 
     def reading(self, memory: LayerMemory, slot: int, hidden: Tensor) -> RowsActive:
-        """What a layer reads for its attention inputs (rows, 1, hidden); what a row writes is left in its own call."""
+        """A layer's corrections for its attention inputs (rows, 1, hidden); a row's writes go into its own call."""
         self._hidden[slot] = hidden
         parts = {} if self.folded is None else self._read_folded(self.folded, slot, hidden)
         groups = [([row], call) for row in self._single if isinstance(call := self.calls[row], MemoryCall)]
@@ -110,7 +111,7 @@ class RowsCall:
         return {head: delta[:, None] for head, delta in parts.items()}
 
     def finish(self) -> None:
-        """Leave in each row's call what is its own, as copies. Raises StateError where the memory was taken off."""
+        """Copy each row's results into its call. Raises StateError if the memory is not attached to the model."""
         layers = max(_layers(call) for call in self.calls)
         if len(self._hidden) != layers:
             raise StateError(
@@ -136,7 +137,7 @@ class RowsCall:
 
 @dataclass(frozen=True)
 class RowsActive:
-    """The corrections (rows, 1, width) of one layer, for its projections' hooks. `collecting`: rows that measure."""
+    """One layer's corrections (rows, 1, width), for its projections' hooks. `collecting`: rows that keep measures."""
 
     parts: Mapping[str, Tensor]
     collecting: Sequence[tuple[int, MemoryCall | FoldedCall | None]]
@@ -154,11 +155,11 @@ class RowsActive:
 
 
 def _add(parts: dict[str, Tensor], head: str, delta: Tensor, rows: Sequence[int], count: int) -> None:
-    """Put some rows' corrections among those of all."""
+    """Store the corrections of some rows in the tensor of all rows."""
     whole = parts.get(head)
     if whole is None:
         whole = parts[head] = delta.new_zeros(count, *delta.shape[1:])
-    # Folded rows have nothing here: theirs and these are never the same.
+    # Assignment is enough: a row is folded or in `rows`, never both.
     whole[rows] = delta
 
 
@@ -171,7 +172,7 @@ def _collects(call: MemoryCall | FoldedCall | None) -> bool:
 
 
 def _layers(call: MemoryCall | FoldedCall | None) -> int:
-    """How many memory layers take part in a call."""
+    """Number of memory layers that take part in a call."""
     if isinstance(call, FoldedCall):
         return len(call.state.layers)
     return 0 if call is None else call.state.geometry[0]

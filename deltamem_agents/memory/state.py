@@ -13,11 +13,11 @@ from deltamem_agents.errors import StateError
 
 @dataclass(frozen=True, eq=False)
 class OpenMessages:
-    """What an adapter that writes once per message keeps between the parts of one prompt.
+    """Running sums between the chunks of one prompt, for an adapter that writes once per message.
 
-    All tokens of a prompt read the state before it, and a message's one write needs the mean over all its tokens. So a
-    later part goes back to `start` (batch, layers, heads, r, r) and writes every message again from `sums`
-    (batch, layers, messages, hidden), the attention inputs of each message's tokens so far, and from their number
+    All tokens of a prompt read the state before it, and a message's single write needs the mean over all its tokens.
+    So each further chunk goes back to `start` (batch, layers, heads, r, r) and rewrites every message so far. It uses
+    `sums` (batch, layers, messages, hidden) of the attention inputs of each message's tokens, and their counts
     `sizes` (batch, messages).
     """
 
@@ -35,10 +35,11 @@ class MemoryState:
 
     `matrices`: (batch, layers, heads, r, r) float32. Row i of a matrix is a value dimension,
     column j a key dimension.
-    `carry`: (batch, layers, heads·r) float32 or None. The shifted half of the next token's key.
-    `open`: the messages of a prompt of which only a part was processed, or None.
-    Both continue a forward pass that was split, as a KV cache does, and are not part of what is
-    remembered: saving drops them. `matrices` is at all times what there were if nothing followed.
+    `carry`: (batch, layers, heads·r) float32 or None: the part of the next token's key that the last token determines
+    (key shift).
+    `open`: the messages of a prompt whose later chunks are still to come, or None.
+    `carry` and `open` continue a forward pass that was split, as a KV cache does. They are not part of the memory:
+    saving drops them. `matrices` is always the state as it would be if no further chunk came.
     """
 
     matrices: Tensor
@@ -61,7 +62,7 @@ class MemoryState:
         return MemoryState(torch.zeros_like(state.matrices))
 
     def random_like(self, generator: torch.Generator | None = None) -> MemoryState:
-        """A random state whose norm equals this one's in every layer and head of every sequence."""
+        """A random state with the norm of this one in every layer and head of every sequence."""
         noise = torch.randn(self.matrices.shape, generator=generator, dtype=self.matrices.dtype)
         noise = noise.to(self.matrices.device)
         wanted = self.matrices.flatten(-2).norm(dim=-1)
@@ -80,7 +81,7 @@ class MemoryState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the matrices, of all sequences together."""
+        """Bytes of the matrices of all sequences."""
         return self.matrices.numel() * self.matrices.element_size()
 
     def norm(self) -> float:
@@ -88,7 +89,7 @@ class MemoryState:
         return float(self.matrices.double().norm())
 
     def settled(self) -> MemoryState:
-        """This state alone: what there is to remember once a forward pass is over."""
+        """This state without `carry` and `open`: what is kept once a forward pass is over."""
         return MemoryState(self.matrices)
 
     def to(self, device: str | torch.device) -> MemoryState:

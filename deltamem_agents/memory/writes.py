@@ -1,8 +1,8 @@
-"""Writes as values: what single tokens left in the memory, and the state that any of them make.
+"""Writes: the keys, values and gates that single tokens left in the memory, and the state computed from them.
 
-A token whose write gates are shut leaves nothing, so for an adapter with a gate floor the list is short. The
-state is derived from it: scanning all writes in order gives the state that the model's pass gave, and scanning some
-of them gives the state as if only these had been told.
+A token whose write gates are all 0 leaves no write, so for an adapter with a gate floor the list is short. The state is
+derived from it: scanning all writes in order gives the same state as the model's forward pass, and scanning some of
+them gives the state as if only these tokens had been written.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from deltamem_agents.memory.state import MemoryState
 class Writes:
     """The writes of N tokens, oldest first.
 
-    `keys`, `values`: (N, layers, heads, r). `write`, `erase`: (N, layers, heads, r), or (…, 1) for one gate a
-    state. All of one floating type: float32 as a pass gives them, float16 as they are kept.
+    `keys`, `values`: (N, layers, heads, r). `write`, `erase`: (N, layers, heads, r), or (…, 1) for one gate per
+    state. All have one floating type: float32 as computed, float16 as stored.
     """
 
     keys: Tensor
@@ -69,7 +69,7 @@ class Writes:
 
     @staticmethod
     def cat(parts: Sequence[Writes]) -> Writes:
-        """The writes of all parts, one after another. Raises StateError for no parts, or parts of other sizes."""
+        """The writes of all parts, concatenated. Raises StateError for no parts, or for parts of different sizes."""
         if len({(part.geometry, part.write.shape[-1]) for part in parts}) != 1:
             found = ", ".join(str(part.geometry) for part in parts) or "no writes"
             raise StateError(f"cannot join writes of geometries {found}; expected equal (layers, heads, r)")
@@ -77,19 +77,19 @@ class Writes:
         return Writes(keys, values, write, erase)
 
     def key_steps(self, tokens: Tensor) -> Tensor:
-        """The keys (n, layers, heads, r) of some tokens, by mask, as `StoredWrites` keeps them: int8."""
+        """The keys (n, layers, heads, r) of the tokens in the mask, as int8; see `StoredWrites`."""
         return _in_steps(self.keys[tokens])
 
     def select(self, tokens: Tensor | slice) -> Writes:
-        """Those of some tokens, by index or mask."""
+        """The writes of some tokens, by index, mask or slice."""
         return Writes(*(part[tokens] for part in self._parts()))
 
     def half(self) -> Writes:
-        """In float16."""
+        """The same writes in float16."""
         return Writes(*(part.half() for part in self._parts()))
 
     def rounded(self) -> Writes:
-        """As statements keep them: see `StoredWrites`."""
+        """The same writes with the rounding of stored statements; see `StoredWrites`."""
         return StoredWrites.of(self).writes()
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -97,7 +97,7 @@ class Writes:
 
 
 KEY_STEPS = 127
-"""Steps from 0 to 1 in which keys are kept: no number of a key is larger than 1."""
+"""Quantisation steps of a key's numbers from 0 to 1; keys have unit length, so none is larger than 1."""
 
 
 def _in_steps(keys: Tensor) -> Tensor:
@@ -106,10 +106,10 @@ def _in_steps(keys: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StoredWrites:
-    """Writes of N tokens in the few bytes in which they are kept.
+    """Writes of N tokens as they are stored, quantised to int8.
 
-    `keys`: (N, layers, heads, r) int8, in steps of 1/127, as no number of a key is larger than 1. `values`: the same
-    shape, int8, in steps of `scales` (N, layers, heads) float32. `write`, `erase`: as in `Writes`, float16.
+    `keys`: (N, layers, heads, r) int8, in steps of 1/127, since keys have unit length. `values`: the same shape, int8,
+    in steps of `scales` (N, layers, heads) float32. `write`, `erase`: as in `Writes`, float16.
     """
 
     keys: Tensor
@@ -144,19 +144,19 @@ class StoredWrites:
         return self.write.float().mean(dim=(1, 2, 3))
 
     def key_steps(self, tokens: Tensor) -> Tensor:
-        """The keys (n, layers, heads, r) int8 of some tokens, by mask."""
+        """The keys (n, layers, heads, r) int8 of the tokens in the mask."""
         return self.keys[tokens]
 
     def writes(self) -> Writes:
-        """In float32."""
+        """The dequantised writes, in float32."""
         values = self.values.float() * self.scales[..., None]
         return Writes(self.keys.float() / KEY_STEPS, values, self.write.float(), self.erase.float())
 
 
 def collected(call: MemoryCall) -> list[tuple[Tensor, Writes]]:
-    """What a forward pass wrote, a row a sequence: the places of the tokens that wrote, (N,) int, and their writes.
+    """For each sequence of a forward pass: the positions (N,) int of the tokens that wrote, and their writes.
 
-    `call` was made with `written={}`; every memory layer took part.
+    `call` must have been made with `written={}`. Raises StateError if a memory layer took no part in the pass.
     """
     assert call.written is not None
     layers = [call.written[slot] for slot in sorted(call.written)]
@@ -180,17 +180,20 @@ def collected(call: MemoryCall) -> list[tuple[Tensor, Writes]]:
 
 
 def scan_writes(config: AdapterConfig, writes: Writes, start: MemoryState | None = None) -> MemoryState:
-    """The state after these writes in their order, batch 1, float32; from `start`, or from nothing.
+    """The state after these writes in order, batch 1, float32, starting from `start` or from zero.
 
-    Raises StateError for an adapter whose state fades between writes, for which a state is more than its writes.
+    Raises StateError for an adapter whose state also changes between writes: it fades, or every token writes.
     """
     if not config.keeps_writes:
-        raise StateError("this adapter's state is more than its writes: it fades, or its gates never shut")
+        raise StateError(
+            "the state cannot be computed from writes: this adapter's state fades between them, or its gates never "
+            "close; use an adapter with a gate floor"
+        )
     return scanned(writes, start, fades=config.state_update_mode != "no_lambda")
 
 
 def scanned(writes: Writes, start: MemoryState | None = None, *, fades: bool) -> MemoryState:
-    """`scan_writes` where all that is known of the adapter is whether a write lets what was there fade."""
+    """`scan_writes` without a config. `fades`: whether a write also decays the state, λ = 1 - β."""
     layers, heads, rank = writes.geometry
     state = MemoryState.zeros(1, layers, heads, rank, writes.keys.device) if start is None else start
     parts = (writes.keys, writes.values, writes.write, writes.erase)
@@ -201,9 +204,9 @@ def scanned(writes: Writes, start: MemoryState | None = None, *, fades: bool) ->
 
 
 class ScannedState(MemoryState):
-    """A state, batch 1, that is scanned from writes when its numbers are first looked at.
+    """A lazy state, batch 1: it is scanned from writes when `matrices` is first used.
 
-    `base`: the state that the writes continue. `scan`: gives the state after them.
+    `base`: the state before the writes. `scan`: returns the state after them.
     """
 
     def __init__(self, base: MemoryState, scan: Callable[[], MemoryState]) -> None:
