@@ -1,14 +1,14 @@
-"""Snapshots as bytes: a safetensors file that proves its own integrity, and its address.
+"""The snapshot file format: a safetensors file with its own checksum, and the snapshot's id.
 
     8 bytes   length of the header, little-endian
     header    {"__metadata__":{"deltamem":"<digest> <JSON>"},"state":{"dtype":"F32",…}}, space-padded
     data      the state's float32 numbers, little-endian, (layers, heads, r, r)
 
-Where the state is made of statements, "base" stands for "state": (1, layers, heads, r, r), or (0, …) for zeros. Behind
-it stands "folded", of the same shape, where statements went over a bound.
+If the state is computed from statements, the file has "base" instead of "state": (1, layers, heads, r, r), or (0, …)
+for zeros. If statements were dropped because of a bound, "folded" follows it, with the same shape.
 
-The digest is the sha256 of every other byte of the file and stands at a fixed place. That rule and the
-JSON's "format" key hold for all later formats, so a reader tells a damaged file from a newer one.
+The digest is the sha256 of every other byte of the file and is at a fixed position. That rule and the
+JSON's "format" key hold for all later formats, so a reader can tell a damaged file from a newer one.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _T = TypeVar("_T")
 
 
 def snapshot_id(data: bytes) -> str:
-    """The address of a snapshot: sha256 of its bytes, 64 lower-case hex digits."""
+    """A snapshot's id: the sha256 of its bytes, 64 lower-case hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as safetensors bytes; equal snapshots give equal bytes."""
+    """The snapshot as safetensors bytes. Equal snapshots give equal bytes."""
     header: dict[str, Any] = {"__metadata__": {"deltamem": f"{'0' * 64} {_metadata(snapshot)}"}}
     data = b""
     for name, numbers in _tensors(snapshot).items():
@@ -64,7 +64,7 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """The numbers that are kept, by name."""
+    """The tensors that are stored, by name."""
     if snapshot.base is None:
         return {"state": snapshot.state.matrices[0]}
     base = {"base": snapshot.base.matrices[: int(bool(snapshot.base.matrices.any()))]}
@@ -72,14 +72,14 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
 
 
 Scan: TypeAlias = Callable[[StatementList, MemoryState, bool], MemoryState]
-"""The state that statements make of a base, given whether it fades."""
+"""Computes the state after the statements' writes on a base. Its last argument is `Snapshot.fades`."""
 
 
 def decode(data: bytes, scan: Scan | None = None) -> Snapshot:
-    """The snapshot of `encode`'s bytes. `scan`: how its store makes the state of its statements.
+    """Decodes the bytes that `encode` made. `scan`: the store's function that computes the state from statements.
 
-    Raises DamagedSnapshotError when the bytes are not, or no longer, a snapshot; NewerFormatError when they are
-    one of a later version of this package.
+    Raises DamagedSnapshotError if the bytes are not, or no longer, a snapshot. Raises NewerFormatError if a later
+    version of this package wrote them.
     """
     length = _header_length(data)
     if data[_DIGEST] != _digest(data).encode("ascii"):
@@ -88,12 +88,12 @@ def decode(data: bytes, scan: Scan | None = None) -> Snapshot:
     try:
         return _snapshot(fields, _numbers(data), scan)
     except (ConfigError, StateError) as error:
-        _damaged(str(error), "a snapshot as it is saved")
+        _damaged(str(error), "a snapshot as save writes it")
 
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """What a snapshot says of others; see `Snapshot`."""
+    """A snapshot's references to other snapshots and to statements; see `Snapshot`."""
 
     thread: str
     threads: Mapping[str, str]
@@ -102,7 +102,7 @@ class Links:
 
 
 def decode_links(data: bytes) -> Links:
-    """A snapshot's links alone, much faster than all of it. `data` has to be what its id says.
+    """Decodes only a snapshot's links, much faster than `decode`. `data` must already be verified against the id.
 
     Raises DamagedSnapshotError and NewerFormatError as `decode` does.
     """
@@ -139,7 +139,7 @@ def _digest(data: bytes | bytearray) -> str:
 
 
 def _header_length(data: bytes) -> int:
-    """Length of the header in bytes; DamagedSnapshotError when the frame is not a snapshot's."""
+    """Length of the header in bytes. Raises DamagedSnapshotError if the file does not start as a snapshot does."""
     if len(data) < _DIGEST.stop:
         _damaged(f"it has {len(data)} bytes", f"more than {_DIGEST.stop}")
     length = int.from_bytes(data[:8], "little")
@@ -174,7 +174,7 @@ def _metadata(snapshot: Snapshot) -> str:
 
 
 def _numbers(data: bytes) -> dict[str, MemoryState]:
-    """The whole "state", or the "base" of statements with what is "folded" into it."""
+    """The stored tensors by name: "state", or "base" and possibly "folded"."""
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, RuntimeError) as error:
@@ -193,7 +193,7 @@ def _numbers(data: bytes) -> dict[str, MemoryState]:
 
 
 def _short(digests: Sequence[str]) -> str | list[str]:
-    """Digests of messages in fewer characters: 17 bytes each, base64."""
+    """Message digests in a shorter form: 17 bytes each, base64."""
     if not all(map(_MESSAGE_DIGEST.fullmatch, digests)):
         return list(digests)
     return b64encode(b"".join(each[0].encode() + bytes.fromhex(each[2:]) for each in digests)).decode()
@@ -275,7 +275,7 @@ def _is(value: object, kind: type[_T], name: str) -> _T:
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
     items = _is(value, list, name)
-    # Hundreds of them in most snapshots: looked at one by one only where one is amiss.
+    # Most snapshots have hundreds of them, so they are checked one by one only if one has a wrong type.
     return tuple(items) if set(map(type, items)) <= {str} else tuple(_is(item, str, name) for item in items)
 
 
@@ -298,5 +298,5 @@ def _time(value: object) -> str:
 def _damaged(found: str, expected: str) -> NoReturn:
     raise DamagedSnapshotError(
         f"snapshot is damaged: {found}, expected {expected}. Nothing was overwritten; "
-        "go back to another snapshot of the agent's log, or import an export of it"
+        "rewind to another snapshot of the agent's log, or import an export of the agent"
     )

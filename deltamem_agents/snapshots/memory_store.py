@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests, and for agents that may be forgotten with it."""
+"""A store in this process's memory, for tests and for agents that need not outlive the process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Agent:
 
 
 class InMemoryStore(Store):
-    """Nothing outlives the process. Forks share the bytes of their snapshots."""
+    """A store whose contents end with the process. Forks share the bytes of their snapshots."""
 
     def __init__(self) -> None:
         self._lock = Mutex()

@@ -27,22 +27,23 @@ from deltamem_agents.snapshots.statements import FORGOTTEN
 from deltamem_agents.snapshots.store import Store
 
 SCHEMA = 2
-"""2 has statements. A file of schema 1 becomes one of 2 with its first statement."""
+"""Schema version. 2 added statements. A file of schema 1 is upgraded when its first statement is written."""
 
 _APPLICATION = 0x444D454D  # "DMEM", in the field where a SQLite file names its owner
 
-# A row's first 4061 bytes or fewer lie in the tree's own pages, among those of others, and are copied about as the
-# tree grows; what follows has pages of its own, which are zeroed once it is deleted (SQLite's file format 2.3 and
-# PRAGMA secure_delete). Zeros come first, so that forgetting an agent need not rewrite what others remember.
+# SQLite stores a row's first 4061 bytes or fewer in pages shared with other rows, and copies them as the tree grows.
+# The rest of the row has its own pages, which are zeroed when the row is deleted (SQLite's file format 2.3 and PRAGMA
+# secure_delete). So each row starts with padding zeros: then forgetting an agent need not rewrite the rows of others.
 _SNAPSHOTS = "(pad BLOB NOT NULL DEFAULT (zeroblob(4096)), id TEXT PRIMARY KEY, data BLOB NOT NULL)"
-# The bytes of statements, and of pages of their list, lie among those of snapshots. Which agents hold them says `held`.
+# The bytes of statements, and of pages of their list, are in the table `snapshots` too. `held` says which agents hold
+# them.
 _STATEMENTS = """
 CREATE TABLE held (
     agent INTEGER NOT NULL, id TEXT NOT NULL, forgotten INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (agent, id)
 ) WITHOUT ROWID;
 CREATE INDEX held_by_id ON held (id);
 """
-# Names are UTF-8 in BLOBs: compared byte by byte, and free to hold NUL.
+# Names are stored as UTF-8 BLOBs: they are compared byte by byte and may contain NUL.
 _TABLES = f"""
 PRAGMA page_size = 4096;
 BEGIN;
@@ -64,16 +65,16 @@ PRAGMA journal_mode = WAL;
 
 
 class SQLiteStore(Store):
-    """One file, made when it is not there. In a folder that cannot be written, it can still be read.
+    """A store in one SQLite file, which is made if it does not exist. In a read-only folder it can still be read.
 
-    Write-ahead log, synchronous=FULL: a commit is on disk before `save` returns. Reading waits for no writer. A
-    change waits up to `timeout` seconds for other writers, says so in the log after one, and then raises StoreError;
-    a turn waits when it is committed, after its text was streamed. Open it anew in a forked process. SQLite's log
-    needs a local disk: on a network folder use FileStore.
+    It uses a write-ahead log and synchronous=FULL: a commit is on disk before `save` returns. Reading never waits for a
+    writer. A change waits up to `timeout` seconds for other writers and then raises StoreError; after one second it
+    logs a warning. A turn waits when it commits, after its text was streamed. A forked process must open the store
+    again. SQLite's log needs a local disk: on a network folder use FileStore.
 
-    While it is open, its newest commits may be in PATH-wal alone: copy both files, or use `export`. A file that was
-    parted from its log is refused, unless the commits in that log are of the moment between two merges in which
-    somebody was reading, or came from another program.
+    While the store is open, its newest commits may be only in PATH-wal: copy both files, or use `export`. A file that
+    was separated from its log is refused. Two cases cannot be detected: commits made between two merges of the log
+    while somebody was reading, and commits of another program.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
@@ -251,7 +252,7 @@ class SQLiteStore(Store):
         except StoreError as error:
             raise StoreError(
                 f"{what} bytes are not yet wiped from {str(self.path)!r}: {error}. "
-                "Close what else uses the file, free disk space, and open the store again: that finishes it"
+                "Close other programs that use the file, free disk space, and open the store again to finish it"
             ) from error
 
     def _branch_points(self, agent: str) -> set[str]:
@@ -273,10 +274,10 @@ class SQLiteStore(Store):
             return db.execute("SELECT 1 FROM erasures LIMIT 1").fetchone() is not None
 
     def _scrub(self) -> None:
-        """Wipes what was erased from the file and its log.
+        """Removes the last copies of erased rows from the file and its log.
 
-        secure_delete zeroes what is deleted, but of small rows SQLite's trees may hold copies that they moved
-        earlier: these trees are filled anew. Costs what was erased and all journals, not what others remember.
+        secure_delete zeroes deleted rows, but SQLite's trees may hold older copies of small rows: these tables are
+        filled again. The cost grows with the erased bytes and all journals, not with the other agents' memories.
         """
         with self._reading() as db:
             last = db.execute("SELECT max(seq) FROM erasures").fetchone()[0]
@@ -284,7 +285,7 @@ class SQLiteStore(Store):
             held = _has_statements(db)
         if "pad" not in columns:
             with self._writing() as db:
-                # A file of version 0.1.
+                # The file was made by version 0.1.
                 db.execute(f"CREATE TABLE padded {_SNAPSHOTS}")
                 db.execute("INSERT INTO padded (id, data) SELECT id, data FROM snapshots")
                 db.execute("DROP TABLE snapshots")
@@ -300,7 +301,7 @@ def _key(db: sqlite3.Connection, agent: str) -> int | None:
 
 
 def _add_agent(db: sqlite3.Connection, agent: str) -> int:
-    """A new agent's key. Chance makes it: SQLite's own would be given again once the agent is forgotten."""
+    """A new agent's key. It is random, because SQLite would reuse its own key after the agent is forgotten."""
     key = secrets.randbits(62)
     db.execute("INSERT INTO agents (key, name) VALUES (?, ?)", [key, agent.encode()])
     return key
@@ -322,7 +323,7 @@ def _holds(db: sqlite3.Connection, key: int | None, snapshot: str) -> bool:
 
 
 def _put(db: sqlite3.Connection, snapshot: str, data: bytes) -> None:
-    # Bytes that are there already differ only if they are damaged, and then these repair them.
+    # Bytes already stored under this id differ only if they are damaged; then this repairs them.
     db.execute(
         "INSERT INTO snapshots (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
         [snapshot, data],
@@ -335,7 +336,7 @@ def _record(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
 
 
 def _clear(db: sqlite3.Connection, key: int) -> list[str]:
-    """Removes an agent with its moves and tags; returns the ids it held."""
+    """Deletes an agent's rows with its moves and tags. Returns the ids of its snapshots and statements."""
     held = [each for (each,) in db.execute("SELECT DISTINCT snapshot FROM moves WHERE agent = ? ORDER BY 1", [key])]
     if _has_statements(db):
         held += [each for (each,) in db.execute("SELECT id FROM held WHERE agent = ? ORDER BY 1", [key])]
@@ -347,12 +348,12 @@ def _clear(db: sqlite3.Connection, key: int) -> list[str]:
 
 
 def _has_statements(db: sqlite3.Connection) -> bool:
-    """Whether the file is of a schema that has statements."""
+    """Whether the file's schema has statements."""
     return bool(db.execute("PRAGMA user_version").fetchone()[0] >= 2)
 
 
 def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None], source: int | None = None) -> None:
-    """Makes an agent hold statements and pages. The agent `source` holds those that come without their bytes."""
+    """Adds statements and pages to an agent. Entries without bytes are taken from the agent `source`."""
     if objects and not _has_statements(db):
         for statement in filter(str.strip, _STATEMENTS.split(";")):
             db.execute(statement)
@@ -374,7 +375,7 @@ def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None],
 
 
 def _free(db: sqlite3.Connection, ids: Sequence[str]) -> Removed:
-    """Deletes the bytes of those snapshots and statements that no agent holds any more."""
+    """Deletes the bytes of these snapshots and statements, except those that an agent still holds."""
     removed, kept, nbytes = [], [], 0
     users = ["SELECT 1 FROM moves WHERE snapshot = ?"]
     if _has_statements(db):
