@@ -113,8 +113,8 @@ class AdapterConfig:
         for name in ("key_shift", "gate_votes"):
             if getattr(self, name) and self.memory_write_granularity == "message_mean":
                 raise ConfigError(
-                    f"adapter config: {name} works on single tokens, but memory_write_granularity='message_mean' writes "
-                    "whole messages; choose one of them"
+                    f"adapter config: {name} works on single tokens, but memory_write_granularity='message_mean' "
+                    "writes whole messages; choose one of them"
                 )
         if self.gate_on_reads and not self.read_gate:
             raise ConfigError("adapter config: gate_on_reads needs read gates, but read_gate is false; set it to true")
@@ -162,7 +162,7 @@ class AdapterConfig:
         return math.log(0.5) / math.log1p(-beta)
 
     def layer_indices(self, model_layers: int) -> tuple[int, ...]:
-        """The layers with a state, in order, for a model of `model_layers` layers. Raises ConfigError if one is beyond."""
+        """The layers with a state, in order. Raises ConfigError if the model, of `model_layers` layers, lacks one."""
         beyond = [i for i in self.target_layers if i >= model_layers]
         if beyond:
             raise ConfigError(f"adapter targets layers {beyond}, but the model has {model_layers} layers (0-based)")

@@ -292,7 +292,10 @@ class DeltaMemEngine:
     async def arun_turn(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> Turn:
-        """`run_turn` for asyncio; it does not block the event loop. Cancelling stops within one token, changes nothing."""
+        """`run_turn` for asyncio; it does not block the event loop. Cancelling it stops within one token.
+
+        A cancelled turn changes nothing.
+        """
         async for chunk in self.astream_turn(agent, messages, **options):
             turn = chunk.turn
         assert turn is not None

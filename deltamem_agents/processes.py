@@ -56,8 +56,8 @@ def require_threads(*, needed: bool) -> None:
         raise ForkedProcessError(
             f"process {os.getpid()} was forked from process {_computing} after a model was opened there. A fork has "
             "neither its threads nor its GPU, so computing would hang. Use the start method 'spawn' "
-            "(multiprocessing.get_context('spawn'), ProcessPoolExecutor(mp_context=…)), or open the model only in the "
-            "workers (gunicorn without --preload). On a CPU, torch.set_num_threads(1) in the worker also helps"
+            "(multiprocessing.get_context('spawn'), ProcessPoolExecutor(mp_context=…)), or open the model only in "
+            "the workers (gunicorn without --preload). On a CPU, torch.set_num_threads(1) in the worker also helps"
         )
 
 

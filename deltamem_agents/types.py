@@ -317,7 +317,7 @@ class Turn:
 
     @property
     def report(self) -> dict[str, object]:
-        """What the memory did, as JSON: the fields of `facts`, and `snapshot`. `agent` is None for a temporary memory."""
+        """What the memory did, as JSON: the fields of `facts`, and `snapshot`. A temporary memory has agent None."""
         facts = asdict(self.facts)
         return {
             **facts,

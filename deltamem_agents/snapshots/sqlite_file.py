@@ -95,7 +95,7 @@ class SQLiteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the file's write lock. It is committed at the end and rolled back on an exception."""
+        """A transaction that holds the file's write lock. It commits at the end and rolls back on an exception."""
         deadline = Deadline(self._where, self._timeout)
         with self._exclusively(deadline) as db:
             if _size(_log_of(self.path)) >= self._merge_at:

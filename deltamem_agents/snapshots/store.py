@@ -448,7 +448,7 @@ class Store(ABC):
                 return
 
     def _branch_points(self, agent: str) -> set[str]:
-        """Ids of snapshots that are another agent's head or the point where it forked. A store may have a faster way."""
+        """Ids of snapshots at which another agent stands or forked. A store may have a faster way."""
         points: set[str] = set()
         for other in self._agents():
             if other != agent:
