@@ -1,4 +1,4 @@
-"""Which statements a reply is about, the state that it reads, and which messages come back to the window."""
+"""Recall for a reply: selects statements, builds the state that is read, and chooses messages to show again."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statement
 from deltamem_agents.types import Message, Recall, Recalled
 
 ASKED_TOKENS = 512
-"""Tokens of a question that are matched, its last ones."""
+"""Maximum number of tokens of a question used for matching. Of a longer question the last tokens are used."""
 
 AROUND_MESSAGE = 8
-"""Tokens that a template puts around a message, about."""
+"""Approximate number of tokens that a chat template adds to a message."""
 
 EXCHANGE_MESSAGES = 4
-"""How far from a statement its exchange reaches, at most, in either direction."""
+"""Maximum number of messages shown before a statement, and after it. Together they are its exchange."""
 
 
 @dataclass(frozen=True)
 class Recollection:
-    """What a reply rests on.
+    """What was recalled for a reply.
 
-    `state`: what it reads. `chosen`: statements with their scores, best first. `shown`: messages of theirs that return
-    to the window, oldest first; `in_window`: whose they are. `asked`: token ids of the question.
+    `state`: the state that the reply reads. `chosen`: the selected statements with their scores, best first. `shown`:
+    earlier messages that are shown in the prompt again, oldest first. `in_window`: ids of the selected statements whose
+    messages are shown. `asked`: token ids of the question.
     """
 
     state: MemoryState
@@ -45,7 +46,7 @@ class Recollection:
     asked: tuple[int, ...] = ()
 
     def shown_in(self, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
-        """The messages with what returns to the window before the question, and at which position that stands."""
+        """The messages with `shown` inserted before the question, and the position of the insertion."""
         at = len(messages) - len(asked_of(messages))
         return [*messages[:at], *self.shown, *messages[at:]], at
 
@@ -73,9 +74,9 @@ def recollect(
     recall: Recall,
     matcher: Matcher,
 ) -> Recollection:
-    """What the reply to `messages` reads of a memory that is kept as statements.
+    """What the reply to `messages` reads from a memory that consists of statements.
 
-    `fresh`: statements of this turn that the prompt does not show.
+    `fresh`: statements of this turn that are not in the prompt.
     """
     nothing = MemoryState.zeros_like(memory.base)
     if recall.read == "none":
@@ -93,7 +94,7 @@ def recollect(
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
-    """What a reply is asked for: the last user message and what followed it."""
+    """The question: the last user message and the messages after it."""
     places = [place for place, message in enumerate(messages) if message.role == "user"]
     return messages[places[-1] :] if places else messages[-1:]
 
@@ -106,13 +107,13 @@ def choose(
     recall: Recall,
     matcher: Matcher,
 ) -> list[tuple[Statement, float]]:
-    """The statements that a question is about, with their scores, best first."""
+    """Selects the statements that match a question, with their scores, best first."""
     statements = [*memory.statements, *fresh]
     able = torch.tensor([each.wrote and _allowed(each, recall) for each in statements], dtype=torch.bool)
     if not able.any():
         return []
     queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
-    # Words of what a tool returned, or of a reply that was begun, are not the question's.
+    # Words of a tool's result, or of a reply that was begun, do not belong to the question.
     spoken = [message for message in asked if message.role == "user"] or asked
     terms = [term for message in spoken for term in terms_of(message.content)]
     if fresh:
@@ -123,7 +124,7 @@ def choose(
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:
-    """Tokens of a prompt for what returns to the window."""
+    """Number of prompt tokens reserved for messages that are shown again."""
     return matcher.show_tokens if recall.window_tokens is None else recall.window_tokens
 
 
@@ -148,9 +149,9 @@ def exchanges(
     messages: Sequence[Message],
     budget: int,
 ) -> tuple[tuple[Message, ...], frozenset[str]]:
-    """The messages around the chosen statements, oldest first, as far as they fit into `budget` tokens.
+    """The messages around the selected statements, oldest first, as far as they fit into `budget` tokens.
 
-    Whose statements they are is said beside. Nothing is shown that `messages` have already.
+    Also returns the ids of the statements that are shown. A statement that is in `messages` already is not shown again.
     """
     if budget <= 0 or not chosen:
         return (), frozenset()
@@ -174,7 +175,7 @@ def exchanges(
 
 
 def _exchange(statement: Statement, by_place: dict[tuple[str, int], Statement]) -> list[Statement]:
-    """From the user's message before a statement to the reply behind it, tool calls left out."""
+    """The exchange around a statement, from the user's message to the assistant's reply, without tool messages."""
     around = [statement]
     for step in range(1, EXCHANGE_MESSAGES + 1):
         if around[0].role == "user":
@@ -194,12 +195,15 @@ def _exchange(statement: Statement, by_place: dict[tuple[str, int], Statement]) 
 
 
 def _message(statement: Statement) -> Message:
-    """A statement as a message to show. What a tool said without its call is told as the assistant's."""
+    """A statement as a message to show. A tool's result is shown as the assistant's, because its call is missing."""
     return Message("assistant" if statement.role == "tool" else statement.role, statement.text)
 
 
 def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | None:
-    """What says the chosen statements exactly; None where nothing was chosen or their tokens are not kept."""
+    """Raises the probability of the selected statements' own tokens, so that they are quoted exactly.
+
+    None if no statement was selected, or if their tokens are not stored.
+    """
     told = [each for each, _ in recollection.chosen if each.tokens and each.written]
     if pointer is None or not told:
         return None
@@ -212,7 +216,7 @@ def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | 
 
 @dataclass
 class _Pointing:
-    """Raises the odds of the statements' tokens; knows what the reply said so far."""
+    """Raises the logits of the statements' tokens. `said`: token ids of the reply so far."""
 
     pointer: Pointer
     statements: Sequence[PointedAt]
@@ -222,7 +226,7 @@ class _Pointing:
 
     def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
         if self.candidates is None:
-            # The first token is the prompt's last one, where the reply begins.
+            # The first token is the last one of the prompt, after which the reply begins.
             self.candidates = self.pointer.candidates(self.statements, queries.cpu(), self.asked)
         else:
             self.said.append(token)
