@@ -235,7 +235,7 @@ class ChatTemplate:
         longest = shared_length(with_calls, without)
         shortest = len(without) - shared_length(with_calls[::-1], without[::-1])
         added = len(with_calls) - len(without)
-        # The added text may share its beginning with what follows, or its end with what precedes: any of these cuts fit.
+        # The added text may share its beginning with what follows, or its end with what precedes. Any such cut fits.
         cuts = range(longest, shortest - 1, -1)
         cut = next((cut for cut in cuts if not self._encoder.cuts_token(with_calls, cut, cut + added)), None)
         if added <= 0 or cut is None:
