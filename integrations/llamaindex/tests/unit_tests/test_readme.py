@@ -19,7 +19,7 @@ from deltamem_agents.testing import SELECTIVE, ScriptedEngine
 from llama_index.llms.deltamem.agents import MEMORIES_KEY
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-QUICKSTART, STATEMENTS, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+QUICKSTART, STATEMENTS, FORGET, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def compiled(block: str) -> CodeType:
@@ -96,3 +96,5 @@ def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[st
     exec(compile(STATEMENTS, "README.md", "exec"), {"llm": llm})
     assert "My dog is called Biscuit." in capsys.readouterr().out
     assert len(engine.statements("ada")) == 1
+    exec(compile(FORGET, "README.md", "exec"), {"llm": llm})
+    assert "bytes deleted" in capsys.readouterr().out and engine.store.agents() == []
