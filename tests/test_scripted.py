@@ -1,4 +1,4 @@
-"""Laws of the scripted engine: the words are given, everything else is what an engine does."""
+"""Laws of the scripted engine: its text is given, everything else is as in a real engine."""
 
 from __future__ import annotations
 

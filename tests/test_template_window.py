@@ -1,4 +1,4 @@
-"""Laws of answers, of replies that are begun, and of the window of messages that fits."""
+"""Laws of given answers, of replies that are continued, and of the window of messages that fits."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_window_keeps_a_result_with_its_call():
         template.fit_window(messages, budget - 1)
 
 
-def test_tools_take_their_room_in_the_window():
+def test_tools_count_in_the_window():
     template = KINDS["chatml"]
     budget = template.count(HELLO)
     assert template.fit_window(HELLO, budget) == 0

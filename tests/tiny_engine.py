@@ -1,4 +1,4 @@
-"""A whole engine on a random two-layer Llama with a byte-level tokenizer: every law, offline, in milliseconds."""
+"""A complete engine on a random two-layer Llama with a byte-level tokenizer, for fast offline tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTEXT = 2048
 
 
 def byte_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """One token a byte, and two control tokens."""
+    """One token per byte, and two control tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -55,7 +55,7 @@ def tiny_llama(seed: int = 0, vocabulary: int = 258) -> LlamaForCausalLM:
 
 
 def random_adapter(model: LlamaForCausalLM, config: AdapterConfig | None = None, seed: int = 1) -> Adapter:
-    """An adapter whose corrections are large enough to change what is said."""
+    """An adapter whose corrections are large enough to change replies."""
     config = config or AdapterConfig(rank=4, key_shift=True)
     adapter = Adapter.for_model(config, model)
     generator = torch.Generator().manual_seed(seed)

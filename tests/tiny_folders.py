@@ -1,4 +1,4 @@
-"""A random two-layer model and a random adapter for it as folders, which is how commands open them."""
+"""A random two-layer model and a random adapter for it in folders, as the commands open them."""
 
 from __future__ import annotations
 
