@@ -1,4 +1,4 @@
-"""What the README says works."""
+"""The code in the README runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compiled(block: str) -> CodeType:
 
 
 async def run(block: str, **names: Any) -> dict[str, Any]:
-    """The names that a block leaves behind; every model is the scripted one."""
+    """Runs a block with the scripted model and returns its names."""
     names |= {name: getattr(package, name) for name in package.__all__}
     result = eval(compiled(block.replace('"smollm2-135m-instruct"', '"scripted"')), names)
     if inspect.isawaitable(result):
@@ -88,7 +88,7 @@ async def test_the_suite_is_subclassed() -> None:
     names["TestMyLLM"]().test_the_metadata_says_what_it_can()
 
 
-def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_statements_are_listed_corrected_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     llm = package.DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE))
     engine = llm.open_engine("ada")
     for text in ("My dog is called Biscuit.", "I live in Oslo."):
