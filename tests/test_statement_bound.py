@@ -267,7 +267,7 @@ def test_a_warning_is_logged_when_statements_are_dropped(caplog: pytest.LogCaptu
         engine.absorb_into("a", [user(f"Fact {number}.") for number in range(4)])
         assert not caplog.records
         engine.absorb_into("a", [user("Fact 4.")])
-    assert "1 of them are in its full state alone" in caplog.text
+    assert "1 of them are now only in its full state" in caplog.text
 
 
 def test_a_bound_below_one_is_refused() -> None:

@@ -25,6 +25,7 @@ def bytes_of(store: FileStore) -> bytes:
     return b"".join(path.read_bytes() for path in store.path.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweeps", ["prune", "erase"])
 def test_nothing_stays_of_a_commit_interrupted_at_any_moment(sweeps: str, tmp_path: Path) -> None:
     original = FileStore(tmp_path / "original")

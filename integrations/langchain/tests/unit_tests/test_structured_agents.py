@@ -72,6 +72,7 @@ def counting(reply: Message | str) -> tuple[ScriptedEngine, list[Asked]]:
     return ScriptedEngine(script), asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "way", "tools"), COMBINED)
 def test_a_truncated_structured_response_raises_an_error_at_once(name: str, way: str, tools: list[Any]) -> None:
     response_format, reply = STRATEGIES[name]
