@@ -303,7 +303,7 @@ def _report(revision: Revision, seen: Seen, lost: int) -> None:
     _log.log(
         logging.INFO if rewords else logging.WARNING,
         "thread %r: messages were edited (%d) or deleted (%d), and the memory went back to before them. "
-        "The messages that the graph still shows were written again; messages trimmed before, and now lost: %d",
+        "The messages that the graph still shows were written again; %d messages are lost, because they were trimmed",
         thread_name(ensure_config()),
         len(revision.edited),
         len(revision.deleted),
