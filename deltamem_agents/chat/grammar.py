@@ -184,8 +184,8 @@ class Matcher:
         """Bool (vocabulary,): which tokens may come next. Never all False."""
         mask = _mask(self._compiled)
         if self._remaining is not None and self._remaining <= CLOSING_TOKENS:
-            mask = self._homeward(mask, self._remaining)
-        return self._sized(mask)
+            mask = self._toward_an_end(mask, self._remaining)
+        return self._padded(mask)
 
     def accept(self, token: int) -> None:
         """Advances by `token`. Raises GrammarError if the grammar does not allow it."""
@@ -208,33 +208,33 @@ class Matcher:
 
     def way_out(self, limit: int = 4 * CLOSING_TOKENS) -> list[int] | None:
         """A short continuation that completes the reply: [] if it is complete, None if none is found within `limit`."""
-        way = self._way(limit)
+        way = self._ending(limit)
         # Some forms, such as a number above 0, are never finished by always taking the best-ranked token.
-        return self._way(limit, varied=True) if way is None else way
+        return self._ending(limit, varied=True) if way is None else way
 
-    def _homeward(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
+    def _toward_an_end(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
         """The tokens of `mask` after which the reply can still be finished in time, as far as can be determined."""
         way = self.way_out()
         if way and len(way) + _MARGIN >= remaining:
-            return _only(mask, way[:1])
+            return _mask_of(mask, way[:1])
         choices = np.flatnonzero(mask).tolist()
         if len(choices) > _FORK:
             return mask
-        return _only(mask, [token for token in choices if self._in_time(token, remaining - 1)] or choices)
+        return _mask_of(mask, [token for token in choices if self._in_time(token, remaining - 1)] or choices)
 
     def _in_time(self, token: int, remaining: int) -> bool:
         if self._vocabulary.is_end(token):
             return True
-        return self._way(remaining, first=[token]) is not None
+        return self._ending(remaining, first=[token]) is not None
 
-    def _way(self, limit: int, first: Sequence[int] = (), *, varied: bool = False) -> list[int] | None:
+    def _ending(self, limit: int, first: Sequence[int] = (), *, varied: bool = False) -> list[int] | None:
         """Tokens that finish the reply after `first`. `varied`: a token that was used is ranked behind the others."""
         ahead, way, ranks = self._compiled.deep_copy(), list[int](), self._vocabulary.endings
         if not ahead.consume_tokens(list(first)):
             return None
         ranks = ranks.copy() if varied else ranks
         while not ahead.is_accepting():
-            step = ahead.compute_ff_tokens() or [self._easiest(_mask(ahead), ranks)]
+            step = ahead.compute_ff_tokens() or [self._best_token(_mask(ahead), ranks)]
             if len(way) + len(step) > limit or not ahead.consume_tokens(step):
                 return None
             way += step
@@ -243,7 +243,7 @@ class Matcher:
                 ranks[step[0]] += 4 * 64 * len(ranks)
         return way
 
-    def _easiest(self, mask: NDArray[np.bool_], ranks: NDArray[np.int64]) -> int:
+    def _best_token(self, mask: NDArray[np.bool_], ranks: NDArray[np.int64]) -> int:
         candidates = np.flatnonzero(mask[: len(ranks)])
         # A brace ends an object, but inside a string it is an ordinary letter.
         if not mask[self._vocabulary.letter]:
@@ -251,7 +251,7 @@ class Matcher:
             candidates = closing if len(closing) else candidates
         return int(candidates[ranks[candidates].argmin()])
 
-    def _sized(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _padded(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         size = self._vocabulary.size
         return mask[:size] if len(mask) >= size else np.pad(mask, (0, size - len(mask)))
 
@@ -261,7 +261,7 @@ def _mask(compiled: LLMatcher) -> NDArray[np.bool_]:
     return np.unpackbits(packed, bitorder="little").view(np.bool_)
 
 
-def _only(mask: NDArray[np.bool_], tokens: Sequence[int]) -> NDArray[np.bool_]:
+def _mask_of(mask: NDArray[np.bool_], tokens: Sequence[int]) -> NDArray[np.bool_]:
     few = np.zeros_like(mask)
     few[list(tokens)] = True
     return few

@@ -145,18 +145,24 @@ def align(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
     if log.count == 0:
         return Aligned(Alignment.FRESH, tuple(range(len(incoming))), log)
     known, at_end = _known(_Exchanges.of(log), incoming, newest_at=log.count - 1 if named else None)
-    stands = _standing(log, incoming)
+    stands = _common_start(log, incoming)
     if stands == log.count or (at_end and known == log.count and _same_roles(log, incoming)):
         return _in_place(log, incoming, named=named)
     # If all turns are equal, the log without its newest reply also ends with the newest exchange.
     again = stands == len(incoming) == log.count - 1
     if named and _has_reply(incoming[log.count - len(log.tail) : stands]) and (again or not at_end):
-        return Aligned(Alignment.DIVERGED, _from(stands, incoming), _first(log, stands), stands, log.count - stands)
+        return Aligned(
+            Alignment.DIVERGED,
+            _positions_from(stands, incoming),
+            _first_messages(log, stands),
+            stands,
+            log.count - stands,
+        )
     rest = tuple(incoming[known:])
     if again or (rest and not at_end and rest == _newest_input(log.tail)):
         # The regenerated reply replaces the one that the client did not keep.
-        return Aligned(Alignment.WINDOWED, (), _first(log, log.count - 1))
-    return Aligned(Alignment.WINDOWED, _from(known + _unanswered(log.tail, rest), incoming), log)
+        return Aligned(Alignment.WINDOWED, (), _first_messages(log, log.count - 1))
+    return Aligned(Alignment.WINDOWED, _positions_from(known + _unanswered(log.tail, rest), incoming), log)
 
 
 def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
@@ -173,7 +179,7 @@ def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
     rest = tuple(leaving[known:])
     if not at_end and rest == _newest_input(log.tail):
         return len(leaving)
-    return known + max(_continued(log.tail, leaving, known), _unanswered(log.tail, rest))
+    return known + max(_following(log.tail, leaving, known), _unanswered(log.tail, rest))
 
 
 def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
@@ -188,7 +194,7 @@ def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
     known, _ = _known(exchanges, incoming[start:], unbroken=True)
     if not exchanges.hold_whole(incoming[start : start + known]):
         return 0
-    return start + known + _continued(log.tail, incoming[start:], known)
+    return start + known + _following(log.tail, incoming[start:], known)
 
 
 def stands_in(log: ThreadLog, incoming: Sequence[str]) -> bool:
@@ -290,8 +296,8 @@ def _in_place(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligne
     told = zip(range(start, older), log.tail, incoming[start:older], strict=False)
     edited = [place for place, known, seen in told if known != seen and seen.startswith(_USER)]
     if not named or not edited:
-        return Aligned(Alignment.EXTENDS, _from(log.count, incoming), as_shown(log, incoming))
-    new = (*edited, *_from(log.count, incoming))
+        return Aligned(Alignment.EXTENDS, _positions_from(log.count, incoming), as_shown(log, incoming))
+    new = (*edited, *_positions_from(log.count, incoming))
     return Aligned(Alignment.DIVERGED, new, as_shown(log, incoming), edited[0], len(edited))
 
 
@@ -300,7 +306,7 @@ def _same_roles(log: ThreadLog, incoming: Sequence[str]) -> bool:
     return [each[0] for each in log.tail] == [each[0] for each in incoming[start : log.count]]
 
 
-def _standing(log: ThreadLog, incoming: Sequence[str]) -> int:
+def _common_start(log: ThreadLog, incoming: Sequence[str]) -> int:
     """How many messages `log` and `incoming` have in common from the start of the thread.
 
     If the tail no longer contains the start, the comparison begins at the tail's first message, and earlier ones count
@@ -311,7 +317,7 @@ def _standing(log: ThreadLog, incoming: Sequence[str]) -> int:
     return start + same if same else 0
 
 
-def _continued(tail: Sequence[str], incoming: Sequence[str], known: int) -> int:
+def _following(tail: Sequence[str], incoming: Sequence[str], known: int) -> int:
     """How many messages after `incoming[:known]` also follow the same exchange in the log."""
     if known < 2:
         return 0
@@ -336,7 +342,7 @@ def _newest_input(tail: Sequence[str]) -> tuple[str, ...]:
     return tuple(tail[first:-1])
 
 
-def _first(log: ThreadLog, count: int) -> ThreadLog:
+def _first_messages(log: ThreadLog, count: int) -> ThreadLog:
     """The log's first `count` messages."""
     return ThreadLog(count, log.tail[: len(log.tail) - (log.count - count)], log.opening)
 
@@ -348,7 +354,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     return same
 
 
-def _from(place: int, incoming: Sequence[str]) -> tuple[int, ...]:
+def _positions_from(place: int, incoming: Sequence[str]) -> tuple[int, ...]:
     return tuple(range(place, len(incoming)))
 
 

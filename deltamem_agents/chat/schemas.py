@@ -47,7 +47,7 @@ def as_tools(tools: object) -> tuple[Tool, ...]:
         if not isinstance(tool, Tool):
             raise ConfigError(f"tools holds {tool!r}, expected Tool objects")
         name: object = tool.name
-        if not isinstance(name, str) or not name.strip() or not _sayable(name):
+        if not isinstance(name, str) or not name.strip() or not _is_unicode(name):
             raise ConfigError(f"a tool is named {name!r}, expected Unicode text that is not blank; give it a name")
         if known.setdefault(name, tool) != tool:
             raise ConfigError(f"two tools are named {name!r}; a call could not distinguish them, so rename one")
@@ -116,7 +116,7 @@ def _part(schema: Any, at: str, shared: set[str], *, alone: bool) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     alone = alone and at not in shared
-    undivided = alone and _says_properties(schema) <= 1
+    undivided = alone and _count_property_parts(schema) <= 1
     if not undivided and isinstance(schema.get("$ref"), str):
         shared.add(schema["$ref"])
     said = dict(schema)
@@ -144,14 +144,14 @@ def _with_meaning(schema: dict[str, Any], alone: bool) -> dict[str, Any]:
     return schema
 
 
-def _says_properties(schema: Mapping[str, Any]) -> int:
+def _count_property_parts(schema: Mapping[str, Any]) -> int:
     """How many separate parts of the schema define properties of its object."""
     own = bool(schema.keys() & {"properties", "patternProperties", "additionalProperties", "required"})
     combined = schema.get("allOf")
     return own + len(combined if isinstance(combined, list) else ()) + len(schema.keys() & {"$ref", "anyOf", "oneOf"})
 
 
-def _sayable(name: str) -> bool:
+def _is_unicode(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:

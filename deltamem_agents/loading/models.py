@@ -105,7 +105,7 @@ def load_model(
     if decode_weights and options.quantization_config is not None:
         raise ConfigError("decode_weights and quantization_config were given, and each rounds the weights; give one")
     _check_options(asked, kind, device, options)
-    place = _usable_device(_first_device(options.device_map) if device is None else device)
+    place = _require_device(_first_device(options.device_map) if device is None else device)
     precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
     require_threads(needed=torch.get_num_threads() > 1)
     source = asked if kind == "hub" else str(_local_folder(asked, kind, progress))
@@ -156,13 +156,13 @@ def _local_folder(name: str, kind: _Kind, progress: bool) -> Path:
     path = Path(name).expanduser()
     if kind == "folder":
         return path
-    gguf = _the_gguf(path)
+    gguf = _single_gguf(path)
     with step(f"reading {gguf.name}", progress, long=False):
         digest = sha256_of(gguf)
     return dense_copy(digest, lambda scratch: gguf, progress)
 
 
-def _the_gguf(path: Path) -> Path:
+def _single_gguf(path: Path) -> Path:
     if path.is_file():
         return path
     found = sorted(path.glob("*.gguf"))
@@ -173,7 +173,7 @@ def _the_gguf(path: Path) -> Path:
     return found[0]
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
+def _require_device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:

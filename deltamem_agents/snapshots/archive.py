@@ -77,7 +77,7 @@ class Archive(Mapping[str, bytes]):
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        with _unzipping():
+        with _as_damage():
             self._zip = zipfile.ZipFile(file)
             fields = json.loads(self._member(_MANIFEST))
             version = fields["format"]
@@ -88,7 +88,7 @@ class Archive(Mapping[str, bytes]):
                 f"archive has format {version}, this version of deltamem_agents reads up to {ARCHIVE_FORMAT}; "
                 "upgrade the package to import it. Nothing was written"
             )
-        with _unzipping():
+        with _as_damage():
             self.agent: str = fields["agent"]
             self.moves = tuple(Move(*map(_text, move)) for move in fields["moves"])
             self.tags: dict[str, str] = {_text(name): _text(target) for name, target in fields["tags"].items()}
@@ -110,7 +110,7 @@ class Archive(Mapping[str, bytes]):
         return _member(self._zip, name)
 
     def __getitem__(self, snapshot: str) -> bytes:
-        with _unzipping():
+        with _as_damage():
             data = self._member(f"{snapshot}.safetensors")
             if snapshot_id(data) != snapshot:
                 raise ValueError(f"the bytes of snapshot {snapshot[:12]}… do not match its id")
@@ -144,7 +144,7 @@ class _Objects(Mapping[str, bytes]):
         self._zip, self._ids = archive, dict.fromkeys(ids)
 
     def __getitem__(self, each: str) -> bytes:
-        with _unzipping():
+        with _as_damage():
             return _member(self._zip, f"{_FOLDER}{each}")
 
     def __contains__(self, each: object) -> bool:
@@ -171,7 +171,7 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def _unzipping() -> Iterator[None]:
+def _as_damage() -> Iterator[None]:
     try:
         yield
     except (NewerFormatError, DamagedSnapshotError):

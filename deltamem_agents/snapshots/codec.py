@@ -86,7 +86,7 @@ def decode(data: bytes, scan: Scan | None = None) -> Snapshot:
         _damaged(f"its checksum is {data[_DIGEST][:12]!r}…", f"{_digest(data)[:12]!r}…")
     fields = _fields(data, length)
     try:
-        return _snapshot(fields, _numbers(data), scan)
+        return _snapshot(fields, _read_tensors(data), scan)
     except (ConfigError, StateError) as error:
         _damaged(str(error), "a snapshot as save writes it")
 
@@ -156,7 +156,11 @@ def _metadata(snapshot: Snapshot) -> str:
         "format": FORMAT,
         "fingerprint": [made_by.model, made_by.tokenizer, made_by.adapter],
         "thread": snapshot.thread,
-        "absorbed": {"count": absorbed.count, "tail": _short(absorbed.tail), "opening": _short(absorbed.opening)},
+        "absorbed": {
+            "count": absorbed.count,
+            "tail": _packed_digests(absorbed.tail),
+            "opening": _packed_digests(absorbed.opening),
+        },
         "threads": list(snapshot.threads.items()),
         "parent": snapshot.parent,
         "counters": [counters.turns, counters.messages, counters.tokens],
@@ -173,7 +177,7 @@ def _metadata(snapshot: Snapshot) -> str:
     return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 
 
-def _numbers(data: bytes) -> dict[str, MemoryState]:
+def _read_tensors(data: bytes) -> dict[str, MemoryState]:
     """The stored tensors by name: "state", or "base" and possibly "folded"."""
     try:
         tensors = load_tensors(data)
@@ -192,14 +196,14 @@ def _numbers(data: bytes) -> dict[str, MemoryState]:
     }
 
 
-def _short(digests: Sequence[str]) -> str | list[str]:
+def _packed_digests(digests: Sequence[str]) -> str | list[str]:
     """Message digests in a shorter form: 17 bytes each, base64."""
     if not all(map(_MESSAGE_DIGEST.fullmatch, digests)):
         return list(digests)
     return b64encode(b"".join(each[0].encode() + bytes.fromhex(each[2:]) for each in digests)).decode()
 
 
-def _long(value: object) -> tuple[str, ...]:
+def _unpacked_digests(value: object) -> tuple[str, ...]:
     if not isinstance(value, str):
         return _texts(value, "absorbed")
     try:
@@ -214,10 +218,10 @@ def _long(value: object) -> tuple[str, ...]:
 def _statements(value: object) -> StatementList | None:
     if value is None:
         return None
-    lists = _is(value, dict, "statements")
+    lists = _require_type(value, dict, "statements")
 
     def addresses(name: str) -> tuple[str, ...]:
-        text = _is(lists.get(name), str, "statements")
+        text = _require_type(lists.get(name), str, "statements")
         if not _ADDRESSES.fullmatch(text):
             _damaged(f"its 'statements' hold {text[:40]!r}", f"addresses of {ADDRESS_DIGITS} hex digits each")
         return tuple(text[at : at + ADDRESS_DIGITS] for at in range(0, len(text), ADDRESS_DIGITS))
@@ -228,8 +232,8 @@ def _statements(value: object) -> StatementList | None:
 def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | None) -> Snapshot:
     if not isinstance(fields, dict) or set(fields) - {"went"} != (_FIELDS_1 if fields.get("format") == 1 else _FIELDS):
         _damaged("its metadata has other fields", ", ".join(sorted(_FIELDS)))
-    absorbed = _is(fields["absorbed"], dict, "absorbed")
-    threads = [_texts(pair, "threads") for pair in _is(fields["threads"], list, "threads")]
+    absorbed = _require_type(fields["absorbed"], dict, "absorbed")
+    threads = [_texts(pair, "threads") for pair in _require_type(fields["threads"], list, "threads")]
     if any(len(pair) != 2 for pair in threads):
         _damaged("its 'threads' hold something else", "pairs of name and id")
     parent = fields["parent"]
@@ -237,7 +241,7 @@ def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | N
     if len(made_by) != 3:
         _damaged(f"its fingerprint has {len(made_by)} parts", "model, tokenizer, adapter")
     state, base, folded = (numbers.get(name) for name in ("state", "base", "folded"))
-    statements, fades = _statements(fields.get("statements")), _is(fields.get("fades", False), bool, "fades")
+    statements, fades = _statements(fields.get("statements")), _require_type(fields.get("fades", False), bool, "fades")
     if base is not None:
         if statements is None:
             _damaged("it has a 'base' and no statements", "both, or a 'state'")
@@ -247,18 +251,18 @@ def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | N
     return Snapshot(
         state=state,
         fingerprint=Fingerprint(*made_by),
-        thread=_is(fields["thread"], str, "thread"),
+        thread=_require_type(fields["thread"], str, "thread"),
         absorbed=ThreadLog(
             _counts([absorbed.get("count")], 1)[0],
-            _long(absorbed.get("tail")),
-            () if fields["format"] == 1 else _long(absorbed.get("opening")),
+            _unpacked_digests(absorbed.get("tail")),
+            () if fields["format"] == 1 else _unpacked_digests(absorbed.get("opening")),
         ),
         threads={name: newest for name, newest in threads},
-        parent=None if parent is None else _is(parent, str, "parent"),
+        parent=None if parent is None else _require_type(parent, str, "parent"),
         counters=Counters(*_counts(fields["counters"], 3)),
         created=_time(fields["created"]),
-        note=_is(fields["note"], str, "note"),
-        origin=_is(fields["origin"], str, "origin"),
+        note=_require_type(fields["note"], str, "note"),
+        origin=_require_type(fields["origin"], str, "origin"),
         statements=statements,
         base=base,
         fades=fades,
@@ -267,27 +271,27 @@ def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | N
     )
 
 
-def _is(value: object, kind: type[_T], name: str) -> _T:
+def _require_type(value: object, kind: type[_T], name: str) -> _T:
     if not isinstance(value, kind):
         _damaged(f"its {name!r} is {type(value).__name__}", kind.__name__)
     return value
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
-    items = _is(value, list, name)
+    items = _require_type(value, list, name)
     # Most snapshots have hundreds of them, so they are checked one by one only if one has a wrong type.
-    return tuple(items) if set(map(type, items)) <= {str} else tuple(_is(item, str, name) for item in items)
+    return tuple(items) if set(map(type, items)) <= {str} else tuple(_require_type(item, str, name) for item in items)
 
 
 def _counts(value: object, wanted: int) -> tuple[int, ...]:
-    counts = tuple(_is(item, int, "counters") for item in _is(value, list, "counters"))
+    counts = tuple(_require_type(item, int, "counters") for item in _require_type(value, list, "counters"))
     if len(counts) != wanted or min(counts) < 0 or any(isinstance(count, bool) for count in counts):
         _damaged(f"its counters are {counts}", f"{wanted} numbers from 0")
     return counts
 
 
 def _time(value: object) -> str:
-    text = _is(value, str, "created")
+    text = _require_type(value, str, "created")
     try:
         datetime.fromisoformat(text)
     except ValueError:

@@ -47,7 +47,7 @@ def is_leftover(folder: Path) -> bool:
     return "." in folder.name
 
 
-def aside(folder: Path) -> Path:
+def temporary_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
 
 
@@ -65,13 +65,13 @@ def require_layout(marker: Path) -> None:
         )
 
 
-def _sealed(value: object) -> bytes:
+def _with_checksum(value: object) -> bytes:
     """A line of JSON with its checksum in front."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _unsealed(line: bytes, path: Path) -> object:
+def _without_checksum(line: bytes, path: Path) -> object:
     text = line[9:-1]
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         raise damaged(path, f"a line {line[:24]!r}… that does not match its checksum", "one that does")
@@ -80,7 +80,7 @@ def _unsealed(line: bytes, path: Path) -> object:
 
 
 def _line(move: Move) -> bytes:
-    return _sealed([move.verb, move.snapshot, move.at])
+    return _with_checksum([move.verb, move.snapshot, move.at])
 
 
 def read_ref(folder: Path) -> Ref | None:
@@ -88,7 +88,7 @@ def read_ref(folder: Path) -> Ref | None:
     path = folder / "ref"
     for _ in range(2):
         try:
-            fields = _unsealed(path.read_bytes(), path)
+            fields = _without_checksum(path.read_bytes(), path)
         except FileNotFoundError:
             # An agent appears and disappears by one rename. If the folder exists now, it appeared meanwhile: try again.
             if not folder.exists():
@@ -102,7 +102,7 @@ def read_ref(folder: Path) -> Ref | None:
 
 def write_ref(folder: Path, ref: Ref) -> None:
     with replacing(folder / "ref") as file:
-        file.write(_sealed(asdict(ref)))
+        file.write(_with_checksum(asdict(ref)))
 
 
 def read_journal(path: Path, ref: Ref) -> list[Move]:
@@ -110,7 +110,7 @@ def read_journal(path: Path, ref: Ref) -> list[Move]:
         data = file.read(ref.length)
     if len(data) < ref.length:
         raise damaged(path, f"{len(data)} bytes", f"{ref.length}")
-    lines = [_unsealed(line, path) for line in data.splitlines(keepends=True)]
+    lines = [_without_checksum(line, path) for line in data.splitlines(keepends=True)]
     moves = [Move(*map(str, fields)) for fields in lines if isinstance(fields, list)]
     if not moves or moves[-1].snapshot != ref.head:
         raise damaged(path, "another last move", f"one to {ref.head}")
@@ -138,7 +138,7 @@ def write_journal(
     write_ref(folder, Ref(agent, moves[-1].snapshot, name, len(data), dict(tags)))
 
 
-def share(source: Path, target: Path) -> bool:
+def link_or_copy(source: Path, target: Path) -> bool:
     """Hard-links or copies a file to a second path. Returns False if the file does not exist."""
     try:
         os.link(source, target)
@@ -153,7 +153,7 @@ def share(source: Path, target: Path) -> bool:
     return True
 
 
-def weigh(
+def removal_of(
     folder: Path, ids: Iterable[str], others: Sequence[Path], file: Callable[[Path, str], Path] = snapshot_file
 ) -> Removed:
     """What deleting these snapshots or statements of an agent will remove. Files in another agent's folder stay."""

@@ -36,17 +36,17 @@ from deltamem_agents.snapshots.file_layout import (
     STATEMENTS,
     Ref,
     add_move,
-    aside,
     damaged,
     is_leftover,
+    link_or_copy,
     read_journal,
     read_ref,
+    removal_of,
     require_layout,
-    share,
     snapshot_file,
     statement_file,
     sweep,
-    weigh,
+    temporary_folder,
     write_journal,
     write_ref,
 )
@@ -275,7 +275,7 @@ class FileStore(Store):
         objects: Mapping[str, bytes | None],
     ) -> None:
         """Makes a new agent in a temporary folder and renames it into place."""
-        folder = aside(self._folder(agent))
+        folder = temporary_folder(self._folder(agent))
         try:
             (folder / "snapshots").mkdir(parents=True)
             self._fill(folder, agent, moves, tags, blobs, source, objects)
@@ -303,7 +303,7 @@ class FileStore(Store):
                 with replacing(statement_file(folder, each)) as file:
                     file.write(data)
             elif source is not None:
-                share(statement_file(self._folder(source), each), statement_file(folder, each))
+                link_or_copy(statement_file(self._folder(source), each), statement_file(folder, each))
         if objects:
             sync_folder(folder / STATEMENTS)
         for snapshot in dict.fromkeys(move.snapshot for move in moves):
@@ -311,7 +311,7 @@ class FileStore(Store):
             if snapshot in blobs:
                 with replacing(target) as file:
                     file.write(blobs[snapshot])
-            elif source is None or not share(snapshot_file(self._folder(source), snapshot), target):
+            elif source is None or not link_or_copy(snapshot_file(self._folder(source), snapshot), target):
                 raise no_snapshot(source or agent, snapshot)
         sync_folder(folder / "snapshots")
         write_journal(folder, agent, moves, tags)
@@ -338,7 +338,7 @@ class FileStore(Store):
             gone = {move.snapshot for move in journal} & set(snapshots) - {ref.head, *ref.tags.values()}
             if not gone:
                 return Removed()
-            removed = weigh(self._folder(agent), sorted(gone), self._other_folders(agent))
+            removed = removal_of(self._folder(agent), sorted(gone), self._other_folders(agent))
             kept = [move for move in journal if move.snapshot not in gone]
             write_journal(self._folder(agent), agent, kept, ref.tags, incarnation=ref.incarnation)
             sweep(self._folder(agent))
@@ -359,7 +359,7 @@ class FileStore(Store):
                 raise no_agent(agent)
             paths = {each: statement_file(folder, each) for each in sorted(ids)}
             gone = [each for each, path in paths.items() if path.exists() and path.read_bytes() != FORGOTTEN]
-            removed = weigh(folder, gone, self._other_folders(agent), statement_file)
+            removed = removal_of(folder, gone, self._other_folders(agent), statement_file)
             for path in (paths[each] for each in gone):
                 if forgotten:
                     with replacing(path) as file:
@@ -380,7 +380,7 @@ class FileStore(Store):
             listed = self._listed(agent, links)
             strays = [path for path in sorted((folder / STATEMENTS).glob("*")) if path.name not in listed]
             whole = [path.name for path in strays if len(path.name) == ADDRESS_DIGITS]
-            removed = weigh(folder, whole, self._other_folders(agent), statement_file)
+            removed = removal_of(folder, whole, self._other_folders(agent), statement_file)
             for path in strays:
                 path.unlink()
             return removed
@@ -391,8 +391,8 @@ class FileStore(Store):
             if not folder.exists():
                 raise no_agent(agent)
             held = sorted(path.stem for path in (folder / "snapshots").glob("*.safetensors"))
-            removed = weigh(folder, held, self._other_folders(agent))
-            leftover = aside(folder)
+            removed = removal_of(folder, held, self._other_folders(agent))
+            leftover = temporary_folder(folder)
             os.rename(folder, leftover)
             try:
                 sync_folder(self._folders)

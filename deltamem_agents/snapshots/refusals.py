@@ -61,7 +61,7 @@ def require_head(agent: str, found: str | None, expected: str | None) -> None:
     """Raises StaleHeadError unless the agent's head is the expected one. None stands for no agent."""
     if found != expected:
         raise StaleHeadError(
-            f"agent {agent!r} is at {_short(found)}, expected {_short(expected)}: another commit came first. "
+            f"agent {agent!r} is at {_abridged(found)}, expected {_abridged(expected)}: another commit came first. "
             "Load the agent again, redo the work on its new head and save the result"
         )
 
@@ -70,7 +70,7 @@ def require_free_tag(agent: str, name: str, found: str | None, wanted: str | Non
     """Raises AlreadyExistsError if the tag names another snapshot than `wanted`."""
     if wanted is not None and found not in (None, wanted):
         raise AlreadyExistsError(
-            f"tag {name!r} of agent {agent!r} already names {_short(found)}; untag it first or choose another name"
+            f"tag {name!r} of agent {agent!r} already names {_abridged(found)}; untag it first or choose another name"
         )
 
 
@@ -153,5 +153,5 @@ def closed(where: str) -> StoreError:
     return StoreError(f"{where} is closed; open the store again")
 
 
-def _short(snapshot: str | None) -> str:
+def _abridged(snapshot: str | None) -> str:
     return "no snapshot" if snapshot is None else f"{snapshot[:12]}…"

@@ -53,16 +53,16 @@ class SQLiteFile:
                 _create(path, tables)
             _require_owner(path, application)
             _require_log(path)
-        with self._naming_faults():
+        with self._as_store_errors():
             self._reader: sqlite3.Connection | None = self._connect()
         try:
-            self._look(schema)
+            self._check_schema(schema)
         except BaseException:
             self.close()
             raise
 
-    def _look(self, schema: int) -> None:
-        with self._naming_faults():
+    def _check_schema(self, schema: int) -> None:
+        with self._as_store_errors():
             assert self._reader is not None
             # Read through the connection, which includes commits that are only in the log.
             found = self._reader.execute("PRAGMA user_version").fetchone()[0]
@@ -90,14 +90,14 @@ class SQLiteFile:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection for reading."""
         require_own_process(self._where, self._pid)
-        with self._read_lock, self._naming_faults():
-            yield self._usable()
+        with self._read_lock, self._as_store_errors():
+            yield self._require_open()
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the file's write lock. It commits at the end and rolls back on an exception."""
         deadline = Deadline(self._where, self._timeout)
-        with self._exclusively(deadline) as db:
+        with self._write_connection(deadline) as db:
             if _size(_log_of(self.path)) >= self._merge_at:
                 self._merge(db, deadline)
             with self._transaction(db, deadline):
@@ -111,7 +111,7 @@ class SQLiteFile:
         file is rewritten if it would be more than half empty. Reading continues meanwhile.
         """
         deadline = Deadline(self._where, self._timeout)
-        with self._exclusively(deadline) as db:
+        with self._write_connection(deadline) as db:
             with self._transaction(db, deadline):
                 for table in refill:
                     db.execute(f"CREATE TEMP TABLE kept AS SELECT * FROM main.{table}")
@@ -129,20 +129,20 @@ class SQLiteFile:
             self._merge(db, deadline)
 
     @contextmanager
-    def _exclusively(self, deadline: Deadline) -> Iterator[sqlite3.Connection]:
+    def _write_connection(self, deadline: Deadline) -> Iterator[sqlite3.Connection]:
         """The writing connection, for this thread alone. It is opened at its first use."""
         require_own_process(self._where, self._pid)
         deadline.wait(lambda seconds: self._write_lock.acquire(timeout=seconds), _OTHERS)
         try:
-            with self._naming_faults():
-                self._usable()
+            with self._as_store_errors():
+                self._require_open()
                 if self._writer is None:
                     self._writer = self._connect()
                 yield self._writer
         finally:
             self._write_lock.release()
 
-    def _usable(self) -> sqlite3.Connection:
+    def _require_open(self) -> sqlite3.Connection:
         """The reading connection. Raises StoreError if the store was closed or its files have been replaced."""
         if self._reader is None:
             raise closed(self._where)
@@ -155,7 +155,7 @@ class SQLiteFile:
         deadline.wait(lambda seconds: self._begin(db, seconds), _OTHERS)
         try:
             yield
-            self._usable()
+            self._require_open()
             db.execute("COMMIT")
         except BaseException:
             # A full disk makes SQLite roll back by itself.
@@ -194,7 +194,7 @@ class SQLiteFile:
         self._merge_at = _size(_log_of(self.path)) + LOG_BYTES
 
     @contextmanager
-    def _naming_faults(self) -> Iterator[None]:
+    def _as_store_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -260,7 +260,7 @@ def _require_owner(path: Path, application: int) -> None:
     if path.is_dir():
         hint = "it holds a FileStore: open it as folder:///PATH" if (path / "store.json").exists() else "name a file"
         raise StoreError(f"{str(path)!r} is a folder, expected a SQLite file; {hint}")
-    with closing(_look_only(path)) as db:
+    with closing(_connect_read_only(path)) as db:
         try:
             owner = db.execute("PRAGMA application_id").fetchone()[0]
         except sqlite3.DatabaseError as error:
@@ -286,7 +286,7 @@ def _require_log(path: Path) -> None:
     for _ in range(2):
         if log.exists():
             return
-        with closing(_look_only(path)) as db:
+        with closing(_connect_read_only(path)) as db:
             try:
                 if not _log_needed(db):
                     return
@@ -300,7 +300,7 @@ def _require_log(path: Path) -> None:
     )
 
 
-def _look_only(path: Path) -> sqlite3.Connection:
+def _connect_read_only(path: Path) -> sqlite3.Connection:
     """A read-only connection. It makes no file beside the store and takes no lock unless there is a log."""
     settled = not _size(_log_of(path))
     return sqlite3.connect(f"{path.as_uri()}?{'immutable=1' if settled else 'mode=ro'}", uri=True)

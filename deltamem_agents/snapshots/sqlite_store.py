@@ -144,12 +144,12 @@ class SQLiteStore(Store):
             key = _key(db, agent)
             require_head(agent, _head_of(db, key), expected)
             if data is not None:
-                _put(db, move.snapshot, data)
+                _store_bytes(db, move.snapshot, data)
             elif not _holds(db, key, move.snapshot):
                 raise no_snapshot(agent, move.snapshot)
             key = _add_agent(db, agent) if key is None else key
-            _hold(db, key, objects)
-            _record(db, key, [move])
+            _hold_objects(db, key, objects)
+            _record_moves(db, key, [move])
 
     def _create(
         self,
@@ -169,16 +169,16 @@ class SQLiteStore(Store):
             shared = None if source is None else _key(db, source)
             for snapshot in dict.fromkeys(move.snapshot for move in moves):
                 if snapshot in blobs:
-                    _put(db, snapshot, blobs[snapshot])
+                    _store_bytes(db, snapshot, blobs[snapshot])
                 elif not _holds(db, shared, snapshot):
                     raise no_snapshot(source or agent, snapshot)
-            replaced = [] if key is None else _clear(db, key)
+            replaced = [] if key is None else _delete_agent(db, key)
             key = _add_agent(db, agent)
-            _hold(db, key, objects, shared)
-            _record(db, key, moves)
+            _hold_objects(db, key, objects, shared)
+            _record_moves(db, key, moves)
             rows = [(key, name.encode(), snapshot) for name, snapshot in tags.items()]
             db.executemany("INSERT INTO tags (agent, name, snapshot) VALUES (?, ?, ?)", rows)
-            _free(db, replaced)
+            _delete_unheld(db, replaced)
 
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
         with self._writing() as db:
@@ -200,7 +200,7 @@ class SQLiteStore(Store):
             gone = sorted(set(snapshots) - {_head_of(db, key), *_tags_of(db, key).values()})
             held = [snapshot for snapshot in gone if _holds(db, key, snapshot)]
             db.executemany("DELETE FROM moves WHERE agent = ? AND snapshot = ?", [(key, each) for each in held])
-            return _free(db, held)
+            return _delete_unheld(db, held)
 
     def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
         with self._reading() as db:
@@ -231,7 +231,7 @@ class SQLiteStore(Store):
                 db.executemany("UPDATE held SET forgotten = 1 WHERE agent = ? AND id = ?", rows)
             else:
                 db.executemany("DELETE FROM held WHERE agent = ? AND id = ?", rows)
-            removed = _free(db, [each for _, each in rows])
+            removed = _delete_unheld(db, [each for _, each in rows])
         if forgotten:
             self._scrub_after(f"statements of agent {agent!r} were forgotten, but their")
         return removed
@@ -242,7 +242,7 @@ class SQLiteStore(Store):
             if key is None:
                 raise no_agent(agent)
             db.execute("INSERT INTO erasures (at) VALUES (datetime())")
-            removed = _free(db, _clear(db, key))
+            removed = _delete_unheld(db, _delete_agent(db, key))
         self._scrub_after(f"agent {agent!r} was forgotten, but its")
         return removed
 
@@ -322,7 +322,7 @@ def _holds(db: sqlite3.Connection, key: int | None, snapshot: str) -> bool:
     return row is not None
 
 
-def _put(db: sqlite3.Connection, snapshot: str, data: bytes) -> None:
+def _store_bytes(db: sqlite3.Connection, snapshot: str, data: bytes) -> None:
     # Bytes already stored under this id differ only if they are damaged; then this repairs them.
     db.execute(
         "INSERT INTO snapshots (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
@@ -330,12 +330,12 @@ def _put(db: sqlite3.Connection, snapshot: str, data: bytes) -> None:
     )
 
 
-def _record(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
+def _record_moves(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
     rows = [(key, move.snapshot, move.verb, move.at) for move in moves]
     db.executemany("INSERT INTO moves (agent, snapshot, verb, at) VALUES (?, ?, ?, ?)", rows)
 
 
-def _clear(db: sqlite3.Connection, key: int) -> list[str]:
+def _delete_agent(db: sqlite3.Connection, key: int) -> list[str]:
     """Deletes an agent's rows with its moves and tags. Returns the ids of its snapshots and statements."""
     held = [each for (each,) in db.execute("SELECT DISTINCT snapshot FROM moves WHERE agent = ? ORDER BY 1", [key])]
     if _has_statements(db):
@@ -352,7 +352,9 @@ def _has_statements(db: sqlite3.Connection) -> bool:
     return bool(db.execute("PRAGMA user_version").fetchone()[0] >= 2)
 
 
-def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None], source: int | None = None) -> None:
+def _hold_objects(
+    db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None], source: int | None = None
+) -> None:
     """Adds statements and pages to an agent. Entries without bytes are taken from the agent `source`."""
     if objects and not _has_statements(db):
         for statement in filter(str.strip, _STATEMENTS.split(";")):
@@ -368,13 +370,13 @@ def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None],
             )
             continue
         if data != FORGOTTEN:
-            _put(db, at, data)
+            _store_bytes(db, at, data)
         db.execute(
             "INSERT OR REPLACE INTO held (agent, id, forgotten) VALUES (?, ?, ?)", [key, at, int(data == FORGOTTEN)]
         )
 
 
-def _free(db: sqlite3.Connection, ids: Sequence[str]) -> Removed:
+def _delete_unheld(db: sqlite3.Connection, ids: Sequence[str]) -> Removed:
     """Deletes the bytes of these snapshots and statements, except those that an agent still holds."""
     removed, kept, nbytes = [], [], 0
     users = ["SELECT 1 FROM moves WHERE snapshot = ?"]

@@ -118,9 +118,9 @@ def encode_statement(statement: Statement) -> bytes:
         "calls": [[call.name, dict(call.arguments), call.id] for call in statement.tool_calls],
     }
     arrays = {
-        "tokens": _whole(statement.tokens),
-        "written": _whole(statement.written),
-        "spans": _whole([place for span in statement.spans for place in span]),
+        "tokens": _integers(statement.tokens),
+        "written": _integers(statement.written),
+        "spans": _integers([place for span in statement.spans for place in span]),
     }
     if statement.stored is not None:
         arrays |= {name: getattr(statement.stored, name).contiguous().numpy() for name in _PARTS}
@@ -245,5 +245,5 @@ def decode_page(data: bytes, at: str) -> tuple[str, ...]:
     return tuple(data[place : place + _ADDRESS_BYTES].hex() for place in range(4, len(data), _ADDRESS_BYTES))
 
 
-def _whole(numbers: Sequence[int]) -> np.ndarray[Any, Any]:
+def _integers(numbers: Sequence[int]) -> np.ndarray[Any, Any]:
     return np.array(numbers, np.uint16 if max(numbers, default=0) < 2**16 else np.int32)

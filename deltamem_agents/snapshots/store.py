@@ -52,9 +52,9 @@ File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 MADE = "made"
 """Verb of a move that only records when the agent was made. `prune` adds it when it drops the agent's first move."""
 
-_MAKING = (MADE, "fork", "import")
+_CREATING_VERBS = (MADE, "fork", "import")
 
-_AT_ONCE = 256
+_READ_BATCH = 256
 """How many statements are read from the store at a time."""
 
 SHORTEST_PREFIX = 6
@@ -243,14 +243,14 @@ class Store(ABC):
         if keep_last < 1:
             raise ConfigError(f"keep_last is {keep_last}, expected at least 1; to delete everything use forget")
         journal = self._require_journal(agent)
-        held, making = dict.fromkeys(move.snapshot for move in reversed(journal)), _making(journal)
+        held, making = dict.fromkeys(move.snapshot for move in reversed(journal)), _creation_move(journal)
         kept = {*islice(held, keep_last), *self._tags(agent).values(), *self._branch_points(agent)}
         for each in kept & held.keys():
             links = decode_links(self._bytes(agent, each))
             kept.update(newest for thread, newest in links.threads.items() if thread != links.thread)
         gone = held.keys() - kept
         if making.snapshot in gone:
-            self._carry_over(agent, making)
+            self._keep_creation_time(agent, making)
         said = {each: decode_links(self._bytes(agent, each)) for each in held}
         before = self._listed(agent, said.values())
         removed = self._drop(agent, gone)
@@ -422,8 +422,8 @@ class Store(ABC):
 
     def _read(self, agent: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """The verified bytes of pages and statements; FORGOTTEN for forgotten ones."""
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
+        for start in range(0, len(ids), _READ_BATCH):
+            part = ids[start : start + _READ_BATCH]
             found = self._objects(agent, part)
             yield from ((each, verified(found.get(each, b""), each)) for each in part)
 
@@ -436,9 +436,9 @@ class Store(ABC):
     def _incarnation(self, agent: str) -> str | None:
         """See `incarnation`. This default is the time at which the agent was made; a store may have a faster way."""
         journal = self._journal(agent)
-        return _making(journal).at if journal else None
+        return _creation_move(journal).at if journal else None
 
-    def _carry_over(self, agent: str, making: Move) -> None:
+    def _keep_creation_time(self, agent: str, making: Move) -> None:
         """Repeats the agent's creation time in a new move, if the incarnation depends on it and its move is dropped."""
         while self._incarnation(agent) == making.at:
             head = self._head(agent)
@@ -526,6 +526,6 @@ class Store(ABC):
         return matches.pop()
 
 
-def _making(journal: Sequence[Move]) -> Move:
+def _creation_move(journal: Sequence[Move]) -> Move:
     """The move that records when an agent was made."""
-    return next((move for move in reversed(journal) if move.verb in _MAKING), journal[0])
+    return next((move for move in reversed(journal) if move.verb in _CREATING_VERBS), journal[0])

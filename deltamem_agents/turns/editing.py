@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.snapshots import Entry, Statement, StatementReceipt, Store
-from deltamem_agents.turns.listing import Put, change_statement, forget_statement, list_statements, one_state
+from deltamem_agents.turns.listing import (
+    Replacement,
+    change_statement,
+    forget_statement,
+    list_statements,
+    single_state_error,
+)
 from deltamem_agents.turns.memories import AgentMemory
 from deltamem_agents.turns.recalling import choose
 from deltamem_agents.turns.running import TurnRunner
@@ -49,7 +55,7 @@ class StatementEditor:
             raise ConfigError("the corrected text is empty, expected the right text; to delete a statement, forget it")
         made: list[Statement] = []
 
-        def put(memory: AgentMemory, found: Statement) -> Put:
+        def put(memory: AgentMemory, found: Statement) -> Replacement:
             run = self.turns.speaker.begin(memory.base, applies=False)
             message = Message("user" if found.role == "tool" else found.role, text)
             for _ in self.turns.speaker.absorbing(run, [message], [0]):
@@ -61,7 +67,7 @@ class StatementEditor:
                     f"the corrected text {text!r} writes nothing to the memory; write a sentence that states a fact"
                 )
             made[:] = recorder.statements
-            return Put(recorder.statements, tuple(recorder.objects.items()))
+            return Replacement(recorder.statements, tuple(recorder.objects.items()))
 
         most = self.turns.policy.statements
         change_statement(
@@ -71,7 +77,7 @@ class StatementEditor:
 
     def _require_writes(self) -> None:
         if not self.turns.speaker.keeps_writes:
-            raise one_state()
+            raise single_state_error()
 
     def _memory(self, agent: str, entry: Entry, *, kept: bool = True) -> AgentMemory:
         """The memory of a snapshot. `kept`: whether it is the newest, which is cached."""

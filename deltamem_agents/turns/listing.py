@@ -19,7 +19,7 @@ LEAST_LETTERS = 3
 
 
 @dataclass(frozen=True)
-class Put:
+class Replacement:
     """The replacement of a statement: new statements, and their bytes by address."""
 
     statements: Sequence[Statement] = ()
@@ -50,7 +50,7 @@ def list_statements(
 
 def find_statement(store: Store, agent: str, named: str) -> Statement:
     """The statement with this id, given in full or by its first six or more digits. Raises StatementNotFoundError."""
-    return _named(agent, store.statements(agent), named, store.load(agent).snapshot.went)
+    return _find(agent, store.statements(agent), named, store.load(agent).snapshot.went)
 
 
 def forget_statement(store: Store, agent: str, named: str, *, read: Read | None = None) -> StatementReceipt:
@@ -58,7 +58,7 @@ def forget_statement(store: Store, agent: str, named: str, *, read: Read | None 
 
     Raises StatementNotFoundError, and StateError if the memory is a single state without statements' writes.
     """
-    found, memory = change_statement(store, agent, named, "forget-statement", lambda *_: Put(), read=read)
+    found, memory = change_statement(store, agent, named, "forget-statement", lambda *_: Replacement(), read=read)
     gone = [each.id for each in (found, *earlier_versions(store, agent, found))]
     removed = store.erase_statements(agent, gone)
     forks = store.holders(removed.kept, but=agent)
@@ -71,7 +71,7 @@ def change_statement(
     agent: str,
     named: str,
     origin: str,
-    change: Callable[[AgentMemory, Statement], Put],
+    change: Callable[[AgentMemory, Statement], Replacement],
     *,
     read: Read | None = None,
     most: int | None = None,
@@ -84,9 +84,9 @@ def change_statement(
     for _ in range(COMMIT_ATTEMPTS):
         entry = store.load(agent)
         memory = (read or read_from(store, agent))(entry)
-        found = _named(agent, memory.statements, named, memory.went)
+        found = _find(agent, memory.statements, named, memory.went)
         if found.stored is None:
-            raise one_state()
+            raise single_state_error()
         put = change(memory, found)
         after, objects, gone = memory.changed(store, agent, put.statements, frozenset({found.id}), most=most)
         snapshot = replace(
@@ -112,7 +112,7 @@ def change_statement(
     raise StaleHeadError(f"agent {agent!r} was written by others during {COMMIT_ATTEMPTS} attempts; try again")
 
 
-def one_state() -> StateError:
+def single_state_error() -> StateError:
     """The error for removing a single statement from a memory that is one state."""
     return StateError(
         "this adapter's gates never shut: it keeps only one state, and no single statement can be removed from it. "
@@ -151,7 +151,7 @@ def _alike(statement: Statement, others: Sequence[Statement]) -> tuple[Statement
     return tuple(each for each in others if any(word in each.text.casefold() for word in words))
 
 
-def _named(agent: str, statements: Sequence[Statement], named: str, went: int) -> Statement:
+def _find(agent: str, statements: Sequence[Statement], named: str, went: int) -> Statement:
     """The statement with this id or these first digits. `went`: how many statements were dropped over the bound."""
     matches = [each for each in statements if each.id == named]
     if not matches and len(named) >= SHORTEST_PREFIX:

@@ -21,7 +21,7 @@ from deltamem_agents.snapshots.statements import PAGE
 KEPT_AGENTS = 64
 """Number of agents whose memories an engine caches."""
 
-ROOM = 16
+DROPPED_PART = 16
 """When a memory exceeds its bound, one in this many statements is dropped too, so that not every commit drops some."""
 
 
@@ -113,14 +113,14 @@ class AgentMemory:
         that wrote nothing, then those of the assistant, then the others; within each group the oldest first. Those in
         `new` are dropped last.
         """
-        gone, lost = self._over(new, drop, most)
+        gone, lost = self._to_drop(new, drop, most)
         over = frozenset(each.id for each in gone)
         left, drop = [each for each in new if each.id not in over], drop | over | lost
         listed, pages = self.listed.changed(self.pages if drop else {}, add=[each.id for each in left], drop=drop)
-        memory = self._after(store, agent, listed, pages, left, gone)
+        memory = self._with_list(store, agent, listed, pages, left, gone)
         return Changed(memory, {page: encode_page(held) for page, held in pages.items()}, gone)
 
-    def _over(
+    def _to_drop(
         self, new: Sequence[Statement], drop: frozenset[str], most: int | None
     ) -> tuple[list[Statement], frozenset[str]]:
         """The statements to drop because of the bound, oldest first, and the listed ids whose bytes are gone."""
@@ -138,10 +138,10 @@ class AgentMemory:
             each = every[place]
             return place >= len(held), 0 if not each.wrote else 1 if each.role == "assistant" else 2, place
 
-        going = sorted(range(len(every)), key=rank)[: max(0, len(every) - most + most // ROOM)]
+        going = sorted(range(len(every)), key=rank)[: max(0, len(every) - most + most // DROPPED_PART)]
         return [every[place] for place in sorted(going)], frozenset(listed - {each.id for each in held})
 
-    def _after(
+    def _with_list(
         self,
         store: Store | None,
         agent: str,

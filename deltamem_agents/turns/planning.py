@@ -200,7 +200,7 @@ class Planner:
             back = past.back_to(found, incoming)
             if back is not None and back.possible:
                 if self.drops and not start.memory.base.matrices.any():
-                    return _dropping(start, found, back, positions)
+                    return _plan_to_drop(start, found, back, positions)
                 if self._may_go_back(past, back):
                     memory = self.empty if back.base is None else self._memory(agent, back.base)
                     return replace(
@@ -232,14 +232,16 @@ class Planner:
         known = known_ahead(log, tuple(start.digests.values()))
         return replace(start, log=log, outcome=Alignment.EXTENDS, new=tuple(start.digests)[known:])
 
-    def nobody(self, messages: Sequence[Message]) -> Plan:
+    def without_agent(self, messages: Sequence[Message]) -> Plan:
         """The plan of a turn without an agent, whose memory ends with the turn."""
         digests = self._digests(messages)
         return Plan(None, None, None, self.empty, ThreadLog(), Alignment.FRESH, tuple(digests), digests)
 
     def _start(self, agent: str, messages: Sequence[Message]) -> Plan:
         """A plan that continues the agent's head and treats every message as new."""
-        plan = replace(self.nobody(messages), incarnation=self.store.incarnation(agent), head=self.store.head(agent))
+        plan = replace(
+            self.without_agent(messages), incarnation=self.store.incarnation(agent), head=self.store.head(agent)
+        )
         if plan.head is None:
             return plan
         entry = self.store.load(agent, plan.head)
@@ -266,7 +268,7 @@ class Planner:
         )
 
 
-def _dropping(start: Plan, found: Aligned, back: Return, positions: Sequence[int]) -> Plan:
+def _plan_to_drop(start: Plan, found: Aligned, back: Return, positions: Sequence[int]) -> Plan:
     """The plan that removes only what the client undid, and keeps everything else, including other threads' writes."""
     if found.edited:
         log, new, edited = found.log, tuple(positions[place] for place in found.new), found.changed

@@ -88,7 +88,7 @@ def recollect(
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
     always = recall.window_tokens is not None or len(chosen) > 1
-    able = [each for each, _ in chosen if always or _says_much(each, matcher)]
+    able = [each for each, _ in chosen if always or _says_several_things(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
     return Recollection(state, tuple(chosen), shown, in_window, _content_ids(speaker, asked) if chosen else ())
 
@@ -128,7 +128,7 @@ def shown_tokens(recall: Recall, matcher: Matcher) -> int:
     return matcher.show_tokens if recall.window_tokens is None else recall.window_tokens
 
 
-def _says_much(statement: Statement, matcher: Matcher) -> bool:
+def _says_several_things(statement: Statement, matcher: Matcher) -> bool:
     return sum(strength >= STRONG for strength in statement.strengths) >= matcher.show_from
 
 

@@ -308,7 +308,7 @@ class TurnRunner:
         if request.memory == "off":
             return None
         if request.agent is None:
-            return self._planner.nobody(request.messages)
+            return self._planner.without_agent(request.messages)
         return self._planner.turn(request.agent, request.thread, request.messages)
 
     def _commit(self, request: TurnRequest, outcome: Outcome) -> Turn:

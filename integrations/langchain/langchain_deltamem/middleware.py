@@ -53,9 +53,9 @@ class _Start:
     """The start of a model call. `carried`: a temporary store with the memory, so that a retry starts from the same.
 
     `head`: the memory's id in `carried`. `objects`: addresses of the statements that it was loaded with. `thread`:
-    which of the conversation's windows the call belongs to, see `_window`. `shown`: the graph's messages, id to digest.
-    `seen`: which messages the checkpoint's memory had. `left_out`: ids of summaries that are not written. `undone`:
-    number of messages removed from the memory. `incarnation`: see `Store.incarnation`, of the thread in the
+    which of the conversation's windows the call belongs to, see `_current_thread`. `shown`: the graph's messages, id to
+    digest. `seen`: which messages the checkpoint's memory had. `left_out`: ids of summaries that are not written.
+    `undone`: number of messages removed from the memory. `incarnation`: see `Store.incarnation`, of the thread in the
     middleware's store. `parent`: id of the stored memory that the call continues.
     """
 
@@ -110,7 +110,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         with use_agent(_AGENT, thread=start.thread, store=start.carried):
             response = handler(request)
         with as_model_errors():
-            return self._packed(response, start, request)
+            return self._with_update(response, start, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -120,7 +120,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         with use_agent(_AGENT, thread=start.thread, store=start.carried):
             response = await handler(request)
         with as_model_errors():
-            return await run_in_executor(None, self._packed, response, start, request)
+            return await run_in_executor(None, self._with_update, response, start, request)
 
     def forget(self, thread_id: str) -> list[Receipt]:
         """Erases the memory of a LangGraph thread and its sub-agents from `store`. Call `delete_thread` as well.
@@ -142,9 +142,9 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         shown, seen = digests(state["messages"]), Seen.of(state.get(SEEN_KEY))
         held = state.get(STATE_KEY)
         snapshot = None if held is None else self._snapshot(held)
-        incarnation = None if self._store is None else self._store.incarnation(_kept_as())
+        incarnation = None if self._store is None else self._store.incarnation(_stored_agent())
         parent = None if held is None else _address(held)
-        start = self._on(_Start(shown, seen, incarnation=incarnation, parent=parent), snapshot)
+        start = self._with_memory(_Start(shown, seen, incarnation=incarnation, parent=parent), snapshot)
         model = _deltamem(request.model)
         if snapshot is None or seen is None or model is None or model.memory == "off":
             return start
@@ -158,12 +158,12 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             start = self._revised(engine, snapshot, start, messages)
         return _aligned(engine, start, state["messages"])
 
-    def _on(self, start: _Start, snapshot: Snapshot | None) -> _Start:
+    def _with_memory(self, start: _Start, snapshot: Snapshot | None) -> _Start:
         """The start with this memory, and with its statements from the middleware's store."""
         carried, objects = InMemoryStore(), dict[str, bytes]()
         if snapshot is not None:
             if snapshot.statements is not None:
-                objects = self._durable().objects(_kept_as(), snapshot.statements)
+                objects = self._require_store().objects(_stored_agent(), snapshot.statements)
             carried.save(_AGENT, snapshot, expected=None, objects=objects)
         return replace(start, carried=carried, head=carried.head(_AGENT), objects=frozenset(objects))
 
@@ -193,8 +193,8 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             parent=parent,
         )
         _report(revision, seen, lost)
-        start = self._on(start, None if base is None else replace(base, absorbed=ThreadLog()))
-        return _told(engine, start, to_messages([standing[each] for each in again]))
+        start = self._with_memory(start, None if base is None else replace(base, absorbed=ThreadLog()))
+        return _absorbed(engine, start, to_messages([standing[each] for each in again]))
 
     def _before(self, undone: set[str]) -> tuple[Snapshot | None, Seen, str | None]:
         """The newest memory in this step's checkpoints without these texts, the messages it has, and its id."""
@@ -212,9 +212,9 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         return None, Seen({}), None
 
     def _snapshot(self, held: bytes | str) -> Snapshot:
-        return decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), held).snapshot
+        return decode(held) if isinstance(held, bytes) else self._require_store().load(_stored_agent(), held).snapshot
 
-    def _packed(
+    def _with_update(
         self, response: ModelResponse[Any], start: _Start, request: ModelRequest[Any]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         if start.carried.head(_AGENT) == start.head:
@@ -233,7 +233,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             update[BEGAN_KEY] = []
         return ExtendedModelResponse(model_response=response, command=Command(update=update))
 
-    def _durable(self) -> Store:
+    def _require_store(self) -> Store:
         if self._store is None:
             raise ValueError(
                 "this checkpoint holds the id of a memory, not the memory itself; give DeltaMemMiddleware the store "
@@ -253,9 +253,9 @@ def _deltamem(model: Any) -> ChatDeltaMem | None:
     return model if isinstance(model, ChatDeltaMem) else None
 
 
-def _told(engine: DeltaMemEngine, start: _Start, messages: Sequence[Message]) -> _Start:
+def _absorbed(engine: DeltaMemEngine, start: _Start, messages: Sequence[Message]) -> _Start:
     """The start after absorbing these messages, all of which are new to the memory."""
-    thread = _window(start.carried, len(messages))
+    thread = _current_thread(start.carried, len(messages))
     engine.with_store(start.carried).absorb_into(_AGENT, messages, thread=thread)
     return replace(start, thread=thread)
 
@@ -273,13 +273,13 @@ def _aligned(engine: DeltaMemEngine, start: _Start, messages: Sequence[BaseMessa
     head = start.carried.head(_AGENT)
     if head is None:
         return start
-    thread = _window(start.carried, len(texts))
+    thread = _current_thread(start.carried, len(texts))
     log = ThreadLog(len(texts), tuple(texts[-ThreadLog.TAIL_MESSAGES :]))
     snapshot = replace(start.carried.load(_AGENT).snapshot, thread=thread, threads={}, absorbed=log)
     return replace(start, thread=thread, head=start.carried.save(_AGENT, snapshot, expected=head))
 
 
-def _window(carried: Store, count: int) -> str:
+def _current_thread(carried: Store, count: int) -> str:
     """The thread in which the memory continues, if the graph shows `count` of its messages.
 
     A statement has a place in its thread. After messages were trimmed, places start again from 0, so a new thread is
@@ -311,7 +311,7 @@ def _report(revision: Revision, seen: Seen, lost: int) -> None:
     )
 
 
-def _kept_as() -> str:
+def _stored_agent() -> str:
     """The agent id, in the middleware's store, of the running LangGraph thread."""
     return _STORED + (thread_name(ensure_config()) or "no thread")
 
@@ -321,7 +321,7 @@ def _keep(store: Store, snapshot: Snapshot, start: _Start) -> str:
 
     Raises AgentForgottenError if the thread was forgotten since the turn began.
     """
-    agent, new = _kept_as(), dict[str, bytes]()
+    agent, new = _stored_agent(), dict[str, bytes]()
     if snapshot.statements is not None:
         held = start.carried.objects(_AGENT, snapshot.statements)
         new = {at: data for at, data in held.items() if at not in start.objects}
