@@ -1,4 +1,4 @@
-"""The figures on pages are those of the reports, and the reports those of the adapters that ship."""
+"""The pages' figures equal the reports', and the reports belong to the shipped adapters."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ WITH_FIGURES = [name for name in PAGES if name not in (SMALL, "docs/training-tri
 """Pages whose figures with intervals are all of the adapters that ship. Trials are of others too."""
 
 SHOWN = {"untold": "another's value", "locomo": "token F1", "conflict": "right", "label-learning": "right"}
-"""What a suite's rows show, where that is not the whole answer."""
+"""The measure that a suite's rows show, if it is not the whole answer."""
 
 
 def shown(estimate: Estimate) -> tuple[str, str]:
-    """The value and its interval as pages write them."""
+    """The value and its interval, as written on pages."""
     parts = (estimate.value, estimate.low, estimate.high)
     value, low, high = (f"{100 * part:.1f}" if estimate.unit == "share" else f"{part:.3f}" for part in parts)
     return value, f"{low}–{high}"
@@ -40,7 +40,7 @@ def shown(estimate: Estimate) -> tuple[str, str]:
 
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
-def test_reports_are_of_the_adapter_that_ships() -> None:
+def test_reports_belong_to_the_shipped_adapter() -> None:
     engine = real_engine("float32")
     assert REPORTS
     for path in REPORTS:
@@ -49,10 +49,10 @@ def test_reports_are_of_the_adapter_that_ships() -> None:
 
 @pytest.mark.parametrize("page", COMPLETE)
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
-def test_a_complete_page_says_what_the_report_says(path: Path, page: str) -> None:
+def test_a_complete_pages_figures_equal_the_reports(path: Path, page: str) -> None:
     card = plain(page)
     for figure in read_report(path).figures:
-        if figure.suite == "harmless":  # Told in sentences, not in a table.
+        if figure.suite == "harmless":  # In sentences, not in a table.
             said = [part for estimate in figure.arms["memory"].values() for part in shown(estimate)]
             assert [part for part in said if part not in card] == []
             continue
@@ -113,11 +113,11 @@ def with_intervals(text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
-def test_the_shipped_adapter_recalls_what_no_control_does() -> None:
+def test_the_shipped_adapter_recalls_more_than_any_control() -> None:
     (figure,) = run_suite(real_engine("float32"), capacity((8,)), Size(12, (1, 2)), unwatched)
-    # Six of twelve against one of twelve are no chance (Fisher, p = 0.034).
+    # Six of twelve against one of twelve is significant (Fisher, p = 0.034).
     whole = {arm: figure.arms[arm.value][WHOLE].value for arm in Arm}
     assert whole[Arm.MEMORY] >= 0.5
-    # One of an agent's own statements by chance is sometimes the right one.
+    # A random statement of the agent's own is sometimes the right one.
     assert whole.pop(Arm.RANDOM) <= whole.pop(Arm.MEMORY) / 2
     assert max(whole.values()) <= 0.1

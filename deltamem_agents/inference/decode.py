@@ -568,7 +568,8 @@ class Decoding:
             if self._constraint is not None:
                 scores = scores.masked_fill(torch.from_numpy(~self._constraint.allowed()), -torch.inf)
             # Processors run after the mask: top-p and top-k then choose among what is allowed.
-            scores = processors(torch.LongTensor([prompt + ids]), cast(torch.FloatTensor, scores[None]))[0]
+            if processors:
+                scores = processors(torch.LongTensor([prompt + ids]), cast(torch.FloatTensor, scores[None]))[0]
             if self._sampling.temperature == 0:
                 token = int(scores.argmax())
             else:
