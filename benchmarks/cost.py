@@ -59,10 +59,11 @@ class Size:
     tokens: int
     window_tokens: int
     around: int
+    conversations: int
 
 
-FULL = Size(5, (5, 50, 500), (1, 4, 8, 16), 48, 2048, 60)
-QUICK = Size(1, (5, 50), (1, 4), 12, 1024, 10)
+FULL = Size(5, (5, 50, 500), (1, 4, 8, 16), 48, 2048, 60, 3)
+QUICK = Size(1, (5, 50), (1, 4), 12, 1024, 10, 1)
 
 
 @dataclass(frozen=True)
@@ -183,16 +184,18 @@ def speeds(bench: Bench) -> list[Speed]:
     for number in range(rounds + 1):
         days = range(PREFILLED // 14)
         long = " ".join(f"Day {number}, {day}: rain again, and bread for the neighbours." for day in days)
-        prefill.append({who: speak([Message("user", long)], 1) for who, speak in speakers.items()})
+        # In front of a short question, as questions are matched with what the memory holds.
+        messages = [Message("user", long), Message("assistant", "I see."), Message("user", "Is that all?")]
+        prefill.append({who: speak(messages, 1) for who, speak in speakers.items()})
     rates = medians(prefill[1:], lambda reply: reply.prefilled_tokens / reply.first)
     return [Speed(who, decode[who], rates[who]) for who in speakers]
 
 
-def history(turns: int) -> list[Message]:
+def history(turns: int, conversation: int = 0) -> list[Message]:
     """So many turns of a made-up conversation, some 60 tokens each."""
     said = [Message("system", "You are a friendly companion. Answer in a few words.")]
     for at in range(turns):
-        met, paid = at * 7 % 101, at % 13
+        met, paid = (at * 7 + conversation) % 101, at % 13
         told = f"On day {at} I walked along the harbour, met neighbour {met}, and bought bread for {paid} kroner."
         said.append(Message("user", told))
         said.append(Message("assistant", f"That was a good day {at}, with neighbour {met} and fresh bread."))
@@ -248,23 +251,34 @@ def sliding(bench: Bench) -> Iterator[Sliding]:
     """Counted from the prompts alone, with no model: what a turn shares with the one before is not prefilled."""
     prompts, size = bench.engine._prompts, bench.size
     for turn in size.turns[1:]:
-        turns = range(turn - size.around // 2, turn + size.around // 2 + 1)
-        shown = [prompts.window([*history(at), asking(at)], (), 16, ()).prompt.ids for at in turns]
-        new = [len(b) - shared(a, b) for a, b in pairwise(shown)]
-        kept = [more < len(ids) / 2 for more, ids in zip(new, shown[1:], strict=True)]
-        yield Sliding(turn, statistics.mean(map(len, shown)), statistics.mean(new), statistics.mean(kept))
+        prompts_of, new, kept = list[int](), list[int](), list[bool]()
+        for conversation in range(size.conversations):
+            shown = [
+                prompts.window([*history(at, conversation), asking(at)], (), 16, ()).prompt.ids
+                for at in range(turn - size.around // 2, turn + size.around // 2 + 1)
+            ]
+            for before, now in pairwise(shown):
+                prompts_of.append(len(now))
+                new.append(len(now) - shared(before, now))
+                kept.append(new[-1] < len(now) / 2)
+        yield Sliding(turn, statistics.mean(prompts_of), statistics.mean(new), statistics.mean(kept))
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def at_once(speakers: Sequence[Speaker], tokens: int) -> tuple[float, list[Said]]:
+def asked_in(round_: int) -> list[Message]:
+    """Another text in each round, so that nothing of it is kept."""
+    return [Message("user", f"{round_}. {ASKED}")]
+
+
+def at_once(speakers: Sequence[Speaker], round_: int, tokens: int) -> tuple[float, list[Said]]:
     """Seconds until all have said what they say, each in a thread of its own."""
     said: list[Said | None] = [None] * len(speakers)
 
     def one(number: int) -> None:
-        said[number] = speakers[number]([Message("user", ASKED)], tokens)
+        said[number] = speakers[number](asked_in(round_), tokens)
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(len(speakers))]
     begun = time.perf_counter()
@@ -284,24 +298,27 @@ def together(bench: Bench) -> Iterator[Together]:
     for number in range(max(size.agents)):
         bench.engine.run_turn(f"agent {number}", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
     for agents in size.agents:
-        arms: dict[str, Callable[[int], tuple[float, list[Said]]]] = {
-            MEMORY: lambda n: at_once(
-                [Engine(bench.engine, f"agent {i}", {"memory": "readonly"}) for i in range(n)], size.tokens
-            ),
-            GENERATE: lambda n: in_a_batch(bench.generate, n, size.tokens),
-        }
-        if (llama := bench.llama) is not None:
-            arms[LLAMA] = lambda n, llama=llama: at_once([llama] * n, size.tokens)  # type: ignore[misc]
-        rounds = [{who: arm(agents) for who, arm in arms.items()} for _ in range(size.rounds + 1)][1:]
-        for who in arms:
-            rates = [sum(reply.tokens for reply in said) / seconds for seconds, said in (each[who] for each in rounds)]
-            waits = [reply.first for each in rounds for reply in each[who][1]]
-            yield Together(who, agents, statistics.median(rates), statistics.median(waits))
+        yield from at_once_by(bench, agents, reader)
 
 
-def in_a_batch(generate: Generate, count: int, tokens: int) -> tuple[float, list[Said]]:
+def at_once_by(bench: Bench, agents: int, reader: Callable[[str], Speaker]) -> Iterator[Together]:
+    tokens = bench.size.tokens
+    arms: dict[str, Callable[[int], tuple[float, list[Said]]]] = {
+        MEMORY: lambda round_: at_once([reader(f"agent {i}") for i in range(agents)], round_, tokens),
+        GENERATE: lambda round_: in_a_batch(bench.generate, agents, round_, tokens),
+    }
+    if (llama := bench.llama) is not None:
+        arms[LLAMA] = lambda round_: at_once([llama] * agents, round_, tokens)
+    rounds = [{who: arm(number) for who, arm in arms.items()} for number in range(bench.size.rounds + 1)][1:]
+    for who in arms:
+        rates = [sum(reply.tokens for reply in said) / seconds for seconds, said in (each[who] for each in rounds)]
+        waits = [reply.first for each in rounds for reply in each[who][1]]
+        yield Together(who, agents, statistics.median(rates), statistics.median(waits))
+
+
+def in_a_batch(generate: Generate, count: int, round_: int, tokens: int) -> tuple[float, list[Said]]:
     begun = time.perf_counter()
-    said = generate.batch([[Message("user", ASKED)]] * count, tokens)
+    said = generate.batch([asked_in(round_)] * count, tokens)
     return time.perf_counter() - begun, said
 
 
@@ -337,7 +354,7 @@ def machine(engine: DeltaMemEngine) -> dict[str, object]:
         "dtype": str(next(engine.model.parameters()).dtype).removeprefix("torch."),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

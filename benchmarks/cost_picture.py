@@ -31,7 +31,7 @@ def cost_picture(result: Mapping[str, Any], path: Path) -> None:
     about = result["machine"]
     below = (
         f"{about['model']}, {about['dtype']} · window of {result['window_tokens']:,} tokens · medians of "
-        f"{result['rounds']} rounds · {about['threads']} of {about['cores']} cores, load {about['load']:.1f}"
+        f"{result['rounds']} rounds · {about['threads']} of {about['cores']} cores, load {about['load']}"
     )
     heading(figure, "What a turn costs", below)
     save(figure, path)

@@ -22,6 +22,7 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
+from deltamem_agents.inference.compressed import BOUNDED_TOKENS, CacheKind, cache_maker
 from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
@@ -79,6 +80,10 @@ class DeltaMemEngine:
     `store` keeps the agents' memories; `window_tokens` bounds every prompt and its reply together, older
     messages living in the state only. `turns_at_once`: how many turns share forward passes and hold keys and values;
     `turns_waiting`: how many more may wait for one of them to be over before a turn raises OverloadedError.
+
+    `cache`: which keys and values a turn holds while it runs: "full"; "quantized", in 8 bits; "bounded", those of the
+    first 4 tokens and of the newest `cache_tokens`, what falls out living in the memory alone. The latter two take
+    less room and more time: they are not kept between turns nor decoded with those of others.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
+        cache_tokens: int = BOUNDED_TOKENS,
         progress: bool = False,
     ) -> None:
         for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
@@ -116,11 +123,14 @@ class DeltaMemEngine:
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
         scheduler = Scheduler(Rows(), turns_at_once, turns_waiting)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler)
+        new_cache = cache_maker(cache, cache_tokens, loaded.model.config)
+        self._speaker = MemoryModel(
+            loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler, new_cache
+        )
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
-        self._caches = KeptCaches(kept_cache_bytes)
+        self._caches = KeptCaches(kept_cache_bytes if cache == "full" else 0)
         watch(self._memories)
         watch(self._caches)
         self._matcher, self._pointer = adapter.recall
@@ -141,6 +151,8 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
+        cache_tokens: int = BOUNDED_TOKENS,
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -156,7 +168,7 @@ class DeltaMemEngine:
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
         `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
-        `turns_waiting`, `kept_cache_bytes`: as for the class.
+        `turns_waiting`, `kept_cache_bytes`, `cache`, `cache_tokens`: as for the class.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
         is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
 
@@ -185,6 +197,8 @@ class DeltaMemEngine:
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
+            cache=cache,
+            cache_tokens=cache_tokens,
             progress=progress,
         )
 
@@ -203,6 +217,8 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
+        cache_tokens: int = BOUNDED_TOKENS,
         progress: bool = False,
     ) -> Self:
         """An engine from a transformers model and its tokenizer that are in memory.
@@ -227,6 +243,8 @@ class DeltaMemEngine:
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
+            cache=cache,
+            cache_tokens=cache_tokens,
             progress=progress,
         )
 
