@@ -6,6 +6,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test lint clean distclean
 
+# Modules are compiled once, not in every process that a test starts, whatever the shell has set.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready

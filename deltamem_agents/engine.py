@@ -29,7 +29,15 @@ from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.inference.rows import Rows
 from deltamem_agents.inference.scheduling import AT_ONCE, WAITING, Scheduler
-from deltamem_agents.loading import LoadedModel, ModelObject, ModelOptions, TokenizerObject, adapter_folder, load_model
+from deltamem_agents.loading import (
+    DecodeWeights,
+    LoadedModel,
+    ModelObject,
+    ModelOptions,
+    TokenizerObject,
+    adapter_folder,
+    load_model,
+)
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
 from deltamem_agents.memory.state import MemoryState
@@ -145,6 +153,7 @@ class DeltaMemEngine:
         store: StoreLike = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
+        decode_weights: DecodeWeights | None = None,
         window_tokens: int | None = None,
         policy: WritePolicy = WritePolicy(),
         recall: Recall = Recall(),
@@ -170,7 +179,8 @@ class DeltaMemEngine:
         `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
         `turns_waiting`, `kept_cache_bytes`, `cache`, `cache_tokens`: as for the class.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
-        is always float32. `progress`: show long work on stderr, loading and later absorbing alike.
+        is always float32. `decode_weights`: "int8" decodes with rounded weights, faster on most CPUs; prompts are
+        computed with the model's own. `progress`: show long work on stderr, loading and later absorbing alike.
 
         The others are those of transformers' `from_pretrained`. `revision` is of a model on the Hub; `token` is for
         the Hub, for the adapter too. `device_map`, in place of `device`, has to put the whole model on one device.
@@ -182,7 +192,9 @@ class DeltaMemEngine:
             raise ConfigError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}, two names of one thing; give dtype")
         options = ModelOptions(revision, token, device_map, attn_implementation, quantization_config)
         chosen = torch_dtype if dtype is None else dtype
-        loaded = load_model(model, device=device, dtype=chosen, progress=progress, options=options)
+        loaded = load_model(
+            model, device=device, dtype=chosen, decode_weights=decode_weights, progress=progress, options=options
+        )
         # A path says nothing about which model lies there; the adapter's own sizes are checked in any case.
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = _fitted(adapter, loaded, base_model, token)

@@ -1,5 +1,6 @@
 """Set before any library is imported: no test reaches the network, and none spins up threads it cannot use."""
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,12 @@ settings.register_profile("fast", settings.get_profile("deltamem"), max_examples
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("fast" if "not slow" in config.getoption("markexpr") else "deltamem")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays until the end, so no later collection needs to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,6 +25,7 @@ def engine() -> DeltaMemEngine:
     return tiny_engine()
 
 
+@pytest.mark.slow
 def test_what_is_absorbed_is_in_the_state_and_in_the_log(engine: DeltaMemEngine) -> None:
     at = engine.absorb_into("ada", [U1, A1])
     entry = engine.store.load("ada")
@@ -34,6 +35,7 @@ def test_what_is_absorbed_is_in_the_state_and_in_the_log(engine: DeltaMemEngine)
     assert torch.equal(entry.snapshot.state.matrices, engine.absorb(engine.new_state(), [U1, A1]).matrices)
 
 
+@pytest.mark.slow
 def test_a_turn_reads_what_was_absorbed_before(engine: DeltaMemEngine) -> None:
     engine.absorb_into("ada", [U1, A1])
     facts = engine.run_turn("ada", [U3], sampling=SHORT, memory="readonly").facts

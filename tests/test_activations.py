@@ -56,6 +56,7 @@ def contents_of(messages: tuple[Message, ...], template: str) -> Tensor:
     return torch.tensor([token for token, owner in zip(rendered.ids, rendered.owner, strict=True) if owner >= 0])
 
 
+@pytest.mark.slow
 def test_told_values_stand_where_they_are_told(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     _, engine, activations = found
     tokenizer = word_tokenizer()
@@ -67,6 +68,7 @@ def test_told_values_stand_where_they_are_told(found: tuple[str, DeltaMemEngine,
     torch.testing.assert_close(activations.tellings.inputs[0, activations.tellings.told], embedded(engine, told))
 
 
+@pytest.mark.slow
 def test_what_is_asked_stands_where_the_told_token_is_to_be_said(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
@@ -107,6 +109,7 @@ def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
             assert start == places[0] and places[-1] < end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facts", [1, 3])
 def test_what_a_fact_was_before_is_kept_apart_and_counts_as_told(facts: int) -> None:
     episodes = episodes_of(12, replace(SHAPE, facts=facts, changed=0.5))
@@ -129,6 +132,7 @@ def test_what_a_fact_was_before_is_kept_apart_and_counts_as_told(facts: int) -> 
     assert 0 < changed < len(questions)
 
 
+@pytest.mark.slow
 def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
     """Each with its own exchange, read behind what was said before it."""
     episodes = episodes_of(12, replace(SHAPE, facts=3))
@@ -156,6 +160,7 @@ def test_each_token_of_an_answer_knows_where_it_was_told() -> None:
     assert len(found.told_at.unique()) == len(found.target) == int(found.tellings.told.sum())
 
 
+@pytest.mark.slow
 def test_joined_parts_are_one_after_the_other() -> None:
     engine, parts = word_engine(GATED), []
     for start in (0, 10, 20):
@@ -197,6 +202,7 @@ def test_subjects_are_what_the_questions_ask_for(found: tuple[str, DeltaMemEngin
     assert len(set(activations.subjects)) > 10
 
 
+@pytest.mark.slow
 def test_activations_are_the_frozen_models_whatever_the_adapter(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
@@ -222,6 +228,7 @@ def tensors_of(found: Activations | Exchanges) -> dict[str, Tensor]:
     return named
 
 
+@pytest.mark.slow
 @each_template
 def test_activations_do_not_depend_on_how_they_are_batched(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = word_engine(FULL, template)

@@ -96,6 +96,7 @@ def test_nothing_to_absorb_leaves_a_state_as_it_was() -> None:
 answers = st.lists(st.text("abc xyz.", min_size=1, max_size=12).filter(str.strip), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(answers)
 def test_scored_together_is_scored_alone(texts: list[str]) -> None:

@@ -52,6 +52,7 @@ def test_fitting_a_window_costs_the_same_for_every_length_of_history(rendered: l
     assert costs[0][0] < 12 * costs[0][1]
 
 
+@pytest.mark.slow
 def test_cutting_a_history_into_segments_costs_as_much_for_every_message(rendered: list[int]) -> None:
     prompts = tiny_engine(window_tokens=400)._prompts
     costs = []

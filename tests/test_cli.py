@@ -51,6 +51,7 @@ class TestEverywhere:
     def test_the_version_is_the_packages(self) -> None:
         assert run("--version").stdout.strip() == f"deltamem-agents {__version__}"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "wrong",
         [
@@ -75,6 +76,7 @@ class TestEverywhere:
         assert result.stdout == ""
         assert result.stderr
 
+    @pytest.mark.slow
     def test_help_loads_nothing_heavy_and_memory_loads_no_model(self, tmp_path: Path) -> None:
         store = tmp_path / "m.sqlite"
         with SQLiteStore(store) as made:
@@ -180,6 +182,7 @@ class TestMemory:
         assert "192 bytes" in text
         assert "█" in text
 
+    @pytest.mark.slow
     def test_show_draws_a_picture_and_names_it(self, store: str, tmp_path: Path) -> None:
         picture = tmp_path / "ada.png"
         assert str(picture) in run("memory", "show", "ada", "--picture", picture, "--store", store).stdout
@@ -215,6 +218,7 @@ class TestMemory:
         verbs = [move["verb"] for move in run_json("memory", "log", "ada", "--moves", "--store", store)["moves"]]
         assert verbs == ["rewind", "rewind", "turn", "turn", "turn"]
 
+    @pytest.mark.slow
     def test_tags_are_given_listed_and_taken_away(self, store: str) -> None:
         newest, _, oldest = ids(store)
         tags = run_json("memory", "tag", "ada", "now", "--store", store)["tags"]

@@ -29,6 +29,7 @@ def names(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [(figure["suite"], figure["name"]) for figure in report["figures"]]
 
 
+@pytest.mark.slow
 def test_the_memorys_figure_comes_with_every_control_and_the_same_each_time(tiny: Tiny, tmp_path: Path) -> None:
     options = [*tiny.options, "--facts", "1", "--facts", "2", "--questions", "6", "--save", tmp_path / "a.json"]
     report = run_json("eval", "recall", *options)
@@ -51,6 +52,7 @@ def test_a_quick_run_has_one_seed(tiny: Tiny) -> None:
     assert report["seeds"] == [1]
 
 
+@pytest.mark.slow
 def test_only_the_distances_asked_for_are_gone(tiny: Tiny) -> None:
     options = [*tiny.options, "--tokens", "1000", "--tokens", "0", "--questions", "4"]
     assert names(run_json("eval", "recall", "distance", *options)) == [
@@ -106,6 +108,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     assert not list(tmp_path.glob("a.*"))
 
 
+@pytest.mark.slow
 def test_saved_reports_are_shown_and_drawn_without_a_model(tiny: Tiny, tmp_path: Path) -> None:
     path, picture = tmp_path / "a.json", tmp_path / "a.png"
     report = run_json(
@@ -123,6 +126,7 @@ def test_saved_reports_are_shown_and_drawn_without_a_model(tiny: Tiny, tmp_path:
     assert "is no report" in refusal("eval", "recall", "--from", tmp_path / "b.json")
 
 
+@pytest.mark.slow
 def test_episodes_come_from_a_file(tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "episodes.jsonl"
     told = [{"role": "user", "content": "My cat is Tom."}, {"role": "assistant", "content": "Noted."}]

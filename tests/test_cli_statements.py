@@ -76,6 +76,7 @@ class TestStatements:
         log = run_json("memory", "log", "ada", "--store", store)["snapshots"]
         assert texts(store, "--at", log[-1]["id"]) == [TOLD[0]]
 
+    @pytest.mark.slow
     def test_neither_listing_nor_forgetting_loads_a_model(self, store: str) -> None:
         named = listed(store)[0]["id"]
         script = f"""

@@ -44,6 +44,7 @@ def test_the_writes_of_all_messages_make_the_state_that_absorbing_makes() -> Non
     torch.testing.assert_close(again.matrices, state.matrices, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 5, 16])
 def test_cut_into_chunks_the_writes_and_queries_are_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(config=CONFIG)

@@ -69,6 +69,7 @@ def outcomes(engine: DeltaMemEngine, parts: int) -> list[MemoryState]:
     return [told, *batch, turn]
 
 
+@pytest.mark.slow
 @settings(max_examples=2)
 @given(parts=st.integers(5, 120))
 def test_a_prompt_in_parts_is_the_prompt_whole(subject: Subject, parts: int) -> None:

@@ -37,6 +37,7 @@ def test_greedy_is_the_default_and_repeatable() -> None:
     assert len(replies) == 1
 
 
+@pytest.mark.slow
 def test_equal_seeds_draw_equal_replies() -> None:
     engine = tiny_engine()
 

@@ -162,6 +162,7 @@ def test_gradients_in_float32_are_those_of_the_loop(form: ScanForm, regime: str)
     assert_equal_within(found, expected, 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ALL_FORMS)
 def test_gradients_agree_with_finite_differences(form: ScanForm) -> None:
     leaves = [x.requires_grad_() for x in tokens(1, 18, 2, regime="published")]

@@ -117,6 +117,7 @@ def fixed_texts() -> str:
 # Splits.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["validation", "evaluation"])
 def test_no_value_kept_from_training_is_told_echoed_or_answered_there(kept: Split) -> None:
     singles = [value for value in (*WORDS, *itertools.chain(*word_values().values())) if split_of(value) == kept]
@@ -129,6 +130,7 @@ def test_no_value_kept_from_training_is_told_echoed_or_answered_there(kept: Spli
         assert not found_in(text, kept_values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_value_told_belongs_to_the_split(split: Split) -> None:
     for episode in drawn(replace(WIDE, split=split, changed=1.0), 300):
@@ -139,6 +141,7 @@ def test_every_value_told_belongs_to_the_split(split: Split) -> None:
         assert {split_of(name) for name in names} <= {split}
 
 
+@pytest.mark.slow
 def test_no_phrasing_kept_for_evaluation_is_met_in_training() -> None:
     text = "\n".join(text_of(episode) for episode in drawn(replace(FULL, paired=0.3, changed=0.8), 1500))
     kept = (KEPT.statements, KEPT.questions, KEPT.changes)
@@ -161,6 +164,7 @@ def test_with_phrasings_held_out_only_those_are_met() -> None:
             assert any(fixed_words(phrase) in message.content for phrase in told_by[message.role])
 
 
+@pytest.mark.slow
 def test_no_attribute_kept_for_evaluation_is_met_in_training() -> None:
     users, others = [a.name for a in HELD_OUT_ATTRIBUTES], [a.name for a in HELD_OUT_TRAITS]
     told = {subject.name for episode in drawn(replace(WIDE, facts=6), 300) for subject in episode.subjects}
@@ -219,6 +223,7 @@ def test_an_exchange_begins_with_the_user_and_holds_what_was_told(shape: Episode
 
 
 # A split chooses values and a template what stands around them: neither depends on the other.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "template"),
     [*((split, CHATML) for split in SPLITS), (SPLITS[0], TOOLED), (SPLITS[-1], GEMMA)],
@@ -514,6 +519,7 @@ def test_a_vocabulary_without_words_is_refused() -> None:
         EpisodeGenerator(["zorgon"], EpisodeShape(split="evaluation"))
 
 
+@pytest.mark.slow
 def test_every_trait_can_be_told_of_somebody() -> None:
     told = {s.name for one in drawn(replace(WIDE, facts=6, about=("person",)), 400) for s in one.subjects}
     assert told >= {trait.name for trait in TRAITS}

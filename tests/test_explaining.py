@@ -22,6 +22,7 @@ def told(config: AdapterConfig | None) -> DeltaMemEngine:
     return engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("recall", [Recall(), Recall("all"), Recall("none"), Recall(window_tokens=200)])
 @pytest.mark.parametrize("memory", ["readonly", "readwrite", "off"])

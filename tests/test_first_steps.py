@@ -85,6 +85,7 @@ def told_by(episodes: Sequence[Episode], asides: int) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST_STEPS)
 def test_a_recipes_first_steps_draw_what_they_always_drew(name: str) -> None:
     recipe = Recipe.load(name)

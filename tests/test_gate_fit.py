@@ -66,6 +66,7 @@ def test_gates_without_hidden_units_are_fitted_too() -> None:
     assert opened(fitted(GATED), x) > opened(fitted(GATED, replace(PLAN, steps=1)), x) + 0.1
 
 
+@pytest.mark.slow
 def test_the_other_tokens_of_tellings_keep_the_gates_they_had() -> None:
     """They are plain ones like those of asides here; without a weight on these nothing shuts them."""
     free = replace(PLAN, shut=0.0, dropout=0.0)

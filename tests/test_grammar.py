@@ -162,6 +162,7 @@ def test_a_forced_call_is_valid_however_wildly_it_is_drawn(seed: int, choice: st
             assert isinstance(call.arguments["city"], str) and call.arguments["unit"] in ("celsius", "kelvin")
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(120, 300))
 def test_a_reply_near_its_last_token_is_led_to_a_valid_end(seed: int, tokens: int) -> None:
@@ -254,6 +255,7 @@ def test_without_llguidance_the_error_names_the_extra(monkeypatch: pytest.Monkey
 SAY = [{"role": "user", "content": "What is the weather in Oslo?"}]
 
 
+@pytest.mark.slow
 def test_an_untrained_model_makes_valid_calls_when_it_has_to() -> None:
     engine = tiny_engine()
     for choice in ("any", "get_weather"):
@@ -265,6 +267,7 @@ def test_an_untrained_model_makes_valid_calls_when_it_has_to() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_untrained_model_fits_a_response_schema() -> None:
     schema = {
         "type": "object",
@@ -277,6 +280,7 @@ def test_an_untrained_model_fits_a_response_schema() -> None:
         assert isinstance(value["n"], int) and isinstance(value["s"], str)
 
 
+@pytest.mark.slow
 def test_equal_calls_of_two_turns_have_different_ids() -> None:
     engine = tiny_engine()
     sampling = Sampling(max_tokens=100)

@@ -226,6 +226,7 @@ def test_two_prefixes_that_take_turns_both_stay_known():
         log = extend(found.log, said(f"u{turn} a{turn}"), said(prefix))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(said("u1 u2 a1 a2")), max_size=14),
     st.lists(st.sampled_from(said("u1 u2 a1 a2")), max_size=10),

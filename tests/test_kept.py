@@ -100,6 +100,7 @@ def walk(config: AdapterConfig, seed: int, kept_cache_bytes: int, turns: int = 1
     return done, engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("seed", range(2))
 def test_with_and_without_kept_caches_the_same_is_said_and_remembered(name: str, seed: int) -> None:
@@ -123,6 +124,7 @@ def talk(engine: DeltaMemEngine, agent: str, turns: int, **options: Any) -> list
     return [grow(engine, agent, history, Message("user", f"Word {n} of {agent}."), **options) for n in range(turns)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"memory": "off"}, {"recall": Recall(read="none")}, {}], ids=["off", "none", "recall"]
 )
@@ -167,6 +169,7 @@ def test_nothing_but_the_lead_is_taken_from_another_conversation() -> None:
     assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
 
 
+@pytest.mark.slow
 def test_the_bound_holds_and_what_was_used_longest_ago_goes_first() -> None:
     engine = tiny_engine(config=SELECTIVE)
     talk(engine, "ada", 1)
@@ -210,6 +213,7 @@ def forget_a_statement(engine: DeltaMemEngine) -> None:
 FORGETTING = [forget, forget_through_another_store, import_again, forget_a_statement]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", FORGETTING)
 def test_forgetting_drops_what_is_kept(act: Callable[[DeltaMemEngine], None], tmp_path: Any) -> None:
     engine = tiny_engine(SQLiteStore(tmp_path / "memory.sqlite"), config=SELECTIVE)

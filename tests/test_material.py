@@ -91,6 +91,7 @@ def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_pa
     assert [one.messages for one in material(tmp_path).left_alone.statements] == statements
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
     settings = replace(RECIPE.warm_start, episodes=8, facts=(1, 2), renewed_every=3)
     run = material(tmp_path, replace(RECIPE, warm_start=settings))
@@ -113,6 +114,7 @@ def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
     assert torch.equal(found_again.tellings.at(places), found.tellings.at(places))
 
 
+@pytest.mark.slow
 def test_addresses_are_learned_from_more_episodes_than_are_replayed(tmp_path: Path) -> None:
     run, again = material(tmp_path), material(tmp_path)
     paired = []

@@ -54,6 +54,7 @@ def measured(
     return list(misled.misled(engine, WORDS, SIZE, unwatched)), asked
 
 
+@pytest.mark.slow
 def test_a_wrong_reply_gives_the_value_of_another_fact_and_is_held_as_the_assistants_own(
     monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_wrong_reply_gives_the_value_of_another_fact_and_is_held_as_the_assist
         assert all(figure.arms[arm][misled.REPEATED].value == 0 for arm in figure.arms)
 
 
+@pytest.mark.slow
 def test_whoever_repeats_the_wrong_reply_is_caught(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine) -> None:
     figures, _ = measured(monkeypatch, engine, lambda one: f"It is {one.wrong[0]}.", lambda one: one.wrong[0])
     for figure in figures:

@@ -159,6 +159,7 @@ def test_logits_after_a_shared_lead_are_the_models_own(family: str) -> None:
     assert_close(frozen, model(input_ids=ids).logits[:, 4:].flatten(0, 1))
 
 
+@pytest.mark.slow
 @each_config
 def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
     engine, episodes = word_engine(config), episodes_of(3)
@@ -256,6 +257,7 @@ def shut_gates(engine: DeltaMemEngine, gate: str) -> None:
             engine.adapter.layer(slot).get_parameter(f"{gate}_bias").fill_(-3.0)
 
 
+@pytest.mark.slow
 @each_template
 def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(template: str) -> None:
     engine, exchanges, histories = word_engine(template=template), neutral_exchanges(2), [1, 0]

@@ -89,6 +89,7 @@ def test_what_one_saved_the_other_reads_with_identical_logits(
     assert not torch.equal(first, asked(writer, "off")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("langchain", "llamaindex"), ("llamaindex", "langchain")])
 def test_both_write_the_same_bytes(order: tuple[str, str], tmp_path: Path) -> None:
     said = ["I live in Oslo.", "My cat is Miu.", "And I am Ada."]

@@ -23,6 +23,7 @@ from tiny_training import word_engine
 WORDS = open_words(word_engine().tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 100])
 def test_whoever_reads_and_says_everything_has_all_of_it(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says what the statements that it reads say, of which it reads so many."""

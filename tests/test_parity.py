@@ -111,6 +111,7 @@ def test_read_only(case: Case) -> None:
     assert torch.equal(after.matrices, written.matrices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 7, 12, 23])
 def test_split_over_a_kv_cache(case: Case, cut: int) -> None:
     # The reference has no split for what is written once per message; whole is what it has to be.

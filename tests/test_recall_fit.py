@@ -45,6 +45,7 @@ def memory(seed: int, count: int = 6) -> Memory:
     return Memory(told, (Question(query, -torch.ones_like(query), (), (), asks=False), *asked))
 
 
+@pytest.mark.slow
 def test_the_layer_that_tells_statements_apart_counts_most_and_right_ones_come_first() -> None:
     fitted = fit_matcher([memory(seed) for seed in range(6)], lambda line: None, steps=60)
     assert fitted.weights[TELLING] > fitted.weights[1 - TELLING]

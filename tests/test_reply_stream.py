@@ -149,6 +149,7 @@ def test_a_call_for_which_tokens_are_too_few_is_no_call_and_no_text() -> None:
     assert adds_up(chunks, turn.message, turn.cut_call)
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_text_and_not_a_call() -> None:
     pytest.importorskip("llguidance")
     said = Message("assistant", "Well, yes.", (ToolCall("add", {"x": 1}),))

@@ -30,6 +30,7 @@ def saved_at(step: int, adapter: Adapter) -> Checkpoint:
     return Checkpoint(step, float(step), weights, moments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_killed_at_any_moment_of_a_save_the_run_goes_on_from_one_whole_save_point(tmp_path: Path) -> None:
     loaded = word_model()

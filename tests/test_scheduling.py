@@ -122,6 +122,7 @@ KINDS = ("off", "quiet", "state", "applies")
 ENGINES = {name: tiny_engine(config=config) for name, config in CONFIGS.items()}
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(list(CONFIGS)),
     rows=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 40)), min_size=2, max_size=5),
@@ -254,6 +255,7 @@ def turn_of(engine: DeltaMemEngine, number: int) -> Turn:
     return engine.run_turn(name, talk("What is my secret?"), sampling=sampling, memory=memory, recall=recall)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_turns_at_once_are_turns_one_by_one(name: str) -> None:
     """Each agent has a secret of its own: what is said, kept and read of it is the same with and without others."""
@@ -471,6 +473,7 @@ def test_nobody_starves(at_once_: int) -> None:
     assert sum(len(ran) for ran in runner.ran) == 300
 
 
+@pytest.mark.slow
 def test_a_long_prompt_does_not_hold_up_a_stream() -> None:
     """Between two chunks of a prompt, whoever decodes has its next token."""
     engine = tiny_engine(config=FOLDS)
@@ -498,6 +501,7 @@ def test_a_long_prompt_does_not_hold_up_a_stream() -> None:
     assert between.count(1) >= between.count(128) - 2
 
 
+@pytest.mark.slow
 async def test_turns_on_one_event_loop_share_passes() -> None:
     engine = tiny_engine(config=FOLDS)
     sampling = Sampling(max_tokens=24, temperature=0)

@@ -47,6 +47,7 @@ def test_it_follows_a_grammar_that_its_script_ignores() -> None:
     assert engine.run_turn("ada", HELLO, response_schema=schema).text == '{"n": 0}'
 
 
+@pytest.mark.slow
 def test_without_a_script_a_random_model_speaks_within_the_grammar() -> None:
     pytest.importorskip("llguidance")
     engine, wild = ScriptedEngine(None), Sampling(temperature=1.0, seed=0, max_tokens=200)

@@ -306,6 +306,7 @@ def test_each_thread_is_found_from_the_newest_snapshot() -> None:
     assert list(entry.threads()) == ["a", "", "c", "b"]
 
 
+@pytest.mark.slow
 def test_bytes_do_not_grow_with_the_conversation() -> None:
     entry = None
     sizes = []

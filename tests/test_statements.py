@@ -172,6 +172,7 @@ def test_a_corrected_statement_takes_the_earlier_ones_place(store: Store) -> Non
         engine.correct_statement("a", engine.statements("a")[0].id, " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"recall": Recall("none")}, {"recall": Recall(roles=())}])
 def test_where_nothing_is_read_the_reply_is_the_frozen_models(options: dict[str, Recall]) -> None:
     engine = tiny_engine(config=SELECTIVE)

@@ -126,6 +126,7 @@ def fresh_copy(original: Path, folder: Path) -> FileStore:
     return FileStore(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", one_in(4, CHANGES))
 def test_a_folder_killed_between_any_two_steps_holds_the_old_or_the_new(change: str, tmp_path: Path) -> None:
     original = prepared(tmp_path).path
@@ -189,6 +190,7 @@ def test_a_folder_whose_disk_fails_at_any_step_is_as_it_was(
     assert failures > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", one_in(2, [OPEN["sqlite"], OPEN["files"]]), ids=["sqlite", "files"])
 def test_killed_while_forgetting_an_agent_is_whole_or_gone(opened: Opener, tmp_path: Path) -> None:
     rounds = 10
@@ -228,6 +230,7 @@ def test_killed_while_forgetting_an_agent_is_whole_or_gone(opened: Opener, tmp_p
             assert trace not in everything
 
 
+@pytest.mark.slow
 @each_store
 def test_sixteen_threads_and_four_processes_on_one_agent_lose_no_write(opened: Opener, tmp_path: Path) -> None:
     processes, threads, turns = 4, 4, 4

@@ -106,6 +106,7 @@ class TestForget:
         assert store.load("fork").snapshot.counters.turns == 2
         assert all(self.AGENT.encode() not in store._blob("fork", each) for each in ids[:2])  # type: ignore[operator]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_nothing_is_left_of_any_of_many_whatever_else_was_done(self, seed: int, tmp_path: Path) -> None:
         """In SQLite, whose trees move small rows about as they grow and shrink."""
@@ -304,6 +305,7 @@ class TestArchive:
             assert load(archive.read(f"{first}.safetensors"))["state"].shape == (3, 1, 4, 4)
         assert (manifest["agent"], manifest["format"], manifest["tags"]) == ("a", 1, {"t": first})
 
+    @pytest.mark.slow
     def test_a_flipped_bit_is_refused_or_changes_nothing(self, whole: bytes) -> None:
         reference = InMemoryStore()
         reference.import_(io.BytesIO(whole))
@@ -538,6 +540,7 @@ def timeless(answer: object) -> object:
     return answer.id if isinstance(answer, Entry) else answer
 
 
+@pytest.mark.slow
 def test_all_stores_answer_alike(tmp_path: Path) -> None:
     AlikeStores.folder = tmp_path
     run_state_machine_as_test(AlikeStores, settings=settings(max_examples=12, stateful_step_count=20, deadline=None))

@@ -144,6 +144,7 @@ def test_a_turn_waits_at_its_commit_and_the_text_is_shown_by_then(tmp_path: Path
             assert shown == "Hello, Ada." and store.head("ada") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [SQLiteStore, FileStore])
 def test_processes_that_make_one_store_at_the_same_time_make_one(make: Make, tmp_path: Path) -> None:
     path, start = tmp_path / "memory", os.pipe()
@@ -162,6 +163,7 @@ def test_processes_that_make_one_store_at_the_same_time_make_one(make: Make, tmp
     assert [each.name for each in tmp_path.iterdir()] == ["memory"]
 
 
+@pytest.mark.slow
 def test_processes_that_make_one_store_without_hard_links_make_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,7 @@ class TestFileFolder:
                 FileStore(tmp_path)
             assert contents(tmp_path) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["ref", "journal-*"])
     def test_any_flipped_bit_or_truncation_of_the_books_is_refused_by_name(self, name: str, tmp_path: Path) -> None:
         store = FileStore(tmp_path)

@@ -25,6 +25,7 @@ def bytes_of(store: FileStore) -> bytes:
     return b"".join(path.read_bytes() for path in store.path.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweeps", ["prune", "erase"])
 def test_whatever_moment_a_commit_broke_off_nothing_of_it_stays(sweeps: str, tmp_path: Path) -> None:
     original = FileStore(tmp_path / "original")

@@ -203,6 +203,7 @@ _ways, _raws = cycle(CHAINS), cycle((False, True, False))
 CHAINED = [(name, method, next(_ways), next(_raws)) for name, method in COMBINED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method", "way", "raw"), CHAINED)
 def test_in_langchain_every_schema_gives_its_value(name: str, method: Any, way: str, raw: bool) -> None:
     schema, kind = SCHEMAS.get(name) or (MODELS[name], MODELS[name])
@@ -320,6 +321,7 @@ def test_dates_ids_and_prices_are_read_as_what_they_are() -> None:
     assert in_text.structured_predict(Trip, PromptTemplate("hi")) == Trip(**TRIP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "room"), [*zip(CHAINS, ROOMS, strict=True)])
 def test_in_langchain_a_reply_that_max_tokens_cut_off_says_so(way: str, room: int) -> None:
     for method, engine in zip(METHODS, (CALLED, TOLD, TOLD), strict=True):

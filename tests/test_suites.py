@@ -29,7 +29,7 @@ from deltamem_agents.types import Message, Sampling
 from tiny_training import word_engine
 
 # One worker runs them all: they share the figures of one run.
-pytestmark = pytest.mark.xdist_group("suites")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("suites")]
 
 Figures = Callable[[str], list[Figure]]
 ARMS = {arm.value for arm in Arm}
@@ -72,13 +72,7 @@ def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value:
 # Every suite.
 
 
-# The other laws need the figures of these suites, too.
-FAST = ("capacity", "updates", "distance", "harmless")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in SUITE_NAMES]
-)
+@pytest.mark.parametrize("name", SUITE_NAMES)
 def test_every_figure_has_enough_questions_and_every_control(name: str, figures: Figures) -> None:
     assert figures(name)
     for figure in figures(name):
@@ -95,7 +89,6 @@ def test_every_figure_has_enough_questions_and_every_control(name: str, figures:
                 assert found.low <= found.value <= found.high
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["capacity", "untold", "harmless", "natural"])
 def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(name: str, figures: Figures) -> None:
     run = capacity((1, 4)) if name == "capacity" else SUITES[name].run
@@ -166,7 +159,6 @@ def test_capacity_stands_at_its_numbers_of_facts(figures: Figures) -> None:
     assert set(four.arms["memory"]) == {WHOLE, FIRST, "another's value"}
 
 
-@pytest.mark.slow
 def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: Figures) -> None:
     for figure in figures("updates"):
         assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
@@ -256,7 +248,7 @@ def test_whoever_names_a_told_value_asserts_it_and_never_told_it_is(
         assert figure.arms["memory"][untold.BEGUN].value > 0.7
 
 
-@pytest.mark.parametrize("name", ["harmless", pytest.param("untold", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["harmless", "untold"])
 def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(name: str, figures: Figures) -> None:
     for figure in figures(name):
         for arm in ("off", "zero_state"):
@@ -278,7 +270,6 @@ def test_a_random_adapter_disturbs_what_it_reads(figures: Figures) -> None:
     assert texts.arms["memory"][harmless.PERPLEXITY].unit == "ratio"
 
 
-@pytest.mark.slow
 def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine) -> None:
     figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
     cases = harmless._dealt(WORDS, Size(2, (1,)), harmless.neutral_replies())
@@ -301,7 +292,6 @@ def test_neutral_texts_are_many_and_tell_nothing_twice() -> None:
     assert all(40 <= len(reply.split()) <= 90 for _, reply in found)
 
 
-@pytest.mark.slow
 def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +318,6 @@ def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
             assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
 
 
-@pytest.mark.slow
 def test_read_as_the_controls_are_a_memory_answers_from_what_it_was_told(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

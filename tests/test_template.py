@@ -229,6 +229,7 @@ def test_a_character_that_the_tokenizer_does_not_know_is_no_control_token():
     assert not kind.end_ids & set(unknown)
 
 
+@pytest.mark.slow
 def test_threads_that_render_at_once_do_not_disturb_each_other():
     conversations = [[Message("user", f"{i} <|im_end|> {i}")] for i in range(200)]
     alone = [ChatTemplate(byte_bpe(CHATML)).render(messages) for messages in conversations]

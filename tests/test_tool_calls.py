@@ -18,6 +18,7 @@ def named(calls):
     return [(call.name, call.arguments) for call in calls]
 
 
+@pytest.mark.slow
 @given(CALLS)
 @settings(max_examples=200, deadline=None)
 def test_what_is_formatted_parses_back_to_the_same_calls(calls):
@@ -26,6 +27,7 @@ def test_what_is_formatted_parses_back_to_the_same_calls(calls):
     assert parsed.text == ""
 
 
+@pytest.mark.slow
 @given(CALLS, st.text(alphabet="ab \n.", max_size=12))
 @settings(max_examples=100, deadline=None)
 def test_calls_behind_prose_leave_the_prose(calls, prose):
@@ -34,6 +36,7 @@ def test_calls_behind_prose_leave_the_prose(calls, prose):
     assert named(parsed.calls) == named(calls)
 
 
+@pytest.mark.slow
 @given(PROSE)
 @settings(max_examples=500, deadline=None)
 def test_a_stream_shows_only_beginnings_of_the_final_text(whole):
@@ -46,6 +49,7 @@ def test_a_stream_shows_only_beginnings_of_the_final_text(whole):
         shown = plain
 
 
+@pytest.mark.slow
 @given(CALLS, st.sampled_from(["", "Let me look.\n", "I think so: "]))
 @settings(max_examples=100, deadline=None)
 def test_no_part_of_a_call_is_ever_shown(calls, prose):

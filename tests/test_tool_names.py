@@ -71,6 +71,7 @@ def for_langchain(name: str) -> StructuredTool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_llamaindex_agent_runs_tools_of_any_name(streaming: bool) -> None:
     async def run() -> str:
@@ -91,6 +92,7 @@ def test_a_llamaindex_llm_calls_the_tool_that_was_chosen_by_its_own_name(name: s
     assert called.sources[0].tool_name == name and called.response == f"{name} found "
 
 
+@pytest.mark.slow
 def test_a_langchain_agent_runs_tools_of_any_name() -> None:
     model = ChatDeltaMem(engine=ScriptedEngine(by_turns), max_tokens=2000)
     agent = create_agent(model, tools=[for_langchain(name) for name in NAMES])

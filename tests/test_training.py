@@ -40,7 +40,7 @@ from deltamem_agents.types import Message
 from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 
 # One worker runs them all: they share one whole run.
-pytestmark = pytest.mark.xdist_group("training")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 UNREHEARSED = replace(RECIPE, warm_start=replace(RECIPE.warm_start, rehearsal=None))
 """Begins with projections as they are drawn."""
@@ -140,7 +140,6 @@ def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
-@pytest.mark.slow
 def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(
@@ -194,9 +193,7 @@ def interrupt_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(run, "_train_step", interrupted)
 
 
-@pytest.mark.parametrize(
-    "stops", [(3,), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((0,), (1,), (2, 3), (4, 5, 5)))]
-)
+@pytest.mark.parametrize("stops", [(0,), (1,), (3,), (2, 3), (4, 5, 5)])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     stops: tuple[int, ...], whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +227,6 @@ def test_weights_learn_at_a_rate_that_grows_with_their_size(tmp_path: Path) -> N
         assert moved[f"layers.{slot}.delta_o_proj"] == pytest.approx(8 * rate, rel=0.05)
 
 
-@pytest.mark.slow
 def test_a_run_interrupted_during_its_warm_start_begins_again(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_two_agents_never_touch(engine: DeltaMemEngine) -> None:
     assert not same_state(head(engine), head(engine, "bob"))
 
 
+@pytest.mark.slow
 def test_turns_at_once_lose_no_write(tmp_path: Any) -> None:
     store = SQLiteStore(tmp_path / "memory.sqlite")
     engine = tiny_engine(store)
@@ -188,6 +189,7 @@ def test_threads_in_one_process_do_not_mix_states(engine: DeltaMemEngine) -> Non
             assert list(pool.map(score, range(3))) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_state_bytes_and_prompt_do_not_grow_with_the_conversation() -> None:
     engine = tiny_engine(window_tokens=300)
     history: list[Message] = []

@@ -70,6 +70,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Any) -> DeltaMemEngine:
     return tiny_engine(kind() if issubclass(kind, InMemoryStore) else kind(tmp_path / "store"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meanwhile", [forgotten, forgotten_and_made_anew, replaced, restored])
 def test_forgetting_wins_over_a_turn_in_flight(stored: DeltaMemEngine, meanwhile: Any) -> None:
     stored.run_turn("ada", [U1], sampling=SHORT)

@@ -54,6 +54,7 @@ def weights_of(engine: DeltaMemEngine) -> dict[str, Tensor]:
 WITHOUT_O = {"without o": replace(FULL, delta_heads=("q",)), "no o, gated": replace(GATED, delta_heads=("q", "v"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", one_in(4, [*CONFIGS.values(), *WITHOUT_O.values()]), ids=[*CONFIGS, *WITHOUT_O])
 def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: AdapterConfig) -> None:
     engine = word_engine(config)
@@ -80,6 +81,7 @@ def test_a_warm_start_is_decided_by_its_seed_and_says_how_loud_it_speaks() -> No
     assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
 
 
+@pytest.mark.slow
 def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_directions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,6 +112,7 @@ def nats_of(engine: DeltaMemEngine, episodes: list[Episode]) -> float:
     return -logprobs / tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "loud"), one_in(2, [("shipped recipe", 0.01), ("every gate and head", 0.1)]))
 def test_the_gain_is_the_one_that_makes_answers_likeliest_and_scales_o_alone(name: str, loud: float) -> None:
     engine, episodes = word_engine(CONFIGS[name]), episodes_of(5, ONE_FACT)

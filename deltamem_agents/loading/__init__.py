@@ -10,6 +10,7 @@ from deltamem_agents.loading.dense_copy import CACHE_VARIABLE, cache_dir
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy, installed_gguf
 from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint, weights_hash
 from deltamem_agents.loading.models import (
+    DecodeWeights,
     LoadedModel,
     ModelObject,
     ModelOptions,
@@ -21,6 +22,7 @@ from deltamem_agents.loading.models import (
 __all__ = [
     "CACHE_VARIABLE",
     "EMBEDDED_MODEL",
+    "DecodeWeights",
     "LoadedModel",
     "ModelObject",
     "ModelOptions",

@@ -18,6 +18,7 @@ from deltamem_agents.errors import ConfigError, DownloadError, ModelFilesError
 from deltamem_agents.loading.dense_copy import dense_copy, one_load_at_a_time, quiet_transformers, sha256_of
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy
 from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint
+from deltamem_agents.loading.int8 import decode_in_int8
 from deltamem_agents.loading.progress import step
 from deltamem_agents.processes import begin_computing, require_threads
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ModelObject: TypeAlias = "PreTrainedModel"
 TokenizerObject: TypeAlias = "PreTrainedTokenizerBase"
+DecodeWeights: TypeAlias = Literal["int8"]
 _Kind: TypeAlias = Literal["embedded", "gguf", "folder", "hub"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -79,6 +81,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    decode_weights: DecodeWeights | None = None,
     progress: bool = True,
     options: ModelOptions = ModelOptions(),
 ) -> LoadedModel:
@@ -89,6 +92,7 @@ def load_model(
     name; write "./smollm2-135m-instruct" for the folder.
     `device`: None is the CPU, or what `options.device_map` says.
     `dtype`: a torch dtype or its name; "auto" takes that of the files, None `default_dtype(device)`.
+    `decode_weights`: "int8" decodes with rounded weights, on a CPU; see `int8.py`. None decodes with the model's own.
     `progress`: show long work on stderr, as bars on a terminal and as one line a step elsewhere.
 
     Raises ConfigError for an unknown name, device or dtype, or an option that this model cannot have,
@@ -97,6 +101,10 @@ def load_model(
     """
     asked = os.fspath(name)
     kind = _kind_of(asked)
+    if decode_weights not in (None, "int8"):
+        raise ConfigError(f"decode_weights is {decode_weights!r}; expected 'int8', or None for the model's own")
+    if decode_weights and options.quantization_config is not None:
+        raise ConfigError("decode_weights and quantization_config were given, and each rounds the weights; give one")
     _check_options(asked, kind, device, options)
     place = _usable_device(_first_device(options.device_map) if device is None else device)
     precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
@@ -106,6 +114,8 @@ def load_model(
     _require_one_device(asked, model)
     if options.device_map is None and model.device != place:
         cast(nn.Module, model).to(place)
+    if decode_weights:
+        decode_in_int8(model)
     return LoadedModel.of(model, tokenizer, EMBEDDED_MODEL if kind == "embedded" else asked)
 
 

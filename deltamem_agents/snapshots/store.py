@@ -213,10 +213,10 @@ class Store(ABC):
         self._set_tag(agent, name, None)
 
     def tags(self, agent: str) -> dict[str, str]:
-        """The agent's tags, name to snapshot id."""
+        """The agent's tags, name to snapshot id, in order of their names."""
         if self.head(agent) is None:
             raise no_agent(agent)
-        return self._tags(agent)
+        return dict(sorted(self._tags(agent).items()))
 
     def forget(self, agent: str) -> Receipt:
         """Erases the agent: its id, journal, tags, and every snapshot that no fork holds.
@@ -226,7 +226,7 @@ class Store(ABC):
         """
         check_agent(agent)
         try:
-            tags = tuple(self._tags(agent))
+            tags = tuple(sorted(self._tags(agent)))
         except DamagedSnapshotError:
             tags = ()
         removed = self._erase(agent)

@@ -214,6 +214,14 @@ class StoreConformance:
                 store.tag("a", name)
             assert store.tags("a") == dict.fromkeys(AWKWARD_IDS, ids[1])
 
+    def test_tags_are_named_in_order(self, tmp_path: Path) -> None:
+        with self.make_store(tmp_path) as store:
+            grow(store, "a", 1)
+            for name in ("u", "b", "t"):
+                store.tag("a", name)
+            assert list(store.tags("a")) == ["b", "t", "u"]
+            assert store.forget("a").tags == ("b", "t", "u")
+
     def test_agent_ids_are_any_text_and_all_distinct(self, tmp_path: Path) -> None:
         with self.make_store(tmp_path / "store") as store:
             ids = {agent: grow(store, agent, 1, seed=seed)[0] for seed, agent in enumerate(AWKWARD_IDS)}

@@ -186,6 +186,7 @@ def test_a_deletion_in_the_input_of_a_run_counts(saver: SqliteSaver, middleware:
     assert len(shown(graph)) == 6 and remembered(graph, middleware)
 
 
+@pytest.mark.slow
 def test_an_edit_deletes_and_another_edit_does_not_bring_it_back(
     saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
@@ -294,6 +295,7 @@ def test_what_is_trimmed_or_summarised_stays_in_the_memory(
     assert snapshot.counters.messages == 12 and undone(graph) == 0
 
 
+@pytest.mark.slow
 @with_each_store("trimming", TRIMMING)
 def test_an_edit_of_what_is_shown_loses_nothing_that_was_trimmed(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
@@ -307,6 +309,7 @@ def test_an_edit_of_what_is_shown_loses_nothing_that_was_trimmed(
     assert remembered(graph, middleware, [*heard, *whole(["And now?"])])
 
 
+@pytest.mark.slow
 def test_where_no_older_memory_is_left_what_was_trimmed_is_counted_as_undone(
     middleware: DeltaMemMiddleware, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -154,6 +154,7 @@ def test_different_places_of_a_graph_have_different_names() -> None:
     assert threads_of("t", known) == known[:5] and threads_of("u", known) == ["u"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", [True, False])
 def test_batched_agents_never_share(model: ChatDeltaMem, sync: bool) -> None:
     names = [f"agent {n}" for n in range(8)]

@@ -114,6 +114,7 @@ def test_nothing_is_lost_where_messages_are_trimmed_and_others_reworded(engine: 
     assert_places_differ(engine, store)
 
 
+@pytest.mark.slow
 def test_an_inline_memory_stays_bounded_whatever_is_told(engine: DeltaMemEngine) -> None:
     graph = made(engine, None)
     *_, last = tell(graph, *TOLD, "Where do I live?")

@@ -39,6 +39,7 @@ def test_a_stream_adds_up_to_the_reply_and_ends_once(script: Any) -> None:
     assert total.response_metadata["model_name"] == "scripted"
 
 
+@pytest.mark.slow
 def test_text_and_calls_arrive_while_they_are_said() -> None:
     model = scripted(BIG).bind_tools([add, clock])
     chunks = list(model.stream("go"))
@@ -61,6 +62,7 @@ def note(lines: list[str], at: int = 0) -> str:
     return "kept"
 
 
+@pytest.mark.slow
 def test_a_call_that_was_cut_off_is_never_one_to_run() -> None:
     said = Message("assistant", "", (ToolCall("note", {"lines": ["a [", 'b "\\'], "at": 123}),))
     model = scripted(said).bind_tools([note])

@@ -72,6 +72,7 @@ def counting(reply: Message | str) -> tuple[ScriptedEngine, list[Asked]]:
     return ScriptedEngine(script), asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "way", "tools"), COMBINED)
 def test_a_structured_response_that_max_tokens_cut_off_says_so_at_once(name: str, way: str, tools: list[Any]) -> None:
     response_format, reply = STRATEGIES[name]

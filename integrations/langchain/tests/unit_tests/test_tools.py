@@ -64,6 +64,7 @@ def test_a_tool_that_is_not_on_offer_is_refused_at_once() -> None:
         scripted().bind_tools([add], tool_choice=3)
 
 
+@pytest.mark.slow
 def test_a_stop_string_does_not_break_a_call() -> None:
     model = scripted(BOTH, stop=["\n"]).bind_tools([add, clock])
     assert len(model.invoke("hi").tool_calls) == len(whole(model.stream("hi")).tool_calls) == 2

@@ -1,0 +1,94 @@
+"""Decoding with int8 weights: prompts and what is kept are those of the model's own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import QuantoConfig
+
+from deltamem_agents import DeltaMemEngine
+from deltamem_agents.errors import ConfigError
+from deltamem_agents.loading import load_model, weights_hash
+from deltamem_agents.loading.int8 import FEW, Int8Linear, decode_in_int8
+from deltamem_agents.types import Message, Sampling
+from tiny_folders import Tiny
+
+SHORT = Sampling(max_tokens=6)
+
+
+def opened(tiny: Tiny, store: str | Path = "memory:", **options: Any) -> DeltaMemEngine:
+    return DeltaMemEngine.from_pretrained(
+        tiny.model, adapter=tiny.adapter, store=store, dtype="float32", progress=False, **options
+    )
+
+
+def layers(width: int = 64, height: int = 24, *, bias: bool = False) -> tuple[nn.Linear, Int8Linear]:
+    torch.manual_seed(0)
+    plain = nn.Linear(width, height, bias=bias).requires_grad_(False)
+    return plain, Int8Linear(plain)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_rows_are_the_layers_own_but_for_rounding(bias: bool) -> None:
+    plain, rounded = layers(bias=bias)
+    x = torch.randn(1, 3, 64)
+    found, expected = rounded(x), plain(x)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    # Half a step of 1/127 of the largest weight on each of 64 inputs, and bfloat16's eight bits of the sum.
+    assert (found - expected).abs().max() < 0.02 * x.norm()
+    assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, FEW])
+def test_each_row_is_computed_alone(rows: int) -> None:
+    _, rounded = layers()
+    x = torch.randn(rows, 1, 64)
+    assert torch.equal(rounded(x), torch.cat([rounded(row[None]) for row in x]))
+
+
+def test_many_rows_are_multiplied_with_the_layers_own_weights() -> None:
+    plain, rounded = layers()
+    x = torch.randn(1, FEW + 1, 64)
+    assert torch.equal(rounded(x), plain(x))
+
+
+def test_the_models_weights_and_names_stay(tiny: Tiny) -> None:
+    plain = load_model(tiny.model, dtype="float32", progress=False)
+    rounded = load_model(tiny.model, dtype="float32", decode_weights="int8", progress=False)
+    assert any(isinstance(module, Int8Linear) for module in rounded.model.modules())
+    assert weights_hash(rounded.model) == weights_hash(plain.model)
+    assert rounded.model_fingerprint == plain.model_fingerprint
+
+
+def test_a_memory_opens_whichever_weights_it_was_told_with(tiny: Tiny, tmp_path: Path) -> None:
+    path, asked = tmp_path / "memory.sqlite", [Message("user", "What is my name?")]
+    for first, then in ((None, "int8"), ("int8", None)):
+        agent = f"told with {first}"
+        with opened(tiny, path, decode_weights=first) as engine:
+            engine.run_turn(agent, [Message("user", "My name is Ada.")], sampling=SHORT)
+        with opened(tiny, path, decode_weights=then) as engine:
+            assert engine.run_turn(agent, asked, sampling=SHORT).facts.tokens_read
+            assert len(list(engine.store.log(agent))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"decode_weights": "int4"}, "decode_weights is 'int4'; expected 'int8'"),
+        ({"decode_weights": "int8", "quantization_config": QuantoConfig()}, "each rounds the weights; give one"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tiny: Tiny, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        opened(tiny, **options)
+
+
+def test_a_model_without_a_layer_that_can_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no layer of this model is a torch\.nn\.Linear with a multiple of 16"):
+        decode_in_int8(nn.Sequential(nn.Linear(24, 24)))
+    with pytest.raises(ConfigError, match="which is for models on the CPU, and this one is on meta"):
+        decode_in_int8(nn.Sequential(nn.Linear(16, 16, device="meta")))
