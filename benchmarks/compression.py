@@ -29,6 +29,7 @@ import torch
 from transformers.cache_utils import QuantizedCache
 
 from deltamem_agents import DeltaMemEngine, InMemoryStore, Message, Sampling
+from deltamem_agents.inference import decode
 from deltamem_agents.inference.compressed import SINKS, CompressedCache
 from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
@@ -52,6 +53,9 @@ TALK = (
     ("How long should I boil an egg?", "Six minutes for a soft one, ten for a hard one, in boiling water."),
     ("Why do cats purr?", "Mostly because they are content, and sometimes to calm themselves."),
 )
+CHUNK = 128
+"""Tokens of a pass, in every arm."""
+
 PROSE = Path(__file__).parents[1] / "docs" / "memory-semantics.md"
 
 
@@ -212,6 +216,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.tokens, arguments.conversations, arguments.exchanges, arguments.prose = 128, 3, 6, 512
+    # A bounded cache sees all of a pass's own tokens.
+    decode.PREFILL_CHUNK = CHUNK
     engine = DeltaMemEngine.from_pretrained(
         arguments.model, store=InMemoryStore(), dtype=arguments.dtype, window_tokens=2048, progress=False
     )

@@ -22,7 +22,7 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
-from deltamem_agents.inference.compressed import BOUNDED_TOKENS, CacheKind, cache_maker
+from deltamem_agents.inference.compressed import CacheKind, cache_maker
 from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
@@ -89,9 +89,8 @@ class DeltaMemEngine:
     messages living in the state only. `turns_at_once`: how many turns share forward passes and hold keys and values;
     `turns_waiting`: how many more may wait for one of them to be over before a turn raises OverloadedError.
 
-    `cache`: which keys and values a turn holds while it runs: "full"; "quantized", in 8 bits; "bounded", those of the
-    first 4 tokens and of the newest `cache_tokens`, what falls out living in the memory alone. The latter two take
-    less room and more time: they are not kept between turns nor decoded with those of others.
+    `cache`: how a turn holds keys and values while it runs: "full", or "quantized", in 8 bits. The latter takes a half
+    (bfloat16) to a quarter of the room, and more time: nothing of it is kept between turns or decoded with others.
     """
 
     def __init__(
@@ -107,7 +106,6 @@ class DeltaMemEngine:
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         cache: CacheKind = "full",
-        cache_tokens: int = BOUNDED_TOKENS,
         progress: bool = False,
     ) -> None:
         for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
@@ -131,7 +129,7 @@ class DeltaMemEngine:
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
         scheduler = Scheduler(Rows(), turns_at_once, turns_waiting)
-        new_cache = cache_maker(cache, cache_tokens, loaded.model.config)
+        new_cache = cache_maker(cache, loaded.model.config)
         self._speaker = MemoryModel(
             loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler, new_cache
         )
@@ -161,7 +159,6 @@ class DeltaMemEngine:
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         cache: CacheKind = "full",
-        cache_tokens: int = BOUNDED_TOKENS,
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -177,7 +174,7 @@ class DeltaMemEngine:
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
         `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
-        `turns_waiting`, `kept_cache_bytes`, `cache`, `cache_tokens`: as for the class.
+        `turns_waiting`, `kept_cache_bytes`, `cache`: as for the class.
         `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
         is always float32. `decode_weights`: "int8" decodes with rounded weights, faster on most CPUs; prompts are
         computed with the model's own. `progress`: show long work on stderr, loading and later absorbing alike.
@@ -210,7 +207,6 @@ class DeltaMemEngine:
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
             cache=cache,
-            cache_tokens=cache_tokens,
             progress=progress,
         )
 
@@ -230,7 +226,6 @@ class DeltaMemEngine:
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         cache: CacheKind = "full",
-        cache_tokens: int = BOUNDED_TOKENS,
         progress: bool = False,
     ) -> Self:
         """An engine from a transformers model and its tokenizer that are in memory.
@@ -256,7 +251,6 @@ class DeltaMemEngine:
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
             cache=cache,
-            cache_tokens=cache_tokens,
             progress=progress,
         )
 

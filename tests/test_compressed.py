@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from threading import Thread
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deltamem_agents.errors import ConfigError, UnsupportedModelError
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.compressed import SINKS, CompressedCache, cache_maker
 from deltamem_agents.inference.decode import Pass, Prompt
 from deltamem_agents.inference.kept import KeptCaches, Whose
@@ -104,20 +103,8 @@ def test_a_compressed_cache_is_neither_kept_nor_decoded_with_others() -> None:
         assert caches.nbytes == 0
 
 
-def test_what_a_bounded_cache_sees_does_not_depend_on_who_else_waits() -> None:
-    """A prompt goes through in passes of one size, as each sees its own tokens too."""
-    model, ids = tiny_model("llama"), tokens(300)
-    found = Pass(model, None, cache=compressed(model, 8)).feed(prompt_of(ids))
-    wanted = fed(model, compressed(model, 8), ids[:128], ids[128:256], ids[256:])[-1]
-    torch.testing.assert_close(found, wanted)
-
-
-ODD: tuple[dict[str, Any], ...] = ({"cache": "quantized"}, {"cache": "bounded", "cache_tokens": 40})
-
-
-@pytest.mark.parametrize("options", ODD, ids=["quantized", "bounded"])
-def test_turns_at_once_with_compressed_caches_are_those_one_by_one(options: dict[str, Any]) -> None:
-    engine = tiny_engine(config=SELECTIVE, **options)
+def test_turns_at_once_with_quantized_caches_are_those_one_by_one() -> None:
+    engine = tiny_engine(config=SELECTIVE, cache="quantized")
     histories = [[Message("user", f"Number {n} of many words is said here, and more of them.")] for n in range(3)]
     found: dict[int, list[str]] = {}
 
@@ -141,26 +128,9 @@ def test_turns_at_once_with_compressed_caches_are_those_one_by_one(options: dict
     assert all(len(texts) == 2 and texts[0] == texts[1] for texts in found.values())
 
 
-def test_what_falls_out_of_a_bounded_cache_is_in_the_memory() -> None:
-    history = [Message("user", f"Word {n} is amber, and it is said at some length here.") for n in range(3)]
-    engines = [tiny_engine(config=SELECTIVE), tiny_engine(config=SELECTIVE, cache="bounded", cache_tokens=16)]
-    held = []
-    for engine in engines:
-        turn = engine.run_turn("ada", history, sampling=Sampling(max_tokens=2))
-        assert turn.facts.prefilled_tokens > 100
-        held.append([each.text for each in engine.statements("ada")][:3])
-    assert held[0] == held[1] == [message.content for message in history]
-
-
 def test_a_cache_that_cannot_be_is_refused_by_name() -> None:
     config = tiny_model("llama").config
-    assert isinstance(cache_maker("full", 1, config)(), KeyValueCache)
-    with pytest.raises(ConfigError, match=r"'half', expected one of 'full', 'quantized', 'bounded'"):
-        cache_maker("half", 64, config)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="cache_tokens is 0"):
-        cache_maker("bounded", 0, config)
-    for family in ("mistral", "gemma2", "gemma3_text"):
-        other = tiny_model(family, "eager").config
-        with pytest.raises(UnsupportedModelError, match=r"bounded.*sliding window.*'full' or 'quantized'"):
-            cache_maker("bounded", 64, other)
-        assert isinstance(cache_maker("quantized", 64, other)(), CompressedCache)
+    assert isinstance(cache_maker("full", config)(), KeyValueCache)
+    assert isinstance(cache_maker("quantized", config)(), CompressedCache)
+    with pytest.raises(ConfigError, match=r"'bounded', expected 'full' or 'quantized'.*lower window_tokens"):
+        tiny_engine(cache="bounded")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.inference.compressed import BOUNDED_TOKENS, CacheKind
+from deltamem_agents.inference.compressed import CacheKind
 from deltamem_agents.inference.kept import KEPT_BYTES
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
@@ -76,7 +76,6 @@ def tiny_engine(
     template: str = CHATML,
     kept_cache_bytes: int = KEPT_BYTES,
     cache: CacheKind = "full",
-    cache_tokens: int = BOUNDED_TOKENS,
     progress: bool = False,
 ) -> DeltaMemEngine:
     model = tiny_llama(seed)
@@ -89,6 +88,5 @@ def tiny_engine(
         policy=policy,
         kept_cache_bytes=kept_cache_bytes,
         cache=cache,
-        cache_tokens=cache_tokens,
         progress=progress,
     )

@@ -1,7 +1,8 @@
 """Key–value caches that hold less than all: in 8 bits, or of the first and the newest tokens alone.
 
 Such a cache is one sequence's own. It is not kept between turns and not decoded with others, which need keys and
-values as they are.
+values as they are. An engine offers the former. Bounded ones are there to be measured (`benchmarks/compression.py`): a
+shorter window holds as little, its prompt takes less to compute and is kept, and the memory has what falls out of both.
 """
 
 from __future__ import annotations
@@ -15,19 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from deltamem_agents.errors import ConfigError, UnsupportedModelError
+from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache
 
-CacheKind: TypeAlias = Literal["full", "quantized", "bounded"]
+CacheKind: TypeAlias = Literal["full", "quantized"]
 
 SINKS = 4
 """First tokens that a bounded cache holds besides: attention rests on them where it has nothing to look for."""
-
-BOUNDED_TOKENS = 1024
-"""Newest tokens that a bounded cache holds, where nothing is said."""
-
-BOUNDED_CHUNK = 128
-"""Tokens of a forward pass with a bounded cache. Always as many, as a pass sees its own tokens too."""
 
 
 class CompressedCache(KeyValueCache):
@@ -117,26 +112,12 @@ class _Layer(DynamicLayer):
         return sum(each.nbytes for each in self._held)
 
 
-def cache_maker(kind: CacheKind, tokens: int, config: PreTrainedConfig) -> Callable[[], KeyValueCache]:
-    """What makes an empty cache of this kind for a model of this config. `tokens`: of a bounded one.
-
-    Raises ConfigError for a kind or bound that is none, UnsupportedModelError for a model that cannot have it.
-    """
+def cache_maker(kind: CacheKind, config: PreTrainedConfig) -> Callable[[], KeyValueCache]:
+    """What makes an empty cache of this kind for a model of this config. Raises ConfigError for a kind that is none."""
     if kind not in get_args(CacheKind):
-        raise ConfigError(f"cache is {kind!r}, expected one of {', '.join(map(repr, get_args(CacheKind)))}")
-    if tokens < 1:
-        raise ConfigError(f"cache_tokens is {tokens}, expected at least 1")
-    text_config = config.get_text_config(decoder=True)
-    layers = int(text_config.num_hidden_layers)
-    if kind == "full":
-        return empty_cache
-    if kind == "quantized":
-        return lambda: CompressedCache(layers, quantized=True)
-    kinds = set(getattr(text_config, "layer_types", None) or ())
-    sliding = getattr(text_config, "sliding_window", None) and getattr(text_config, "use_sliding_window", True)
-    if kinds - {"full_attention"} or (not kinds and sliding):
-        raise UnsupportedModelError(
-            f"cache='bounded' was asked for, and a model of type {text_config.model_type!r} has layers that attend to "
-            "a sliding window of their own, which would not see the first tokens; use cache='full' or 'quantized'"
+        raise ConfigError(
+            f"cache is {kind!r}, expected 'full' or 'quantized'; to hold fewer tokens lower window_tokens: the memory "
+            "has what falls out of it"
         )
-    return lambda: CompressedCache(layers, tokens=tokens)
+    layers = int(config.get_text_config(decoder=True).num_hidden_layers)
+    return empty_cache if kind == "full" else lambda: CompressedCache(layers, quantized=True)

@@ -28,7 +28,6 @@ from transformers import (
 )
 
 from deltamem_agents.config import AdapterConfig
-from deltamem_agents.inference.compressed import BOUNDED_CHUNK, CompressedCache
 from deltamem_agents.inference.reply_text import Remembered, StoppingText
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
@@ -229,20 +228,13 @@ class Pass:
         while start < len(prompt):
             if start > begun:
                 yield ""
-            size = self._chunk_tokens
+            size = PREFILL_CHUNK if self.seat is None or self.seat.alone else SHARED_CHUNK
             logits = self._chunk(prompt, slice(start, start + size))
             start += size
         if self.state is not None:
             self.measures.messages += prompt.messages
             self.measures.unwritten += prompt.unwritten
         return logits
-
-    @property
-    def _chunk_tokens(self) -> int:
-        """Tokens of the prompt's next forward pass."""
-        if isinstance(self.cache, CompressedCache) and self.cache.tokens is not None:
-            return BOUNDED_CHUNK
-        return PREFILL_CHUNK if self.seat is None or self.seat.alone else SHARED_CHUNK
 
     @torch.no_grad()
     def write_waiting(self, stretches: int) -> None:
