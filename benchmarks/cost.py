@@ -151,7 +151,7 @@ class Bench:
     def soloists(self) -> dict[str, Speaker]:
         found: dict[str, Speaker] = {
             MEMORY: Engine(self.engine, "told", {"memory": "readonly"}),
-            OFF: Engine(self.engine, "told", {"memory": "off"}),
+            OFF: Engine(self.engine, "not told", {"memory": "off"}),
             GENERATE: self.generate,
         }
         return found if self.llama is None else {**found, LLAMA: self.llama}

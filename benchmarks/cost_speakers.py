@@ -100,7 +100,9 @@ class Generate:
         said = [{"role": message.role, "content": message.content} for message in messages]
         start = 1
         while len(ids := self.encoded([said[0], *said[start:]])) > self.most:
-            start += max(2, (len(ids) - self.most) // 40)
+            if start >= len(said) - 1:
+                raise ValueError(f"the newest message takes {len(ids)} tokens, the context has room for {self.most}")
+            start = min(start + max(2, (len(ids) - self.most) // 40), len(said) - 1)
         return ids
 
     def encoded(self, said: list[dict[str, str]]) -> list[int]:
