@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo test lint docs clean distclean
 
 # Modules are compiled once, not in every process that a test starts, whatever the shell has set.
 export PYTHONDONTWRITEBYTECODE :=
@@ -24,6 +24,7 @@ help:
 	@echo "make demo       an agent that is told ten things in one process and asked about them in another"
 	@echo "make test       all tests, those on the real model included (ARGS='-k name' to choose, ARGS='-n 0' for one process)"
 	@echo "make lint       style, types and import directions"
+	@echo "make docs       the site of README, docs and docstrings, in build/site, with every link checked"
 	@echo "make clean      remove caches and build outputs"
 	@echo "make distclean  the same and $(VENV)"
 
@@ -55,6 +56,11 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+# Its packages are installed when they are first needed; setup leaves them out.
+docs: $(READY)
+	@$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(PIP_INSTALL) -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf build dist demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

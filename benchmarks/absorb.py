@@ -1,8 +1,8 @@
-"""What a long history costs: time and peak memory of absorbing it, and of the turn that follows.
+"""The cost of a long history: time and peak memory of absorbing it in a turn.
 
     python benchmarks/absorb.py [TOKENS …]
 
-Each length runs in a process of its own, so that peak memory is its own.
+Each length runs in its own process, so that peak memory is measured separately.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What turns at once gain over turns one after another, as ratios.
+"""The speedup of concurrent turns over turns one after another.
 
     python benchmarks/concurrency.py [--model NAME] [--turns 1 4 8 16] [--tokens N] [--rounds N] [--json]
 
-Each turn is an agent's second one: it was told something, and is asked for it. Every reply has the same number of
-tokens, or as many as it wants where that is fewer. Rounds alternate, and the ratio is that of medians: seconds one by
-one over seconds at once. `decode`: the same of the turns' decoding alone, from the first token on.
+Each turn is an agent's second one: it was told something and is now asked for it. Every reply has the same maximum
+number of tokens. Sequential and concurrent rounds alternate. The ratio is median seconds one by one over median seconds
+at once; `decode` is the same for decoding alone, from the first token on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ASKED = "Tell me a long story about what you know of me, with all the names in i
 
 @dataclass(frozen=True)
 class Gain:
-    """Seconds of so many turns one after another and at once, and the share of them that is decoding."""
+    """Seconds for `turns` turns, one by one and at once, and the seconds of these that were decoding."""
 
     turns: int
     one_by_one: float
@@ -47,7 +47,7 @@ class Gain:
 
 @dataclass
 class Timed:
-    """Turns of a round: seconds in all, seconds of their decoding (each turn's own share), tokens said."""
+    """A round's total seconds, decoding seconds (sum of the turns' own shares) and reply tokens."""
 
     seconds: float = 0.0
     decoding: float = 0.0
@@ -98,7 +98,7 @@ def gain(engine: DeltaMemEngine, turns: int, sampling: Sampling, rounds: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default=None, help="of the base model; what the engine takes where nothing is said")
+    parser.add_argument("--dtype", default=None, help="of the base model; default: the engine's choice")
     parser.add_argument("--turns", type=int, nargs="+", default=[1, 4, 8, 16], metavar="N")
     parser.add_argument("--tokens", type=int, default=64, help="of each reply")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,8 +1,8 @@
-"""What grows with use, and how fast: `python benchmarks/growth.py`.
+"""How costs grow with use: `python benchmarks/growth.py`.
 
-Prints what each act costs with few and with many snapshots, agents, threads or messages, and the ratio of the
-last to the first. Only ratios within one run mean anything. Random states of the size that the shipped adapter
-has; turns are those of a scripted engine, whose model is tiny, so that what is around the model shows.
+Prints the cost of each operation with few and with many snapshots, agents, threads or messages, and the ratio of the
+last to the first. Only ratios within one run are meaningful. States are random, of the shipped adapter's size. Turns
+use a scripted engine with a tiny model, so the cost around the model is visible.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ STORES: dict[str, Callable[[Path], Store]] = {
 FINGERPRINT = Fingerprint("model", "tokenizer", "adapter")
 SHAPE = (1, 16, 1, 32, 32)
 BYSTANDERS = 3
-"""Snapshots of an agent that is one of many."""
+"""Number of snapshots of each other agent."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Milliseconds of one act, one for each size: the median of some rounds."""
+    """Median milliseconds of one operation (`act`) at each size."""
 
     axis: str
     store: str
@@ -73,7 +73,7 @@ def following(before: Entry | None, fingerprint: Fingerprint, state: MemoryState
 def grown(
     snapshots: int, threads: int = 1, fingerprint: Fingerprint = FINGERPRINT, state: MemoryState | None = None
 ) -> tuple[Store, io.BytesIO]:
-    """A store in memory with one agent "a" of so many snapshots, by turns in so many threads; and its export."""
+    """An in-memory store with one agent "a", whose snapshots alternate between `threads`; and its export."""
     store = InMemoryStore()
     for number in range(snapshots):
         before = None if number == 0 else store.load("a")
@@ -86,7 +86,7 @@ def grown(
 
 
 def median(act: Callable[[int], object], rounds: int) -> float:
-    """Milliseconds of `act`, which is told the number of its round."""
+    """Median milliseconds of `act`, which gets the number of the round."""
     times = []
     for number in range(rounds):
         start = time.perf_counter()
@@ -102,7 +102,7 @@ def save_one(store: Store, number: int) -> None:
 
 
 def acts(store: Store, bystander: io.BytesIO, rounds: int) -> Iterator[tuple[str, float]]:
-    """Every act on agent "a" of this store, which is gone at the end."""
+    """Times every operation on the store's agent "a", which is erased at the end."""
     yield "load", median(lambda _: store.load("a"), rounds)
     yield "load and save", median(lambda number: save_one(store, number), rounds)
     yield "log, all of it", median(lambda _: sum(1 for _ in store.log("a")), 1)
@@ -145,7 +145,7 @@ def cost_of_agents(kind: str, sizes: tuple[int, ...], rounds: int) -> list[Cost]
 
 
 def cost_of_threads(kind: str, sizes: tuple[int, ...], rounds: int) -> list[Cost]:
-    """Two turns in each thread; a snapshot points to at most 512 of them."""
+    """Two turns in each thread. A snapshot refers to at most 512 threads."""
     bystander, measured = grown(BYSTANDERS)[1], []
     for size in sizes:
         with filled(kind, grown(2 * size, size)[1], 1, bystander) as store:
@@ -154,7 +154,7 @@ def cost_of_threads(kind: str, sizes: tuple[int, ...], rounds: int) -> list[Cost
 
 
 def turns_after(store: Store, engine: ScriptedEngine, messages: int, thread: str | None, rounds: int) -> float:
-    """A turn whose client shows so many messages, of which no reply is as it was said."""
+    """A turn whose client sends `messages` messages, none of which matches what was said."""
     shown = [Message("user" if at % 2 == 0 else "assistant", f"reworded {at}") for at in range(messages)]
     twin = engine.with_store(store)
 
@@ -165,7 +165,7 @@ def turns_after(store: Store, engine: ScriptedEngine, messages: int, thread: str
 
 
 def cost_of_turns(sizes: tuple[int, ...], rounds: int) -> list[Cost]:
-    """A turn of a thread with so many snapshots, whose client's replies never match."""
+    """A turn in a thread with many snapshots, whose client's messages never match."""
     engine, measured = ScriptedEngine(), []
     for size in sizes:
         store, _ = grown(size, 1, engine.fingerprint, engine.new_state())
@@ -175,7 +175,7 @@ def cost_of_turns(sizes: tuple[int, ...], rounds: int) -> list[Cost]:
 
 
 def cost_of_messages(sizes: tuple[int, ...], rounds: int) -> list[Cost]:
-    """A turn whose client sends a history of so many messages: the window has to be fitted over them."""
+    """A turn whose client sends a long history, which has to be cut to the window."""
     engine, measured = ScriptedEngine(window_tokens=1024), []
     for size in sizes:
         measured.append({"fresh, memory off": fit_window(engine, size, rounds)})
@@ -200,7 +200,7 @@ def measure(kinds: list[str], sizes: tuple[int, ...], rounds: int) -> Iterator[C
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[15, 150, 1500], metavar="N", help="snapshots, messages"
+        "--sizes", type=int, nargs="+", default=[15, 150, 1500], metavar="N", help="numbers of snapshots and messages"
     )
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,8 +1,8 @@
-"""What a turn that continues costs with and without kept key–value caches: `python benchmarks/kept.py`.
+"""The cost of a continued conversation's turn with and without kept key–value caches: `python benchmarks/kept.py`.
 
-A client sends its whole history each turn, and two engines answer it in turn. Seconds are the processor's, so that
-other work on the machine matters little; ratios within one run mean most. A tiny random model by default;
-`--model smollm2-135m-instruct` is the real one.
+A client sends its whole history each turn, and two engines answer it alternately. Seconds are CPU time, so other load
+on the machine matters little; ratios within one run are most reliable. The default is a tiny random model;
+`--model smollm2-135m-instruct` uses a real one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOMS = {"kept": KEPT_BYTES, "not kept": 0}
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians over some turns. `ratio`: seconds with kept caches by those without."""
+    """Medians over the turns. `ratio`: seconds with kept caches divided by seconds without."""
 
     prompt_tokens: int
     new_tokens: float
@@ -38,7 +38,7 @@ class Cost:
 
 
 def engines(model: str | None, window_tokens: int) -> dict[str, DeltaMemEngine]:
-    """One engine with each room; they share the model where it is a real one."""
+    """One engine for each of ROOMS. With a real model, both share it."""
     if model is None:
         return {
             name: ScriptedEngine("Noted.", config=SELECTIVE, window_tokens=window_tokens, kept_cache_bytes=room)
@@ -51,7 +51,7 @@ def engines(model: str | None, window_tokens: int) -> dict[str, DeltaMemEngine]:
 
 
 def costs(model: str | None, tokens: int, turns: int, reply_tokens: int) -> Cost:
-    """Turns behind a history of about so many tokens."""
+    """Measures `turns` turns after a history of about `tokens` tokens."""
     both = engines(model, 3 * tokens + 512)
     said = "Today I walked along the harbour, bought bread, and wrote a letter to an old friend. "
     history, at = [Message("system", "Be brief.")], 0
@@ -69,7 +69,7 @@ def costs(model: str | None, tokens: int, turns: int, reply_tokens: int) -> Cost
             if name == "kept":
                 done.append(turn)
         history.append(done[-1].message)
-    # The first one finds nothing kept.
+    # Skip the first turn, for which nothing is kept yet.
     grown = [turn.usage.prompt_tokens - before.usage.prompt_tokens for before, turn in pairwise(done)]
     return Cost(
         done[-1].usage.prompt_tokens,
@@ -81,7 +81,7 @@ def costs(model: str | None, tokens: int, turns: int, reply_tokens: int) -> Cost
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model's name; a tiny random one where none is given")
+    parser.add_argument("--model", help="a model's name; default: a tiny random model")
     parser.add_argument("--tokens", type=int, nargs="+", default=[500, 3000], metavar="N", help="of history")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--reply-tokens", type=int, default=8)

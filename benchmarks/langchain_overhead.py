@@ -1,8 +1,8 @@
-"""What LangChain and the memory cost around the model: `python benchmarks/langchain_overhead.py`.
+"""The overhead of LangChain and the memory around the model: `python benchmarks/langchain_overhead.py`.
 
-Prints the share of a turn that is spent outside the model's forward passes, and the tokens of the prompt in
-a long conversation: with a bounded window, whose older messages live in the memory, against the whole
-history in the prompt of the frozen model. Some turns of the whole history are run as well, for the seconds.
+Prints the share of a turn spent outside the model's forward passes, and the prompt tokens of a long conversation: with
+a bounded window, whose older messages are in the memory, and with the whole history in the frozen model's prompt. Some
+turns with the whole history are also timed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = (1, 2, 5, 10, 20, 50, 100)
 
 
 class ForwardClock:
-    """Sums up the seconds of a model's forward passes."""
+    """Sums the seconds of a model's forward passes."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.seconds = self._began = 0.0
@@ -43,7 +43,7 @@ class ForwardClock:
 
 @dataclass(frozen=True)
 class Measured:
-    """One turn: tokens of its prompt, its seconds, and those of them that were spent in the model."""
+    """One turn: its prompt tokens, its seconds, and the seconds of these spent in the model."""
 
     prompt_tokens: int
     seconds: float
@@ -65,7 +65,7 @@ def measured(model: ChatDeltaMem, clock: ForwardClock, history: Sequence[BaseMes
 
 
 def converse(model: ChatDeltaMem, clock: ForwardClock, turns: int) -> tuple[list[Measured], list[BaseMessage]]:
-    """A conversation in which the whole history is sent every turn, as LangChain does, and that history."""
+    """Runs a conversation that sends the whole history every turn, as LangChain does. Also returns the history."""
     history: list[BaseMessage] = []
     told = []
     for turn in range(1, turns + 1):
@@ -87,7 +87,7 @@ def opened(given: argparse.Namespace, store: SQLiteStore, window: int | None) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--adapter", help="folder or Hub id; the one that ships if not given")
+    parser.add_argument("--adapter", help="folder or Hub id; default: the shipped one")
     parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--window", type=int, default=512, help="tokens of prompt and reply together")
     parser.add_argument("--context", type=int, default=8192, help="the same for the whole history")
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def whole_prompt(model: ChatDeltaMem, history: Sequence[BaseMessage]) -> int:
-    """Tokens of the prompt that holds this history."""
+    """Number of tokens of a prompt with this whole history."""
     assert model.engine is not None
     said = [{"role": "assistant" if m.type == "ai" else "user", "content": m.text} for m in history]
     return len(model.engine.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True).input_ids)

@@ -1,9 +1,9 @@
-"""What a memory of many statements costs: bytes of a commit, loading it cold, choosing, and a turn beside one without.
+"""The cost of many statements: bytes per commit, cold load, choosing, and a turn relative to one without memory.
 
     python benchmarks/recall.py [--turns]
 
-Statements are made up, of the default adapter's shape, four written tokens each. Times are of one process on an
-otherwise idle machine; the last column is what counts, as it compares turns within one run.
+Statements are made up, with the default adapter's shape and four written tokens each. Run it on an otherwise idle
+machine. The ratios of turns matter most, since they compare turns within one run.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ WORDS = [
 ]
 QUESTION = [{"role": "user", "content": "Write a long story about a dog that finds a boat, and its brother."}]
 LONG = Sampling(max_tokens=48)
-"""A reply that is never over before, so that turns have equally many tokens."""
+"""Short enough that no reply ends earlier, so that all turns have equally many tokens."""
 
 
 def statements(count: int) -> dict[str, bytes]:
-    """Bytes of made-up statements by address."""
+    """Encoded made-up statements by address."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for number in range(count):
@@ -75,7 +75,7 @@ def statements(count: int) -> dict[str, bytes]:
 
 
 def fill(store: Store, count: int, fingerprint: Fingerprint) -> None:
-    """One agent "a" of so many statements."""
+    """Gives the store an agent "a" with `count` statements."""
     objects = statements(count)
     listed, pages = StatementList().changed({}, add=list(objects))
     base = MemoryState.zeros(1, LAYERS, HEADS, RANK)
@@ -84,7 +84,7 @@ def fill(store: Store, count: int, fingerprint: Fingerprint) -> None:
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Of a core, in the shortest of some runs."""
+    """CPU milliseconds of the fastest of `repeats` runs."""
     times = []
     for _ in range(repeats):
         begun = time.process_time()

@@ -1,7 +1,7 @@
-"""How the forms of the scan compare: `python benchmarks/scan.py`.
+"""Compares the speed of the scan's forms: `python benchmarks/scan.py`.
 
-Only ratios within one run mean anything. The forms take turns, so that whatever else the machine does
-falls on all of them; the ratio of the fastest rounds shows the code, that of the medians the experience.
+Only ratios within one run are meaningful. The forms run in alternation, so other load on the machine affects all of
+them. The ratio of the fastest rounds shows the code's speed, that of the medians what a user experiences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deltamem_agents.memory import kernels
 from deltamem_agents.memory.delta_rule import ScanForm, delta_scan, update_gates
 
 RANK = 8
-# The loop's time per token does not change with the length, and at 16k tokens one round of it says enough.
+# The loop's time per token does not depend on the length, so one round is enough for longer inputs.
 LOOP_REPEATS_UP_TO = 4096
 
 
@@ -60,14 +60,14 @@ def compare(forms: list[ScanForm], sequences: int, tokens: int, rounds: int, *, 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=9, help="how often each form takes its turn (default: 9)")
+    arguments.add_argument("--rounds", type=int, default=9, help="number of rounds of each form (default: 9)")
     rounds = arguments.parse_args().rounds
 
     forms: list[ScanForm] = ["loop", "chunked"]
     if kernels.available():
         forms.append("compiled")
     else:
-        print("numba is missing: the compiled form is left out")
+        print("numba is not installed: skipping the compiled form")
     names = " : ".join(f"{form:>8}" for form in forms)
     torch.manual_seed(0)
     for title, gradient, sizes in (

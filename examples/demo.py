@@ -1,8 +1,12 @@
-"""The main job on the real model: told ten things in one process, asked about them in another.
+"""An agent is told ten things in one process and asked about them in another.
 
-Process 1 is told them in ordinary sentences, a conversation each, and ends. Process 2 starts with an empty history:
-each prompt holds one question, and beside every answer stands the statement that it rests on. Then one statement is
-forgotten, one is corrected, and something is asked that was never told. Only the memory differs, never the weights.
+Shows: recall with an empty history, which statement an answer rests on, forgetting, correcting, and a question about
+something that was never told. Only the memory differs, never the weights.
+
+Prints: three tables (what was told; each answer with the memory, what it rests on, and without the memory; what was
+forgotten, corrected and never told), and at the end how many of ten were recalled with the memory and without.
+
+Run: python examples/demo.py
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """A LangChain agent that is told something, stopped, and asked in a new process with an empty history.
 
+Shows: `ChatDeltaMem` in `create_agent`, with a tool, whose memory is in a SQLite file.
+Prints: the reply, the tokens of its prompt and the bytes of the memory's state.
+
 python examples/langchain_agent.py tell "My dog's name is Biscuit."
 python examples/langchain_agent.py ask "What is my dog's name?"
 """

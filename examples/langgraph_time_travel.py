@@ -1,5 +1,8 @@
 """Going back in a LangGraph thread takes the memory along: it lies in the same checkpoint as the messages.
 
+Shows: `DeltaMemMiddleware`, and two branches of one thread that are told different cities.
+Prints: what each branch's memory holds, what it answers, and that the crossroads is as it was.
+
 python examples/langgraph_time_travel.py
 """
 

@@ -1,5 +1,8 @@
 """A LlamaIndex agent whose memory is part of its context: saved as JSON, restored in a new process.
 
+Shows: `DeltaMemFunctionAgent` with a tool, and a `Context` that carries the memory.
+Prints: the reply, the bytes of the memory's state and those of the saved context.
+
 python examples/llamaindex_agent.py tell "My dog's name is Biscuit."
 python examples/llamaindex_agent.py ask "What is my dog called?"
 """

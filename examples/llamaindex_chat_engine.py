@@ -1,5 +1,8 @@
 """A LlamaIndex chat engine that is told something, stopped, and asked in a new process with an empty history.
 
+Shows: `DeltaMemLLM` in a `SimpleChatEngine`, whose memory is in a SQLite file.
+Prints: the reply and the number of messages in the engine's history.
+
 python examples/llamaindex_chat_engine.py tell "My dog's name is Biscuit."
 python examples/llamaindex_chat_engine.py ask "What is my dog called?"
 """

@@ -1,4 +1,7 @@
-"""Run it once to tell the agent something, and again (a new process, an empty history) to ask.
+"""Tell an agent something, and ask it in another process with an empty history.
+
+Shows: `DeltaMemEngine` without any framework, and forgetting.
+Prints: the reply, the tokens of its prompt, the bytes of the memory's state, and the snapshot's id.
 
 python examples/remember_across_runs.py tell "My dog's name is Biscuit."
 python examples/remember_across_runs.py ask "What is my dog's name?"

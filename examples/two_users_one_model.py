@@ -1,5 +1,8 @@
 """Two users of one chain and one model, at the same time, each with a memory of their own.
 
+Shows: a LangChain chain with `ChatDeltaMem`, called for two users concurrently.
+Prints: what each is answered: the name of their own cat.
+
 python examples/two_users_one_model.py
 """
 

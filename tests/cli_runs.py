@@ -1,4 +1,4 @@
-"""Running `deltamem` in this process, as its tests need it."""
+"""Helpers that run `deltamem` in the test process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_json(*arguments: str | Path) -> Any:
 
 
 def refusal(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that is refused with exit code 1."""
+    """Runs a command that must fail with exit code 1. Returns its one line on stderr."""
     result = run(*arguments)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""

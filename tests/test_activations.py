@@ -1,4 +1,4 @@
-"""Laws of what is collected for a warm start: places where values are told, asked and not told, of the frozen model."""
+"""Laws of collected activations: the frozen model's, at positions where values are told, asked and not told."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def found(request: pytest.FixtureRequest) -> tuple[str, DeltaMemEngine, Activati
 
 
 def embedded(engine: DeltaMemEngine, tokens: Tensor) -> Tensor:
-    """The first layer's attention input is a token's embedding alone, normed: equal tokens, equal inputs."""
+    """The first layer's attention inputs, which are just normed embeddings: equal tokens have equal inputs."""
     model = engine.model.model
     return model.layers[0].input_layernorm(model.embed_tokens(tokens)).bfloat16()
 
@@ -57,7 +57,7 @@ def contents_of(messages: tuple[Message, ...], template: str) -> Tensor:
 
 
 @pytest.mark.slow
-def test_told_values_stand_where_they_are_told(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+def test_told_tokens_are_found_where_they_were_told(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     _, engine, activations = found
     tokenizer = word_tokenizer()
     values = [tokenizer.encode(" " + episode.questions[0].answer) for episode in EPISODES]
@@ -69,7 +69,7 @@ def test_told_values_stand_where_they_are_told(found: tuple[str, DeltaMemEngine,
 
 
 @pytest.mark.slow
-def test_what_is_asked_stands_where_the_told_token_is_to_be_said(
+def test_asked_inputs_are_at_the_positions_that_predict_told_tokens(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
     template, engine, activations = found
@@ -84,7 +84,7 @@ def test_what_is_asked_stands_where_the_told_token_is_to_be_said(
     torch.testing.assert_close(activations.asked[0], embedded(engine, torch.tensor(before)))
 
 
-def test_replies_begin_behind_the_questions(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+def test_begun_inputs_are_at_the_end_of_the_questions(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     template, engine, activations = found
     begun = [
         renderer(template).render((Message("user", episode.questions[0].question),)).ids[-1] for episode in EPISODES
@@ -93,7 +93,7 @@ def test_replies_begin_behind_the_questions(found: tuple[str, DeltaMemEngine, Ac
     torch.testing.assert_close(activations.begun[0], embedded(engine, torch.tensor(begun)))
 
 
-def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
+def test_contents_are_the_tokens_that_a_turn_writes(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
     template, engine, activations = found
@@ -111,7 +111,7 @@ def test_contents_are_the_tokens_that_a_turn_writes_of_each_exchange(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("facts", [1, 3])
-def test_what_a_fact_was_before_is_kept_apart_and_counts_as_told(facts: int) -> None:
+def test_earlier_values_are_kept_separately_and_count_as_told(facts: int) -> None:
     episodes = episodes_of(12, replace(SHAPE, facts=facts, changed=0.5))
     engine = word_engine(GATED)
     found = activations_of(engine, episodes, 9)
@@ -133,8 +133,8 @@ def test_what_a_fact_was_before_is_kept_apart_and_counts_as_told(facts: int) -> 
 
 
 @pytest.mark.slow
-def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
-    """Each with its own exchange, read behind what was said before it."""
+def test_several_tellings_of_one_conversation_are_separate() -> None:
+    """Each with its own exchange, run after the conversation before it."""
     episodes = episodes_of(12, replace(SHAPE, facts=3))
     engine = word_engine(GATED)
     found = activations_of(engine, episodes, 9)
@@ -151,8 +151,8 @@ def test_several_tellings_of_one_conversation_are_kept_apart() -> None:
         )
 
 
-def test_each_token_of_an_answer_knows_where_it_was_told() -> None:
-    """Also where two facts are told in one message, in either order."""
+def test_every_answer_token_refers_to_where_it_was_told() -> None:
+    """Also if two facts are told in one message, in either order."""
     episodes = episodes_of(12, replace(SHAPE, facts=3, paired=1.0, tellers=("user",)))
     engine = word_engine(GATED)
     found = activations_of(engine, episodes, 9)
@@ -161,7 +161,7 @@ def test_each_token_of_an_answer_knows_where_it_was_told() -> None:
 
 
 @pytest.mark.slow
-def test_joined_parts_are_one_after_the_other() -> None:
+def test_joined_parts_equal_one_collection_of_all_episodes() -> None:
     engine, parts = word_engine(GATED), []
     for start in (0, 10, 20):
         some = EPISODES[start : start + 10]
@@ -175,10 +175,10 @@ def test_joined_parts_are_one_after_the_other() -> None:
     assert activations.joined(parts).subjects == expected.subjects
     anywhere = torch.randperm(len(expected.tellings))[:50]
     assert torch.equal(activations.joined(parts).tellings.at(anywhere), expected.tellings.at(anywhere))
-    assert activations.joined(parts).tellings.inputs is parts[0].tellings.inputs, "activations fill gigabytes"
+    assert activations.joined(parts).tellings.inputs is parts[0].tellings.inputs, "activations are not copied"
 
 
-def test_nothing_is_told_outside_of_contents_or_in_an_aside(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+def test_told_tokens_are_content_and_never_in_an_aside(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     _, _, activations = found
     assert not bool(activations.asides.told.any())
     written = torch.zeros_like(activations.tellings.told)
@@ -188,9 +188,9 @@ def test_nothing_is_told_outside_of_contents_or_in_an_aside(found: tuple[str, De
     assert not bool((activations.tellings.told & ~written).any())
 
 
-def test_other_places_of_a_reply_are_none_of_its_answers(found: tuple[str, DeltaMemEngine, Activations]) -> None:
+def test_other_positions_of_a_reply_exclude_its_answer(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     _, _, activations = found
-    # Each reply has a place before its first token, and one before its end.
+    # Each reply has a position before its first token and one before its end.
     assert activations.replies.shape[1] >= 2 * len(EPISODES)
     distances = torch.cdist(activations.replies[1].float(), activations.asked[1].float())
     assert float(distances.min()) > 0
@@ -203,7 +203,7 @@ def test_subjects_are_what_the_questions_ask_for(found: tuple[str, DeltaMemEngin
 
 
 @pytest.mark.slow
-def test_activations_are_the_frozen_models_whatever_the_adapter(
+def test_activations_do_not_depend_on_the_adapter(
     found: tuple[str, DeltaMemEngine, Activations],
 ) -> None:
     template, _, activations = found
@@ -230,7 +230,7 @@ def tensors_of(found: Activations | Exchanges) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @each_template
-def test_activations_do_not_depend_on_how_they_are_batched(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_do_not_depend_on_the_batch_size(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = word_engine(FULL, template)
     whole = tensors_of(activations_of(engine, EPISODES, 9, template))
     monkeypatch.setattr(activations, "COLLECT_BATCH", 3)
@@ -242,12 +242,12 @@ def test_a_value_with_other_tokens_in_the_reply_is_refused() -> None:
     engine = word_engine()
     question = Question("Where do I live?", "otter", "Your city is", Told(0, 0))
     episode = Episode((Message("user", "otter is where I live."), Message("assistant", "Noted.")), (question,))
-    with pytest.raises(ConfigError, match=r"encodes a told value otherwise .* choose a model whose tokenizer"):
+    with pytest.raises(ConfigError, match=r"encodes a told value differently .* choose a model whose tokenizer"):
         activations_of(engine, [episode], 9)
 
 
 @each_template
-def test_of_an_exchange_that_is_replied_to_the_reply_alone_is_an_aside(template: str) -> None:
+def test_only_the_reply_to_a_statement_is_an_aside(template: str) -> None:
     engine = word_engine(GATED, template)
     told = [episode.messages[:2] for episode in EPISODES if episode.messages[1].role == "assistant"][:3]
     assert len(told) == 3 and all(len(messages) == 2 for messages in told)

@@ -1,4 +1,4 @@
-"""Laws of addressing: what told values alone teach about keys, queries and values."""
+"""Laws of addressing: training keys, queries and values on told values alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deltamem_agents.lab.training.composing import WriteWeights
 from deltamem_agents.lab.training.direct_path import ReadWeights, directions, matching_loss
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.lab.training.told_tokens import Asked, Pairs, draw_asked
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.lab.training.warm_start import rehearse, values_that_say
@@ -37,14 +37,14 @@ def fresh() -> Adapter:
 
 @pytest.fixture(scope="module")
 def addressed() -> Adapter:
-    """After an addressing of 130 steps, and one of rehearsal."""
+    """An adapter after 130 steps of addressing and one of rehearsal."""
     adapter = fresh().requires_grad_(False)
     plan = Rehearsal(steps=1, facts=(1,), questions=8, asides=1, addressing=130)
     rehearse(adapter, FOUND, PAIRS, WORLD.rows, plan, seed=0, say=silent)
     return adapter
 
 
-def test_what_is_asked_for_is_about_different_subjects() -> None:
+def test_drawn_questions_are_about_different_subjects() -> None:
     for seed in range(20):
         asked = draw_asked(PAIRS, 4, random.Random(seed))
         subjects = [PAIRS.subjects[int(PAIRS.telling[at])] for at in (*asked.told, *asked.never_told)]
@@ -52,14 +52,14 @@ def test_what_is_asked_for_is_about_different_subjects() -> None:
         assert len(set(subjects)) == 6
 
 
-def test_where_there_are_too_few_subjects_all_of_them_are_told() -> None:
+def test_with_too_few_subjects_all_of_them_are_told() -> None:
     asked = draw_asked(PAIRS, 64, random.Random(0))
     assert len({PAIRS.subjects[int(PAIRS.telling[at])] for at in asked.told}) == len(asked.told) == 10
     assert len(asked.never_told) == 0
 
 
 def matches(adapter: Adapter, found: Pairs, places: Tensor, asked: Asked) -> Tensor:
-    """How far what stands at `places` (layers, tellings, hidden) for all of `asked` matches what was told (n,)."""
+    """Matches of the questions at `places` (layers, tellings, hidden) with the told values, for all of `asked`."""
     levels = []
     for slot in range(LAYERS):
         memory = adapter.layer(slot)
@@ -72,9 +72,7 @@ def matches(adapter: Adapter, found: Pairs, places: Tensor, asked: Asked) -> Ten
 
 @pytest.mark.slow
 @pytest.mark.parametrize("places", [UNSEEN.asked, UNSEEN.begun], ids=["at the answer", "where the reply begins"])
-def test_a_question_matches_what_it_asks_for_and_nothing_where_it_was_never_told(
-    addressed: Adapter, places: Tensor
-) -> None:
+def test_a_question_matches_its_value_or_nothing_if_never_told(addressed: Adapter, places: Tensor) -> None:
     right, told, others = [], [], []
     for seed in range(30):
         asked = draw_asked(UNSEEN, 4, random.Random(seed))
@@ -86,7 +84,7 @@ def test_a_question_matches_what_it_asks_for_and_nothing_where_it_was_never_told
     assert sum(told) / len(told) > 0.5 > sum(others) / len(others)
 
 
-def test_values_say_what_was_told_before_anything_is_learned() -> None:
+def test_initial_values_map_back_to_their_tokens() -> None:
     values, says = values_that_say(CONFIG, PAIRS, WORLD.rows, seed=0)
     assert values.shape == (LAYERS, CONFIG.width, HIDDEN) and says.shape == (LAYERS, HIDDEN, CONFIG.width)
     said = torch.einsum("lnh,lwh,ldw->nd", UNSEEN.told, values, says)
@@ -95,8 +93,8 @@ def test_values_say_what_was_told_before_anything_is_learned() -> None:
 
 
 @pytest.mark.slow
-def test_the_loss_is_lower_where_the_right_thing_is_matched(addressed: Adapter) -> None:
-    """Than where the same questions are asked about what others told."""
+def test_the_matching_loss_is_lower_for_right_matches(addressed: Adapter) -> None:
+    """Compared with other tellings' values in their place."""
     losses = {}
     say = torch.stack([addressed.layer(slot).get_parameter("delta_o_proj") for slot in range(LAYERS)])
     asked = draw_asked(UNSEEN, 4, random.Random(0))
@@ -113,7 +111,7 @@ def test_the_loss_is_lower_where_the_right_thing_is_matched(addressed: Adapter) 
     assert losses["right"] < losses["wrong"] / 2
 
 
-def test_keys_queries_and_values_learn_from_it_and_gates_do_not() -> None:
+def test_the_matching_loss_trains_keys_queries_and_values_but_no_gates() -> None:
     adapter = fresh()
     say, sharpness = torch.randn(LAYERS, HIDDEN, CONFIG.width), torch.tensor(2.5)
     asked = draw_asked(PAIRS, 4, random.Random(0))
@@ -124,7 +122,7 @@ def test_keys_queries_and_values_learn_from_it_and_gates_do_not() -> None:
     assert not {"beta_proj", "read_proj", "delta_o_proj"} & learned
 
 
-def test_the_same_is_told_of_some_and_never_told_of_others() -> None:
+def test_one_attribute_is_told_of_some_people_and_not_of_others() -> None:
     people = replace(
         PAIRS,
         subjects=tuple(frozenset({str(number)}) for number in range(len(PAIRS.subjects))),

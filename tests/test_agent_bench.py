@@ -1,4 +1,4 @@
-"""MemoryAgentBench's rows: read from files, generated in the same form, and scored."""
+"""Laws of MemoryAgentBench's rows: reading, generating and scoring them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_rows_of_a_split_are_read_from_a_file(name: str, tmp_path: Path) -> None
     assert [row.source for row in read_rows(data, "Test_Time_Learning")] == ["icl_trec_coarse_6600shot_balance"]
 
 
-def test_rows_of_a_parquet_file_are_the_same(tmp_path: Path) -> None:
+def test_a_parquet_file_gives_the_same_rows(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
@@ -82,7 +82,7 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
         read_rows(str(tmp_path / "rows.parquet"), "Conflict_Resolution")
 
 
-def test_only_sources_asked_for_are_kept(tmp_path: Path) -> None:
+def test_only_requested_sources_are_kept(tmp_path: Path) -> None:
     other = {**POOL, "metadata": {"source": "factconsolidation_mh_6k"}}
     data = written(tmp_path / "rows.json", POOL, other)
     assert [row.source for row in read_rows(data, "Conflict_Resolution", "_mh_")] == ["factconsolidation_mh_6k"]
@@ -107,9 +107,7 @@ def test_only_sources_asked_for_are_kept(tmp_path: Path) -> None:
         (lambda row: row.update(metadata={}), r"'metadata' is \{\}"),
     ],
 )
-def test_a_row_that_does_not_fit_is_named(
-    change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
-) -> None:
+def test_an_invalid_row_is_named(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
     row = dict(POOL)
     change(row)
     with pytest.raises(ConfigError, match=rf"rows\.json, row 2: {message}") as refused:
@@ -117,7 +115,7 @@ def test_a_row_that_does_not_fit_is_named(
     assert "expected rows of" in str(refused.value)
 
 
-def test_a_file_that_is_no_json_is_named_by_line(tmp_path: Path) -> None:
+def test_invalid_json_is_named_by_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(POOL) + "\n{\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2: "):
@@ -127,7 +125,7 @@ def test_a_file_that_is_no_json_is_named_by_line(tmp_path: Path) -> None:
         read_rows(str(tmp_path / "rows.json"), "Conflict_Resolution")
 
 
-def test_the_hub_is_asked_for_a_data_set_by_name_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_data_set_is_downloaded_only_by_its_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, ...]] = []
 
     def fetch(dataset: str, name: str, *, repo_type: str) -> str:
@@ -187,7 +185,7 @@ def test_a_context_of_another_kind_is_refused(make: Callable[..., object], row: 
     ("reply", "expected"),
     [("Oboe.", 1), ("She plays the oboe", 1), ("oboes", 0), ("harp\noboe", 0), ("", 0), ("\n\nOboe", 1)],
 )
-def test_an_accepted_answer_has_to_stand_in_the_first_line(reply: str, expected: float) -> None:
+def test_only_the_first_line_may_contain_the_answer(reply: str, expected: float) -> None:
     assert conflict_score(LongQuestion("?", "?", ("the oboe", "hautboy"), "x"), reply) == expected
 
 
@@ -204,7 +202,7 @@ def test_an_accepted_answer_has_to_stand_in_the_first_line(reply: str, expected:
         ("label: 4", 0),
     ],
 )
-def test_a_label_is_right_when_it_is_all_that_is_said(reply: str, expected: float) -> None:
+def test_a_label_is_right_only_if_the_line_has_nothing_else(reply: str, expected: float) -> None:
     assert label_score(LongQuestion("?", "?", ("3",), "x"), reply) == expected
 
 
@@ -213,9 +211,7 @@ def test_a_label_is_right_when_it_is_all_that_is_said(reply: str, expected: floa
 
 @pytest.mark.slow
 @given(st.sampled_from(FACT_COUNTS), st.integers(1, 20), st.integers(1, 3))
-def test_in_a_pool_the_last_fact_of_its_kind_answers_and_an_earlier_one_contradicts_it(
-    count: int, questions: int, seeds: int
-) -> None:
+def test_in_a_pool_the_later_of_two_contradicting_facts_is_the_answer(count: int, questions: int, seeds: int) -> None:
     size = Size(questions, tuple(range(seeds)))
     rows = list(conflict_rows(count, size))
     assert rows == list(conflict_rows(count, size))
@@ -236,14 +232,14 @@ def test_in_a_pool_the_last_fact_of_its_kind_answers_and_an_earlier_one_contradi
 
 
 def _without_value(line: str, subject: str) -> bool:
-    """Whether a line says something of the same subject: all but the value is the same."""
+    """Whether a line equals `subject` apart from the value."""
     before, after = subject.split("…")
     said = line.split(". ", 1)[1]
     return said.startswith(before) and said.endswith(after)
 
 
 @given(st.sampled_from(LABEL_COUNTS), st.integers(1, 40))
-def test_labels_are_all_shown_and_no_text_asked_for_is_shown(count: int, questions: int) -> None:
+def test_all_labels_are_shown_and_no_question_is(count: int, questions: int) -> None:
     size = Size(questions, (1,))
     rows = list(label_rows(count, size))
     assert rows == list(label_rows(count, size))
@@ -256,8 +252,8 @@ def test_labels_are_all_shown_and_no_text_asked_for_is_shown(count: int, questio
         assert {gold for golds in row.answers for gold in golds} <= set(labels)
 
 
-def test_the_numbers_of_labels_mean_something_else_in_every_row() -> None:
-    """What a model could know from elsewhere is of no use: one text gets several labels over the rows."""
+def test_label_numbers_are_redrawn_for_every_row() -> None:
+    """So prior knowledge is useless: over the rows, one text gets several labels."""
     labels: dict[str, set[str]] = {}
     for row in label_rows(4, Size(48, (1, 2))):
         for line in label_task(row, "x").lines:
@@ -277,7 +273,7 @@ def test_the_numbers_of_labels_mean_something_else_in_every_row() -> None:
         ("label-learning", [f"{count} labels" for count in LABEL_COUNTS]),
     ],
 )
-def test_generated_tasks_are_measured_in_every_arm(command: str, names: list[str], tiny: Tiny) -> None:
+def test_generated_tasks_are_measured_with_every_kind_of_prompt(command: str, names: list[str], tiny: Tiny) -> None:
     report = run_json("eval", command, *tiny.options, "--quick", "--questions", "4", "--prompt-tokens", "320")
     shown = ("recent window", "question only", "BM25 snippets")
     assert [figure["name"] for figure in report["figures"]] == [f"{name} · {one}" for name in names for one in shown]

@@ -1,4 +1,4 @@
-"""Laws of episodes as tensors: what is padding, what is written, what is an aside, and what is learned."""
+"""Laws of episodes as tensors: which tokens are padding, written, filler (asides) and learned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_training import asides_of, each_template, episodes_of, histories_of, r
 
 
 @each_template
-def test_asides_are_the_contents_that_follow_and_nothing_that_is_told(template: str) -> None:
+def test_asides_are_the_contents_after_the_history_and_hold_no_told_value(template: str) -> None:
     episodes, asides = episodes_of(4), asides_of(4)
     history = history_batch(renderer(template), histories_of(episodes), asides)
     _, told = told_places(renderer(template), episodes, history)
@@ -31,7 +31,7 @@ def test_asides_are_the_contents_that_follow_and_nothing_that_is_told(template: 
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), seed=st.integers(0, 99))
-def test_groups_of_like_length_hold_each_row_once_and_hardly_any_padding(lengths: list[int], seed: int) -> None:
+def test_groups_of_similar_length_hold_every_row_once_with_little_padding(lengths: list[int], seed: int) -> None:
     valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     tokens = torch.randint(1, 9, valid.shape, generator=torch.Generator().manual_seed(seed)) * valid
     whole = HistoryBatch(
@@ -46,7 +46,7 @@ def test_groups_of_like_length_hold_each_row_once_and_hardly_any_padding(lengths
             assert torch.equal(getattr(group, name), getattr(whole, name)[rows, : max(own)])
 
 
-def test_a_different_system_part_in_one_batch_is_refused() -> None:
+def test_different_system_parts_in_one_batch_are_refused() -> None:
     histories = [[Message("system", text), Message("user", "Hello.")] for text in ("Be kind.", "Be short.")]
     with pytest.raises(ConfigError, match="different system parts"):
         history_batch(renderer(), histories)
@@ -54,7 +54,7 @@ def test_a_different_system_part_in_one_batch_is_refused() -> None:
 
 
 @pytest.mark.parametrize("front", ["", "'<|im_start|>' + "])
-def test_a_template_with_hardly_anything_in_front_of_what_is_said_is_refused(front: str) -> None:
+def test_a_template_with_fewer_than_two_leading_tokens_is_refused(front: str) -> None:
     bare = CHATML.replace("'<|im_start|>' + message['role'] + '\n' + ", front)
     assert bare != CHATML
     with pytest.raises(ConfigError, match=r"fewer than two tokens in front .* give the tokenizer"):
@@ -62,7 +62,7 @@ def test_a_template_with_hardly_anything_in_front_of_what_is_said_is_refused(fro
 
 
 @each_template
-def test_the_reply_is_learned_to_its_end_mark(template: str) -> None:
+def test_the_reply_is_learned_up_to_its_end_of_turn_token(template: str) -> None:
     questions = question_batch(renderer(template), episodes_of(2))
     tokenizer = word_tokenizer()
     for index in range(len(questions.tokens)):

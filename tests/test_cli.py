@@ -1,4 +1,4 @@
-"""The command line: what each command prints, that --json is JSON and nothing else, and the exit codes."""
+"""The command line: what each command prints, that --json prints only JSON, and the exit codes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMMANDS = (
 
 class TestEverywhere:
     @pytest.mark.parametrize("command", COMMANDS)
-    def test_each_command_explains_itself(self, command: str) -> None:
+    def test_every_command_has_help_with_an_example(self, command: str) -> None:
         result = run(*command.split(), "--help")
         assert result.exit_code == 0
         assert "Usage:" in result.stdout
@@ -77,7 +77,7 @@ class TestEverywhere:
         assert result.stderr
 
     @pytest.mark.slow
-    def test_help_loads_nothing_heavy_and_memory_loads_no_model(self, tmp_path: Path) -> None:
+    def test_help_imports_nothing_heavy_and_memory_commands_load_no_model(self, tmp_path: Path) -> None:
         store = tmp_path / "m.sqlite"
         with SQLiteStore(store) as made:
             grow(made, "ada", 2)
@@ -98,13 +98,13 @@ print(sorted({{"transformers", "deltamem_agents.engine"}} & set(sys.modules)))
         assert DEFAULT_MODEL == EMBEDDED_MODEL
 
     @given(st.text())
-    def test_what_is_printed_cannot_steer_the_terminal(self, text: str) -> None:
+    def test_printed_text_cannot_control_the_terminal(self, text: str) -> None:
         shown = printable(text)
         assert shown.isprintable()
         assert printable(shown) == shown
 
     @given(st.floats(0, 1e6), st.floats(0, 1e6), st.integers(1, 60))
-    def test_a_bar_is_as_long_as_its_share(self, a: float, b: float, columns: int) -> None:
+    def test_a_bars_length_is_proportional_to_its_value(self, a: float, b: float, columns: int) -> None:
         value, most = sorted((a, b))
         drawn = bar(value, most, columns)
         assert len(drawn) <= columns
@@ -114,7 +114,7 @@ print(sorted({{"transformers", "deltamem_agents.engine"}} & set(sys.modules)))
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
-    """A store of three turns of ada, a tag, and an agent with an awkward name."""
+    """A store with three turns of ada, a tag, and an agent with an awkward name."""
     path = tmp_path / "m.sqlite"
     with SQLiteStore(path) as made:
         grow(made, "ada", 3)
@@ -129,7 +129,7 @@ def ids(store: str, agent: str = "ada") -> list[str]:
 
 
 class TestMemory:
-    def test_list_names_every_agent_and_what_it_holds(self, store: str) -> None:
+    def test_list_shows_every_agent_with_its_counters(self, store: str) -> None:
         listed = run_json("memory", "list", "--store", store)
         assert listed["store"] == store
         by_name = {row["agent"]: row for row in listed["agents"]}
@@ -143,7 +143,7 @@ class TestMemory:
         assert "\x1b" not in shown
         assert r"\x1b[31m[red]bob\n" in shown
 
-    def test_a_store_that_is_not_there_is_not_made(self, tmp_path: Path) -> None:
+    def test_a_missing_store_is_not_created(self, tmp_path: Path) -> None:
         path = tmp_path / "typo.sqlite"
         assert run_json("memory", "list", "--store", path)["agents"] == []
         assert "no agents" in run("memory", "list", "--store", path).stdout
@@ -171,7 +171,7 @@ class TestMemory:
         assert len(run_json("memory", "log", "ada", "-n", "2", "--store", store)["snapshots"]) == 2
         assert ids(store)[0][:12] in run("memory", "log", "ada", "--store", store).stdout
 
-    def test_show_tells_size_counters_and_layers(self, store: str) -> None:
+    def test_show_prints_size_counters_and_layers(self, store: str) -> None:
         shown = run_json("memory", "show", "ada", "--at", "first", "--store", store)
         assert shown["geometry"] == {"layers": 3, "heads": 1, "rank": 4}
         assert shown["state_bytes"] == 3 * 4 * 4 * 4
@@ -219,7 +219,7 @@ class TestMemory:
         assert verbs == ["rewind", "rewind", "turn", "turn", "turn"]
 
     @pytest.mark.slow
-    def test_tags_are_given_listed_and_taken_away(self, store: str) -> None:
+    def test_tags_are_added_listed_and_removed(self, store: str) -> None:
         newest, _, oldest = ids(store)
         tags = run_json("memory", "tag", "ada", "now", "--store", store)["tags"]
         assert tags == {"first": oldest, "now": newest}
@@ -227,7 +227,7 @@ class TestMemory:
         assert run_json("memory", "tag", "ada", "now", "-d", "--store", store)["tags"] == {"first": oldest}
         assert "no tag" in refusal("memory", "tag", "ada", "now", "-d", "--store", store)
 
-    def test_forget_asks_and_a_no_changes_nothing(self, store: str) -> None:
+    def test_forget_asks_for_confirmation_and_no_changes_nothing(self, store: str) -> None:
         before = ids(store)
         for answer in ("n\n", ""):
             result = run("memory", "forget", "ada", "--store", store, stdin=answer)
@@ -265,7 +265,7 @@ class TestMemory:
         file.write_bytes(file.read_bytes()[:-40])
         assert "damaged" in refusal("memory", "import", file, "--agent", "zoe", "--store", other)
 
-    def test_a_damaged_agent_is_listed_beside_the_whole_ones(self, tmp_path: Path) -> None:
+    def test_a_damaged_agent_is_listed_with_the_others(self, tmp_path: Path) -> None:
         url = f"folder:///{tmp_path}/folder"
         with FileStore(tmp_path / "folder") as made:
             head = grow(made, "ada", 1)[0]
@@ -285,7 +285,7 @@ class TestDoctor:
         monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "home" / "deep"))
         return tmp_path
 
-    def test_what_is_needed_works_here_and_nothing_is_left_behind(self, home: Path) -> None:
+    def test_everything_required_works_here_and_no_file_is_left(self, home: Path) -> None:
         report = run_json("doctor")
         assert report["ok"]
         checks = {check["name"]: check for check in report["checks"]}
@@ -297,7 +297,7 @@ class TestDoctor:
         assert all(check["remedy"] for check in checks.values() if check["status"] == "broken")
         assert list(home.iterdir()) == []
 
-    def test_a_store_that_cannot_be_made_is_broken(self, home: Path) -> None:
+    def test_a_store_that_cannot_be_created_is_reported(self, home: Path) -> None:
         (home / "home").write_text("a file where a folder should be")
         result = run("doctor")
         assert result.exit_code == 1
@@ -305,13 +305,13 @@ class TestDoctor:
         assert "DELTAMEM_HOME" in result.stdout
         assert "broken: store" in result.stdout
 
-    def test_a_damaged_store_is_broken(self, home: Path) -> None:
+    def test_a_damaged_store_is_reported(self, home: Path) -> None:
         (home / "home" / "deep").mkdir(parents=True)
         (home / "home" / "deep" / "memory.sqlite").write_bytes(b"not a database" * 20)
         report = json.loads(run("doctor", "--json").stdout)
         assert not report["ok"]
 
-    def test_a_scan_that_computes_something_else_is_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_wrong_scan_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from deltamem_agents.memory import delta_rule
 
         right = delta_rule._chunked
@@ -319,7 +319,7 @@ class TestDoctor:
         (found,) = (finding for finding in checks.examine() if finding.name == "scan")
         assert found.status == "broken"
 
-    def test_a_broken_installation_is_reported_to_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_check_runs_even_if_all_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fails(name: str) -> checks.Finding:
             raise DeltaMemError("no good\nat all")
 

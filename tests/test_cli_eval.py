@@ -20,7 +20,7 @@ WORDS = ["amber", "basil", "cedar", "delta", "ember", "fable", "grove", "haven",
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny tokenizer's tokens are bytes: it has no words to tell."""
+    """Gives the suites words, since the tiny tokenizer's tokens are bytes."""
     spread = [f"{word}{n}" for n, word in enumerate(WORDS)]
     monkeypatch.setattr(suites, "open_words", lambda tokenizer: spread)
 
@@ -30,7 +30,7 @@ def names(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_memorys_figure_comes_with_every_control_and_the_same_each_time(tiny: Tiny, tmp_path: Path) -> None:
+def test_every_figure_has_all_controls_and_is_deterministic(tiny: Tiny, tmp_path: Path) -> None:
     options = [*tiny.options, "--facts", "1", "--facts", "2", "--questions", "6", "--save", tmp_path / "a.json"]
     report = run_json("eval", "recall", *options)
     assert names(report) == [("capacity", "1 fact"), ("capacity", "2 facts")]
@@ -53,7 +53,7 @@ def test_a_quick_run_has_one_seed(tiny: Tiny) -> None:
 
 
 @pytest.mark.slow
-def test_only_the_distances_asked_for_are_gone(tiny: Tiny) -> None:
+def test_only_the_requested_distances_are_measured(tiny: Tiny) -> None:
     options = [*tiny.options, "--tokens", "1000", "--tokens", "0", "--questions", "4"]
     assert names(run_json("eval", "recall", "distance", *options)) == [
         ("distance", "at once"),
@@ -72,14 +72,14 @@ def test_several_suites_are_shown_under_their_names(tiny: Tiny) -> None:
         "whole answer",
         "first word",
         "another's",
-        "128 bytes a state",
+        "128 bytes per state",
     ):
         assert text in shown.stdout
     for piece in ("deltamem: held-out: 1 fact", "deltamem: updates: 1 fact"):
         assert piece in shown.stderr
 
 
-def test_what_is_done_is_saved_when_the_rest_is_interrupted(
+def test_an_interrupted_run_keeps_its_finished_figures(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, asked = suites.evaluate_recall, []
@@ -97,7 +97,7 @@ def test_what_is_done_is_saved_when_the_rest_is_interrupted(
     assert [figure.name for figure in read_report(path).figures] == ["1 fact"]
 
 
-def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+def test_a_missing_plot_library_is_reported_before_measuring(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -150,7 +150,7 @@ def test_episodes_come_from_a_file(tiny: Tiny, tmp_path: Path) -> None:
         (["distance", "--tokens", "1500"], "are not all multiples of 1000"),
     ],
 )
-def test_wrong_usage_is_said_before_anything_is_loaded(arguments: list[str], message: str) -> None:
+def test_wrong_usage_is_reported_before_anything_is_loaded(arguments: list[str], message: str) -> None:
     result = run("eval", "recall", *arguments, "--model", "nonesuch")
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""The commands that run a model, on a random two-layer one: chat, adapter and train."""
+"""The commands chat, adapter and train, on a random two-layer model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestChat:
         rows = run_json("memory", "list", "--store", store)["agents"]
         return rows[0] if rows else None
 
-    def test_one_answer_is_saved_and_the_next_process_goes_on_from_it(self, options: list[str]) -> None:
+    def test_an_answer_is_saved_and_the_next_process_continues_from_it(self, options: list[str]) -> None:
         first = run_json("chat", *options, "--once", "Hello.")
         assert self.head(options)["head"] == first["snapshot"]
         assert first["usage"]["completion_tokens"] <= 6
@@ -46,7 +46,7 @@ class TestChat:
         head = self.head(options)
         assert (head["head"], head["turns"]) == (second["snapshot"], 2)
 
-    def test_text_and_facts_are_apart(self, options: list[str]) -> None:
+    def test_the_reply_goes_to_stdout_and_the_facts_to_stderr(self, options: list[str]) -> None:
         asked = ("chat", *options, "--once", "Hello.", "--memory", "readonly")
         answer, result = run_json(*asked), run(*asked)
         assert result.stdout.rstrip("\n") == printable(answer["text"], keep="\n\t").rstrip("\n")
@@ -71,7 +71,7 @@ class TestChat:
         assert len(prompts) == 2
         assert prompts[1] > prompts[0]
 
-    def test_forget_in_a_chat_asks_and_starts_anew(self, options: list[str]) -> None:
+    def test_forget_in_a_chat_asks_and_starts_again(self, options: list[str]) -> None:
         result = run("chat", *options, stdin="Hello.\n/forget\nn\n/forget\ny\n/memory\n")
         assert result.exit_code == 0
         assert "forgot 1 snapshot" in result.stdout
@@ -122,7 +122,7 @@ class TestChat:
         assert result.stderr.count("error: ") == 1
         assert self.head(options)["turns"] == 1
 
-    def test_what_cannot_be_opened_is_one_line(self, tiny: Tiny, tmp_path: Path) -> None:
+    def test_a_model_that_cannot_be_opened_gives_one_line(self, tiny: Tiny, tmp_path: Path) -> None:
         assert "nonesuch" in refusal("chat", "--agent", "a", "--model", "nonesuch", "--once", "x")
         assert "no adapter ships" in refusal("chat", "--agent", "a", "--model", tiny.model, "--once", "x")
 
@@ -131,7 +131,7 @@ WORDS = ["amber", "basil", "cedar", "delta", "ember", "fable", "grove", "haven",
 
 
 class TestAdapter:
-    def test_show_tells_the_geometry(self, tiny: Tiny) -> None:
+    def test_show_prints_the_geometry(self, tiny: Tiny) -> None:
         shown = run_json("adapter", "show", tiny.adapter)
         assert shown["layers"] == [0, 1]
         assert shown["config"]["rank"] == 4
@@ -139,7 +139,7 @@ class TestAdapter:
         assert "4×4" in run("adapter", "show", tiny.adapter).stdout
         assert "nowhere" in refusal("adapter", "show", "nowhere")
 
-    def test_a_released_adapter_is_converted_and_computes_the_same(self, tmp_path: Path) -> None:
+    def test_a_released_adapter_is_converted_with_equal_weights(self, tmp_path: Path) -> None:
         source, target = released_adapter(tmp_path / "released"), tmp_path / "ours"
         written = run_json("adapter", "convert", source, target, "--base-model", "tiny")
         assert written["config"]["base_model"] == "tiny"
@@ -150,7 +150,7 @@ class TestAdapter:
         load_adapter(target, tiny_llama())
         assert "already" in refusal("adapter", "convert", source, target)
 
-    def test_gates_and_loudness_are_set_anew(self, tiny: Tiny, tmp_path: Path) -> None:
+    def test_gates_and_output_scale_are_adjusted(self, tiny: Tiny, tmp_path: Path) -> None:
         target, wishes = tmp_path / "tuned", ("--sharper", "2", "--louder", "1.5")
         assert run_json("adapter", "gates", tiny.adapter, target, *wishes)["config"]["rank"] == 4
         before, after = (read_weights(folder, read_config(folder)) for folder in (tiny.adapter, target))
@@ -163,7 +163,7 @@ class TestAdapter:
 
 
 def released_adapter(folder: Path) -> Path:
-    """An adapter in the released form: a .pt of tensors beside a JSON without this package's keys."""
+    """An adapter in the released format: a .pt file of tensors, and a JSON file without this package's keys."""
     model = tiny_llama()
     adapter = random_adapter(model, AdapterConfig(rank=4))
     folder.mkdir()
@@ -185,7 +185,7 @@ class TestTrain:
         return path
 
     @pytest.mark.slow
-    def test_a_run_leaves_an_adapter_and_a_picture_and_goes_on(
+    def test_a_run_saves_an_adapter_and_a_picture_and_can_continue(
         self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(material, "open_words", lambda tokenizer: [f"{word}{n}" for n, word in enumerate(WORDS)])
@@ -200,7 +200,7 @@ class TestTrain:
         assert run_json("adapter", "show", out)["config"]["rank"] == 4
         again = run("train", recipe, "--out", out)
         assert again.exit_code == 0
-        assert "going on at step 2 of 2" in again.stderr
+        assert "continuing at step 2 of 2" in again.stderr
         (out / "training.png").unlink()
         assert run("train", "--plot", "--out", out).exit_code == 0
         assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -213,16 +213,16 @@ class TestTrain:
         wider = self.recipe(tiny, tmp_path / "wider.json", adapter={**GEOMETRY, "rank": 5})
         assert "rank=4, the recipe expects rank=5" in refusal("train", wider, "--from", out, "--out", tmp_path / "none")
 
-    def test_ctrl_c_says_how_to_go_on(self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ctrl_c_says_how_to_continue(self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(self: trainer.Trainer) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(trainer.Trainer, "run", interrupted)
         result = run("train", self.recipe(tiny, tmp_path / "recipe.json"), "--out", tmp_path / "run")
         assert result.exit_code == 130
-        assert "stopped at step 0; the same command goes on" in result.stderr
+        assert "stopped at step 0; the same command continues" in result.stderr
 
-    def test_what_a_run_lacks_is_said_before_it_begins(
+    def test_missing_optional_packages_are_named_before_a_run(
         self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(trainer.Trainer, "run", lambda self: None)
@@ -231,8 +231,8 @@ class TestTrain:
         for module in ("numba", "matplotlib"):
             monkeypatch.setitem(sys.modules, module, None)
         said = run("train", recipe, "--out", tmp_path / "run").stderr
-        assert "without numba steps take longer; pip install 'deltamem-agents[lab]'" in said
-        assert "without matplotlib the run is not drawn; pip install 'deltamem-agents[lab]'" in said
+        assert "without numba, steps are slower; pip install 'deltamem-agents[lab]'" in said
+        assert "without matplotlib, no picture is drawn; pip install 'deltamem-agents[lab]'" in said
 
     def test_shipped_recipes_are_listed_and_unknown_ones_refused(self, tmp_path: Path) -> None:
         assert "wide" in run("train", "--list").stdout

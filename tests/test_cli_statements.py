@@ -1,4 +1,4 @@
-"""The commands for single statements: what they print, what they change, and that a listing loads no model."""
+"""The commands on single statements: what they print and change, and that listing loads no model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def selective(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def filled(selective: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which ada was told three things, one of them in another thread, and then corrected."""
+    """A store in which ada was told three things. One was told in another thread and later corrected."""
     path = tmp_path_factory.mktemp("filled") / "memory.sqlite"
     with DeltaMemEngine.from_pretrained(selective.model, adapter=selective.adapter, store=path, progress=False) as made:
         for number, text in enumerate(TOLD):
@@ -55,7 +55,7 @@ def texts(store: str, *options: str, agent: str = "ada") -> list[str]:
 
 
 class TestStatements:
-    def test_it_lists_what_is_remembered_with_what_was_written_of_it(self, store: str) -> None:
+    def test_statements_are_listed_with_strongly_written_words_marked(self, store: str) -> None:
         rows = listed(store)
         assert [each["text"] for each in rows] == [TOLD[0], TOLD[2], "I live in Bergen."]
         assert [each["thread"] for each in rows] == ["", "", "work"]
@@ -66,13 +66,13 @@ class TestStatements:
         assert rows[0]["id"][:12] in shown and "user" in shown and "«" in shown
         assert shown.replace("«", "").replace("»", "").count("I live in Bergen.") == 1
 
-    def test_superseded_ones_are_shown_as_such(self, store: str) -> None:
+    def test_superseded_statements_are_marked(self, store: str) -> None:
         rows = listed(store, "--superseded")
         assert [each["text"] for each in rows if each["superseded"]] == [TOLD[1]]
         shown = run("memory", "statements", "ada", "--store", store, "--superseded").stdout
         assert shown.count("superseded: ") == 1
 
-    def test_an_older_snapshot_lists_what_it_had(self, store: str) -> None:
+    def test_an_older_snapshot_lists_its_own_statements(self, store: str) -> None:
         log = run_json("memory", "log", "ada", "--store", store)["snapshots"]
         assert texts(store, "--at", log[-1]["id"]) == [TOLD[0]]
 
@@ -90,13 +90,13 @@ print(sorted({{"transformers", "deltamem_agents.engine"}} & set(sys.modules)))
         said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert said.stdout.split() == ["[]"]
 
-    def test_an_agent_that_is_not_there_is_refused_and_nothing_is_made(self, store: str, tmp_path: Path) -> None:
+    def test_an_unknown_agent_is_refused_and_no_store_is_created(self, store: str, tmp_path: Path) -> None:
         assert "bob" in refusal("memory", "statements", "bob", "--store", store)
         for verb in (["statements", "ada"], ["search", "ada", "x"], ["correct", "ada", "abcdef", "x"]):
             assert "there is no store" in refusal("memory", *verb, "--store", tmp_path / "typo.sqlite")
         assert not (tmp_path / "typo.sqlite").exists()
 
-    def test_how_many_went_over_the_bound_is_said(self, selective: Tiny, tmp_path: Path) -> None:
+    def test_the_number_of_statements_over_the_bound_is_shown(self, selective: Tiny, tmp_path: Path) -> None:
         path = tmp_path / "small.sqlite"
         options: dict[str, Any] = {"adapter": selective.adapter, "store": path, "progress": False}
         with DeltaMemEngine.from_pretrained(selective.model, policy=WritePolicy(statements=2), **options) as made:
@@ -107,7 +107,7 @@ print(sorted({{"transformers", "deltamem_agents.engine"}} & set(sys.modules)))
 
 
 class TestChanging:
-    def test_a_forgotten_statement_leaves_no_byte_and_those_that_say_the_same_are_named(self, store: str) -> None:
+    def test_a_forgotten_statement_leaves_no_byte_and_similar_ones_are_listed(self, store: str) -> None:
         name = next(each for each in listed(store) if each["text"] == TOLD[0])
         receipt = run_json("memory", "forget-statement", "ada", name["id"][:8], "--yes", "--store", store)
         assert receipt["removed"] == [name["id"]] and receipt["kept"] == [] and receipt["nbytes"] > 0
@@ -126,7 +126,7 @@ class TestChanging:
         said = run("memory", "forget-statement", "ada", named, "--store", store, stdin="y\n")
         assert "removed  1 statement" in said.stdout
 
-    def test_a_corrected_statement_says_the_new_text(self, store: str, selective: Tiny) -> None:
+    def test_a_corrected_statement_has_the_new_text(self, store: str, selective: Tiny) -> None:
         named = listed(store)[0]["id"]
         made = run_json("memory", "correct", "ada", named, "My name is Eve.", "--store", store, *selective.options)[
             "statement"
@@ -147,14 +147,14 @@ class TestChanging:
 
 
 class TestMigrate:
-    def test_a_dry_run_says_what_would_move_and_changes_nothing(self, store: str) -> None:
+    def test_a_dry_run_shows_what_would_move_and_changes_nothing(self, store: str) -> None:
         before = run_json("memory", "list", "--store", store)
         report = run_json("memory", "migrate", "ada", "--dry-run", "--as", "eve", "--store", store)
         assert (report["statements"], report["without_text"], report["whole_state"]) == (3, [], False)
         assert report["snapshot"] is None and report["written"] is None
         assert run_json("memory", "list", "--store", store) == before
 
-    def test_a_memory_moves_and_the_original_stays(self, store: str, tiny: Tiny, tmp_path: Path) -> None:
+    def test_a_migrated_memory_is_a_copy(self, store: str, tiny: Tiny, tmp_path: Path) -> None:
         there = str(tmp_path / "there.sqlite")
         to = ["--to-model", str(tiny.model), "--to-adapter", str(tiny.adapter), "--to-store", there]
         before = listed(store)
@@ -167,7 +167,7 @@ class TestMigrate:
 
 
 class TestWhy:
-    def test_a_reply_says_what_it_rests_on_and_what_the_memory_changed(self, store: str, selective: Tiny) -> None:
+    def test_why_shows_the_statements_and_the_words_that_memory_changed(self, store: str, selective: Tiny) -> None:
         asked = ["chat", "--agent", "ada", "--store", store, "--max-tokens", "4", "--once", "Who likes tea?"]
         asked += [*selective.options, "--memory", "readonly"]
         plain, answer = run_json(*asked), run_json(*asked, "--why")
@@ -178,7 +178,7 @@ class TestWhy:
         assert f"rests on {answer['facts']['recalled'][0]['text']}" in result.stderr
         assert "changed by the memory: " in result.stderr
 
-    def test_a_turn_that_is_explained_is_remembered_like_any_other(self, store: str, selective: Tiny) -> None:
+    def test_an_explained_turn_is_remembered_like_any_other(self, store: str, selective: Tiny) -> None:
         asked = ["chat", "--agent", "ada", "--store", store, "--max-tokens", "4", *selective.options, "--why"]
         said = run(*asked, stdin="I like blue.\n/quit\n")
         assert said.exit_code == 0 and "rests on" in said.stdout
@@ -186,7 +186,7 @@ class TestWhy:
 
 
 @pytest.mark.parametrize("verb", ["list", "log ada", "show ada", "diff ada first", "export ada OUT"])
-def test_what_looks_at_states_also_looks_at_those_made_of_statements(verb: str, store: str, tmp_path: Path) -> None:
+def test_commands_on_states_work_with_states_made_of_statements(verb: str, store: str, tmp_path: Path) -> None:
     with SQLiteStore(store) as opened:
         opened.tag("ada", "first", opened.moves("ada")[-1].snapshot)
         norm = opened.load("ada").snapshot.state.norm()
@@ -197,7 +197,7 @@ def test_what_looks_at_states_also_looks_at_those_made_of_statements(verb: str, 
 
 
 @given(st.lists(st.tuples(st.sampled_from([" Ada", "is", " ", "here."]), st.booleans())))
-def test_marks_stand_around_words_and_change_nothing_else(pieces: list[tuple[str, bool]]) -> None:
+def test_marks_surround_words_and_change_nothing_else(pieces: list[tuple[str, bool]]) -> None:
     shown = marked(pieces).plain
     assert shown.replace("«", "").replace("»", "") == "".join(piece for piece, _ in pieces)
     assert shown.count("«") == shown.count("»") and "« " not in shown

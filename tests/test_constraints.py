@@ -23,12 +23,13 @@ def pins() -> dict[str, str]:
 
 
 def own_projects() -> dict[str, tuple[dict[str, Any], list[str]]]:
-    """The packages of this repository by name, each with the extras that the Makefile installs it with."""
+    """The packages of this repository by name, each with all extras that the Makefile installs it with."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    found = {}
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for folder, extras in re.findall(r"-e '([^'\[]+)\[([^\]]+)\]'", makefile):
         project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        found[project["name"]] = project, extras.split(",")
+        _, others = found.get(project["name"], (project, []))
+        found[project["name"]] = project, [*others, *extras.split(",")]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Laws of the controls: each arm has the memory it says it has."""
+"""Laws of the controls: each arm reads the memory that its name says."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-# Whose memory is the wrong one.
+# Choosing the wrong conversation.
 
 
 @given(answer_sets)
-def test_a_stranger_is_another_episode_and_shares_as_little_as_any(answers: list[frozenset[str]]) -> None:
+def test_a_stranger_is_another_episode_with_the_fewest_shared_answers(answers: list[frozenset[str]]) -> None:
     for mine, found in enumerate(strangers(answers)):
         assert found != mine
         others = [other for other in range(len(answers)) if other != mine]
@@ -37,7 +37,7 @@ def test_a_stranger_is_another_episode_and_shares_as_little_as_any(answers: list
 
 
 @given(answer_sets)
-def test_a_stranger_has_the_same_answers_only_where_every_other_has(answers: list[frozenset[str]]) -> None:
+def test_a_stranger_shares_answers_only_if_all_others_do(answers: list[frozenset[str]]) -> None:
     for mine, found in enumerate(strangers(answers)):
         if any(answers[mine].isdisjoint(other) for other in answers):
             assert answers[mine].isdisjoint(answers[found])
@@ -52,7 +52,7 @@ def test_the_nearest_stranger_is_taken() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_one_conversation_has_no_stranger(count: int) -> None:
+def test_a_single_conversation_is_refused(count: int) -> None:
     with pytest.raises(ConfigError, match=f"wrong_conversation needs another conversation, and there is {count}"):
         strangers([frozenset("a")] * count)
 
@@ -67,7 +67,7 @@ def test_the_memory_arm_reads_each_episodes_own_state() -> None:
     assert all(one is other for one, other in zip(found, states, strict=True))
 
 
-def test_off_is_no_state_and_zero_is_a_state_of_zeros() -> None:
+def test_off_reads_no_state_and_zero_a_state_of_zeros() -> None:
     states = some_states()
     assert arm_memories(Arm.OFF, states, [], generator()) is None
     zeros = arm_memories(Arm.ZERO, states, [], generator())
@@ -84,7 +84,7 @@ def test_the_wrong_conversation_is_the_strangers_state() -> None:
     assert [states.index(state) for state in found] == [2, 3, 1, 0]
 
 
-def test_a_random_state_has_the_norm_of_the_right_one_in_every_layer_and_head() -> None:
+def test_a_random_state_has_the_right_ones_norm_in_every_layer_and_head() -> None:
     states = some_states()
     found = arm_memories(Arm.RANDOM, states, [], generator())
     assert found is not None
@@ -95,7 +95,7 @@ def test_a_random_state_has_the_norm_of_the_right_one_in_every_layer_and_head() 
         assert not torch.allclose(one.matrices / one.norm(), other.matrices / other.norm())
 
 
-def test_a_random_state_points_nowhere_in_particular() -> None:
+def test_a_random_state_is_uncorrelated_with_the_right_one() -> None:
     state = MemoryState(torch.randn(1, 24, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     found = arm_memories(Arm.RANDOM, [state], [], generator())
     assert found is not None
@@ -103,7 +103,7 @@ def test_a_random_state_points_nowhere_in_particular() -> None:
     assert abs(float(cosine)) < 0.1
 
 
-def test_random_states_are_those_of_their_generator() -> None:
+def test_random_states_are_determined_by_their_generator() -> None:
     first, second = (arm_memories(Arm.RANDOM, some_states(), [], generator()) for _ in range(2))
     assert first is not None and second is not None
     assert all(torch.equal(one.matrices, other.matrices) for one, other in zip(first, second, strict=True))

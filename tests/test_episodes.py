@@ -1,4 +1,4 @@
-"""Laws of generated episodes: nothing kept for evaluation is met in training, and answers stand where they are told."""
+"""Laws of generated episodes: training has no held-out material, and facts say where their values were told."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ WIDE = replace(
     other_prefixes=0.5,
 )
 BY_SPACE = replace(WIDE, tellers=("user", "assistant", "tool"))
-"""Everything but values in quotes."""
+"""Every teller but "json", whose values are in quotes instead of after a space."""
 
 chances = st.sampled_from([0.0, 0.5, 1.0])
 shapes = st.builds(
@@ -79,7 +79,7 @@ each_shape = given(shapes, st.integers(0, 10_000))
 
 
 def drawn(shape: EpisodeShape, count: int, seed: int = 0) -> list[Episode]:
-    """`count` episodes; fewer facts where a shape wants more than there are things to tell."""
+    """`count` episodes, with fewer facts if the shape has more than there are subjects."""
     rng = random.Random(seed)
     while True:
         try:
@@ -95,7 +95,7 @@ def text_of(episode: Episode) -> str:
 
 
 def found_in(text: str, phrases: Sequence[str]) -> set[str]:
-    """Those phrases that occur in `text` as words of their own."""
+    """The phrases that occur in `text` as whole words."""
     wanted = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
     return set(re.findall(rf"(?<!\w)(?:{wanted})(?!\w)", text))
 
@@ -106,7 +106,7 @@ def fixed_words(phrase: str) -> str:
 
 
 def fixed_texts() -> str:
-    """Everything that training says whatever the values are."""
+    """All fixed texts of training, whatever the values."""
     lists = (TRAINED.statements, TRAINED.loose_statements, TRAINED.questions, TRAINED.loose_questions)
     frames = (TRAINED.openers, TRAINED.closers, TRAINED.question_closers, TRAINED.changes)
     noted = (replies().acknowledgements, replies().echoes, replies().chatty, replies().chatty_echoes)
@@ -119,12 +119,12 @@ def fixed_texts() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["validation", "evaluation"])
-def test_no_value_kept_from_training_is_told_echoed_or_answered_there(kept: Split) -> None:
+def test_no_held_out_value_occurs_in_training(kept: Split) -> None:
     singles = [value for value in (*WORDS, *itertools.chain(*word_values().values())) if split_of(value) == kept]
     kept_values = sorted(set(singles) - found_in(fixed_texts(), singles))
     assert len(kept_values) > 100
     for share in (0.0, 0.3, 1.0):
-        # Small talk is left out: it may well mention a piano, but tells nothing about the user.
+        # Without small talk, which may mention such a word but states no fact about the user.
         shape = replace(FULL, distractors=(0, 0), word_share=share)
         text = "\n".join(text_of(episode) for episode in drawn(shape, 500))
         assert not found_in(text, kept_values)
@@ -132,7 +132,7 @@ def test_no_value_kept_from_training_is_told_echoed_or_answered_there(kept: Spli
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_value_told_belongs_to_the_split(split: Split) -> None:
+def test_every_told_value_belongs_to_the_split(split: Split) -> None:
     for episode in drawn(replace(WIDE, split=split, changed=1.0), 300):
         for question in episode.questions:
             assert {split_of(value) for value in (question.answer, *question.outdated)} == {split}
@@ -142,7 +142,7 @@ def test_every_value_told_belongs_to_the_split(split: Split) -> None:
 
 
 @pytest.mark.slow
-def test_no_phrasing_kept_for_evaluation_is_met_in_training() -> None:
+def test_no_held_out_phrasing_occurs_in_training() -> None:
     text = "\n".join(text_of(episode) for episode in drawn(replace(FULL, paired=0.3, changed=0.8), 1500))
     kept = (KEPT.statements, KEPT.questions, KEPT.changes)
     for phrase in itertools.chain(*kept, KEPT.paired_statements):
@@ -151,7 +151,7 @@ def test_no_phrasing_kept_for_evaluation_is_met_in_training() -> None:
         assert fixed_words(phrase) in text
 
 
-def test_with_phrasings_held_out_only_those_are_met() -> None:
+def test_with_held_out_phrasings_only_those_occur() -> None:
     by_user = (*KEPT.statements, *KEPT.changes, *KEPT.paired_statements)
     by_assistant = (*KEPT.assistant_tellings, *KEPT.assistant_changes)
     by_tool = (*KEPT.tool_results, *KEPT.json_results)
@@ -165,7 +165,7 @@ def test_with_phrasings_held_out_only_those_are_met() -> None:
 
 
 @pytest.mark.slow
-def test_no_attribute_kept_for_evaluation_is_met_in_training() -> None:
+def test_no_held_out_attribute_occurs_in_training() -> None:
     users, others = [a.name for a in HELD_OUT_ATTRIBUTES], [a.name for a in HELD_OUT_TRAITS]
     told = {subject.name for episode in drawn(replace(WIDE, facts=6), 300) for subject in episode.subjects}
     assert not told & {*users, *others}
@@ -200,7 +200,7 @@ def test_the_reply_is_the_prefix_and_the_answer(shape: EpisodeShape, seed: int) 
 
 
 @each_shape
-def test_everybody_speaks_in_turn(shape: EpisodeShape, seed: int) -> None:
+def test_roles_alternate_and_tool_results_match_their_calls(shape: EpisodeShape, seed: int) -> None:
     for episode in drawn(shape, 3, seed):
         roles = [message.role for message in episode.messages]
         assert re.fullmatch("(ua(ta)?)*", "".join(role[0] for role in roles))
@@ -210,7 +210,7 @@ def test_everybody_speaks_in_turn(shape: EpisodeShape, seed: int) -> None:
 
 
 @each_shape
-def test_an_exchange_begins_with_the_user_and_holds_what_was_told(shape: EpisodeShape, seed: int) -> None:
+def test_an_exchange_begins_with_the_user_and_contains_the_fact(shape: EpisodeShape, seed: int) -> None:
     for episode in drawn(shape, 3, seed):
         for question in episode.questions:
             assert question.told is not None
@@ -222,15 +222,15 @@ def test_an_exchange_begins_with_the_user_and_holds_what_was_told(shape: Episode
             assert episode.messages[question.told.message] in exchange
 
 
-# A split chooses values and a template what stands around them: neither depends on the other.
+# Splits and templates do not interact, so not every combination is tested.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "template"),
     [*((split, CHATML) for split in SPLITS), (SPLITS[0], TOOLED), (SPLITS[-1], GEMMA)],
     ids=[*(f"{split}-chatml" for split in SPLITS), "tooled", "gemma"],
 )
-def test_an_answer_has_the_tokens_that_its_value_was_told_with(split: Split, template: str) -> None:
-    """Whoever tells it, and be it a word, a number, a date, a time or several words."""
+def test_an_answer_has_the_tokens_of_the_told_value(split: Split, template: str) -> None:
+    """Whoever tells it, and whatever kind of value it is."""
     show = renderer(template)
     episodes = drawn(replace(BY_SPACE, split=split), 15)
     histories = history_batch(show, [episode.messages for episode in episodes])
@@ -248,7 +248,7 @@ def test_an_answer_has_the_tokens_that_its_value_was_told_with(split: Split, tem
 
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
-def test_on_the_embedded_model_an_answer_has_the_tokens_that_its_value_was_told_with() -> None:
+def test_on_the_embedded_model_an_answer_has_the_tokens_of_the_told_value() -> None:
     show = ChatTemplate(real_engine("float32").tokenizer)
     for held in (False, True):
         shape = replace(BY_SPACE, split="evaluation", held_out_phrasings=held, held_out_attributes=held)
@@ -261,14 +261,14 @@ def test_on_the_embedded_model_an_answer_has_the_tokens_that_its_value_was_told_
 
 
 @each_shape
-def test_every_shape_renders_with_each_content_owned(shape: EpisodeShape, seed: int) -> None:
+def test_every_content_token_has_an_owner(shape: EpisodeShape, seed: int) -> None:
     show = renderer()
     for episode in drawn(shape, 2, seed):
         owners = set(show.render(episode.messages, generation_prompt=False).owner)
         assert owners == {-1, *range(len(episode.messages))}
 
 
-def test_each_kind_and_each_teller_is_met() -> None:
+def test_every_kind_of_value_and_every_teller_occurs() -> None:
     roles, kinds, persons = set(), set(), set()
     for episode in drawn(WIDE, 200):
         for question, subject in zip(episode.questions, episode.subjects, strict=False):
@@ -279,7 +279,7 @@ def test_each_kind_and_each_teller_is_met() -> None:
     assert roles == {"user", "assistant", "tool"} and kinds == set(KINDS) and persons == {True, False}
 
 
-def test_values_are_those_of_their_attribute() -> None:
+def test_values_come_from_their_attributes_list() -> None:
     for episode in drawn(replace(WIDE, word_share=0.0), 200):
         for question, subject in zip(episode.questions, episode.subjects, strict=False):
             values = WORDS if subject.values == "word" else values_of(subject.values, "train")
@@ -294,7 +294,7 @@ def test_paired_facts_share_a_message() -> None:
         assert len(episode.messages) == 2
 
 
-def test_asked_before_means_each_fact_was_asked_and_answered_behind_its_telling() -> None:
+def test_asked_before_asks_and_answers_each_fact_after_it_is_told() -> None:
     for episode in drawn(EpisodeShape(facts=3, asked_before=1.0), 100):
         for question in episode.questions:
             assert question.told is not None
@@ -314,7 +314,7 @@ def test_distractors_stay_within_their_bounds() -> None:
 
 
 @given(st.sampled_from(TELLERS), st.booleans(), st.integers(0, 1000))
-def test_of_a_changed_fact_the_old_value_is_told_before_the_new_one(teller: Teller, held: bool, seed: int) -> None:
+def test_a_changed_facts_old_value_is_told_before_the_new_one(teller: Teller, held: bool, seed: int) -> None:
     shape = EpisodeShape(
         facts=3, changed=1.0, word_share=1.0, tellers=(teller,), held_out_phrasings=held, distractors=(0, 1)
     )
@@ -330,14 +330,14 @@ def test_of_a_changed_fact_the_old_value_is_told_before_the_new_one(teller: Tell
             )
 
 
-def test_of_an_unchanged_fact_nothing_is_outdated() -> None:
+def test_an_unchanged_fact_has_no_outdated_value() -> None:
     for episode in drawn(replace(WIDE, changed=0.0), 100):
         assert all(question.outdated == () for question in episode.questions)
 
 
 @pytest.mark.parametrize("changes", [1, 10, 50])
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_fact_stays_while_others_change_around_it(changes: int, split: Split) -> None:
+def test_a_fact_does_not_change_while_others_do(changes: int, split: Split) -> None:
     shape = EpisodeShape(facts=1, distractors=(0, 0), changes_around=changes, word_share=1.0, split=split)
     for episode in drawn(shape, 20):
         (question,) = episode.questions
@@ -352,7 +352,7 @@ def test_a_fact_stays_while_others_change_around_it(changes: int, split: Split) 
 # People.
 
 
-def test_one_attribute_of_as_many_people_as_there_are_facts() -> None:
+def test_same_attribute_tells_one_attribute_of_different_people() -> None:
     for split in SPLITS:
         for episode in drawn(EpisodeShape(facts=6, about=("person",), same_attribute=1.0, split=split), 50):
             assert len({subject.name for subject in episode.subjects}) == 1
@@ -360,7 +360,7 @@ def test_one_attribute_of_as_many_people_as_there_are_facts() -> None:
             assert len({question.answer for question in episode.questions}) == 6
 
 
-def test_the_users_own_is_told_beside_that_of_others() -> None:
+def test_same_attribute_includes_the_users_own() -> None:
     shape = EpisodeShape(facts=3, about=("user", "person"), same_attribute=1.0)
     found = {frozenset(s.person is None for s in episode.subjects) for episode in drawn(shape, 100)}
     assert frozenset({True, False}) in found
@@ -375,14 +375,14 @@ def test_a_question_about_a_person_names_them(shape: EpisodeShape, seed: int) ->
             assert subject.person.yours.lower() in question.prefix.lower()
 
 
-def test_nobody_told_of_has_a_name_that_is_told_as_a_value() -> None:
+def test_no_persons_name_is_told_as_a_value() -> None:
     for episode in drawn(replace(WIDE, facts=6), 200):
         names = {subject.person.name for subject in episode.subjects if subject.person is not None} - {""}
         assert not names & {word for question in episode.questions for word in question.answer.split()}
 
 
-def test_everyday_facts_are_drawn_when_asked_for() -> None:
-    """As far as they go: an episode that wants more facts than there are gets others beside them."""
+def test_everyday_facts_are_drawn_on_request() -> None:
+    """If an episode has more facts than there are everyday ones, the rest are others."""
     shape = EpisodeShape(facts=4, everyday=1.0, split="evaluation")
     named = [subject.name for one in drawn(shape, 100) for subject in one.subjects]
     assert set(named) <= everyday() and len(set(named)) > 15
@@ -393,12 +393,12 @@ def test_everyday_facts_are_drawn_when_asked_for() -> None:
     assert all(subject.person is not None for one in of_others for subject in one.subjects)
 
 
-def test_everyday_facts_have_words_of_their_own() -> None:
+def test_everyday_facts_have_phrasings_of_their_own() -> None:
     assert {"city", "job", "name", "allergy", "age"} <= everyday()
     assert all(attribute.told for attribute in ATTRIBUTES if attribute.name in everyday())
 
 
-def test_other_prefixes_are_drawn_when_asked_for() -> None:
+def test_other_prefixes_are_drawn_on_request() -> None:
     plain = drawn(EpisodeShape(facts=3), 50)
     assert all(question.prefix == f"Your {question.subject} is" for one in plain for question in one.questions)
     others = {q.prefix for one in drawn(EpisodeShape(facts=3, other_prefixes=1.0), 200) for q in one.questions}
@@ -422,12 +422,12 @@ def test_facts_of_one_episode_are_about_different_subjects(shape: EpisodeShape, 
 def test_no_value_is_told_twice_in_an_episode() -> None:
     for episode in drawn(replace(WIDE, facts=6, changed=1.0, values=("word", "number", "phrase")), 100):
         values = [value for question in episode.questions for value in (question.answer, *question.outdated)]
-        # Lists of a handful of values run out.
+        # Short lists of values can run out.
         assert len(set(values)) >= len(values) - 1
 
 
 @each_shape
-def test_nothing_told_is_asked_for_as_untold(shape: EpisodeShape, seed: int) -> None:
+def test_untold_questions_ask_for_nothing_told(shape: EpisodeShape, seed: int) -> None:
     rng = random.Random(seed)
     for episode in drawn(replace(shape, facts=2, changes_around=0), 5, seed):
         generator = EpisodeGenerator(WORDS, replace(shape, facts=2))
@@ -440,7 +440,7 @@ def test_nothing_told_is_asked_for_as_untold(shape: EpisodeShape, seed: int) -> 
 
 
 @given(st.sampled_from(KINDS), st.booleans(), st.integers(0, 1000))
-def test_nothing_like_what_was_told_is_asked_for_as_untold(kind: ValueKind, held: bool, seed: int) -> None:
+def test_untold_questions_cannot_be_confused_with_told_subjects(kind: ValueKind, held: bool, seed: int) -> None:
     own = {attribute.name: attribute for attribute in (*ATTRIBUTES, *HELD_OUT_ATTRIBUTES)}
     shape = EpisodeShape(facts=3, values=(kind,), held_out_attributes=held)
     generator, rng = EpisodeGenerator(WORDS, shape), random.Random(seed)
@@ -450,7 +450,7 @@ def test_nothing_like_what_was_told_is_asked_for_as_untold(kind: ValueKind, held
         assert not any(same_subject(untold, told) for told in episode.subjects)
 
 
-def test_an_untold_question_of_another_person_names_somebody_the_episode_does_not() -> None:
+def test_a_near_untold_question_names_a_person_not_in_the_episode() -> None:
     generator, rng = EpisodeGenerator(WORDS, replace(FULL, about=("person",))), random.Random(0)
     for _ in range(200):
         episode = generator.draw(rng)
@@ -459,7 +459,7 @@ def test_an_untold_question_of_another_person_names_somebody_the_episode_does_no
         assert untold.prefix.startswith("Your ") or not found_in(text_of(episode), [whose])
 
 
-def test_the_untold_question_is_that_of_never_told() -> None:
+def test_untold_is_the_question_of_never_told() -> None:
     generator = EpisodeGenerator(WORDS, FULL)
     episode = generator.draw(random.Random(1))
     asked = generator.never_told(random.Random(2), episode)
@@ -467,11 +467,11 @@ def test_the_untold_question_is_that_of_never_told() -> None:
     assert asked.prefix == f"Your {asked.subject} is"
 
 
-def test_untold_refuses_when_everything_is_told() -> None:
+def test_untold_is_refused_when_everything_is_told() -> None:
     few = EpisodeShape(facts=1, held_out_attributes=True, values=("date",))
     generator = EpisodeGenerator(WORDS, few)
     told = tuple(a for a in HELD_OUT_ATTRIBUTES if kind_of(a.values) == "date")
-    with pytest.raises(ConfigError, match="no attribute is left beside 5 others"):
+    with pytest.raises(ConfigError, match="no attribute is left besides 5 others"):
         generator.untold(random.Random(0), Episode((), (), told))
 
 
@@ -479,7 +479,7 @@ def test_untold_refuses_when_everything_is_told() -> None:
 
 
 @each_shape
-def test_equal_generators_in_equal_states_draw_equal_episodes(shape: EpisodeShape, seed: int) -> None:
+def test_equal_seeds_draw_equal_episodes(shape: EpisodeShape, seed: int) -> None:
     assert drawn(shape, 4, seed) == drawn(shape, 4, seed)
     assert drawn(shape, 4, seed) != drawn(shape, 4, seed + 1)
 
@@ -505,7 +505,7 @@ def test_a_shape_without_anything_to_draw_from_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("facts", [16, 32])
 @pytest.mark.parametrize("held", [False, True])
-def test_as_many_facts_as_are_evaluated_can_be_told(facts: int, held: bool) -> None:
+def test_episodes_can_have_as_many_facts_as_evaluation_needs(facts: int, held: bool) -> None:
     shape = EpisodeShape(facts=facts, split="evaluation", held_out_attributes=held)
     for episode in [EpisodeGenerator(WORDS, shape).draw(random.Random(seed)) for seed in range(20)]:
         assert len(episode.questions) == facts
@@ -520,6 +520,6 @@ def test_a_vocabulary_without_words_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_every_trait_can_be_told_of_somebody() -> None:
+def test_every_trait_is_drawn() -> None:
     told = {s.name for one in drawn(replace(WIDE, facts=6, about=("person",)), 400) for s in one.subjects}
     assert told >= {trait.name for trait in TRAITS}

@@ -1,4 +1,4 @@
-"""Episodes that a user wrote: what a file may hold, and which line is named when it does not fit."""
+"""Laws of a user's episodes file: what it may contain, and that errors name the line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def written(path: Path, *rows: object) -> Path:
     return path
 
 
-def test_a_file_holds_one_episode_a_line(tmp_path: Path) -> None:
+def test_a_file_has_one_episode_per_line(tmp_path: Path) -> None:
     (found, again) = read_episodes(written(tmp_path / "a.jsonl", ROW, ROW))
     assert found == again
     assert found.messages == (Message("user", "I live in Oslo."), Message("assistant", "Noted."))
@@ -37,7 +37,7 @@ def test_a_file_holds_one_episode_a_line(tmp_path: Path) -> None:
     )
 
 
-def test_blank_lines_a_byte_order_mark_and_foreign_line_ends_are_taken(tmp_path: Path) -> None:
+def test_blank_lines_a_byte_order_mark_and_crlf_are_accepted(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", ROW)
     plain = read_episodes(path)
     text = path.read_text(encoding="utf-8").rstrip("\n")
@@ -46,7 +46,7 @@ def test_blank_lines_a_byte_order_mark_and_foreign_line_ends_are_taken(tmp_path:
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
-def test_text_may_hold_any_character(tmp_path: Path, mark: str) -> None:
+def test_text_may_contain_any_character(tmp_path: Path, mark: str) -> None:
     row = {**ROW, "messages": [{"role": "user", "content": f"a{mark}b"}]}
     path = tmp_path / "a.jsonl"
     raw = json.dumps(row, ensure_ascii=mark < " ")
@@ -55,7 +55,7 @@ def test_text_may_hold_any_character(tmp_path: Path, mark: str) -> None:
     assert found.messages[0].content == f"a{mark}b"
 
 
-def test_numbers_are_taken_as_their_text(tmp_path: Path) -> None:
+def test_numeric_answers_become_text(tmp_path: Path) -> None:
     row = {**ROW, "questions": [{"question": "How many?", "answer": 42}, {"question": "How far?", "answer": 3.5}]}
     (found,) = read_episodes(written(tmp_path / "a.jsonl", row))
     assert [question.answer for question in found.questions] == ["42", "3.5"]

@@ -1,4 +1,4 @@
-"""Laws of measured values: what an interval says, and what is counted together."""
+"""Laws of estimates: their values, intervals and clusters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ outcomes = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max
 
 
 @given(outcomes, st.integers(0, 5))
-def test_an_interval_holds_the_mean_and_is_the_same_each_time(right: list[tuple[bool, int]], seed: int) -> None:
+def test_an_interval_contains_the_mean_and_is_deterministic(right: list[tuple[bool, int]], seed: int) -> None:
     values, clusters = [float(hit) for hit, _ in right], [group for _, group in right]
     low, high = bootstrap_interval(values, clusters, seed=seed, draws=300)
     assert (low, high) == bootstrap_interval(values, clusters, seed=seed, draws=300)
@@ -25,11 +25,11 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time(right: list[tuple[
 
 
 @given(st.booleans(), st.integers(1, 30))
-def test_where_all_outcomes_are_equal_the_interval_is_a_point(hit: bool, count: int) -> None:
+def test_equal_outcomes_give_a_point_interval(hit: bool, count: int) -> None:
     assert bootstrap_interval([float(hit)] * count, list(range(count))) == (float(hit), float(hit))
 
 
-def test_an_interval_is_that_of_the_normal_approximation() -> None:
+def test_an_interval_agrees_with_the_normal_approximation() -> None:
     values = [float(i % 10 < 3) for i in range(1000)]
     low, high = bootstrap_interval(values, list(range(1000)))
     half = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
@@ -54,8 +54,8 @@ def test_questions_of_one_episode_count_as_one_observation() -> None:
     assert together[1] - together[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.2)
 
 
-def test_an_interval_is_about_questions_not_about_episodes() -> None:
-    """An episode with many questions weighs as many: the interval is around the share of right answers."""
+def test_an_interval_is_for_the_mean_over_questions() -> None:
+    """An episode weighs as much as its number of questions."""
     values = [1.0] * 90 + [0.0] * 10
     clusters = [i // 9 for i in range(90)] + list(range(10, 20))
     low, high = bootstrap_interval(values, clusters)
@@ -63,8 +63,8 @@ def test_an_interval_is_about_questions_not_about_episodes() -> None:
     assert low > 0.6
 
 
-def test_nineteen_intervals_in_twenty_hold_the_truth() -> None:
-    """On coins whose bias is known: 200 experiments of 300 throws, three a conversation."""
+def test_nineteen_intervals_in_twenty_contain_the_truth() -> None:
+    """Checked on coins of known bias: 200 experiments of 300 throws, three per conversation."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):
         coins = (rng.random(300) < 0.8).astype(float)
@@ -74,13 +74,13 @@ def test_nineteen_intervals_in_twenty_hold_the_truth() -> None:
 
 
 @given(outcomes)
-def test_weights_of_one_are_no_weights(right: list[tuple[bool, int]]) -> None:
+def test_weights_of_one_change_nothing(right: list[tuple[bool, int]]) -> None:
     values, clusters = [float(hit) for hit, _ in right], [group for _, group in right]
     plain = bootstrap_interval(values, clusters, draws=200)
     assert bootstrap_interval(values, clusters, weights=[1.0] * len(values), draws=200) == plain
 
 
-def test_a_weighted_mean_is_one_of_sums() -> None:
+def test_a_weighted_mean_is_a_ratio_of_sums() -> None:
     drawn = Drawn([0, 1, 2], [1, 1, 2])
     found = drawn.estimate([3.0, 1.0, 10.0], [1.0, 1.0, 8.0], unit="nats")
     assert found.value == pytest.approx(1.4)
@@ -88,12 +88,12 @@ def test_a_weighted_mean_is_one_of_sums() -> None:
     assert found.unit == "nats"
 
 
-def test_what_counts_for_nothing_changes_nothing() -> None:
+def test_zero_weights_change_nothing() -> None:
     with_it = Drawn([0, 1, 1], [1, 1, 1]).estimate([1.0, 2.0, 0.0], [2.0, 2.0, 0.0])
     assert with_it == Drawn([0, 1], [1, 1]).estimate([1.0, 2.0], [2.0, 2.0])
 
 
-def test_a_perplexity_is_shown_with_its_interval_in_order() -> None:
+def test_a_perplexitys_interval_contains_it() -> None:
     found = Drawn([0, 1, 2, 3], [1, 2, 1, 2]).estimate([0.1, -0.1, 0.3, 0.2], unit="ratio", shown_as=math.exp)
     assert found.low <= found.value <= found.high
     assert found.value == pytest.approx(math.exp(0.125))
@@ -101,7 +101,7 @@ def test_a_perplexity_is_shown_with_its_interval_in_order() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 3)), min_size=1, max_size=30))
-def test_each_seeds_value_is_its_own_mean(rows: list[tuple[bool, int, int]]) -> None:
+def test_a_seeds_value_is_its_own_mean(rows: list[tuple[bool, int, int]]) -> None:
     drawn = Drawn([group for _, group, _ in rows], [seed for *_, seed in rows])
     found = drawn.estimate([float(hit) for hit, *_ in rows])
     seeds = list(dict.fromkeys(seed for *_, seed in rows))

@@ -1,7 +1,8 @@
-"""The examples and the README's quickstart, run as a reader would run them."""
+"""The examples and the two programs of docs/engine.md, run as a reader would run them."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,16 +10,19 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltamem_agents import DeltaMemEngine, Message, Sampling
 from deltamem_agents.snapshots import open_store
+from deltamem_agents.testing import SELECTIVE, ScriptedEngine
+from pages import PAGES, REAL_MODEL, blocks, opening
 from real_model import OTHER, in_each_precision, real_engine
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENGINE_PAGE = "docs/engine.md"
 
 
 def run(*command: str, folder: Path) -> str:
@@ -37,10 +41,52 @@ def test_the_core_example_is_short() -> None:
     assert len((EXAMPLES / "remember_across_runs.py").read_text(encoding="utf-8").splitlines()) <= 60
 
 
-def python_blocks() -> tuple[str, str]:
-    """The two programs of the README's quickstart: what tells and what asks."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    told, asked = (block for block in blocks if "run_turn" in block)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
+def test_every_example_opens_with_what_it_shows_and_prints(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        first, *_ = json.loads(text)["cells"]
+        opening_text = "".join(first["source"]).replace("**", "") if first["cell_type"] == "markdown" else ""
+    else:
+        opening_text = ast.get_docstring(ast.parse(text)) or ""
+    assert "Shows: " in opening_text and "Prints: " in opening_text
+
+
+def notebook_cells() -> list[str]:
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def run_notebook(engine: DeltaMemEngine, folder: Path) -> None:
+    """The cells in order in one namespace, as a kernel runs them."""
+    names: dict[str, Any] = {"__name__": "notebook"}
+    with opening(engine, folder):
+        for number, cell in enumerate(notebook_cells()):
+            exec(compile(cell, f"quickstart.ipynb, cell {number}", "exec"), names)
+
+
+def test_the_notebook_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_notebook(ScriptedEngine("Noted.", config=SELECTIVE), tmp_path)
+    assert capsys.readouterr().out.rstrip().endswith("snapshots erased")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.xdist_group(OTHER)
+def test_on_the_real_model_the_notebook_recalls_corrects_and_forgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_notebook(real_engine(OTHER), tmp_path)
+    printed = capsys.readouterr().out
+    remembered = [line for line in printed.splitlines() if line.startswith("  with the memory:")]
+    assert "Biscuit" in remembered[0] and "Lisbon" in remembered[1]
+    corrected = printed.split(remembered[1])[1]
+    assert "Porto" in corrected and "\nFalse\n" in corrected
+
+
+def two_programs() -> tuple[str, str]:
+    """What tells and what asks."""
+    told, asked = (block.code for block in blocks(ENGINE_PAGE) if block.mark == REAL_MODEL)
     return told, asked
 
 
@@ -61,9 +107,9 @@ DOG = ("My dog's name is Biscuit.", "What is my dog called?")
 @pytest.mark.model
 @pytest.mark.slow
 @in_each_precision
-def test_the_quickstart_prints_what_the_readme_says(opened: DeltaMemEngine, capsys: pytest.CaptureFixture[str]) -> None:
-    told, asked = python_blocks()
-    text = " ".join(README.split())
+def test_the_two_programs_print_what_the_page_says(opened: DeltaMemEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    told, asked = two_programs()
+    text = " ".join(PAGES[ENGINE_PAGE].read_text(encoding="utf-8").split())
     answers = [(*DOG, answer) for answer in re.findall(r'the answer is "([^"]*)"', text)]
     answers += re.findall(r'told "([^"]*)" and asked "([^"]*)",[^"]*"([^"]*)"', text)
     assert len(answers) == 2 and "Biscuit" in answers[0][2]

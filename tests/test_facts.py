@@ -1,4 +1,4 @@
-"""Laws of what can be told: nothing kept for evaluation is in training's lists, and no two attributes are mistaken."""
+"""Laws of values, phrasings and attributes: training has nothing held out, and attributes cannot be confused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ HELD_OUT_LISTS = {
 
 
 @given(st.text(max_size=12))
-def test_a_value_is_kept_in_whichever_case_it_is_written(value: str) -> None:
+def test_a_values_split_ignores_case(value: str) -> None:
     lower = value.lower()
     assert split_of(value) == split_of(lower)
     if value.upper().lower() == lower:
@@ -68,7 +68,7 @@ def test_a_value_is_kept_in_whichever_case_it_is_written(value: str) -> None:
 
 
 @given(st.lists(st.text("abcdefgh", min_size=1, max_size=5), min_size=1, max_size=4))
-def test_no_word_of_a_trained_value_is_kept(words: list[str]) -> None:
+def test_no_word_of_a_training_value_is_held_out(words: list[str]) -> None:
     whole = split_of(" ".join(words))
     parts = {split_of(word) for word in words}
     if whole == "train":
@@ -78,7 +78,7 @@ def test_no_word_of_a_trained_value_is_kept(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", [*word_values(), *COMPOSED_VALUES])
-def test_the_splits_of_a_list_share_nothing_and_lose_nothing(name: str) -> None:
+def test_the_splits_of_a_list_are_disjoint_and_complete(name: str) -> None:
     values = word_values()[name] if name in word_values() else composed_values(name)
     assert len(set(values)) == len(values)
     parts = [values_of(name, split) for split in SPLITS]  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_the_splits_of_a_list_share_nothing_and_lose_nothing(name: str) -> None:
     assert min(map(len, parts)) >= (5 if name in ("month", "day") else 8)
 
 
-def test_composed_values_are_thousands_of_their_kind() -> None:
+def test_there_are_thousands_of_composed_values_of_each_kind() -> None:
     sizes = {kind: 0 for kind in COMPOSED_VALUES.values()}
     for name, kind in COMPOSED_VALUES.items():
         sizes[kind] += len(composed_values(name))
@@ -98,7 +98,7 @@ def test_composed_values_are_thousands_of_their_kind() -> None:
         assert all(re.fullmatch(forms[kind], value) for value in composed_values(name)), name
 
 
-def test_a_split_of_words_is_of_those_words_alone() -> None:
+def test_splits_of_given_words_contain_just_these_words() -> None:
     words = ["zorgon", "Anna", "7:31", "red mountain bike"]
     assert sorted(itertools.chain(*(split_values(words, split) for split in SPLITS))) == sorted(words)  # type: ignore[arg-type]
 
@@ -106,7 +106,7 @@ def test_a_split_of_words_is_of_those_words_alone() -> None:
 # Phrasings.
 
 
-def test_every_value_stands_behind_a_space_and_ends_where_a_word_does() -> None:
+def test_every_value_follows_a_space_and_ends_at_a_word_boundary() -> None:
     slots = [(phrase, "{v}") for phrase in (*STATEMENTS, *PAIRED)] + [(phrase, "{v2}") for phrase in PAIRED]
     for phrase, slot in slots:
         before, value, after = phrase.partition(slot)
@@ -115,12 +115,12 @@ def test_every_value_stands_behind_a_space_and_ends_where_a_word_does() -> None:
         assert re.match(r"\W|\Z", after), phrase
 
 
-def test_a_value_in_json_stands_in_quotes() -> None:
+def test_a_value_in_json_is_quoted() -> None:
     for phrase in IN_QUOTES:
         assert phrase.count('"{v}"') == 1
 
 
-def test_general_phrasings_name_whose_it_is() -> None:
+def test_general_phrasings_name_the_owner() -> None:
     loose = (*TRAINED.loose_statements, *TRAINED.loose_questions)
     own = (
         *TRAINED.statements,
@@ -135,7 +135,7 @@ def test_general_phrasings_name_whose_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", HELD_OUT_LISTS)
-def test_what_is_held_out_is_nothing_that_is_trained(name: str) -> None:
+def test_held_out_lists_share_nothing_with_training(name: str) -> None:
     trained, kept = HELD_OUT_LISTS[name]
     assert not set(trained) & set(kept)
     assert len(set(trained)) == len(trained) and len(set(kept)) == len(kept)
@@ -143,7 +143,7 @@ def test_what_is_held_out_is_nothing_that_is_trained(name: str) -> None:
 
 
 def skeleton(phrase: str) -> str:
-    """A phrasing without slots, case and punctuation."""
+    """A phrasing in lower case, without slots and punctuation."""
     return " ".join(re.findall(r"\w+", re.sub(r"\{\w+\}", "#", phrase).lower()))
 
 
@@ -155,21 +155,21 @@ def test_no_held_out_phrasing_contains_a_trained_one(name: str) -> None:
         assert not any(f" {core} " in f" {skeleton(phrase)} " for core in cores), phrase
 
 
-def test_training_has_twice_the_phrasings_it_had() -> None:
+def test_training_has_enough_phrasings() -> None:
     assert len(TRAINED.statements) >= 48 and len(TRAINED.questions) >= 44
     assert len(HELD_OUT_ATTRIBUTES) >= 30
     assert sum(kind_of(a.values) == "word" for a in HELD_OUT_ATTRIBUTES) >= 30
 
 
 @pytest.mark.parametrize("value, said", [("actor", "an actor"), ("baker", "a baker"), ("Oslo", "an Oslo")])
-def test_an_article_fits_the_value_behind_it(value: str, said: str) -> None:
+def test_an_article_fits_the_value_after_it(value: str, said: str) -> None:
     filled = fill("I am a {v}, as {mine} says.", {"v": value, "mine": "my badge"})
     assert filled.text == f"I am {said}, as my badge says."
     assert filled.text[filled.starts["v"] :].startswith(value)
     assert filled.text[filled.starts["mine"] :].startswith("my badge")
 
 
-def test_filling_leaves_braces_of_json_alone() -> None:
+def test_filling_keeps_the_braces_of_json() -> None:
     assert fill('{"{a}": "{v}"}', {"a": "city", "v": "Oslo"}).text == '{"city": "Oslo"}'
     with pytest.raises(KeyError):
         fill("{nobody}", {})
@@ -188,7 +188,7 @@ def test_every_phrasing_can_be_filled_for_every_attribute() -> None:
 # Attributes.
 
 
-def test_no_attribute_is_kept_and_trained() -> None:
+def test_no_attribute_is_both_trained_and_held_out() -> None:
     trained = {attribute.name for attribute in (*ATTRIBUTES, *TRAITS)}
     kept = {attribute.name for attribute in (*HELD_OUT_ATTRIBUTES, *HELD_OUT_TRAITS)}
     assert not trained & kept
@@ -196,7 +196,7 @@ def test_no_attribute_is_kept_and_trained() -> None:
         assert len({attribute.name for attribute in told}) == len(told)
 
 
-def test_every_kind_of_value_has_attributes_in_and_out_of_training() -> None:
+def test_every_kind_of_value_has_trained_and_held_out_attributes() -> None:
     for told in (ATTRIBUTES, HELD_OUT_ATTRIBUTES, TRAITS, HELD_OUT_TRAITS):
         kinds = [kind_of(attribute.values) for attribute in told]
         assert {"word", "number", "date", "time", "phrase"} == set(kinds)
@@ -206,14 +206,14 @@ def test_every_kind_of_value_has_attributes_in_and_out_of_training() -> None:
 
 @cache
 def asked(attribute: Attribute) -> frozenset[str]:
-    """Every question about it, spelled one way."""
+    """Every question about the attribute, in American spelling."""
     general = (*TRAINED.questions, *KEPT.questions)
     texts = (fill(phrase, attribute.slots).text for phrase in (*general, *attribute.asked))
     return frozenset(text.replace("colour", "color").replace("favourite", "favorite") for text in texts)
 
 
 @pytest.mark.parametrize("told", [ATTRIBUTES, HELD_OUT_ATTRIBUTES])
-def test_attributes_that_share_a_question_or_a_statement_are_about_the_same_subject(
+def test_attributes_that_share_a_phrasing_are_the_same_subject(
     told: tuple[Attribute, ...],
 ) -> None:
     for one, other in itertools.combinations(told, 2):
@@ -221,7 +221,7 @@ def test_attributes_that_share_a_question_or_a_statement_are_about_the_same_subj
             assert same_subject(one, other), (one.name, other.name)
 
 
-def test_the_same_subject_is_asked_for_by_several_names() -> None:
+def test_several_names_can_mean_the_same_subject() -> None:
     names = {attribute.name: attribute for attribute in USERS}
     assert all(set(group) <= set(names) for group in SAME_SUBJECT)
     for one, other in (
@@ -236,7 +236,7 @@ def test_the_same_subject_is_asked_for_by_several_names() -> None:
     assert not same_subject(names["city"], names["favourite colour"])
 
 
-def test_people_are_told_apart_unless_they_share_a_name_or_a_relation() -> None:
+def test_people_are_distinct_unless_they_share_a_name_or_relation() -> None:
     city, job = (next(trait for trait in TRAITS if trait.name == name) for name in ("city", "job"))
     tom, anna, sister = Person(name="Tom"), Person("sister", "Anna"), Person("sister")
     assert not same_subject(city.of(tom), city.of(anna))
@@ -246,7 +246,7 @@ def test_people_are_told_apart_unless_they_share_a_name_or_a_relation() -> None:
     assert same_subject(city.of(Person(name="Anna")), job.of(anna))
 
 
-def test_a_user_has_one_sister_whether_named_or_told_of() -> None:
+def test_the_users_sister_is_one_person_named_or_not() -> None:
     names = next(attribute for attribute in ATTRIBUTES if attribute.name == "sister's name")
     city = next(trait for trait in TRAITS if trait.name == "city")
     assert same_subject(names, city.of(Person("sister", "Anna")))

@@ -1,7 +1,7 @@
-"""The gate of changes to training: equal seeds draw what they drew in version 0.1.
+"""Guards training against unintended changes: equal seeds draw the same data as in version 0.1.
 
-The digests were taken from version 0.1. They hold for the corpus, the recipes and the order of draws; that the same
-draws make the same steps is for the tests of each loss.
+The digests were computed with version 0.1. They cover the corpus, the recipes and the order of draws. That equal draws
+give equal steps is covered by the tests of each loss.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ FIRST_STEPS = {
     "small": "47a35756c44547bd",
     "lasting": "08779001d58d83b4",
 }
-"""Of what is told before training begins and in its first steps, by recipe."""
+"""Digests of the training data before and in the first steps, by recipe."""
 
 CASES = "c5c353783799b0ce"
-"""Of what the suites of the evaluation ask."""
+"""Digest of the evaluation suites' cases."""
 
 TEXTS = "3e6a7d5ae2499b0f"
-"""Of prompts and small talk."""
+"""Digest of prompts and small talk."""
 
 
 class Vocabulary:
-    """As much of a tokenizer as words are taken from: some words, and ends for words that are made up."""
+    """The part of a tokenizer that words are taken from: some words, and endings for made-up words."""
 
     def __init__(self) -> None:
         kinds = ("animal", "colour", "food", "place")
@@ -74,7 +74,7 @@ def texts_of(episode: Episode) -> list[object]:
 
 
 def told_by(episodes: Sequence[Episode], asides: int) -> Any:
-    """As much of the activations of episodes as conversations are strung together by."""
+    """The part of the episodes' activations that composing conversations needs."""
     questions = [question for episode in episodes for question in episode.questions]
     return SimpleNamespace(
         subjects=tuple(frozenset({question.subject}) for question in questions),
@@ -87,7 +87,7 @@ def told_by(episodes: Sequence[Episode], asides: int) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST_STEPS)
-def test_a_recipes_first_steps_draw_what_they_always_drew(name: str) -> None:
+def test_a_recipes_first_steps_draw_the_data_of_version_0_1(name: str) -> None:
     recipe = Recipe.load(name)
     loaded = cast(Any, SimpleNamespace(model=None, tokenizer=Vocabulary()))
     material = Material(loaded, cast(Any, None), recipe, cast(Any, None), cast(Any, None), silent)
@@ -103,7 +103,7 @@ def test_a_recipes_first_steps_draw_what_they_always_drew(name: str) -> None:
     assert digest(drawn) == FIRST_STEPS[name]
 
 
-def test_suites_ask_what_they_always_asked() -> None:
+def test_suites_draw_the_cases_of_version_0_1() -> None:
     shapes = [shape for count in (1, 4) for named in (_held_out, _updates) for shape in named(count).values()]
     words = Vocabulary().words
     cases = [drawn_cases(words, shape, QUICK, confusions=True) for shape in (*shapes, *_SIDES.values())]
@@ -112,7 +112,7 @@ def test_suites_ask_what_they_always_asked() -> None:
     assert digest([[[asdict(case) for case in some] for some in cases], [asdict(row) for row in rows]]) == CASES
 
 
-def test_texts_that_tell_nothing_are_what_they_always_were() -> None:
+def test_neutral_texts_are_those_of_version_0_1() -> None:
     rng = random.Random(0)
     talk = [small_talk(rng, held_out=held_out) for held_out in (False, True) for _ in range(500)]
     assert digest([talk, neutral_prompts(), unrelated_prompts(), neutral_replies()]) == TEXTS

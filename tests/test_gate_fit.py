@@ -1,4 +1,4 @@
-"""Write gates fitted alone: told tokens open them, what tells nothing shuts them, and nothing else is touched."""
+"""Laws of the gate fit: told tokens open write gates, filler shuts them, and no other weight changes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.training import gate_fit
+from deltamem_agents.lab.training.composing import WriteWeights
 from deltamem_agents.lab.training.gate_fit import fit_gates
 from deltamem_agents.lab.training.recipe import GateFit
-from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.lab.training.told_tokens import Pairs, SpokenValues
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.memory.attach import Adapter
@@ -31,7 +31,7 @@ NOTHING = SpokenValues(WORLD.activations(1, seed=6).replies[:, :0], torch.zeros(
 
 @pytest.fixture(autouse=True)
 def _rates_for_few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gates of so few weights have further to go than those of a model."""
+    """Gates with so few weights need larger learning rates."""
     monkeypatch.setattr(gate_fit, "LINEAR_RATE", 0.05)
     monkeypatch.setattr(gate_fit, "HIDDEN_RATE", 0.12)
 
@@ -54,7 +54,7 @@ def opened(adapter: Adapter, x: Tensor) -> float:
 
 
 @pytest.mark.parametrize("config", [HIDDEN_GATES, replace(HIDDEN_GATES, gate_floor=0.0)])
-def test_gates_open_on_told_tokens_and_shut_on_what_tells_nothing_of_other_conversations(config: AdapterConfig) -> None:
+def test_fitted_gates_open_on_new_told_tokens_and_shut_on_new_filler(config: AdapterConfig) -> None:
     adapter = fitted(config)
     assert opened(adapter, OTHER.tellings.at(OTHER.told_at)) > 0.5
     for kind in (OTHER.asides, OTHER.questions):
@@ -67,8 +67,8 @@ def test_gates_without_hidden_units_are_fitted_too() -> None:
 
 
 @pytest.mark.slow
-def test_the_other_tokens_of_tellings_keep_the_gates_they_had() -> None:
-    """They are plain ones like those of asides here; without a weight on these nothing shuts them."""
+def test_other_tokens_of_tellings_keep_their_gates() -> None:
+    """Here they look like filler, so the weight on filler (`shut`) is set to 0."""
     free = replace(PLAN, shut=0.0, dropout=0.0)
     start = fitted(HIDDEN_GATES, replace(PLAN, steps=1))
     contents = torch.cat(OTHER.tellings.contents)
@@ -84,14 +84,14 @@ def test_nothing_but_the_write_gates_changes() -> None:
     assert changed == {"beta_proj", "beta_bias", "gate_hidden_proj", "gate_hidden_bias", "beta_hidden_proj"}
 
 
-def test_the_same_draw_gives_the_same_gates() -> None:
+def test_a_gate_fit_is_deterministic() -> None:
     first, second = (fitted(HIDDEN_GATES, replace(PLAN, steps=5)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
 def test_spoken_words_and_introductions_open_gates_too() -> None:
-    """Told tokens of a kind that no telling has."""
+    """With told tokens of a kind that no telling has."""
     x = WORLD.activations(40, seed=6).replies
     more = SpokenValues(x, torch.zeros(x.shape[1], dtype=torch.long))
     assert opened(fitted(HIDDEN_GATES), x) < 0.5
@@ -108,6 +108,6 @@ def test_spoken_words_and_introductions_open_gates_too() -> None:
         ({"beside": -1}, "beside"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], named: str) -> None:
+def test_invalid_gate_fit_settings_are_refused(settings: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         GateFit(**settings)  # type: ignore[arg-type]

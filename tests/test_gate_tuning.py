@@ -1,4 +1,4 @@
-"""Laws of gates and loudness set anew: write gates move about the floor, what is said grows, nothing else moves."""
+"""Laws of gate tuning: write gates scale around the floor, the output is scaled, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def logits_of(weights: dict[str, Tensor], given: Adapter, x: Tensor) -> Tensor:
 
 
 @given(sharper=st.floats(0.1, 8), write=SHIFTS, floor=st.sampled_from([0.0, 0.25, 0.6]))
-def test_a_write_gates_logit_moves_about_that_of_the_floor(sharper: float, write: float, floor: float) -> None:
+def test_sharper_scales_a_write_gates_logit_around_the_floors(sharper: float, write: float, floor: float) -> None:
     given = adapter(replace(CONFIG, gate_floor=floor))
     pivot = torch.logit(torch.tensor(floor)) if floor else torch.zeros(())
     x = torch.randn(1, 6, given.layer(0).widths.hidden, generator=torch.Generator().manual_seed(1))
@@ -49,7 +49,7 @@ def test_a_write_gates_logit_moves_about_that_of_the_floor(sharper: float, write
     torch.testing.assert_close(after, pivot + (before - pivot) * sharper + write, atol=1e-4, rtol=1e-4)
 
 
-def test_sharper_gates_shut_what_was_shut_and_open_what_was_open() -> None:
+def test_sharper_gates_keep_shut_tokens_shut_and_open_others_further() -> None:
     given = adapter()
     x = torch.randn(1, 200, given.layer(0).widths.hidden, generator=torch.Generator().manual_seed(1)) * 3
     before, after = (
@@ -61,9 +61,7 @@ def test_sharper_gates_shut_what_was_shut_and_open_what_was_open() -> None:
 
 
 @given(read=SHIFTS, erase=SHIFTS, louder=st.floats(0.1, 8))
-def test_nothing_but_what_is_wished_changes_and_nothing_at_all_without_a_wish(
-    read: float, erase: float, louder: float
-) -> None:
+def test_only_the_requested_weights_change(read: float, erase: float, louder: float) -> None:
     given = adapter()
     before, after = given.state_dict(), tuned(given, sharper=1.5, write=0.5, erase=erase, read=read, louder=louder)
     assert before.keys() == after.keys()
@@ -95,20 +93,20 @@ def test_weights_keep_their_dtype() -> None:
         ({"louder": float("inf")}, "louder is inf"),
     ],
 )
-def test_what_no_gate_can_be_set_to_is_refused(changes: dict[str, float], found: str) -> None:
+def test_invalid_shifts_and_factors_are_refused(changes: dict[str, float], found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         tuned(adapter(), **changes)
 
 
 @pytest.mark.parametrize("kind", ["erase", "read"])
-def test_gates_that_are_not_there_cannot_be_shifted(kind: str) -> None:
+def test_missing_gates_cannot_be_shifted(kind: str) -> None:
     without = adapter(replace(CONFIG, read_gate=False, erase_gate=False))
     with pytest.raises(ConfigError, match=f"no {kind} gates"):
         tuned(without, **{kind: -1.0})
     assert tuned(without, sharper=2.0).keys() == without.state_dict().keys()
 
 
-def test_an_adapter_that_says_nothing_itself_cannot_be_made_louder() -> None:
+def test_an_adapter_without_output_weights_cannot_be_made_louder() -> None:
     mute = adapter(replace(CONFIG, readout=False, delta_heads=("q",)))
     with pytest.raises(ConfigError, match="neither corrects o nor has a readout"):
         tuned(mute, louder=2.0)

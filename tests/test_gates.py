@@ -1,4 +1,4 @@
-"""What write gates are learned from: told tokens of all tellings beside tokens that tell nothing."""
+"""Laws of the gate loss: write gates are trained on told tokens of all tellings against other tokens and filler."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.lab.training.composing import WriteWeights
 from deltamem_agents.lab.training.direct_path import gate_loss
-from deltamem_agents.lab.training.strung import WriteWeights
 from deltamem_agents.lab.training.told_tokens import Pairs
 from deltamem_agents.memory.attach import Adapter
 from test_rehearsal import fresh
@@ -22,7 +22,7 @@ HIDDEN_GATES = replace(GATED, gate_hidden=4)
 
 
 def opened_by(kind: int, config: AdapterConfig) -> Adapter:
-    """Gates that open where a token's kind is `kind`, seen directly or through a hidden unit."""
+    """An adapter whose gates open on tokens of this kind, directly or through a hidden unit."""
     adapter = fresh(config)
     for slot in range(len(adapter.indices)):
         memory = adapter.layer(slot)
@@ -41,18 +41,18 @@ def loss_of(adapter: Adapter, seed: int = 0) -> float:
     return float(gate_loss(WriteWeights.of(adapter), PAIRS, FOUND.asides, random.Random(seed)))
 
 
-def test_gates_that_open_on_told_tokens_alone_cost_next_to_nothing() -> None:
+def test_gates_that_open_only_on_told_tokens_have_a_low_loss() -> None:
     for config in (GATED, HIDDEN_GATES):
         right, wrong = (loss_of(opened_by(kind, config)) for kind in (TOLD, TOLD + 2))
         assert right < 0.05 < 1 < wrong
 
 
-def test_the_same_draw_gives_the_same_tokens() -> None:
+def test_the_gate_loss_is_determined_by_the_generator() -> None:
     adapter = fresh(HIDDEN_GATES)
     assert loss_of(adapter) == loss_of(adapter) != loss_of(adapter, seed=1)
 
 
-def test_every_weight_of_a_gate_learns() -> None:
+def test_the_gate_loss_trains_every_gate_weight() -> None:
     adapter = fresh(HIDDEN_GATES).requires_grad_(True)
     with torch.no_grad():
         for slot in range(len(adapter.indices)):

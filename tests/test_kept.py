@@ -309,3 +309,56 @@ def test_what_is_told_again_is_fed_again() -> None:
     assert [text for text, _ in texts[0]] == [text for text, _ in texts[1]]
     for (_, strengths), (_, others) in zip(*texts, strict=True):
         assert strengths == pytest.approx(others, abs=1e-4)
+
+
+TOLD = ("My word is amber.", "My cat is Miu and my lute is new.", "I live in Oslo.")
+
+
+def heard_turns(engine: DeltaMemEngine, **options: Any) -> list[Turn]:
+    """Turns whose prompts are their questions alone, each in a thread of its own."""
+    said = [[Message("user", text)] for text in (*TOLD, "What is my word?", "Where do I live?", TOLD[0])]
+    turns = [engine.run_turn("ada", each, thread=str(at), sampling=SHORT, **options) for at, each in enumerate(said)]
+    begun = [Message("user", "Say it again."), Message("assistant", "My word")]
+    return [*turns, engine.run_turn("ada", begun, thread="begun", sampling=SHORT, **options)]
+
+
+@pytest.mark.parametrize("kept", [0, 2**20])
+@pytest.mark.parametrize("memory", ["readwrite", "readonly"])
+@pytest.mark.parametrize("scope", ["replies", "all"])
+def test_a_question_that_was_heard_is_not_fed_again(
+    kept: int, memory: Any, scope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt goes on from what was heard to choose statements: the same words, writes and facts, for less."""
+    config = replace(SELECTIVE, read_scope=scope)
+    engine, plain = (tiny_engine(config=config, kept_cache_bytes=kept) for _ in range(2))
+    for each in (engine, plain):
+        each.run_turn("ada", [Message("user", text) for text in TOLD], thread="told", sampling=SHORT)
+    lengths: dict[str, int] = {}
+
+    def counting(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs: lengths.update({name: lengths.get(name, 0) + kwargs["input_ids"].numel()})
+
+    for name, each in (("engine", engine), ("plain", plain)):
+        each.model.register_forward_pre_hook(counting(name), with_kwargs=True)
+    turns = heard_turns(engine, memory=memory)
+    begin = KeptCaches.begin
+    monkeypatch.setattr(KeptCaches, "begin", lambda *args, **named: begin(*args, **{**named, "heard": None}))
+    wanted = heard_turns(plain, memory=memory)
+    assert [turn.text for turn in turns] == [turn.text for turn in wanted]
+    for turn, other in zip(turns, wanted, strict=True):
+        assert turn.usage == other.usage
+        for fact in ("tokens_read", "tokens_written", "messages_written", "prefilled_tokens"):
+            assert getattr(turn.facts, fact) == getattr(other.facts, fact)
+        assert turn.facts.mean_beta == (other.facts.mean_beta and pytest.approx(other.facts.mean_beta, rel=1e-4))
+        assert [each.text for each in turn.facts.recalled] == [each.text for each in other.facts.recalled]
+    mine, theirs = (one.statements("ada") for one in (engine, plain))
+    assert [(each.text, each.tokens, each.written) for each in mine] == [
+        (each.text, each.tokens, each.written) for each in theirs
+    ]
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.strengths == pytest.approx(other.strengths, abs=1e-4)
+        if one.wrote:
+            assert one.writes is not None and other.writes is not None
+            torch.testing.assert_close(one.writes.keys, other.writes.keys, atol=2e-2, rtol=0)
+            torch.testing.assert_close(one.writes.values, other.writes.values, atol=5e-2, rtol=5e-2)
+    assert lengths["engine"] < (0.8 if scope == "replies" else 1.01) * lengths["plain"]

@@ -1,4 +1,4 @@
-"""LoCoMo's file and scores, on a tiny file of its form."""
+"""Laws of LoCoMo: its file format and scores, on a tiny file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def file(tmp_path: Path) -> Path:
     return written(tmp_path / "locomo.json", [sample("c1"), sample("c2", "Ida", "Tom")])
 
 
-def test_sessions_come_in_the_order_of_their_numbers_with_their_dates(file: Path) -> None:
+def test_sessions_are_ordered_by_number_and_dated(file: Path) -> None:
     task, _ = read_locomo(file)
     assert [(line.head, line.text) for line in task.lines] == [
         ("[1 pm on 3 May, 2021]", "Mia: I sold a blue vase."),
@@ -68,7 +68,7 @@ def test_sessions_come_in_the_order_of_their_numbers_with_their_dates(file: Path
     ]
 
 
-def test_questions_are_of_their_categories_with_the_golds_that_are_scored(file: Path) -> None:
+def test_questions_have_their_category_and_gold_answer(file: Path) -> None:
     task, _ = read_locomo(file)
     assert [question.kind for question in task.questions] == list(CATEGORIES.values())
     assert [question.golds[0] for question in task.questions[:4]] == ["a vase, a bowl", "2021", "Yes", "the kiln"]
@@ -105,21 +105,19 @@ def test_an_adversarial_question_offers_both_options_in_a_fixed_order(file: Path
         (5, "a", "blue", 0.0),
     ],
 )
-def test_replies_are_scored_by_the_rule_of_their_category(
-    category: int, gold: str, reply: str, expected: float
-) -> None:
+def test_replies_are_scored_by_their_categorys_rule(category: int, gold: str, reply: str, expected: float) -> None:
     question = LongQuestion("?", "?", (gold,), CATEGORIES[category])
     assert locomo_score(question, reply) == pytest.approx(expected)
 
 
-def test_every_category_is_in_a_row_of_its_own_and_in_the_whole() -> None:
+def test_every_category_has_a_row_and_counts_in_all() -> None:
     assert all(ROWS.kinds[name] == {name} for name in CATEGORIES.values())
     assert ROWS.kinds["all"] == set(CATEGORIES.values())
     assert ROWS.kinds["all but adversarial"] == set(CATEGORIES.values()) - {"adversarial"}
 
 
 def broken(change: Callable[[dict[str, Any]], object]) -> list[dict[str, Any]]:
-    """Two conversations, the second changed."""
+    """Two conversations, the second of which is broken by `change`."""
     second = copy.deepcopy(sample("c2"))
     change(second)
     return [sample("c1"), second]
@@ -143,7 +141,7 @@ def broken(change: Callable[[dict[str, Any]], object]) -> list[dict[str, Any]]:
         (lambda s: [s["conversation"].pop(f"session_{n}") for n in (2, 10)], "there is no session_1"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_place(
+def test_an_invalid_field_is_named_with_its_place(
     change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path / "bad.json", broken(change))
@@ -153,7 +151,7 @@ def test_what_does_not_fit_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("text", ["", "not json", "{}", "[]", '"x"'])
-def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.json: .*expected LoCoMo's form"):

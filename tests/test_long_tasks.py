@@ -1,4 +1,4 @@
-"""Long histories in four arms: what a prompt shows under its budget, which state is read, and what is counted."""
+"""Laws of tasks on long histories: what a prompt shows within its budget, which memory is read, what is counted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def task(name: str, *kinds: str, seed: int = 0) -> LongTask:
 # What a prompt shows.
 
 
-def test_the_window_is_the_newest_lines_under_their_heads(engine: DeltaMemEngine) -> None:
+def test_the_window_shows_the_newest_lines_under_their_headings(engine: DeltaMemEngine) -> None:
     history = History(engine, LINES)
     whole = history.prompt(Shown.WINDOW, QUESTION, "violin", 1000)
     assert whole == (
@@ -61,14 +61,14 @@ def test_the_window_is_the_newest_lines_under_their_heads(engine: DeltaMemEngine
     )
 
 
-def test_snippets_are_what_the_query_finds_in_the_order_it_was_said(engine: DeltaMemEngine) -> None:
+def test_snippets_are_search_results_in_their_original_order(engine: DeltaMemEngine) -> None:
     history = History(engine, (*LINES, Line("Ada: My violin needs strings.", "[August]")))
     found = history.prompt(Shown.SNIPPETS, QUESTION, "Whose violin?", 1000)
     assert found == f"[May]\nAda: I bought a violin.\n[August]\nAda: My violin needs strings.\n\n{QUESTION}"
     assert history.prompt(Shown.SNIPPETS, QUESTION, "zebra", 1000) == QUESTION
 
 
-def test_nothing_shown_is_the_question_alone(engine: DeltaMemEngine) -> None:
+def test_with_nothing_shown_the_prompt_is_the_question_alone(engine: DeltaMemEngine) -> None:
     assert History(engine, LINES).prompt(Shown.NOTHING, QUESTION, "violin", 1000) == QUESTION
 
 
@@ -102,7 +102,7 @@ def test_without_the_search_library_the_error_says_what_to_install(
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any), st.integers(1, 12), st.integers(0, 3))
-def test_a_sample_is_of_all_questions_and_the_same_each_time(counts: list[int], wanted: int, seed: int) -> None:
+def test_a_sample_is_drawn_from_all_questions_and_deterministic(counts: list[int], wanted: int, seed: int) -> None:
     tasks = [task(f"t{n}", *["x"] * count) for n, count in enumerate(counts)]
     found = sampled(tasks, wanted, seed)
     assert found == sampled(tasks, wanted, seed)
@@ -114,7 +114,7 @@ def test_a_sample_is_of_all_questions_and_the_same_each_time(counts: list[int], 
     assert sampled(tasks, None) == tasks
 
 
-def test_nothing_to_ask_is_refused() -> None:
+def test_having_no_questions_is_refused() -> None:
     with pytest.raises(ConfigError, match="no questions"):
         sampled([task("a"), task("b")], None)
 
@@ -134,7 +134,7 @@ def scored_by_gold(question: LongQuestion, reply: str) -> float:
 
 
 def rigged(monkeypatch: pytest.MonkeyPatch) -> tuple[DeltaMemEngine, list[tuple[Any, str]]]:
-    """An engine that knows every answer by a memory that is not zero, and none by anything else."""
+    """An engine that answers right with any nonzero state, and otherwise "nothing"."""
     engine, asked = tiny_engine(), []
 
     def greedy_replies(states: Any, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[str]:
@@ -154,7 +154,7 @@ def by_name(figures: Sequence[Figure]) -> dict[str, Figure]:
     return {figure.name: figure for figure in figures}
 
 
-def test_every_row_has_every_arm_under_every_kind_of_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_has_every_arm_for_every_kind_of_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked = rigged(monkeypatch)
     tasks = [task("a", "x", "x", "y", seed=1), task("b", "x", seed=2), task("c", "y", seed=2)]
     figures = evaluate_tasks(engine, tasks, ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched)
@@ -172,7 +172,7 @@ def test_every_row_has_every_arm_under_every_kind_of_prompt(monkeypatch: pytest.
     assert len(asked) == 5 * (2 * len(Arm) + 1)
 
 
-def test_a_question_reads_the_state_of_its_own_history(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_reads_its_own_historys_state(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked = rigged(monkeypatch)
     tasks = [task("a", "x", "x"), task("b", "x")]
     evaluate_tasks(engine, tasks, ROWS, scored_by_gold, prompt_tokens=200, watch=unwatched)
@@ -190,8 +190,8 @@ def test_a_question_reads_the_state_of_its_own_history(monkeypatch: pytest.Monke
         assert own["b" if text[0] == "a" else "a"].allclose(state.matrices, atol=1e-5)
 
 
-def test_replies_come_back_in_the_order_of_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of like lengths are asked together: the longest first."""
+def test_replies_are_in_the_order_of_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although prompts are batched by length, longest first."""
     engine, _ = rigged(monkeypatch)
     monkeypatch.setattr(long_tasks, "ASKED_TOKENS", 20)
     tasks = [task("a" * length, "x", "x") for length in (1, 9, 4)]
@@ -199,7 +199,7 @@ def test_replies_come_back_in_the_order_of_the_questions(monkeypatch: pytest.Mon
     assert by_name(figures)["x · question only"].arms["memory"]["right"].value == 1.0
 
 
-def test_a_reply_that_is_begun_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_continues_from_its_given_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked = tiny_engine(), []
 
     def greedy_replies(states: Any, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[str]:
@@ -213,7 +213,7 @@ def test_a_reply_that_is_begun_goes_on_from_there(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_a_row_says_how_long_its_own_histories_are(engine: DeltaMemEngine) -> None:
+def test_a_rows_history_length_is_that_of_its_own_histories(engine: DeltaMemEngine) -> None:
     figures = by_name(evaluate_tasks(engine, TWO, ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched))
     own = {one.name: sum(map(engine.count_tokens, one.sessions)) for one in TWO}
     assert figures["y · question only"].history_tokens == own["a"]
@@ -221,7 +221,7 @@ def test_a_row_says_how_long_its_own_histories_are(engine: DeltaMemEngine) -> No
 
 
 @pytest.mark.slow
-def test_the_evaluation_is_the_same_each_time(engine: DeltaMemEngine) -> None:
+def test_the_evaluation_is_deterministic(engine: DeltaMemEngine) -> None:
     tasks = [task("a", "x", "y"), task("b", "x")]
     runs = [
         evaluate_tasks(engine, tasks, ROWS, lambda question, reply: len(reply) / 100, prompt_tokens=90, watch=unwatched)
@@ -230,7 +230,7 @@ def test_the_evaluation_is_the_same_each_time(engine: DeltaMemEngine) -> None:
     assert runs[0] == runs[1]
 
 
-def test_a_single_history_has_no_other_one(engine: DeltaMemEngine) -> None:
+def test_a_single_history_is_refused(engine: DeltaMemEngine) -> None:
     with pytest.raises(ConfigError, match="needs another history, and there is 1"):
         evaluate_tasks(engine, [task("a", "x")], ROWS, scored_by_gold, prompt_tokens=90, watch=unwatched)
 
@@ -238,7 +238,7 @@ def test_a_single_history_has_no_other_one(engine: DeltaMemEngine) -> None:
 # A memory of statements.
 
 
-def test_questions_read_statements_and_what_returns_to_the_window_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_returned_to_the_window_count_towards_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, budget = tiny_engine(config=SELECTIVE), 60
     engine.recall = Recall(window_tokens=40)
     calls: list[tuple[Recollection, Sequence[Message]]] = []
@@ -272,7 +272,7 @@ def test_questions_read_statements_and_what_returns_to_the_window_counts(monkeyp
     assert any(one.shown for one, _ in calls)
     for one, prompt in calls:
         assert engine.count_tokens([*one.shown, *prompt]) <= budget
-    # Four arms of three questions each, first with a window: its own history's statements, then the other's.
+    # Four arms of three questions each. The first reads its own history's statements, the third the other's.
     for one, prompt in calls[:3]:
         assert {each.text for each in one.recalled} <= set(told[prompt[0].content.split("\n")[-1][:2]])
     for one, prompt in calls[6:9]:
@@ -281,7 +281,7 @@ def test_questions_read_statements_and_what_returns_to_the_window_counts(monkeyp
         )
 
 
-def test_statements_that_leave_no_room_for_the_question_do_not_return() -> None:
+def test_statements_that_leave_no_room_for_the_question_are_not_shown() -> None:
     engine = tiny_engine(config=SELECTIVE)
     engine.recall = Recall(window_tokens=100)
     asked = LongQuestion("What is the colour of my old bicycle?", "", ("green",), "x")

@@ -1,4 +1,4 @@
-"""When a reply is right: word by word, behind a beginning that was given or anywhere in a free reply."""
+"""Laws of matching: when a reply is right, after a given beginning or as a free reply."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ BOTH, FIRST, NEITHER = Match(True, True), Match(True, False), Match(False, False
         ("東京", " 東京。", BOTH),
     ],
 )
-def test_behind_a_beginning_the_answer_comes_first_and_nothing_is_added_to_it(
-    answer: str, reply: str, expected: Match
-) -> None:
+def test_after_a_given_beginning_the_answer_must_come_first_and_alone(answer: str, reply: str, expected: Match) -> None:
     assert match(answer, reply, begun=True) == expected
 
 
@@ -89,7 +87,7 @@ def test_a_free_reply_is_searched_for_the_answer(answer: str, reply: str, expect
 
 
 @given(st.text(max_size=30))
-def test_words_have_no_spaces_in_them_and_are_in_the_text(text: str) -> None:
+def test_words_contain_no_spaces_and_occur_in_the_text(text: str) -> None:
     found = words(text)
     assert found == words(f" ({text}) ")
     assert all(word and word == "".join(word.split()) for word in found)
@@ -97,7 +95,7 @@ def test_words_have_no_spaces_in_them_and_are_in_the_text(text: str) -> None:
 
 
 @given(st.lists(st.text("abcéжß09", min_size=1), max_size=5), st.sampled_from([" ", "-", "; ", "\n", " … "]))
-def test_what_is_joined_by_punctuation_comes_apart_again(parts: list[str], mark: str) -> None:
+def test_words_joined_by_punctuation_are_separated(parts: list[str], mark: str) -> None:
     assert words(mark.join(parts)) == parts
 
 
@@ -105,12 +103,12 @@ texts = st.text("ab é9.,- ", max_size=12)
 
 
 @given(texts, texts, texts)
-def test_a_text_contains_what_stands_between_other_words(before: str, value: str, after: str) -> None:
+def test_a_value_between_other_words_is_contained(before: str, value: str, after: str) -> None:
     assert contains(f"{before} – {value} – {after}", value) == bool(words(value))
 
 
 @given(texts, texts)
-def test_a_right_answer_has_a_right_first_word_and_stands_in_the_reply(answer: str, reply: str) -> None:
+def test_a_right_answer_has_a_right_first_word_and_is_contained_in_the_reply(answer: str, reply: str) -> None:
     if words(answer):
         for begun in (True, False):
             found = match(answer, reply, begun=begun)

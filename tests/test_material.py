@@ -1,4 +1,4 @@
-"""Laws of what runs train on: it follows from the recipe, and holds what is to be told, asked and left alone."""
+"""Laws of training data: it follows from the recipe, and has facts, questions and neutral exchanges."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def carried(of: Material) -> Iterator[None]:
         attachment.detach()
 
 
-def test_what_tells_nothing_is_said_in_conversations_of_many_lengths() -> None:
+def test_filler_conversations_have_many_lengths() -> None:
     exchanges = [(Message("user", str(number)), Message("assistant", "yes")) for number in range(200)]
     conversations = module._conversations(exchanges, random.Random(0))
     said = [message.content for one in conversations for message in one if message.role == "user"]
@@ -54,7 +54,7 @@ def test_what_tells_nothing_is_said_in_conversations_of_many_lengths() -> None:
     assert {len(one) // 2 for one in conversations[:-1]} == set(module.ASIDE_LENGTHS)
 
 
-def test_prompts_of_the_models_own_are_left_alone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_own_prompts_are_neutral_prompts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def thought_of(_: object, count: int, **options: Any) -> list[str]:
@@ -68,7 +68,7 @@ def test_prompts_of_the_models_own_are_left_alone_too(tmp_path: Path, monkeypatc
     assert asked["count"] == 1 and asked["seed"] == RECIPE.seed
 
 
-def test_what_is_to_be_left_alone_is_neutral_never_told_or_new(tmp_path: Path) -> None:
+def test_exchanges_to_leave_alone_are_neutral_untold_or_new_statements(tmp_path: Path) -> None:
     run = material(tmp_path)
     generator = run.generator(RECIPE.stages[1].shapes[0], 2)
     rng = random.Random(0)
@@ -92,7 +92,7 @@ def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
+def test_a_quarter_of_the_episodes_is_replaced_at_a_time(tmp_path: Path) -> None:
     settings = replace(RECIPE.warm_start, episodes=8, facts=(1, 2), renewed_every=3)
     run = material(tmp_path, replace(RECIPE, warm_start=settings))
     seen: list[list[Episode]] = []
@@ -109,27 +109,27 @@ def test_a_quarter_of_the_episodes_is_renewed_at_a_time(tmp_path: Path) -> None:
     fresh = material(tmp_path, replace(RECIPE, warm_start=settings))
     with carried(fresh):
         again, found_again = fresh.collected(7)
-    assert again == episodes, "an interrupted run goes on with the same ones"
+    assert again == episodes, "a resumed run uses the same ones"
     places = torch.arange(len(found.tellings))
     assert torch.equal(found_again.tellings.at(places), found.tellings.at(places))
 
 
 @pytest.mark.slow
-def test_addresses_are_learned_from_more_episodes_than_are_replayed(tmp_path: Path) -> None:
+def test_pairs_come_from_more_episodes_than_are_replayed(tmp_path: Path) -> None:
     run, again = material(tmp_path), material(tmp_path)
     paired = []
     for one in (run, again):
         with carried(one):
             _, found = one.collected(0)
             paired.append(one.pairs(0))
-        # As many parts as hold three episodes, two episodes of one fact in each.
+        # Three additional episodes need two parts, each of two episodes with one fact.
         assert len(paired[-1].subjects) == len(found.subjects) + 4
         assert torch.equal(paired[-1].target[: len(found.target)], found.target)
-        assert one.pairs(0) is paired[-1], "they are put together once"
-    assert torch.equal(paired[0].told, paired[1].told), "an interrupted run goes on with the same ones"
+        assert one.pairs(0) is paired[-1], "they are cached"
+    assert torch.equal(paired[0].told, paired[1].told), "a resumed run uses the same ones"
 
 
-def test_asides_are_neutral_exchanges_and_replies_to_what_is_told(tmp_path: Path) -> None:
+def test_asides_are_neutral_exchanges_and_replies_to_statements(tmp_path: Path) -> None:
     run = material(tmp_path)
     with carried(run):
         asides = run._asides

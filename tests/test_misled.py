@@ -1,4 +1,4 @@
-"""Asked again behind a wrong reply: what is drawn, what the memory holds by then, and what counts."""
+"""Laws of the suite misled: what is drawn, what the memory holds, and what is counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def engine() -> DeltaMemEngine:
 def measured(
     monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, said: Said, rests_on: Said
 ) -> tuple[list[Figure], list[tuple[Sequence[Case], Sequence[Any]]]]:
-    """The figures of a model that says this, resting on this text, and what each of them is asked with."""
+    """The figures of a model whose replies and recalled texts are given, and the cases and memories of each figure."""
     asked: list[tuple[Sequence[Case], Sequence[Any]]] = []
     real = misled.readings
 
@@ -55,7 +55,7 @@ def measured(
 
 
 @pytest.mark.slow
-def test_a_wrong_reply_gives_the_value_of_another_fact_and_is_held_as_the_assistants_own(
+def test_a_wrong_reply_gives_another_facts_value_and_is_stored_as_the_assistants(
     monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine
 ) -> None:
     figures, asked = measured(monkeypatch, engine, lambda one: one.answer, lambda one: f"It is {one.answer}.")
@@ -83,7 +83,7 @@ def test_a_wrong_reply_gives_the_value_of_another_fact_and_is_held_as_the_assist
 
 
 @pytest.mark.slow
-def test_whoever_repeats_the_wrong_reply_is_caught(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine) -> None:
+def test_a_repeated_wrong_reply_is_counted(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine) -> None:
     figures, _ = measured(monkeypatch, engine, lambda one: f"It is {one.wrong[0]}.", lambda one: one.wrong[0])
     for figure in figures:
         found = figure.arms["memory"]

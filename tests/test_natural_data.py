@@ -1,6 +1,6 @@
-"""Laws of hand-written conversations: each question has one answer, told where it says, and nowhere else.
+"""Laws of the hand-written conversations: each question has one answer, told in the messages it names and nowhere else.
 
-Those of the natural suite are measured on, those of the natural corpus trained on; the two share no answer.
+The natural suite is for evaluation, the natural corpus for training. The two share no answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ the_taught = pytest.mark.parametrize("person", TAUGHT.values(), ids=TAUGHT.keys(
 
 @cache
 def words(text: str) -> str:
-    """What stands between spaces and punctuation, without case and a space around each; 3.5 or 10:30 is one word."""
+    """The text's words in lower case, with a space around each. A number such as 3.5 or 10:30 is one word."""
     text = unicodedata.normalize("NFC", text).lower()
     inside = {found.start() for found in re.finditer(r"(?<=\d)[.,:/](?=\d)", text)}
     kept = "".join(one if at in inside or one.isalnum() else " " for at, one in enumerate(text))
@@ -55,7 +55,7 @@ def questions(person: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def asked(person: Any) -> list[str]:
-    """Everything that is asked of a memory of this person."""
+    """All questions and prompts of this person."""
     overviews = [overview["ask"] for overview in person.get("overview", [])]
     return [
         *(question["ask"] for _, question in questions(person)),
@@ -75,7 +75,7 @@ def answers_of(people: dict[str, Any]) -> set[str]:
 
 
 def runs(people: dict[str, Any], length: int) -> set[tuple[str, ...]]:
-    """Every run of so many words in what is said to these people, by them, or asked."""
+    """Every sequence of `length` words in these people's conversations and questions."""
     found: set[tuple[str, ...]] = set()
     for person in people.values():
         said = [message["content"] for talk in person["conversations"] for message in talk["messages"]]
@@ -85,7 +85,7 @@ def runs(people: dict[str, Any], length: int) -> set[tuple[str, ...]]:
     return found
 
 
-def test_there_is_enough_of_it() -> None:
+def test_the_suite_is_large_enough() -> None:
     assert set(SPLITS) == {"validation", "evaluation"}
     assert all(data["format"] == 1 for data in [*SPLITS.values(), *TRAINING.values()])
     counts = {split: sum(1 for person in data["people"] for _ in questions(person)) for split, data in SPLITS.items()}
@@ -95,7 +95,7 @@ def test_there_is_enough_of_it() -> None:
     assert all(len(person["never_told"]) >= 12 and len(person["unrelated"]) >= 8 for person in PEOPLE.values())
 
 
-def test_there_is_enough_to_train_on() -> None:
+def test_the_corpus_is_large_enough() -> None:
     assert sum(1 for person in TAUGHT.values() for _ in questions(person)) >= 650
     for person in TAUGHT.values():
         assert len(person["conversations"]) == 8, person["id"]
@@ -105,7 +105,7 @@ def test_there_is_enough_to_train_on() -> None:
 
 
 @pytest.mark.parametrize(("folder", "files"), [(SUITE, SPLITS), (CORPUS, TRAINING)], ids=["suite", "corpus"])
-def test_the_readme_counts_what_there_is(folder: Path, files: dict[str, Any]) -> None:
+def test_the_readme_has_the_right_counts(folder: Path, files: dict[str, Any]) -> None:
     readme = (folder / "README.md").read_text("utf-8")
     for name, data in files.items():
         people = data["people"]
@@ -135,7 +135,7 @@ def test_conversations_alternate_and_end_with_a_reply(person: Any) -> None:
 
 
 @everybody
-def test_each_answer_is_told_where_it_says(person: Any) -> None:
+def test_every_answer_is_in_the_messages_it_names(person: Any) -> None:
     for conversation, question in questions(person):
         messages, told_in = conversation["messages"], question["told_in"]
         assert told_in and sorted(set(told_in)) == told_in and told_in[-1] < len(messages), question
@@ -145,7 +145,7 @@ def test_each_answer_is_told_where_it_says(person: Any) -> None:
 
 
 @everybody
-def test_what_answers_a_question_is_said_in_its_own_conversation_alone(person: Any) -> None:
+def test_an_answer_occurs_only_in_its_own_conversation(person: Any) -> None:
     for conversation, question in questions(person):
         others = [
             message["content"]
@@ -157,7 +157,7 @@ def test_what_answers_a_question_is_said_in_its_own_conversation_alone(person: A
 
 
 @everybody
-def test_no_question_tells_an_answer(person: Any) -> None:
+def test_no_question_contains_an_answer(person: Any) -> None:
     texts = asked(person)
     for _, question in questions(person):
         assert not [text for text in texts if says_any(text, question["answers"])], question
@@ -178,7 +178,7 @@ def test_answers_are_short_and_of_a_known_kind(person: Any) -> None:
 
 
 @everybody
-def test_corrections_replace_something_that_was_told(person: Any) -> None:
+def test_corrections_replace_a_told_value(person: Any) -> None:
     for conversation, question in questions(person):
         assert ("old" in question) == (question["kind"] == "correction"), question
         for old in question.get("old", []):
@@ -202,7 +202,7 @@ def test_no_answer_belongs_to_two_questions(people: list[Any]) -> None:
 
 
 @the_taught
-def test_a_reply_says_the_first_answer(person: Any) -> None:
+def test_a_reply_contains_the_first_answer(person: Any) -> None:
     for _, question in questions(person):
         reply, answer = question["reply"], question["answers"][0]
         assert answer in reply and says(reply, answer), question
@@ -223,7 +223,7 @@ def test_the_corpus_shares_no_answer_with_the_suite() -> None:
     assert not answers_of(TAUGHT) & answers_of(PEOPLE)
 
 
-def test_the_corpus_is_worded_otherwise_than_the_suite() -> None:
+def test_the_corpus_shares_no_question_and_no_seven_words_with_the_suite() -> None:
     asks = [{words(text) for person in people.values() for text in asked(person)} for people in (PEOPLE, TAUGHT)]
     assert not asks[0] & asks[1]
     assert not runs(PEOPLE, 7) & runs(TAUGHT, 7)

@@ -1,4 +1,4 @@
-"""Laws of the training loss: it computes what the engine computes, and its gradient moves the adapter alone."""
+"""Laws of the training loss: it equals what the engine computes, and its gradient reaches only the adapter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from tiny_training import (
     word_engine,
 )
 
-# What an adapter does depends on no template: each config meets one of them.
+# An adapter's computation does not depend on the template, so each config is tested with one of them.
 each_pair = pytest.mark.parametrize(
     ("config", "template"),
     [*zip(CONFIGS.values(), cycle(TEMPLATES.values()), strict=False)],
@@ -75,7 +75,7 @@ def states_of(engine: DeltaMemEngine, episodes: Sequence[Episode], template: str
 
 
 @each_pair
-def test_a_written_history_is_an_absorbed_conversation(config: AdapterConfig, template: str) -> None:
+def test_a_written_history_equals_an_absorbed_conversation(config: AdapterConfig, template: str) -> None:
     engine, episodes = word_engine(config, template), episodes_of(4)
     state = states_of(engine, episodes, template)
     for row, episode in enumerate(episodes):
@@ -85,7 +85,7 @@ def test_a_written_history_is_an_absorbed_conversation(config: AdapterConfig, te
 
 
 @each_template
-def test_asides_are_absorbed_after_what_is_told(template: str) -> None:
+def test_asides_are_absorbed_after_the_history(template: str) -> None:
     engine, episodes, asides = word_engine(template=template), episodes_of(3), asides_of(3)
     state = write_history(
         engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes), asides)
@@ -95,8 +95,8 @@ def test_asides_are_absorbed_after_what_is_told(template: str) -> None:
 
 
 @pytest.mark.parametrize(("gate", "open_by"), [(0.1, 0.0), (0.2, 0.075), (0.6, 0.475)])
-def test_a_gate_counts_as_open_from_half_its_floor_on(gate: float, open_by: float) -> None:
-    """So that those that stand just below the floor are pressed down as well."""
+def test_a_gate_counts_as_open_above_half_its_floor(gate: float, open_by: float) -> None:
+    """So that gates just below the floor are pushed down as well."""
     logits = torch.full((2, 5, 3), gate).logit().requires_grad_(True)
     found = openness(logits, floor=0.25)
     assert float(found.detach()) == pytest.approx(open_by, abs=1e-6)
@@ -105,7 +105,7 @@ def test_a_gate_counts_as_open_from_half_its_floor_on(gate: float, open_by: floa
 
 
 @each_pair
-def test_an_answered_question_is_a_scored_answer(config: AdapterConfig, template: str) -> None:
+def test_answer_log_probabilities_equal_the_engines_scores(config: AdapterConfig, template: str) -> None:
     engine, episodes = word_engine(config, template), episodes_of(3)
     state, questions = states_of(engine, episodes, template), question_batch(renderer(template), episodes)
     logits = answer_questions(engine.model, state, questions, writes=False)
@@ -122,8 +122,8 @@ def test_an_answered_question_is_a_scored_answer(config: AdapterConfig, template
 
 
 @each_pair
-def test_a_question_that_is_written_is_written_as_in_a_turn(config: AdapterConfig, template: str) -> None:
-    """Contents are written as they are read, the marks of a turn are not."""
+def test_a_written_question_is_written_as_in_a_turn(config: AdapterConfig, template: str) -> None:
+    """Contents are written as they are read; the template's tokens are not."""
     engine, episodes = word_engine(config, template), episodes_of(2)
     state, questions = states_of(engine, episodes, template), question_batch(renderer(template), episodes)
     logits = answer_questions(engine.model, state, questions, writes=True)
@@ -142,7 +142,7 @@ def test_a_question_that_is_written_is_written_as_in_a_turn(config: AdapterConfi
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_after_a_shared_lead_are_the_models_own(family: str) -> None:
+def test_logits_after_a_shared_lead_equal_the_models(family: str) -> None:
     model = tiny_model(family, "eager")
     adapter = random_adapter(model)
     attach(model, adapter)
@@ -161,7 +161,7 @@ def test_logits_after_a_shared_lead_are_the_models_own(family: str) -> None:
 
 @pytest.mark.slow
 @each_config
-def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
+def test_a_batch_equals_its_rows_one_by_one(config: AdapterConfig) -> None:
     engine, episodes = word_engine(config), episodes_of(3)
     model, adapter = engine.model, engine.adapter
     state, questions = states_of(engine, episodes), question_batch(renderer(), episodes)
@@ -178,7 +178,7 @@ def test_a_batch_is_its_rows_one_by_one(config: AdapterConfig) -> None:
     assert_close(logits, torch.cat(alone), 1e-4)
 
 
-def test_padding_holds_nothing() -> None:
+def test_padding_has_no_effect() -> None:
     engine, episodes = word_engine(), episodes_of(3)
     histories = history_batch(renderer(), histories_of(episodes), asides_of(3))
     questions = question_batch(renderer(), episodes)
@@ -193,8 +193,8 @@ def test_padding_holds_nothing() -> None:
     assert torch.equal(logits, answer_questions(engine.model, state, noisy, writes=True))
 
 
-def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
-    """Two questions of three and four targets; the likeliest token is named, all others share the rest."""
+def test_the_loss_weights_answers_and_the_rest_of_the_reply() -> None:
+    """Two questions with three and four targets, whose log-likelihoods are given."""
     nats = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0, 0.125, 0.0625])
     targets = torch.tensor([1, 2, 3, 1, 2, 3, 4])
     rest = torch.log((1 - torch.exp(-nats)) / 4)
@@ -228,7 +228,7 @@ def test_the_loss_weighs_answers_against_the_rest_of_the_reply() -> None:
 
 
 def neutral_exchanges(count: int) -> list[Exchange]:
-    """Small talk, every second reply only begun."""
+    """Small talk, with every second reply unfinished."""
     rng = random.Random(0)
     pairs = [small_talk(rng) for _ in range(count)]
     return [
@@ -237,10 +237,10 @@ def neutral_exchanges(count: int) -> list[Exchange]:
     ]
 
 
-def test_a_zero_state_disturbs_nothing_while_write_gates_are_shut_and_any_other_does() -> None:
+def test_a_zero_state_disturbs_nothing_if_write_gates_are_shut() -> None:
     engine = word_engine(GATED)
     neutral, zero = neutral_batch(renderer(), neutral_exchanges(4), range(4)), engine.adapter.zero_state(4)
-    # What is written while the exchange is read is read as well.
+    # What the exchange itself writes is read as well.
     assert float(disturbance(engine.model, zero, neutral).detach()) > 1e-4
     state = states_of(engine, episodes_of(4))
     shut_gates(engine, "beta")
@@ -259,7 +259,7 @@ def shut_gates(engine: DeltaMemEngine, gate: str) -> None:
 
 @pytest.mark.slow
 @each_template
-def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(template: str) -> None:
+def test_disturbance_is_the_divergence_from_the_frozen_model_over_the_reply(template: str) -> None:
     engine, exchanges, histories = word_engine(template=template), neutral_exchanges(2), [1, 0]
     state = states_of(engine, episodes_of(2), template)
     begins, others = list[float](), list[float]()
@@ -267,7 +267,7 @@ def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(
         rendered = renderer(template).render(exchange.messages, generation_prompt=False, continue_final=exchange.cut)
         lead = lead_length(rendered.owner, exchange.messages)
         reply = [i for i, owner in enumerate(rendered.owner) if owner == 1]
-        # Before each of the reply's tokens, and before what comes after the last one.
+        # At the positions that predict the reply's tokens and the token after them.
         for end in (*reply, reply[-1] + 1):
             reads = tuple(place >= lead for place in range(end))
             written = tuple(owner >= 0 for owner in rendered.owner[:end])
@@ -279,7 +279,7 @@ def test_disturbance_is_the_divergence_from_the_frozen_model_wherever_it_speaks(
     assert float(found.detach()) == pytest.approx((mean(begins) + mean(others)) / 2, rel=1e-3)
 
 
-def test_corrections_of_zero_disturb_nothing() -> None:
+def test_zero_corrections_disturb_nothing() -> None:
     engine = word_engine()
     neutral, state = neutral_batch(renderer(), neutral_exchanges(4), range(4)), states_of(engine, episodes_of(4))
     with torch.no_grad():
@@ -289,9 +289,9 @@ def test_corrections_of_zero_disturb_nothing() -> None:
     assert float(disturbance(engine.model, state, neutral).detach()) == pytest.approx(0.0, abs=1e-6)
 
 
-# LayerNorm families, and a decoder inside a decoder, are given their plain output rows.
+# Families with LayerNorm or a nested decoder use plain output rows and are not tested here.
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gpt2", "gpt_neox", "gemma3")])
-def test_an_output_direction_is_the_way_in_which_its_token_becomes_likelier(family: str) -> None:
+def test_an_output_direction_is_the_gradient_of_its_tokens_logit(family: str) -> None:
     model = tiny_model(family, "eager")
     directions = output_directions(model)
     generator = torch.Generator().manual_seed(0)
@@ -299,7 +299,7 @@ def test_an_output_direction_is_the_way_in_which_its_token_becomes_likelier(fami
         hidden = torch.randn(32, generator=generator).requires_grad_()
         output_layer(model)(model.base_model.norm(hidden[None]))[0, token].backward()
         assert hidden.grad is not None
-        # A norm takes away whatever points along the hidden state itself.
+        # The norm's gradient has no component along the hidden state itself.
         along = hidden.detach() / hidden.detach().norm()
         expected = directions[token] - (directions[token] @ along) * along
         assert float(torch.cosine_similarity(hidden.grad, expected, dim=0)) == pytest.approx(1.0, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Read gates that see what is read: told from never told, where replies begin."""
+"""Laws of read gates that see what is read: they distinguish told facts from facts never told."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.lab.training.composing import WriteWeights, compose_conversation, never_told, write_composed
 from deltamem_agents.lab.training.direct_path import ReadWeights, opening_loss
-from deltamem_agents.lab.training.strung import WriteWeights, never_told, string_together, write_strung
 from test_rehearsal import fresh
 from tiny_activations import WORLD
 from tiny_training import GATED
@@ -23,8 +23,8 @@ def loss_of(config: AdapterConfig, opens: float = 0.0) -> torch.Tensor:
     with torch.no_grad():
         for slot in range(len(adapter.indices)):
             adapter.layer(slot).read_bias.fill_(opens)
-    conversations = [string_together(FOUND, 2, 0, 0, random.Random(seed)) for seed in range(4)]
-    state = write_strung(config, WriteWeights.of(adapter), FOUND, conversations).state
+    conversations = [compose_conversation(FOUND, 2, 0, 0, random.Random(seed)) for seed in range(4)]
+    state = write_composed(config, WriteWeights.of(adapter), FOUND, conversations).state
     told = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
     untold = never_told(FOUND, conversations, len(told), random.Random(0))
     loss = opening_loss(config, ReadWeights.of(adapter), state, FOUND, told, untold)
@@ -34,13 +34,13 @@ def loss_of(config: AdapterConfig, opens: float = 0.0) -> torch.Tensor:
     return loss.detach()
 
 
-def test_gates_that_open_or_shut_alike_for_both_are_no_better_than_chance() -> None:
+def test_gates_that_do_not_distinguish_have_a_high_loss() -> None:
     assert min(float(loss_of(SEEING, opens)) for opens in (-9.0, 9.0)) > 2
 
 
-def test_every_layers_reads_teach_the_gates_behind_them() -> None:
+def test_the_opening_loss_trains_on_every_layers_reads() -> None:
     assert 0 < float(loss_of(SEEING)) < 2
 
 
-def test_gates_that_see_the_question_alone_are_left_alone() -> None:
+def test_gates_that_do_not_see_reads_have_no_opening_loss() -> None:
     assert float(loss_of(GATED)) == 0

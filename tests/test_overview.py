@@ -1,4 +1,4 @@
-"""Asked for everything that is remembered: what counts."""
+"""Laws of the suite overview: what is counted."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ WORDS = open_words(word_engine().tokenizer)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 100])
-def test_whoever_reads_and_says_everything_has_all_of_it(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that says what the statements that it reads say, of which it reads so many."""
+def test_the_measures_count_what_is_read_and_said(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a model that repeats the statements it reads, which are at most `most`."""
     engine = word_engine(SELECTIVE)
 
     def recall_batch(memories: Sequence[AgentMemory], asked: Sequence[Any], *, whatever: bool = False) -> Any:

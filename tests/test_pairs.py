@@ -1,4 +1,4 @@
-"""Pairs: the told tokens of activations, and where they are asked for."""
+"""Laws of pairs: told tokens, and the positions that ask for them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tiny_activations import WORLD
 FOUND = [WORLD.activations(tellings, seed=tellings) for tellings in (3, 5)]
 
 
-def test_pairs_hold_each_told_token_and_the_one_before_it() -> None:
+def test_pairs_hold_every_told_token_and_the_one_before_it() -> None:
     pairs, source = Pairs.of(FOUND[0]), FOUND[0].tellings
     assert bool(source.told[FOUND[0].told_at].all()) and pairs.subjects == FOUND[0].subjects
     assert torch.equal(pairs.told, source.inputs[:, source.told])
     assert torch.equal(pairs.before, source.inputs[:, source.told.nonzero().squeeze(-1) - 1])
 
 
-def test_beside_told_tokens_pairs_hold_others_of_tellings_and_questions() -> None:
+def test_pairs_also_hold_other_tokens_of_tellings_and_questions() -> None:
     pairs, found = Pairs.of(FOUND[1]), FOUND[1]
     others = found.tellings.inputs[:, ~found.tellings.told]
     both = torch.cat([others, found.questions.inputs], dim=1)
@@ -27,7 +27,7 @@ def test_beside_told_tokens_pairs_hold_others_of_tellings_and_questions() -> Non
     assert torch.equal(joined_pairs([pairs, pairs]).beside[:, pairs.beside.shape[1] :], pairs.beside)
 
 
-def test_joined_pairs_keep_their_tellings_apart() -> None:
+def test_joined_pairs_renumber_their_tellings() -> None:
     parts = [Pairs.of(found) for found in FOUND]
     both = joined_pairs(parts)
     assert both.telling.tolist() == list(range(8)) and both.subjects == parts[0].subjects + parts[1].subjects

@@ -1,4 +1,4 @@
-"""Pictures of states and training runs: that they are drawn, whole, of any geometry, and what is refused."""
+"""Laws of pictures of states and training runs: any geometry is drawn completely; invalid input is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_empty_state_and_an_awkward_name_are_drawn(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(PNG)
 
 
-def test_the_endings_decide_the_kind_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+def test_the_extension_sets_the_file_type_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
     vector = tmp_path / "state.svg"
     state_picture(state(2, 1, 4), vector, "an agent")
     assert b"<svg" in vector.read_bytes()
@@ -79,7 +79,7 @@ def test_no_two_tiles_overlap_and_all_are_inside_the_picture(layers: int, heads:
             assert apart_in_width or bottom >= other_bottom + other_height or other_bottom >= bottom + height
 
 
-def test_one_outlier_does_not_wash_out_the_rest() -> None:
+def test_one_outlier_does_not_set_the_colour_scale() -> None:
     numbers = torch.ones(1, 20, 1, 8, 8)
     numbers[0, 3, 0, 0, 0] = 1000
     assert _scale(numbers[0].double().numpy()) < 2
@@ -100,7 +100,7 @@ def test_a_training_run_is_drawn_from_its_log(tmp_path: Path) -> None:
     assert width > height > 600
 
 
-def test_a_log_in_the_middle_of_being_written_is_drawn(tmp_path: Path) -> None:
+def test_a_log_that_is_being_written_can_be_drawn(tmp_path: Path) -> None:
     training_picture([step(0), step(1), step(1, 1.5), step(2)[:20]], tmp_path / "training.png")
     assert (tmp_path / "training.png").exists()
 
@@ -121,6 +121,6 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monke
             draw()
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         state_picture(state(1, 1, 2), tmp_path / "nowhere" / "a.png", "a")

@@ -1,4 +1,4 @@
-"""The probe beside the loss: what it teaches, and whom it asks for."""
+"""Laws of the probe, an auxiliary loss: which weights it trains, and from which state it reads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from deltamem_agents.lab.corpus.episodes import EpisodeShape
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, compose_conversation, write_composed
 from deltamem_agents.lab.training.objective import output_directions
 from deltamem_agents.lab.training.probe import Probe
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
 from deltamem_agents.lab.training.told_tokens import Pairs, draw_asked
 from tiny_training import CONFIGS, activations_of, episodes_of, word_engine
 
@@ -20,12 +20,12 @@ ALONE = EpisodeShape(distractors=(0, 0))
 pytestmark = pytest.mark.parametrize("name", ["replies alone read", "published preset", "every gate and head"])
 
 
-def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
+def test_the_probes_gradient_reaches_all_projections_of_the_memory(name: str) -> None:
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
     found = activations_of(engine, episodes_of(9, ALONE), 6)
     pairs = Pairs.of(found)
-    conversations = [string_together(found, 3, 1, 1, random.Random(seed)) for seed in range(2)]
-    written = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
+    conversations = [compose_conversation(found, 3, 1, 1, random.Random(seed)) for seed in range(2)]
+    written = write_composed(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations)
     probe = Probe(engine.adapter)
     probe.begin(engine.adapter)
     asked, rows = draw_asked(pairs, 4, random.Random(0)), output_directions(engine.model)
@@ -38,7 +38,7 @@ def test_all_that_stores_and_addresses_learns_from_the_probe(name: str) -> None:
     assert all(parameter.grad is not None for parameter in probe.parameters())
 
 
-def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
+def test_the_probe_reads_each_fact_from_its_own_conversation(name: str) -> None:
     engine = word_engine(CONFIGS[name])
     found = activations_of(engine, episodes_of(6, ALONE), 3)
     pairs = Pairs.of(found)
@@ -47,7 +47,7 @@ def test_the_probe_asks_each_conversation_for_what_it_tells(name: str) -> None:
     asked = draw_asked(pairs, 4, random.Random(0))
     torch.nn.init.normal_(probe.say, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        state = write_strung(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
+        state = write_composed(engine.adapter.config, WriteWeights.of(engine.adapter), found, conversations).state
         both, _ = probe.loss(engine.adapter, found, conversations, pairs, asked, random.Random(0), state, rows)
         alone = [
             probe.loss(engine.adapter, found, [one], pairs, asked, random.Random(0), state[:, [n]], rows)[0]

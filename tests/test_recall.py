@@ -1,4 +1,4 @@
-"""Laws of the recall evaluation: which memory each arm reads, what is counted, and what is refused before any work."""
+"""Laws of the recall evaluation: which memory each arm reads, what is counted, and what is refused beforehand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def case(*answers: str, prefix: str = "It is", told: str = "My name is Ada.", se
 
 
 def rigged(monkeypatch: pytest.MonkeyPatch, reply: Callable[[MemoryState | None, str], str]) -> DeltaMemEngine:
-    """An engine that replies to a question what `reply` makes of the state and the question's text."""
+    """An engine whose replies are `reply(state, question)`."""
     engine = tiny_engine()
 
     def greedy_replies(
@@ -49,8 +49,8 @@ def values(figure: Figure, measure: str = WHOLE) -> dict[str, float]:
 # What is counted.
 
 
-def test_rates_are_the_shares_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four questions: two right, one right in its first word alone, one wrong; without memory one is right."""
+def test_rates_equal_shares_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four questions: two right, one right only in its first word, one wrong. Without memory one is right."""
     replies = {"Oslo": " Oslo.", "New York": " New Delhi.", "Ann": " Ann", "blue": " red"}
 
     def reply(state: MemoryState | None, text: str) -> str:
@@ -73,7 +73,7 @@ def test_rates_are_the_shares_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -
             assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-def test_a_wrong_value_is_counted_where_one_may_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_values_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = rigged(monkeypatch, lambda state, text: " Rome." if state is None else " Oslo.")
     asked = (Asked("Where?", "Oslo", "It is", ("Rome", "Bern")), Asked("Where now?", "Rome", "It is", ("Oslo",)))
     cases = [Case((Message("user", "I moved."),), asked), case("Ann")]
@@ -82,7 +82,7 @@ def test_a_wrong_value_is_counted_where_one_may_be_said(monkeypatch: pytest.Monk
     assert values(figure, WHOLE) == {"memory": pytest.approx(1 / 3), "off": pytest.approx(1 / 3)}
 
 
-def test_where_nothing_could_be_right_only_wrong_values_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_right_answers_only_wrong_values_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = rigged(monkeypatch, lambda state, text: "I think it is Rome, or so.")
     cases = [Case((Message("user", "x"),), (Asked("Where?", wrong=("Rome",)), Asked("Who?", wrong=("Ann",))))] * 2
     figure = evaluate_recall(engine, TITLE, cases)
@@ -90,18 +90,18 @@ def test_where_nothing_could_be_right_only_wrong_values_are_counted(monkeypatch:
     assert values(figure, "wrong")["memory"] == 0.5
 
 
-def test_beside_other_values_the_others_are_wrong_ones() -> None:
+def test_beside_marks_other_values_as_wrong() -> None:
     assert Asked("Who?", "Ann").beside(["Bob", "Ann", "Eve"]).wrong == ("Bob", "Eve")
 
 
-def test_freely_asked_the_reply_is_not_begun() -> None:
+def test_freely_drops_the_replys_beginning() -> None:
     (asked,) = case("Oslo").freely().questions
     assert asked.conversation == [Message("user", "Question 0 about Oslo?")]
     (begun,) = case("Oslo").questions
     assert begun.conversation == [Message("user", "Question 0 about Oslo?"), Message("assistant", "It is")]
 
 
-def test_more_questions_than_a_batch_are_all_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_questions_than_a_batch_are_each_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def reply(state: MemoryState | None, text: str) -> str:
@@ -145,7 +145,7 @@ def test_each_arm_reads_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert not torch.allclose(random.matrices, own[row])
     assert by_arm[Arm.OFF] == [None] * 4
-    # Case 1 tells Oslo too, so case 0 and it both get case 2's.
+    # Case 1 tells Oslo too, so cases 0 and 1 both get case 2's memory.
     wrong = [state.matrices for state in by_arm[Arm.WRONG] if state is not None]
     assert [next(i for i in range(3) if torch.allclose(one, own[i], atol=1e-5)) for one in wrong] == [2, 2, 2, 0]
 
@@ -169,8 +169,8 @@ def test_the_wrong_conversation_cannot_be_right_by_accident(answers: list[str], 
     assert read[0] is own[expected]
 
 
-def test_values_that_are_wrong_here_are_answers_nowhere_else() -> None:
-    """A stranger that was told the old value would make the old value's rate look like the memory's own."""
+def test_a_stranger_does_not_know_the_wrong_values_either() -> None:
+    """Otherwise the control could give the old value, and its rate would look like the memory's own."""
     cases = [
         Case((), (Asked("Where?", "Oslo", wrong=("Rome",)),)),
         Case((), (Asked("Where?", "Rome"),)),
@@ -183,15 +183,15 @@ def test_values_that_are_wrong_here_are_answers_nowhere_else() -> None:
     assert read[0] is states[2]
 
 
-def test_the_evaluation_is_the_same_each_time() -> None:
+def test_the_evaluation_is_deterministic() -> None:
     engine = tiny_engine()
     cases = [case(word, told=f"My code is {word}.") for word in ("amber", "basil", "cedar")]
     assert evaluate_recall(engine, TITLE, cases) == evaluate_recall(engine, TITLE, cases)
     assert engine.store.agents() == []
 
 
-def test_without_memory_and_with_a_zero_state_the_same_is_said() -> None:
-    """On a real engine, whose replies need not be right for their rates to be equal: compare the replies."""
+def test_memory_off_and_a_zero_state_give_the_same_replies() -> None:
+    """Compares the replies themselves, since equal rates could hide different replies."""
     engine = tiny_engine()
     words = ("amber", "basil", "cedar")
     conversations = [[Message("user", f"What is {word}?"), Message("assistant", "It is")] for word in words]
@@ -203,7 +203,7 @@ def test_without_memory_and_with_a_zero_state_the_same_is_said() -> None:
 
 
 def test_a_reply_has_room_for_the_longest_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one token a byte, a longer word that begins with the answer has to be told from it."""
+    """With one token per byte, a longer word that begins with the answer must be distinguished from it."""
     engine, asked = tiny_engine(), []
     real = engine.greedy_replies
 
@@ -249,17 +249,17 @@ def test_an_answer_without_words_is_refused(answer: str) -> None:
         evaluate_recall(tiny_engine(), TITLE, [case("Ann"), case(answer)])
 
 
-def test_a_single_conversation_has_no_wrong_one() -> None:
+def test_a_single_conversation_has_no_wrong_conversation() -> None:
     with pytest.raises(ConfigError, match=r"needs another conversation.*at least 2 episodes"):
         evaluate_recall(tiny_engine(), TITLE, [case("Ann", "Oslo")])
 
 
-def test_a_single_conversation_is_enough_without_that_control(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_conversation_is_enough_without_the_wrong_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = rigged(monkeypatch, lambda state, text: " Ann")
     assert values(evaluate_recall(engine, TITLE, [case("Ann")], arms=[Arm.MEMORY])) == {"memory": 1.0}
 
 
 @pytest.mark.parametrize("cases", [[], [case(), case()]])
-def test_nothing_to_ask_is_refused(cases: list[Case]) -> None:
+def test_having_no_questions_is_refused(cases: list[Case]) -> None:
     with pytest.raises(ConfigError, match="no questions"):
         evaluate_recall(tiny_engine(), TITLE, cases)

@@ -1,4 +1,4 @@
-"""Laws of fitting recall: what tells right statements, questions and tokens apart is what counts in the end."""
+"""Laws of fitting recall: informative evidence gets the largest weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deltamem_agents.memory.pointer import Candidates, features
 from deltamem_agents.memory.writes import Writes
 
 LAYERS, RANK, TELLING = 2, 8, 1
-"""The layer whose keys tell statements apart."""
+"""TELLING: the layer whose keys distinguish statements."""
 
 
 def unit(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def unit(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def memory(seed: int, count: int = 6) -> Memory:
-    """Statements that are asked for by their keys in one layer alone; the first question asks for nothing."""
+    """Statements whose questions match them in one layer alone. The first question asks for nothing."""
     generator = torch.Generator().manual_seed(seed)
     gates = torch.ones(1, LAYERS, 1, 1)
     keys = unit(generator, count, 1, LAYERS, 1, RANK)
@@ -46,7 +46,7 @@ def memory(seed: int, count: int = 6) -> Memory:
 
 
 @pytest.mark.slow
-def test_the_layer_that_tells_statements_apart_counts_most_and_right_ones_come_first() -> None:
+def test_the_matcher_weights_the_informative_layer_most_and_ranks_right_statements_first() -> None:
     fitted = fit_matcher([memory(seed) for seed in range(6)], lambda line: None, steps=60)
     assert fitted.weights[TELLING] > fitted.weights[1 - TELLING]
     unseen = memory(77)
@@ -55,20 +55,20 @@ def test_the_layer_that_tells_statements_apart_counts_most_and_right_ones_come_f
     assert found == [each.right[0] for each in unseen.questions if each.right]
 
 
-def test_what_asks_for_nothing_is_told_from_questions() -> None:
+def test_prompts_that_ask_for_nothing_are_distinguished_from_questions() -> None:
     questions = [each for seed in range(3) for each in memory(seed).questions]
     weights, bias = fit_judge(questions, [each.asks for each in questions])
     for each in questions:
         assert (float((weights * each.mean).sum()) + bias > 0) == each.asks
 
 
-def test_a_word_counts_the_less_the_more_questions_it_stands_in() -> None:
+def test_common_words_get_low_weights() -> None:
     found = commonness([memory(0)])
     assert found == {99: pytest.approx(1 / 31)}
 
 
 def reply(seed: int) -> Reply:
-    """Two tokens said, both the candidate whose key is asked for; the model alone thinks all alike."""
+    """A reply of two tokens, both the candidate whose key matches. The model alone finds all equally likely."""
     generator = torch.Generator().manual_seed(seed)
     keys, gates = unit(generator, 5, LAYERS, 1, RANK), torch.ones(5, LAYERS, 1, 1)
     right = seed % 5
@@ -82,7 +82,7 @@ def reply(seed: int) -> Reply:
 
 
 @pytest.mark.slow
-def test_the_token_that_is_asked_for_is_pointed_at() -> None:
+def test_the_pointer_points_at_the_token_asked_for() -> None:
     fitted = fit_pointer([reply(seed) for seed in range(60)], lambda line: None, epochs=40, decay=1e-4)
     for seed in range(100, 110):
         unseen = reply(seed)
@@ -90,12 +90,12 @@ def test_the_token_that_is_asked_for_is_pointed_at() -> None:
         assert F.softplus(judged)[0].argmax() == unseen.targets[0]
 
 
-def test_without_a_bonus_a_reply_is_as_likely_as_the_model_says() -> None:
+def test_without_a_bonus_the_loss_is_the_models_own() -> None:
     unseen = reply(3)
     torch.testing.assert_close(reply_losses(unseen, torch.zeros(2, 5)), -unseen.target)
 
 
-def test_what_a_bonus_gives_to_one_token_it_takes_from_the_others() -> None:
+def test_a_bonus_for_one_token_lowers_the_others() -> None:
     unseen = reply(2)
     bonus = torch.zeros(2, 5)
     bonus[:, 2] = 3.0

@@ -175,6 +175,16 @@ def test_a_newer_statement_far_behind_takes_no_place() -> None:
     assert told(*asked, replacing=replace(REPLACING, behind=0.1)).chosen(old.keys[:1], [1])[0][0] == 0
 
 
+def test_a_newer_statement_below_the_floor_takes_no_place() -> None:
+    old = statement(5)
+    asked = [(old, [1], "user"), (weaker(old), [1], "user")]
+    best, newer = told(*asked).scores(old.keys[:1], [1]).tolist()
+    for floor, place in ((newer - 0.01, 1), ((best + newer) / 2, 0)):
+        found = told(*asked)
+        matcher = replace(Matcher.uniform(LAYERS, 1), newest=0.0, replacing=REPLACING, floor=floor)
+        assert found.chosen(old.keys[:1], [1], matcher=matcher)[0][0] == place
+
+
 def test_a_statement_that_says_several_things_is_replaced_by_one_more_alike_alone() -> None:
     long = statement(5, tokens=4)
     for newer, place in ((weaker(long), 0), (long, 1)):

@@ -1,4 +1,4 @@
-"""Laws of what recall is fitted on: it is what a turn would see of the same statements and questions."""
+"""Laws of recall's training data: it is what a turn would see of the same statements and questions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_statements_are_numbered_through_all_conversations_of_a_person() -> None
     assert memory.statements[5].terms == tuple(terms_of("It is red."))
 
 
-def test_a_reply_and_its_answer_said_at_once_are_fitted_on() -> None:
+def test_each_reply_is_also_collected_with_the_answer_at_once() -> None:
     speaker = engine()._speaker
     whole, at_once = collect_replies(speaker, [TOLD], frozenset())
     assert whole.features.shape[:2] == (len(whole.target), len(whole.owners)) and len(at_once.target) == 1
@@ -55,7 +55,7 @@ def test_a_reply_and_its_answer_said_at_once_are_fitted_on() -> None:
     torch.testing.assert_close(whole.log_probabilities[places, whole.targets[pointed]], whole.target[pointed])
 
 
-def test_an_answer_is_marked_where_it_stands_as_a_whole_word() -> None:
+def test_an_answer_is_marked_only_as_a_whole_word() -> None:
     speaker = engine()._speaker
     text = "Tuppenny and Tuppen."
     ids = speaker.tokenizer.encode(text, add_special_tokens=False)

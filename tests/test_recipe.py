@@ -1,4 +1,4 @@
-"""Laws of recipes: they survive JSON, and what does not fit is refused by name."""
+"""Laws of recipes: they survive JSON, and invalid settings are refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OF_VERSION_0_1 = Path(__file__).parent / "recipes_0_1"
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
-def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> None:
+def test_a_shipped_recipe_loads_by_name_and_names_its_model(path: Path) -> None:
     recipe = Recipe.load(path.stem)
     assert recipe == Recipe.load(path)
     assert recipe.steps > 0
@@ -34,7 +34,7 @@ def test_a_recipe_that_ships_loads_by_name_and_names_its_model(path: Path) -> No
     "recipe",
     [RECIPE, *(Recipe.load(path) for path in sorted(RECIPES.glob("*.json")))],
 )
-def test_a_recipe_survives_json(recipe: Recipe) -> None:
+def test_a_recipe_survives_a_json_round_trip(recipe: Recipe) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     assert Recipe.from_json(recipe.to_json()) == recipe
 
@@ -51,7 +51,7 @@ def test_a_recipe_without_a_warm_start_key_has_the_default_one() -> None:
     assert Recipe.from_json({**data, "warm_start": {"rehearsal": None}}).warm_start == WarmStart(rehearsal=None)
 
 
-def test_lists_in_json_are_the_tuples_of_a_recipe() -> None:
+def test_json_lists_become_tuples() -> None:
     shape = {"distractors": [0, 2], "values": ["word", "date"], "tellers": ["user", "tool"], "about": ["person"]}
     stage = {"steps": 3, "facts": [1, 8], "asides": [0, 1], "shapes": [shape]}
     (read,) = Recipe.from_json({**RECIPE.to_json(), "stages": [stage]}).stages
@@ -63,7 +63,7 @@ MISSING = object()
 
 
 def altered(path: Sequence[str | int], value: object, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A recipe's JSON with another value in one place."""
+    """A recipe's JSON with one value changed or removed."""
     data = json.loads(json.dumps(data or RECIPE.to_json()))
     place: Any = data
     for key in path[:-1]:
@@ -98,7 +98,7 @@ def altered(path: Sequence[str | int], value: object, data: Mapping[str, Any] | 
         (
             ["stages", 0, "shapes"],
             ["words"],
-            "stage 1: no shape is named 'words'; the recipe's shapes are none",
+            "stage 1: no shape is named 'words'; known shapes: none",
         ),
         (["shapes"], {"words": {"word": 1}}, "recipe, shapes, words: unknown keys word; known are facts"),
         (["shapes"], ["words"], r"recipe, shapes is \['words'\], expected an object"),
@@ -144,17 +144,17 @@ def altered(path: Sequence[str | int], value: object, data: Mapping[str, Any] | 
         (["adapter", "gate_floor"], 1, "gate_floor is 1, expected a number from 0 to below 1"),
     ],
 )
-def test_what_does_not_fit_in_a_recipe_is_refused_by_name(path: list[str | int], value: object, message: str) -> None:
+def test_an_invalid_setting_is_refused_by_name(path: list[str | int], value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.from_json(altered(path, value))
 
 
-def test_an_adapter_that_writes_whole_messages_cannot_be_trained() -> None:
+def test_only_adapters_that_write_tokens_can_be_trained() -> None:
     with pytest.raises(ConfigError, match="only 'token' can be trained"):
         replace(RECIPE, adapter=AdapterConfig(memory_write_granularity="message_mean"))
 
 
-def test_parts_of_a_recipe_name_its_shapes_and_stages_share_its_defaults() -> None:
+def test_shapes_can_be_named_and_defaults_apply_to_every_stage() -> None:
     data = {
         "format": 2,
         "model": "tiny",
@@ -193,13 +193,13 @@ def test_a_recipe_of_version_0_1_is_the_same_recipe(name: str) -> None:
     ("path", "value", "message"),
     [
         (["stages", 0, "replayed"], False, "recipe, stage 1: replayed is False, expected true"),
-        (["stages", 0, "replayed"], MISSING, "recipe, stage 1: replayed is 'missing', expected true: all that this"),
+        (["stages", 0, "replayed"], MISSING, "recipe, stage 1: replayed is 'missing', expected true, since"),
         (["warm_start", "gate_fit", "introduced"], MISSING, "warm_start, gate_fit: introduced is 'missing', expected"),
         (["warm_start"], None, "recipe, warm_start is None, expected an object"),
         (["adapter", "read_scope"], "all", "only 'replies' can be trained"),
     ],
 )
-def test_what_version_0_1_alone_could_train_is_refused_by_name(
+def test_settings_that_only_version_0_1_supports_are_refused_by_name(
     path: list[str | int], value: object, message: str
 ) -> None:
     data = json.loads((OF_VERSION_0_1 / "lasting.json").read_bytes())
@@ -207,13 +207,13 @@ def test_what_version_0_1_alone_could_train_is_refused_by_name(
         Recipe.from_json(altered(path, value, data))
 
 
-def test_a_recipe_that_is_not_there_names_those_that_ship() -> None:
+def test_the_error_for_an_unknown_recipe_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'wied'.*wide"):
         Recipe.load("wied")
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff"])
-def test_a_file_that_is_no_recipe_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"not valid JSON|expected an object"):
@@ -231,7 +231,7 @@ def test_each_step_belongs_to_its_stage() -> None:
         RECIPE.stage_at(9)
 
 
-def test_episodes_are_renewed_by_the_warm_starts_number_and_by_a_stages_own() -> None:
+def test_a_stage_may_override_how_often_episodes_are_renewed() -> None:
     warm, stage = WarmStart(renewed_every=4), Stage(steps=10)
     recipe = replace(RECIPE, warm_start=warm, stages=(stage, replace(stage, steps=5, renewed_every=2), stage))
     counts = [recipe.renewals_before(step) for step in range(recipe.steps)]

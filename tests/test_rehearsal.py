@@ -1,4 +1,4 @@
-"""Laws of the rehearsal: it writes as the real update does, and what it leaves behind recalls what was told."""
+"""Laws of the rehearsal: it writes as the real update does, and the resulting adapter recalls told values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.lab.corpus.episodes import EpisodeShape
 from deltamem_agents.lab.training import warm_start
 from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.composing import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_composed
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.strung import ERASED, KEEP_LOGIT, Conversation, Kind, logit, write_strung
 from deltamem_agents.lab.training.told_tokens import Pairs
 from deltamem_agents.lab.training.trainer import initialise
 from deltamem_agents.lab.training.warm_start import rehearse
@@ -37,7 +37,7 @@ def fresh(config: AdapterConfig) -> Adapter:
     return adapter.requires_grad_(False)
 
 
-# One worker runs them all: they share one rehearsal.
+# One xdist worker runs them all, since they share one rehearsal.
 pytestmark = pytest.mark.xdist_group("rehearsal")
 
 
@@ -56,7 +56,7 @@ def rehearsed() -> Rehearsed:
 
 
 def written(adapter: Adapter, found: Activations, order: Sequence[tuple[Kind, int]]) -> Tensor:
-    """States (layers, heads, r, r) after whole exchanges, led by the token before each, by the real update."""
+    """States (layers, heads, r, r) after the exchanges, each with the token before it, by the real update rule."""
     states, call = [], MemoryCall(adapter.zero_state())
     for slot in range(len(adapter.indices)):
         memory, parts, writable = adapter.layer(slot), [], []
@@ -75,7 +75,7 @@ def written(adapter: Adapter, found: Activations, order: Sequence[tuple[Kind, in
 
 
 def said(adapter: Adapter, state: Tensor, inputs: Tensor) -> Tensor:
-    """What the corrections on o of all layers add (n, hidden) at `inputs` (layers, n, hidden)."""
+    """The sum (n, hidden) of all layers' o corrections at `inputs` (layers, n, hidden)."""
     total, call = torch.zeros(inputs.shape[1], HIDDEN), MemoryCall(adapter.zero_state())
     for slot in range(len(adapter.indices)):
         memory, x = adapter.layer(slot), inputs[slot][None].float()
@@ -86,7 +86,10 @@ def said(adapter: Adapter, state: Tensor, inputs: Tensor) -> Tensor:
 
 
 def recalled(adapter: Adapter, found: Activations, *, facts: int, swapped: bool = False) -> float:
-    """Share of told values that what is said points to, after conversations of `facts` tellings and three asides."""
+    """Share of values read correctly after conversations of `facts` tellings and three asides.
+
+    `swapped`: ask for facts that the conversation does not tell.
+    """
     rng, right = random.Random(5), []
     directions = normalize(WORLD.rows - WORLD.rows.mean(0), dim=-1)
     for _ in range(30):
@@ -113,10 +116,8 @@ def test_rehearsal_lowers_its_loss(rehearsed: Rehearsed) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("facts", "least"), [(1, 0.9), (4, 0.65)])
-def test_what_is_rehearsed_is_recalled_from_conversations_never_rehearsed(
-    rehearsed: Rehearsed, facts: int, least: float
-) -> None:
-    """Read from states that the real update has written; from another conversation's state it is not there."""
+def test_a_rehearsed_adapter_recalls_from_new_conversations(rehearsed: Rehearsed, facts: int, least: float) -> None:
+    """Read from states written by the real update rule. Another conversation's state does not have the values."""
     unseen = WORLD.activations(120, seed=2)
     assert recalled(rehearsed.adapter, unseen, facts=facts) > least
     assert recalled(rehearsed.adapter, unseen, facts=facts, swapped=True) < 0.3
@@ -124,7 +125,7 @@ def test_what_is_rehearsed_is_recalled_from_conversations_never_rehearsed(
 
 
 @pytest.mark.slow
-def test_write_gates_learn_where_values_are_told_and_read_gates_where_they_are_asked(rehearsed: Rehearsed) -> None:
+def test_write_gates_open_on_told_tokens_and_read_gates_in_replies(rehearsed: Rehearsed) -> None:
     unseen = WORLD.activations(60, seed=3)
     tellings, told = unseen.tellings.inputs, unseen.tellings.told
     for slot in range(LAYERS):
@@ -142,7 +143,7 @@ def mean_gate(weight: Tensor, bias: Tensor) -> Callable[[Tensor], float]:
 
 
 @pytest.mark.slow
-def test_an_answers_correction_is_left_at_length_1_on_average(rehearsed: Rehearsed) -> None:
+def test_an_answers_correction_has_length_1_on_average(rehearsed: Rehearsed) -> None:
     unseen = WORLD.activations(60, seed=3)
     states = [written(rehearsed.adapter, unseen, [("tellings", t)]) for t in range(1, 60)]
     lengths = [
@@ -151,7 +152,7 @@ def test_an_answers_correction_is_left_at_length_1_on_average(rehearsed: Rehears
     assert float(torch.stack(lengths).mean().sqrt()) == pytest.approx(1.0, rel=0.25)
 
 
-def test_rehearsing_again_leaves_the_same_adapter() -> None:
+def test_a_rehearsal_is_determined_by_its_seed() -> None:
     found, config = WORLD.activations(40, seed=1), replace(GATED, rank=8)
     weights = []
     for seed in (0, 0, 1):
@@ -166,7 +167,7 @@ def test_rehearsing_again_leaves_the_same_adapter() -> None:
 
 @pytest.fixture(scope="module")
 def collected() -> Activations:
-    """From a model, in the precision in which the scan computes."""
+    """Activations of a model, in the scan's precision."""
     engine = word_engine()
     found = activations_of(engine, ONE_FACT, 9)
     return in_float32(found)
@@ -181,7 +182,10 @@ def in_float32(found: Activations) -> Activations:
 
 
 def stacked_for(adapter: Adapter) -> warm_start._Stacked:
-    """Projections large enough to matter, copied to `adapter`, which says nothing and keeps as a rehearsal does."""
+    """Projections large enough to matter, copied to `adapter`.
+
+    The adapter's readout is zero; its keep and erase gates stand where a rehearsal assumes them.
+    """
     stacked = warm_start._Stacked(adapter.config, len(adapter.indices), HIDDEN, torch.Generator().manual_seed(3))
     with torch.no_grad():
         for weight in (stacked.key, stacked.before, stacked.value):
@@ -203,10 +207,10 @@ def stacked_for(adapter: Adapter) -> warm_start._Stacked:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_states_written_in_rehearsal_are_those_of_the_real_update(
+def test_states_written_in_rehearsal_equal_those_of_the_real_update(
     config: AdapterConfig, collected: Activations
 ) -> None:
-    """Of exchanges strung together, each after the token that stands before it among the activations."""
+    """For composed conversations, with the token before each exchange as in the activations."""
     adapter = word_engine(config).adapter
     stacked = stacked_for(adapter)
     slots = list(adapter.indices)
@@ -219,15 +223,15 @@ def test_states_written_in_rehearsal_are_those_of_the_real_update(
     ]
     conversations = [Conversation((), order) for order in orders]
     with torch.no_grad():
-        states = write_strung(adapter.config, stacked.writing, found, conversations).state
+        states = write_composed(adapter.config, stacked.writing, found, conversations).state
         expected = torch.stack([written(adapter, found, order) for order in orders], dim=1)
     assert float(expected.flatten(-2).norm(dim=-1).min()) > 0.05
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.key_shift])
-def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected: Activations) -> None:
-    """Up to the precision in which activations are kept. A shifted key lacks the token before the first one."""
+def test_an_exchange_is_written_in_rehearsal_as_the_engine_absorbs_it(name: str, collected: Activations) -> None:
+    """Up to the precision of cached activations. Not with `key_shift`, where the first token's predecessor differs."""
     engine = word_engine(CONFIGS[name])
     stacked = stacked_for(engine.adapter)
     slots = list(engine.adapter.indices)
@@ -235,7 +239,7 @@ def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected:
     for index, episode in enumerate(ONE_FACT):
         with torch.no_grad():
             alone = Conversation((), (("tellings", index),))
-            states = write_strung(engine.adapter.config, stacked.writing, found, [alone]).state
+            states = write_composed(engine.adapter.config, stacked.writing, found, [alone]).state
         absorbed = engine.absorb(engine.new_state(), episode.messages).matrices[0]
         assert float((states[:, 0] - absorbed).norm() / absorbed.norm()) < 0.01
 
@@ -243,7 +247,7 @@ def test_an_exchange_is_rehearsed_as_the_engine_absorbs_it(name: str, collected:
 STATEMENT_AND_TELLING: tuple[Kind, Kind] = ("statements", "tellings")
 
 
-def test_a_statement_is_the_message_that_tells_and_the_reply_to_it_tells_nothing(collected: Activations) -> None:
+def test_a_statement_is_the_message_with_the_value_and_the_reply_is_filler(collected: Activations) -> None:
     engine = word_engine(CONFIGS["published preset"])
     stacked = stacked_for(engine.adapter)
     plain = [number for number, episode in enumerate(ONE_FACT) if len(episode.messages) == 2]
@@ -252,7 +256,7 @@ def test_a_statement_is_the_message_that_tells_and_the_reply_to_it_tells_nothing
         said, replied = ONE_FACT[number].messages
         with torch.no_grad():
             alone, whole = (
-                write_strung(engine.adapter.config, stacked.writing, collected, [Conversation((), ((kind, number),))])
+                write_composed(engine.adapter.config, stacked.writing, collected, [Conversation((), ((kind, number),))])
                 for kind in STATEMENT_AND_TELLING
             )
         assert not alone.aside.any() and len(alone.aside) == int((~whole.aside).sum()) < len(whole.aside)

@@ -1,4 +1,4 @@
-"""Laws of replay: a conversation strung together answers as the one it stands for."""
+"""Laws of replay: a conversation composed of cached activations answers like the real one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from deltamem_agents.lab.corpus.episodes import Episode, EpisodeShape, Question, Told
 from deltamem_agents.lab.training.batches import history_batch, question_batch
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, compose_conversation, write_composed
 from deltamem_agents.lab.training.objective import answer_questions, judge, run_after_lead, write_history
 from deltamem_agents.lab.training.replay import replay
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, string_together, write_strung
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.types import Message
 from test_rehearsal import in_float32
@@ -25,12 +25,14 @@ ALONE = EpisodeShape(distractors=(0, 0))
 @pytest.mark.parametrize("erase_gate", [False, True], ids=["plain", "erase gate"])
 @pytest.mark.parametrize("writes", [False, True], ids=["asked", "asked and written"])
 @each_template
-def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: bool, erase_gate: bool) -> None:
+def test_a_replayed_exchange_is_answered_as_one_that_ran_through_the_model(
+    template: str, writes: bool, erase_gate: bool
+) -> None:
     engine, episodes = word_engine(replace(REPLIES, erase_gate=erase_gate), template), episodes_of(9, ALONE)
     model, adapter = engine.model, engine.adapter
     found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)
-    # Replies in the history read too, which a replay leaves out: here they have nothing to read.
+    # In use, replies in the history read the memory too, which a replay ignores. Here they do not read.
     history = history_batch(renderer(template), [episode.messages for episode in episodes])
     state = write_history(model, adapter, replace(history, replies=torch.zeros_like(history.replies)))
     expected = judge(answer_questions(model, state, questions, writes=writes), questions)
@@ -41,13 +43,13 @@ def test_one_exchange_is_answered_as_if_it_had_been_run(template: str, writes: b
     torch.testing.assert_close(outcome.loss, expected.loss, rtol=1e-2, atol=1e-3)
     assert outcome.answer_nats == pytest.approx(expected.answer_nats, rel=1e-2)
     assert torch.equal(outcome.all_right, expected.all_right)
-    # The replies to what is told count as telling nothing.
+    # Replies to told facts count as filler.
     assert float(outcome.noise.detach()) > 0
 
 
 @each_template
-def test_a_question_is_written_from_what_is_kept_of_it_as_when_it_is_read(template: str) -> None:
-    """From its first token on, the key of which is shifted by the one before."""
+def test_a_cached_question_is_written_as_one_that_is_read(template: str) -> None:
+    """Including its first token, whose key also sees the token before it."""
     engine, episodes = word_engine(REPLIES, template), episodes_of(9, ALONE)
     found = in_float32(activations_of(engine, episodes, template=template))
     questions = question_batch(renderer(template), episodes)
@@ -55,19 +57,19 @@ def test_a_question_is_written_from_what_is_kept_of_it_as_when_it_is_read(templa
     call = MemoryCall(before, questions.valid, questions.writable & ~questions.replies, replies=questions.replies)
     run_after_lead(engine.model, questions.lead, questions.tokens, questions.valid, call)
     alone = [Conversation((), (("questions", index),)) for index in range(9)]
-    kept = write_strung(REPLIES, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
+    kept = write_composed(REPLIES, WriteWeights.of(engine.adapter), found, alone).state.transpose(0, 1)
     read = call.new_state().matrices
     assert float(((kept - read).norm() / read.norm()).detach()) < 0.01
 
 
 @each_template
-def test_questions_of_one_conversation_are_answered_from_its_state(template: str) -> None:
-    """Alone and beside others alike, whatever their lengths."""
+def test_questions_are_answered_from_their_own_conversations_state(template: str) -> None:
+    """Whatever the other conversations in the batch, and whatever their lengths."""
     engine = word_engine(REPLIES, template)
     found = activations_of(engine, episodes_of(20, ALONE), template=template)
     lead = question_batch(renderer(template), episodes_of(1)).lead
     rng = random.Random(0)
-    conversations = [string_together(found, facts, 1, 1, rng) for facts in (3, 1, 4)]
+    conversations = [compose_conversation(found, facts, 1, 1, rng) for facts in (3, 1, 4)]
     state, together = replay(engine.model, engine.adapter, found, lead, conversations)
     assert state.batch == 3 and len(together.first_right) == sum(len(one.tellings) for one in conversations)
     alone = [replay(engine.model, engine.adapter, found, lead, [one]) for one in conversations]
@@ -78,7 +80,7 @@ def test_questions_of_one_conversation_are_answered_from_its_state(template: str
 
 
 @each_template
-def test_what_was_never_told_is_compared_with_the_frozen_model_up_to_where_an_answer_would_begin(template: str) -> None:
+def test_untold_loss_covers_the_reply_up_to_where_an_answer_would_begin(template: str) -> None:
     engine = word_engine(REPLIES, template)
     model, adapter = engine.model, engine.adapter
     episodes = episodes_of(20, ALONE)
@@ -98,7 +100,7 @@ def test_what_was_never_told_is_compared_with_the_frozen_model_up_to_where_an_an
     assert float(outcome.untold.detach()) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_memory_that_says_nothing_disturbs_no_reply_to_what_was_never_told() -> None:
+def test_untold_loss_is_zero_for_a_memory_without_output() -> None:
     engine = word_engine(replace(REPLIES, alpha=0.0))
     found = activations_of(engine, episodes_of(20, ALONE))
     lead = question_batch(renderer(), episodes_of(1)).lead
@@ -107,7 +109,7 @@ def test_a_memory_that_says_nothing_disturbs_no_reply_to_what_was_never_told() -
     assert float(outcome.untold.detach()) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_conversation_that_only_tells_makes_no_noise() -> None:
+def test_a_conversation_without_filler_has_no_noise() -> None:
     engine = word_engine(REPLIES)
     found = activations_of(engine, episodes_of(9, ALONE))
     lead = question_batch(renderer(), episodes_of(1)).lead
@@ -121,7 +123,7 @@ LEARNED = ("replies alone read", "readout", "gates that see more", "layers that 
 
 
 @pytest.mark.parametrize(("name", "writes"), list(zip(LEARNED, (False, True, False, True), strict=True)))
-def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(name: str, writes: bool) -> None:
+def test_the_gradient_reaches_all_adapter_weights_and_no_model_weight(name: str, writes: bool) -> None:
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))
     found = activations_of(engine, episodes_of(20, ALONE), 6)
     lead = question_batch(renderer(), episodes_of(1)).lead
@@ -135,8 +137,8 @@ def test_the_gradient_reaches_every_weight_of_the_adapter_and_none_of_the_model(
     assert all(parameter.grad is None for parameter in engine.model.parameters())
 
 
-def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
-    """Of gates without a floor, at which there is none."""
+def test_the_gradient_through_the_writes_equals_the_difference_quotient() -> None:
+    """Checked without a gate floor, where the gates are not differentiable."""
     config = replace(REPLIES, gate_floor=0.0)
     engine = word_engine(config)
     found = in_float32(activations_of(engine, episodes_of(4, ALONE)))
@@ -145,7 +147,7 @@ def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
     direction = torch.randn(2, 1, 1, config.rank, config.rank, generator=generator)
 
     def loss() -> Tensor:
-        state = write_strung(config, WriteWeights.of(engine.adapter), found, told).state
+        state = write_composed(config, WriteWeights.of(engine.adapter), found, told).state
         return (state * direction).sum()
 
     for name in ("memory_k_proj", "memory_k_shift_proj", "memory_v_proj", "beta_proj", "beta_bias"):
@@ -165,8 +167,8 @@ def test_the_gradient_through_the_writes_is_the_difference_quotient() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_learned_is_what_the_engine_says() -> None:
-    """Two conversations with different answers to one question, told apart by their states alone."""
+def test_the_engine_says_what_replay_has_trained() -> None:
+    """Two conversations with different answers to one question, distinguished by their states alone."""
     engine = word_engine(REPLIES)
     told = {word: Message("user", f"My lucky charm is {word}.") for word in ("otter", "heron")}
     question = Question("What is my lucky charm?", "", "Your lucky charm is", Told(0, len("My lucky charm is ")))

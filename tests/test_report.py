@@ -1,4 +1,4 @@
-"""Reports: written, read again, refused when they are something else, and drawn."""
+"""Laws of reports: they survive saving, other files are refused, and they can be drawn."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def size_of(png: Path) -> tuple[int, int]:
 # Files.
 
 
-def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_report_survives_saving(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     whole = report(capacity=CAPACITY, distance=DISTANCE)
     unit = {"memory": {"perplexity": Estimate(1.01, 1.0, 1.02, (1.01,), "ratio")}}
@@ -69,14 +69,14 @@ def test_a_subject_is_what_was_measured() -> None:
     "text",
     ["", "[]", "{}", '{"format": 1}', '{"format": 1, "subject": {"geometry": 3}}', '{"format": "one"}', "not json"],
 )
-def test_what_is_no_report_is_refused_and_the_next_move_named(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_report_is_refused_with_the_next_step(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"other\.json is no report .*; expected what .*--save FILE"):
         read_report(path)
 
 
-def test_a_report_with_a_foreign_field_is_refused(tmp_path: Path) -> None:
+def test_a_report_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     data = report(capacity=CAPACITY).to_json()
     data["figures"][0]["colour"] = "red"
@@ -95,7 +95,7 @@ def test_a_report_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
 # Pictures.
 
 
-def test_a_picture_has_a_panel_for_each_of_what_was_measured(tmp_path: Path) -> None:
+def test_a_picture_has_a_panel_for_each_measured_suite(tmp_path: Path) -> None:
     one, both = tmp_path / "one.png", tmp_path / "both.png"
     recall_picture([report(capacity=CAPACITY)], one)
     recall_picture([report(capacity=CAPACITY, distance=DISTANCE)], both)
@@ -104,14 +104,14 @@ def test_a_picture_has_a_panel_for_each_of_what_was_measured(tmp_path: Path) -> 
     assert 1.7 * height < twice < 2.2 * height
 
 
-def test_several_adapters_are_lines_of_one_picture(tmp_path: Path) -> None:
+def test_several_adapters_share_one_picture(tmp_path: Path) -> None:
     path = tmp_path / "both.svg"
     shorter = {place: share / 2 for place, share in list(CAPACITY.items())[:3]}
     recall_picture([report("published", capacity=CAPACITY), report("wide", capacity=shorter, distance=DISTANCE)], path)
     assert path.read_text(encoding="utf-8").count("<svg") == 1
 
 
-def test_figures_without_a_place_are_left_out_and_nothing_to_draw_is_refused(tmp_path: Path) -> None:
+def test_figures_without_a_place_are_skipped_and_an_empty_picture_is_refused(tmp_path: Path) -> None:
     odd = replace(report(capacity=CAPACITY), figures=(figure("capacity", None, 0.5), figure("sides", None, 0.5)))
     with pytest.raises(ConfigError, match="found figures of capacity, sides, expected capacity or distance"):
         recall_picture([odd], tmp_path / "a.png")
@@ -124,7 +124,9 @@ def test_more_adapters_than_colours_are_refused(tmp_path: Path) -> None:
         recall_picture([report(capacity=CAPACITY)] * 6, tmp_path / "a.png")
 
 
-def test_an_unknown_ending_and_a_missing_library_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_extension_and_a_missing_library_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"ends in '.gift', expected .png"):
         recall_picture([report(capacity=CAPACITY)], tmp_path / "a.gift")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

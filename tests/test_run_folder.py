@@ -1,4 +1,4 @@
-"""Laws of a run's folder: killed at any moment, it holds one whole point to go on from."""
+"""Laws of a run's folder: whenever the process is killed, it holds a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def saved_at(step: int, adapter: Adapter) -> Checkpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_killed_at_any_moment_of_a_save_the_run_goes_on_from_one_whole_save_point(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_run_killed_during_a_save_resumes_from_a_complete_checkpoint(tmp_path: Path) -> None:
     loaded = word_model()
     adapter = Adapter.for_model(RECIPE.adapter, loaded.model)
     folder = RunFolder(tmp_path, RECIPE)

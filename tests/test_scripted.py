@@ -1,4 +1,4 @@
-"""Laws of the scripted engine: the words are given, everything else is what an engine does."""
+"""Laws of the scripted engine: replies are scripted, everything else works as in a real engine."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HELLO = [{"role": "user", "content": "Hello, I am Ada."}]
 CLOCK = Tool("clock")
 
 
-def test_it_says_what_the_script_says_and_remembers_it() -> None:
+def test_it_replies_with_the_script_and_remembers_it() -> None:
     engine = ScriptedEngine(["one", "two"])
     first = engine.run_turn("ada", HELLO)
     assert (first.text, first.usage.completion_tokens, first.finish_reason) == ("one", 3, "stop")
     assert first.facts.tokens_written == len("Hello, I am Ada.") + 3 and first.snapshot == engine.store.head("ada")
     assert "".join(chunk.text for chunk in engine.stream_turn("ada", HELLO)) == "two"
-    with pytest.raises(ConfigError, match="script is over"):
+    with pytest.raises(ConfigError, match="no reply left for this turn"):
         engine.run_turn("ada", HELLO)
 
 
-def test_a_script_may_be_a_function_of_what_is_asked() -> None:
+def test_a_script_may_be_a_function() -> None:
     def script(asked: Asked) -> Message | str:
         if asked.tools and asked.messages[-1].role == "user":
             return Message("assistant", "", (ToolCall(asked.tools[0].name, {}),))
@@ -48,7 +48,7 @@ def test_it_follows_a_grammar_that_its_script_ignores() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_script_a_random_model_speaks_within_the_grammar() -> None:
+def test_without_a_script_the_random_model_obeys_the_grammar() -> None:
     pytest.importorskip("llguidance")
     engine, wild = ScriptedEngine(None), Sampling(temperature=1.0, seed=0, max_tokens=200)
     said = [engine.run_turn(None, HELLO, sampling=replace(wild, seed=seed)).text for seed in (0, 1)]
@@ -56,7 +56,7 @@ def test_without_a_script_a_random_model_speaks_within_the_grammar() -> None:
     assert engine.run_turn(None, HELLO, tools=[CLOCK], tool_choice="any", sampling=wild).tool_calls[0].name == "clock"
 
 
-def test_stop_strings_and_the_token_limit_hold() -> None:
+def test_stop_strings_and_the_token_limit_apply() -> None:
     engine = ScriptedEngine("one two three")
     assert engine.run_turn(None, HELLO, sampling=Sampling(stop=(" two",))).text == "one"
     cut = engine.run_turn(None, HELLO, sampling=Sampling(max_tokens=5))

@@ -1,4 +1,4 @@
-"""Laws of small talk and neutral prompts: they tell nothing, and evaluation shares none of it with training."""
+"""Laws of small talk and neutral prompts: they state no fact, and evaluation shares none with training."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def normal(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def test_small_talk_of_evaluation_is_none_of_training() -> None:
+def test_evaluation_and_training_share_no_small_talk() -> None:
     assert not spoken(True) & spoken(False)
     assert all("{" not in text for text in spoken(True) | spoken(False))
 
 
-def test_small_talk_is_seldom_the_same() -> None:
+def test_small_talk_rarely_repeats() -> None:
     assert len(spoken(False)) > 1500 and len(spoken(True)) > 1000
 
 
-def test_equal_states_give_equal_small_talk() -> None:
+def test_small_talk_is_determined_by_the_generator() -> None:
     first, second = random.Random(7), random.Random(7)
     assert [small_talk(first) for _ in range(20)] == [small_talk(second) for _ in range(20)]
 
@@ -53,7 +53,7 @@ def test_there_are_enough_prompts_and_none_twice() -> None:
 
 
 @pytest.mark.parametrize("prompts", [TRAINED_FIRST_PERSON, KEPT_FIRST_PERSON])
-def test_hard_negatives_speak_of_the_user(prompts: tuple[str, ...]) -> None:
+def test_first_person_prompts_mention_the_user(prompts: tuple[str, ...]) -> None:
     assert not [prompt for prompt in prompts if not SELF.search(prompt)]
 
 
@@ -65,5 +65,5 @@ def test_no_prompt_states_a_fact() -> None:
     "fact",
     ["My city is Oslo.", "By the way, my lucky charm is blue.", "I live in Oslo.", "I am a baker.", "Call me Al."],
 )
-def test_a_fact_would_be_noticed(fact: str) -> None:
+def test_the_fact_pattern_detects_facts(fact: str) -> None:
     assert FACT.search(fact)

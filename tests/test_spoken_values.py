@@ -1,4 +1,4 @@
-"""Spoken values: what words look like where they are told, without the rest of a telling."""
+"""Laws of spoken values: activations of words behind the beginning of a statement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def collected(episodes: list[Episode], words: list[str]) -> SpokenValues:
     return collect_spoken(engine.model, engine.adapter, renderer(), episodes, words)
 
 
-def test_a_value_is_spoken_as_it_stands_in_the_whole_telling() -> None:
+def test_a_spoken_value_has_the_activations_of_the_whole_telling() -> None:
     episode = TOLD_BY_USER[0]
     spoken = collected([episode], [episode.questions[0].answer])
     engine = word_engine(CONFIGS["shipped recipe"])
@@ -38,7 +38,7 @@ def test_a_value_is_spoken_as_it_stands_in_the_whole_telling() -> None:
     torch.testing.assert_close(spoken.told.float(), told.at(whole.told_at).float(), rtol=2e-2, atol=2e-2)
 
 
-def test_every_word_is_spoken_and_statements_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_word_is_spoken_and_statements_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(told_tokens, "WORDS_A_STATEMENT", 1)
     word = TOLD_BY_USER[0].questions[0].answer
     spoken = collected(TOLD_BY_USER[:2], [word] * 4)
@@ -47,7 +47,7 @@ def test_every_word_is_spoken_and_statements_take_turns(monkeypatch: pytest.Monk
     assert not torch.equal(each[:, 0], each[:, 1])
 
 
-def test_words_are_spoken_behind_the_statement_they_come_with() -> None:
+def test_words_are_spoken_after_their_own_statement() -> None:
     engine = word_engine(CONFIGS["shipped recipe"])
 
     def behind(*statements: tuple[str, list[str]]) -> SpokenValues:
@@ -60,7 +60,7 @@ def test_words_are_spoken_behind_the_statement_they_come_with() -> None:
     assert not torch.equal(behind(("I'm a", ["Ada"])).told, behind(("My name is", ["Ada"])).told)
 
 
-def test_without_statements_or_words_nothing_is_spoken_and_it_costs_nothing() -> None:
+def test_without_statements_or_words_nothing_is_spoken_and_the_loss_is_zero() -> None:
     for episodes, words in ((TOLD_BY_USER, []), ([], ["Lisbon"])):
         spoken = collected(episodes, words)
         assert spoken.told.shape[1] == len(spoken.target) == 0
@@ -69,7 +69,7 @@ def test_without_statements_or_words_nothing_is_spoken_and_it_costs_nothing() ->
 
 
 def loss_of(spoken: SpokenValues | None, *, right: bool) -> torch.Tensor:
-    """Of values that keep everything, said as the token that is stored (`right`) or as another one."""
+    """The loss with identity projections, where the stored token is the right one or another."""
     engine = word_engine(CONFIGS["shipped recipe"])
     rows = output_directions(engine.model)
     hidden = rows.shape[1]
@@ -81,7 +81,7 @@ def loss_of(spoken: SpokenValues | None, *, right: bool) -> torch.Tensor:
     return spoken_loss(value, say, torch.tensor(3.0), spoken, rows, random.Random(0))
 
 
-def test_it_costs_little_to_say_what_was_told_and_much_to_say_something_else() -> None:
+def test_the_spoken_loss_is_lower_for_the_stored_token() -> None:
     rows = len(output_directions(word_engine(CONFIGS["shipped recipe"]).model))
     spoken = SpokenValues(torch.zeros(1, 40, 1), torch.randperm(rows)[:40])
     assert float(loss_of(spoken, right=True)) < 0.7 * float(loss_of(spoken, right=False))

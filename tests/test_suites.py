@@ -1,4 +1,4 @@
-"""The suites of `deltamem eval recall`: what each of them draws and counts, end to end on a random two-layer model."""
+"""Laws of the suites of `deltamem eval recall`: what each draws and counts, end to end on a random two-layer model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, Sampling
 from tiny_training import word_engine
 
-# One worker runs them all: they share the figures of one run.
+# One xdist worker runs them all, since they share the figures of one run.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("suites")]
 
 Figures = Callable[[str], list[Figure]]
@@ -39,12 +39,12 @@ WORDS = open_words(word_engine().tokenizer)
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_replies() -> Iterator[None]:
-    """A random model seldom ends a reply by itself."""
+    """Limits replies: a random model rarely ends one by itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(untold, "FREE_REPLY_TOKENS", 6)
         patch.setattr(natural, "FREE_REPLY_TOKENS", 6)
         patch.setattr(natural, "_SAMPLING", Sampling(max_tokens=6))
-        # Two people tell the suite as much as all of them.
+        # Two people are enough for these tests.
         everybody = people.people
         patch.setattr(people, "people", lambda split: everybody(split)[:2])
         patch.setattr(people, "REPLY_TOKENS", 6)
@@ -59,13 +59,13 @@ def engine() -> DeltaMemEngine:
 
 @pytest.fixture(scope="module")
 def figures(engine: DeltaMemEngine) -> Figures:
-    """Each suite that is asked for, once; capacity of two counts."""
+    """Runs each requested suite once; capacity with two counts."""
     runs = {name: suite.run for name, suite in SUITES.items()} | {"capacity": capacity((1, 4))}
     return cache(lambda name: list(run_suite(engine, runs[name], SIZE, unwatched)))
 
 
 def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value: str) -> None:
-    """Makes every reply name `value`."""
+    """Makes every reply give `value`."""
     monkeypatch.setattr(engine, "greedy_replies", lambda states, asked, *, max_tokens: [f" {value}."] * len(asked))
 
 
@@ -73,7 +73,7 @@ def told_by_each(monkeypatch: pytest.MonkeyPatch, engine: DeltaMemEngine, value:
 
 
 @pytest.mark.parametrize("name", SUITE_NAMES)
-def test_every_figure_has_enough_questions_and_every_control(name: str, figures: Figures) -> None:
+def test_every_figure_has_enough_questions_and_all_controls(name: str, figures: Figures) -> None:
     assert figures(name)
     for figure in figures(name):
         assert figure.suite == name
@@ -84,13 +84,13 @@ def test_every_figure_has_enough_questions_and_every_control(name: str, figures:
         assert len(measured) == 1
         for measures in figure.arms.values():
             for found in measures.values():
-                # Nothing draws what people said.
+                # The suite people has fixed conversations and therefore no seeds.
                 assert len(found.by_seed) == (1 if name == people.SUITE else len(SIZE.seeds))
                 assert found.low <= found.value <= found.high
 
 
 @pytest.mark.parametrize("name", ["capacity", "untold", "harmless", "natural"])
-def test_a_suite_comes_out_the_same_on_another_engine_of_the_same_weights(name: str, figures: Figures) -> None:
+def test_a_suite_gives_equal_figures_on_an_engine_with_equal_weights(name: str, figures: Figures) -> None:
     run = capacity((1, 4)) if name == "capacity" else SUITES[name].run
     assert list(run_suite(word_engine(), run, SIZE, unwatched)) == figures(name)
 
@@ -107,9 +107,7 @@ def test_the_command_line_knows_every_suite() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.sampled_from(COUNTS))
-def test_as_many_questions_are_drawn_as_were_asked_for_each_seed_its_share(
-    questions: int, seeds: int, facts: int
-) -> None:
+def test_each_seed_draws_its_share_of_the_questions(questions: int, seeds: int, facts: int) -> None:
     size = Size(questions, tuple(range(seeds)))
     cases = drawn_cases(WORDS, replace(HELD_OUT_VALUES, facts=facts), size)
     asked = Counter({seed: 0 for seed in size.seeds})
@@ -120,26 +118,26 @@ def test_as_many_questions_are_drawn_as_were_asked_for_each_seed_its_share(
     assert set(asked.values()) == {-(-questions // seeds)}
 
 
-def test_conversations_of_many_facts_are_asked_about_in_part() -> None:
+def test_of_many_facts_only_some_are_asked_for() -> None:
     cases = drawn_cases(WORDS, replace(HELD_OUT_VALUES, facts=32), Size(24, (1,)))
     assert len(cases) == 12
     assert {len(case.questions) for case in cases} == {2}
 
 
-def test_equal_seeds_draw_equal_cases_and_others_draw_others() -> None:
+def test_cases_are_determined_by_the_seed() -> None:
     one, other = (drawn_cases(WORDS, HELD_OUT_VALUES, Size(8, (seed,))) for seed in (1, 2))
     assert drawn_cases(WORDS, HELD_OUT_VALUES, Size(8, (1,))) == one
     assert one != other
     assert generated_episodes(WORDS, HELD_OUT_VALUES, 5, 1)[:3] == generated_episodes(WORDS, HELD_OUT_VALUES, 3, 1)
 
 
-def test_no_value_asked_for_was_ever_trained_on() -> None:
+def test_every_answer_is_held_out_from_training() -> None:
     for shape in (HELD_OUT_VALUES, replace(HELD_OUT_VALUES, facts=4, values=("phrase", "number", "date", "time"))):
         cases = drawn_cases(WORDS, shape, Size(40, (1,)))
         assert all(held_out(asked.answer) for case in cases for asked in case.questions)
 
 
-def test_the_other_values_of_a_conversation_count_as_confusions() -> None:
+def test_a_conversations_other_values_count_as_confusions() -> None:
     shape = replace(HELD_OUT_VALUES, facts=4)
     for case in drawn_cases(WORDS, shape, Size(16, (1,)), confusions=True):
         for asked in case.questions:
@@ -151,7 +149,7 @@ def test_the_other_values_of_a_conversation_count_as_confusions() -> None:
 # Suite by suite.
 
 
-def test_capacity_stands_at_its_numbers_of_facts(figures: Figures) -> None:
+def test_capacity_figures_are_placed_by_their_number_of_facts(figures: Figures) -> None:
     one, four = figures("capacity")
     assert (one.place, four.place) == (1, 4)
     assert one.conversations > four.conversations or four.conversations == SIZE.questions
@@ -159,25 +157,27 @@ def test_capacity_stands_at_its_numbers_of_facts(figures: Figures) -> None:
     assert set(four.arms["memory"]) == {WHOLE, FIRST, "another's value"}
 
 
-def test_a_changed_fact_has_an_old_value_and_one_told_once_has_none(figures: Figures) -> None:
+def test_only_changed_facts_have_an_old_value(figures: Figures) -> None:
     for figure in figures("updates"):
         assert ("old value" in figure.arms["memory"]) == ("changed later" in figure.name)
 
 
-def test_fifty_changes_to_others_make_a_long_conversation(figures: Figures) -> None:
+def test_fifty_changes_make_a_long_conversation(figures: Figures) -> None:
     *_, kept = figures("updates")
     once = figures("updates")[0]
     assert kept.history_tokens > 10 * once.history_tokens
 
 
-def test_a_distance_is_as_long_as_it_says(figures: Figures) -> None:
+def test_a_distance_has_the_stated_length(figures: Figures) -> None:
     at_once, far = figures("distance")
     assert (at_once.place, far.place) == (0, 1000)
     assert 1000 <= far.history_tokens - at_once.history_tokens < 1200
 
 
-def test_carried_along_is_absorbed_at_once(engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states asked at the second distance are those of the whole history absorbed in its sessions."""
+def test_distance_states_equal_those_of_the_whole_history(
+    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states at each distance equal those of the whole history, absorbed session by session."""
     monkeypatch.setattr(distance, "SESSION_TOKENS", 40)
     read: list[list[MemoryState]] = []
     real = distance.readings
@@ -203,9 +203,7 @@ def test_carried_along_is_absorbed_at_once(engine: DeltaMemEngine, monkeypatch: 
     torch.testing.assert_close(read[-1][0].matrices, state.matrices, rtol=1e-3, atol=1e-4)
 
 
-def test_every_conversation_hears_small_talk_of_its_own(
-    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_conversation_has_its_own_small_talk(engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Sequence[Sequence[Message]]] = []
     absorbed = distance.absorbed
 
@@ -220,10 +218,10 @@ def test_every_conversation_hears_small_talk_of_its_own(
     assert len({tuple(talk) for talk in fillers}) == len(fillers)
 
 
-def test_whoever_names_a_told_value_asserts_it_and_never_told_it_is(
+def test_a_told_value_in_an_untold_reply_is_always_counted(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that always answers with the first told value is caught every time, in both ways of asking."""
+    """A model that always answers with a told value is counted, with free replies and with given beginnings."""
     said: dict[str, str] = {}
 
     def greedy_replies(states: Any, conversations: Sequence[Sequence[Message]], *, max_tokens: int) -> list[str]:
@@ -249,7 +247,7 @@ def test_whoever_names_a_told_value_asserts_it_and_never_told_it_is(
 
 
 @pytest.mark.parametrize("name", ["harmless", "untold"])
-def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(name: str, figures: Figures) -> None:
+def test_a_zero_state_and_memory_off_change_nothing(name: str, figures: Figures) -> None:
     for figure in figures(name):
         for arm in ("off", "zero_state"):
             measures = figure.arms[arm]
@@ -261,8 +259,8 @@ def test_a_zero_state_disturbs_nothing_and_the_frozen_model_is_itself(name: str,
                 assert measures[harmless.PERPLEXITY].value == pytest.approx(1, abs=1e-6)
 
 
-def test_a_random_adapter_disturbs_what_it_reads(figures: Figures) -> None:
-    """The measures see a disturbance where there is one: the tiny engine's corrections are large."""
+def test_a_random_adapters_disturbance_is_measured(figures: Figures) -> None:
+    """The tiny engine's corrections are large, so the measures must show a disturbance."""
     replies, texts = figures("harmless")
     assert replies.arms["memory"][untold.SAME].value < 1.0
     assert replies.arms["memory"][harmless.MARGIN].value > 0
@@ -270,9 +268,9 @@ def test_a_random_adapter_disturbs_what_it_reads(figures: Figures) -> None:
     assert texts.arms["memory"][harmless.PERPLEXITY].unit == "ratio"
 
 
-def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine) -> None:
+def test_perplexity_is_the_likelihood_ratio_of_the_texts(engine: DeltaMemEngine) -> None:
     figure = list(harmless.harmless(engine, WORDS, Size(2, (1,)), unwatched))[1]
-    cases = harmless._dealt(WORDS, Size(2, (1,)), harmless.neutral_replies())
+    cases = harmless._distributed(WORDS, Size(2, (1,)), harmless.neutral_replies())
     lost = tokens = 0.0
     for case in cases:
         state = engine.absorb(engine.new_state(), case.messages)
@@ -285,17 +283,17 @@ def test_perplexity_is_the_ratio_of_the_texts_likelihoods(engine: DeltaMemEngine
     assert figure.arms["memory"][harmless.PERPLEXITY].value == pytest.approx(expected, rel=1e-3)
 
 
-def test_neutral_texts_are_many_and_tell_nothing_twice() -> None:
+def test_there_are_enough_neutral_texts_and_none_twice() -> None:
     found = harmless.neutral_replies()
     assert len(found) >= 36
     assert len({prompt for prompt, _ in found}) == len(found)
     assert all(40 <= len(reply.split()) <= 90 for _, reply in found)
 
 
-def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
+def test_natural_turns_are_whole_turns_in_a_store_of_their_own(
     engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told in one thread, asked in a new one each; the caller's store is left alone; what was said is what counts."""
+    """Facts are told in one thread, each question has a new one, and the caller's store is not used."""
     turns: list[tuple[str, str, list[Message]]] = []
     real = DeltaMemEngine.run_turn
 
@@ -318,9 +316,7 @@ def test_natural_turns_are_whole_turns_of_an_agent_that_nobody_else_has(
             assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
 
 
-def test_read_as_the_controls_are_a_memory_answers_from_what_it_was_told(
-    engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_natural_also_measures_a_read_only_memory(engine: DeltaMemEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     told_by_each(monkeypatch, engine, "nothing")
     for figure in natural.natural(engine, WORDS, Size(4, (1,)), unwatched):
         assert set(figure.arms) == {*ARMS, natural.READ_ONLY}

@@ -1,4 +1,4 @@
-"""Laws of the token F1: a bag of stemmed words, the same whichever text is the reply."""
+"""Laws of the token F1: a symmetric score of stemmed words as multisets."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ texts = st.text("abdost ,.!AN", max_size=16)
         ("dog dog", "dog dog cat", 0.8),
     ],
 )
-def test_f1_is_counted_by_hand(reply: str, gold: str, expected: float) -> None:
+def test_f1_equals_values_computed_by_hand(reply: str, gold: str, expected: float) -> None:
     assert token_f1(reply, gold) == pytest.approx(expected)
 
 
 @given(texts, texts)
-def test_f1_is_symmetric_and_a_share(one: str, other: str) -> None:
+def test_f1_is_symmetric_and_between_0_and_1(one: str, other: str) -> None:
     found = token_f1(one, other)
     assert found == token_f1(other, one)
     assert 0 <= found <= 1
 
 
 @given(texts)
-def test_a_text_is_all_of_itself_whatever_its_case_articles_and_punctuation(text: str) -> None:
+def test_f1_ignores_case_articles_and_punctuation(text: str) -> None:
     expected = float(bool(normalised(text)))
     assert token_f1(text, text) == expected
     assert token_f1(f"The {text.upper()}!", text) == expected
@@ -54,7 +54,7 @@ def test_normalising_again_changes_nothing(text: str) -> None:
     assert normalised(normalised(text)) == normalised(text)
 
 
-def test_stems_are_porters() -> None:
+def test_stems_are_those_of_porters_algorithm() -> None:
     stem = porter_stem()
     assert [stem(word) for word in ("agencies", "agency", "relational", "hopping")] == [
         "agenc",
@@ -64,14 +64,14 @@ def test_stems_are_porters() -> None:
     ]
 
 
-def test_a_list_is_the_mean_over_gold_items_of_the_best_item_said() -> None:
+def test_a_lists_f1_is_the_mean_of_the_best_over_gold_items() -> None:
     assert listed_f1("dog, cat", "cats, dogs") == 1.0
     assert listed_f1("dogs", "cat, dog") == 0.5
     assert listed_f1("dog, cat, bird, fish", "cat") == 1.0
     assert listed_f1("a big dog", "dog, big dog") == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_without_the_stemmer_scoring_stops_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_stemmer_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     porter_stem.cache_clear()
     monkeypatch.setitem(sys.modules, "nltk.stem", None)
     with pytest.raises(ConfigError, match=r"Porter stemmer.*deltamem-agents\[eval\]"):

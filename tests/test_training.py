@@ -1,4 +1,4 @@
-"""Laws of training runs: they move the adapter alone, and go on where they were stopped."""
+"""Laws of training runs: they change only the adapter, and resume where they were interrupted."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from deltamem_agents.memory.delta_rule import floored_gate
 from deltamem_agents.types import Message
 from tiny_training import FULL, GATED, RECIPE, few_texts, renderer, silent, word_model
 
-# One worker runs them all: they share one whole run.
+# One xdist worker runs them all, since they share one complete run.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
 
 UNREHEARSED = replace(RECIPE, warm_start=replace(RECIPE.warm_start, rehearsal=None))
-"""Begins with projections as they are drawn."""
+"""A recipe that starts from random projections."""
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
-    """A run asks few questions and makes few neutral texts."""
+    """Makes runs ask few questions and generate few neutral texts."""
     patch.setattr(training, "EVALUATED_QUESTIONS", 3)
     few_texts(patch)
 
@@ -66,14 +66,14 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The log without the times that steps took."""
+    """The log without the steps' times."""
     rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing interrupted."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
@@ -90,7 +90,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_log_has_each_step_and_evaluation_once(whole_run: Path) -> None:
+def test_the_log_has_every_step_and_evaluation_once(whole_run: Path) -> None:
     rows = log_of(whole_run)
     assert [row["step"] for row in rows if "loss" in row] == list(range(9))
     assert [row["step"] for row in rows if "held_out_values" in row] == [0, 3, 6, 9]
@@ -118,7 +118,7 @@ def test_a_run_changes_the_adapter_and_nothing_of_the_model(tmp_path: Path) -> N
     attach(loaded.model, run.adapter).detach()
 
 
-def test_a_run_begins_from_an_adapter_and_fits_none_anew(
+def test_a_run_from_an_adapter_skips_the_warm_start(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fits(*_: object, **__: object) -> None:
@@ -140,7 +140,7 @@ def test_a_run_begins_from_an_adapter_and_fits_none_anew(
     assert any(not torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
-def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whole_run: Path, tmp_path: Path) -> None:
+def test_a_run_from_an_adapter_may_add_and_fit_hidden_gate_units(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(
         RECIPE,
@@ -163,7 +163,7 @@ def test_a_run_from_an_adapter_may_give_its_gates_hidden_units_and_fit_them(whol
     }
 
 
-def test_a_stage_may_keep_the_write_gates_as_they_are(tmp_path: Path) -> None:
+def test_a_stage_may_freeze_the_write_gates(tmp_path: Path) -> None:
     stage = replace(RECIPE.stages[0], gates_kept=True)
     run = trainer(tmp_path, replace(UNREHEARSED, stages=(stage,)))
     before = {name: value.detach().clone() for name, value in run.adapter.named_parameters()}
@@ -174,7 +174,7 @@ def test_a_stage_may_keep_the_write_gates_as_they_are(tmp_path: Path) -> None:
     assert kept == {"beta_proj", "beta_bias"}
 
 
-def test_a_run_does_not_begin_from_an_adapter_of_another_geometry(whole_run: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_geometry_is_refused_as_a_start(whole_run: Path, tmp_path: Path) -> None:
     start = load_adapter(whole_run, word_model().model)
     recipe = replace(RECIPE, adapter=replace(RECIPE.adapter, rank=RECIPE.adapter.rank + 1))
     with pytest.raises(ConfigError, match=rf"rank={RECIPE.adapter.rank}, the recipe expects rank="):
@@ -204,14 +204,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
             run.run()
         attach(run._model, run.adapter).detach()
     resumed = trainer(tmp_path)
-    # At least the steps up to the last save point, every second one, are not done again.
+    # There is a checkpoint at every second step. Steps before the last one are not repeated.
     assert resumed.step == stops[-1] - stops[-1] % 2
     resumed.run()
     assert_same_run(tmp_path, whole_run)
 
 
-def test_weights_learn_at_a_rate_that_grows_with_their_size(tmp_path: Path) -> None:
-    """Adam's first step is as long as its rate, whatever the gradient."""
+def test_the_learning_rate_grows_with_the_size_of_the_weights(tmp_path: Path) -> None:
+    """The size of Adam's first step is its learning rate, whatever the gradient."""
     recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[0], steps=1),))
     run = trainer(tmp_path, recipe)
     with torch.no_grad():
@@ -245,7 +245,7 @@ def raising(error: type[BaseException]) -> Callable[..., Any]:
     return fail
 
 
-def test_a_warm_start_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_start_is_not_repeated_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, stages=RECIPE.stages[:1])
     run = trainer(tmp_path, recipe)
     interrupt_at(run, 0, monkeypatch)
@@ -255,7 +255,7 @@ def test_a_warm_start_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     trainer(tmp_path, recipe).run()
 
 
-def test_a_finished_run_is_left_as_it_is(whole_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(whole_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -265,7 +265,7 @@ def test_a_finished_run_is_left_as_it_is(whole_run: Path, tmp_path: Path) -> Non
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_log_line_cut_short_is_taken_back(whole_run: Path, tmp_path: Path) -> None:
+def test_an_incomplete_log_line_is_removed(whole_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)
     with (folder / LOG_FILE).open("ab") as log:
@@ -284,7 +284,7 @@ def test_another_recipe_in_the_same_folder_is_refused(whole_run: Path, tmp_path:
     assert trainer(folder, Recipe.load(folder / RECIPE_FILE)).step == RECIPE.steps
 
 
-def test_a_recipe_file_written_otherwise_but_equal_is_the_same_recipe(whole_run: Path, tmp_path: Path) -> None:
+def test_a_recipe_file_with_defaults_left_out_is_the_same_recipe(whole_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)
     data = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
@@ -294,7 +294,7 @@ def test_a_recipe_file_written_otherwise_but_equal_is_the_same_recipe(whole_run:
     assert trainer(folder).step == RECIPE.steps
 
 
-def test_one_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     with RunFolder(tmp_path, RECIPE).claimed(), pytest.raises(ConfigError, match="another process is training"):
         trainer(tmp_path).run()
     with RunFolder(tmp_path, RECIPE).claimed():
@@ -304,7 +304,7 @@ def test_one_folder_is_trained_in_by_one_process_at_a_time(tmp_path: Path) -> No
 def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.save()
-    # A save point that is there already: the run below neither begins with a warm start nor logs one.
+    # With this checkpoint, the run below does no warm start and logs none.
     saved = (tmp_path / OPTIMISER_FILE).read_bytes()
     with torch.no_grad():
         next(run.adapter.parameters()).fill_(torch.nan)
@@ -315,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_pa
     attach(run._model, run.adapter).detach()
 
 
-def test_a_damaged_save_point_is_refused_and_kept(whole_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_and_kept(whole_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)
     path = folder / OPTIMISER_FILE
@@ -326,16 +326,18 @@ def test_a_damaged_save_point_is_refused_and_kept(whole_run: Path, tmp_path: Pat
     assert path.read_bytes() == before
 
 
-def test_a_save_point_that_is_not_whole_is_refused_by_name(whole_run: Path, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_refused_by_name(whole_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole_run, folder)
     moments = {name: value for name, value in load_file(folder / OPTIMISER_FILE).items() if "weight:" not in name}
     save_file(moments, folder / OPTIMISER_FILE, {"step": "7", "seconds": "1.0"})
-    with pytest.raises(ConfigError, match=r"optimiser\.safetensors holds no whole save point; put a copy of it back"):
+    with pytest.raises(
+        ConfigError, match=r"optimiser\.safetensors holds no complete checkpoint; restore it from a backup"
+    ):
         trainer(folder)
 
 
-def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
+def test_neutral_replies_are_the_frozen_models_and_are_generated_once_per_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[1], steps=3),))
@@ -353,9 +355,7 @@ def test_neutral_texts_are_the_frozen_models_own_made_once_a_run(
 
 
 @given(texts=st.lists(st.tuples(st.text(), st.text()), max_size=5))
-def test_neutral_texts_survive_the_folder(
-    texts: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_neutral_texts_survive_saving(texts: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
     pairs = [(Message("user", prompt), Message("assistant", reply)) for prompt, reply in texts]
     folder = RunFolder(tmp_path_factory.mktemp("run"), RECIPE)
     assert folder.own_replies(NEUTRAL_FILE) is None
@@ -363,7 +363,9 @@ def test_neutral_texts_survive_the_folder(
     assert RunFolder(folder.path, RECIPE).own_replies(NEUTRAL_FILE) == pairs
 
 
-def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_evaluated_on_values_that_are_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = replace(UNREHEARSED, stages=(replace(RECIPE.stages[1], steps=3),))
     run, trained, watched = trainer(tmp_path, recipe), set[str](), set[str]()
     answered, replayed = run._answered, run._replayed
@@ -384,7 +386,7 @@ def test_progress_is_watched_on_values_that_are_not_trained_on(tmp_path: Path, m
     assert {split_of(value) for value in watched} == {"validation"}
 
 
-def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:
+def test_the_learning_rate_rises_during_warmup_and_then_decays() -> None:
     stage = Stage(steps=30, rate=1e-3, rate_end=1e-4, warmup=10)
     rates = [training._rate(stage, into) for into in range(30)]
     assert rates[:10] == pytest.approx([1e-4 * (into + 1) for into in range(10)])
@@ -394,7 +396,7 @@ def test_the_rate_rises_over_the_warmup_and_falls_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("erased", [0.3, 0.7])
-def test_an_erase_gate_begins_alike_for_all_tokens_and_takes_as_much_as_it_is_told(erased: float) -> None:
+def test_erase_gates_start_at_the_given_value_for_all_tokens(erased: float) -> None:
     adapter = Adapter.for_model(replace(GATED, erase_gate=True), word_model().model)
     initialise(adapter, erased)
     for slot in range(len(adapter.indices)):
@@ -403,8 +405,9 @@ def test_an_erase_gate_begins_alike_for_all_tokens_and_takes_as_much_as_it_is_to
 
 
 @pytest.mark.parametrize("config", [GATED, replace(FULL, couple_lambda=False)], ids=["gated", "learned keep gate"])
-def test_an_adapter_begins_with_write_gates_nearly_shut_and_read_and_keep_gates_open(config: AdapterConfig) -> None:
-    """By the same width whatever their floor, or a gate that shuts would begin shut and nothing be written."""
+def test_write_gates_start_nearly_shut_and_read_and_keep_gates_open(config: AdapterConfig) -> None:
+    """Initial gate values do not depend on the floor. Otherwise a gate with a floor would start shut and never
+    write."""
     adapter = Adapter.for_model(config, word_model().model)
     initialise(adapter)
     for name, value in adapter.named_parameters():

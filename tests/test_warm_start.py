@@ -1,4 +1,4 @@
-"""Laws of the warm start: it fits any adapter, speaks as loud as answers need it, and leaves the model as it is."""
+"""Laws of the warm start: it fits any adapter, chooses the best output scale, and does not change the model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLAN = Rehearsal(steps=2, facts=(1, 2), questions=6, asides=2)
 
 
 def started(engine: DeltaMemEngine, plan: Rehearsal = PLAN, seed: int = 0, episodes: int = 10) -> list[str]:
-    """What a warm start on some episodes has to say."""
+    """Runs a warm start and returns its progress lines."""
     said: list[str] = []
     told = episodes_of(episodes, replace(ONE_FACT, distractors=(0, 0) if episodes > 10 else (0, 1)))
     found = activations_of(engine, told, 6)
@@ -56,7 +56,7 @@ WITHOUT_O = {"without o": replace(FULL, delta_heads=("q",)), "no o, gated": repl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", one_in(4, [*CONFIGS.values(), *WITHOUT_O.values()]), ids=[*CONFIGS, *WITHOUT_O])
-def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: AdapterConfig) -> None:
+def test_a_warm_start_fits_any_adapter_and_does_not_change_the_model(config: AdapterConfig) -> None:
     engine = word_engine(config)
     before, weights = model_fingerprint(engine.model), weights_of(engine)
     started(engine)
@@ -70,7 +70,7 @@ def test_a_warm_start_fits_any_adapter_and_leaves_the_model_alone(config: Adapte
 
 
 @pytest.mark.slow
-def test_a_warm_start_is_decided_by_its_seed_and_says_how_loud_it_speaks() -> None:
+def test_a_warm_start_is_determined_by_its_seed_and_reports_its_gain() -> None:
     found = []
     for seed in (0, 0, 1):
         engine = word_engine(GATED)
@@ -82,7 +82,7 @@ def test_a_warm_start_is_decided_by_its_seed_and_says_how_loud_it_speaks() -> No
 
 
 @pytest.mark.slow
-def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_directions(
+def test_a_warm_start_rehearses_the_collected_activations_with_the_models_output_directions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine, calls = word_engine(GATED), []
@@ -101,7 +101,7 @@ def test_a_warm_start_rehearses_what_it_collected_in_the_models_output_direction
 
 
 def nats_of(engine: DeltaMemEngine, episodes: list[Episode]) -> float:
-    """What the engine finds an answer token to cost, told in the conversation and asked without it."""
+    """Mean negative log-likelihood of the answers' tokens, asked without the conversation that tells them."""
     logprobs, tokens = 0.0, 0
     for episode in episodes:
         state = engine.absorb(engine.new_state(), episode.messages)
@@ -114,7 +114,7 @@ def nats_of(engine: DeltaMemEngine, episodes: list[Episode]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "loud"), one_in(2, [("shipped recipe", 0.01), ("every gate and head", 0.1)]))
-def test_the_gain_is_the_one_that_makes_answers_likeliest_and_scales_o_alone(name: str, loud: float) -> None:
+def test_the_gain_maximises_the_answers_likelihood_and_scales_only_o(name: str, loud: float) -> None:
     engine, episodes = word_engine(CONFIGS[name]), episodes_of(5, ONE_FACT)
     scale_o(engine, weights_of(engine), loud)
     before, nats = weights_of(engine), {}
@@ -124,7 +124,7 @@ def test_the_gain_is_the_one_that_makes_answers_likeliest_and_scales_o_alone(nam
     scale_o(engine, before, 1.0)
     best = set_gain(engine.model, engine.adapter, renderer(), episodes)
     assert best == min(nats, key=nats.__getitem__)
-    assert best not in (GAINS[0], GAINS[-1]), "otherwise this would say little"
+    assert best not in (GAINS[0], GAINS[-1]), "otherwise the test would be weak"
     for name, value in weights_of(engine).items():
         assert torch.equal(value, before[name] * best if "delta_o_proj" in name else before[name])
 
@@ -136,7 +136,7 @@ def scale_o(engine: DeltaMemEngine, weights: dict[str, Tensor], gain: float) -> 
                 parameter.copy_(weights[name] * gain)
 
 
-def test_an_adapter_that_does_not_correct_o_keeps_its_loudness() -> None:
+def test_an_adapter_without_o_correction_is_not_scaled() -> None:
     engine = word_engine(replace(FULL, delta_heads=("q",)))
     before = weights_of(engine)
     assert set_gain(engine.model, engine.adapter, renderer(), episodes_of(3, ONE_FACT)) == 1.0
@@ -144,20 +144,20 @@ def test_an_adapter_that_does_not_correct_o_keeps_its_loudness() -> None:
 
 
 @pytest.mark.slow
-def test_a_warm_start_lets_a_model_say_what_it_was_told() -> None:
-    """In miniature: of a few words, the told one becomes likelier than before, by what is in the state."""
+def test_after_a_warm_start_told_words_are_likelier() -> None:
+    """On a tiny model: answers are likelier with their own conversation's state than with another's."""
     engine = word_engine(replace(GATED, rank=8))
     started(engine, Rehearsal(steps=60, facts=(1,), questions=16, asides=1), episodes=40)
     asked = episodes_of(40, replace(ONE_FACT, distractors=(0, 0)))[:12]
     told = nats_of(engine, asked)
-    # The same questions after the conversation before: the adapter speaks as loud, of something else.
+    # The same questions with another conversation's state: equal output scale, other content.
     swapped = [
         replace(one, messages=other.messages) for one, other in zip(asked, [asked[-1], *asked[:-1]], strict=True)
     ]
     assert told < nats_of(engine, swapped) - 0.5 and math.isfinite(told)
 
 
-def test_made_up_words_have_several_tokens_and_are_always_the_same() -> None:
+def test_made_up_words_have_several_tokens_and_are_deterministic() -> None:
     tokenizer = word_tokenizer()
     words = made_up_words(tokenizer, 50)
     assert len(set(words)) == 50 and words == made_up_words(tokenizer, 50)
@@ -165,7 +165,7 @@ def test_made_up_words_have_several_tokens_and_are_always_the_same() -> None:
     assert not set(words) & set(open_words(tokenizer)) and made_up_words(tokenizer, 0) == []
 
 
-def test_words_of_a_vocabulary_are_single_tokens_behind_a_space() -> None:
+def test_vocabulary_words_are_single_tokens_after_a_space() -> None:
     tokenizer = word_tokenizer()
     words = open_words(tokenizer)
     assert {word for word in LEARNED_WORDS if len(word) > 2} <= set(words)

@@ -1,4 +1,4 @@
-"""A made-up world of activations, in which it is known what every token says and whom it is about."""
+"""Synthetic activations in which every token's value and subject are known."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ TOLD, ASKED, REPLY, PLAIN = range(4)
 
 @dataclass(frozen=True)
 class World:
-    """Activations in which it can be seen what a token says, whom it is about, and whether it tells or asks.
+    """Activations that encode a token's value, its subject, and whether it tells or asks.
 
-    `subjects` (layers, SUBJECTS, 12) and `values` (layers, VALUES, 12) stand in the first dimensions.
+    `values` (layers, VALUES, 12) and `subjects` (layers, SUBJECTS, 12) are in the first dimensions. `rows` (VALUES,
+    HIDDEN): output directions of the values.
     """
 
     subjects: Tensor
@@ -73,7 +74,7 @@ class World:
 
 
 def _exchanges(conversations: Sequence[Sequence[Tensor]], told_at: int | None) -> Exchanges:
-    """One after the other, the last token of each being no content."""
+    """The conversations, concatenated. The last token of each is not content."""
     ends = torch.tensor([len(one) for one in conversations]).cumsum(0).tolist()
     told = torch.zeros(ends[-1], dtype=torch.bool)
     if told_at is not None:

@@ -1,4 +1,4 @@
-"""A random two-layer model and a random adapter for it as folders, which is how commands open them."""
+"""A random two-layer model and a random adapter, saved as folders for commands to open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_engine import byte_tokenizer, random_adapter, tiny_llama
 
 @dataclass(frozen=True)
 class Tiny:
-    """The folders."""
+    """The folders of the model and the adapter."""
 
     model: Path
     adapter: Path

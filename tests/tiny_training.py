@@ -1,4 +1,4 @@
-"""What training needs, in miniature: a tokenizer with whole words in its vocabulary, and a model for it."""
+"""Training in miniature: a tokenizer with whole words in its vocabulary, and a tiny model for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEARNED_WORDS = sorted({word for kind in ("animal", "pet", "colour") for word in
 
 @cache
 def word_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as of real models: frequent words are one token behind a space, rare ones are several."""
+    """A byte-level BPE as in real models: frequent words are one token after a space, rare ones several."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def word_model(template: str = CHATML) -> LoadedModel:
 
 
 def word_engine(config: AdapterConfig | None = None, template: str = CHATML) -> DeltaMemEngine:
-    """An engine whose adapter can be trained: `engine.adapter` wants gradients, and is attached to `engine.model`."""
+    """An engine with a trainable adapter: `engine.adapter` requires gradients and is attached to `engine.model`."""
     loaded = word_model(template)
     assert isinstance(loaded.model, LlamaForCausalLM)
     adapter: Adapter = random_adapter(loaded.model, config).requires_grad_(True)
@@ -129,7 +129,7 @@ RECIPE = Recipe(
     evaluate_every=3,
     save_every=2,
 )
-"""A run of nine steps with everything in it."""
+"""A run of nine steps that uses every feature."""
 
 
 def episodes_of(count: int, shape: EpisodeShape = SHAPE, seed: int = 0) -> list[Episode]:
@@ -138,7 +138,7 @@ def episodes_of(count: int, shape: EpisodeShape = SHAPE, seed: int = 0) -> list[
 
 
 def asides_of(count: int) -> list[tuple[Message, ...]]:
-    """Small talk, two exchanges in every third row and none in the row after that."""
+    """Rows of small talk with two, no and one exchange in turn."""
     rng = random.Random(1)
     pairs = [[small_talk(rng) for _ in range((2, 0, 1)[row % 3])] for row in range(count)]
     return [
@@ -153,7 +153,7 @@ def histories_of(episodes: Sequence[Episode]) -> list[tuple[Message, ...]]:
 def activations_of(
     engine: DeltaMemEngine, episodes: Sequence[Episode], asides: int = 1, template: str = CHATML
 ) -> Activations:
-    """Activations of episodes, and of so many asides."""
+    """Activations of episodes and of `asides` rows of small talk."""
     model, adapter, words = engine.model, engine.adapter, renderer(template)
     return collect_activations(
         model, adapter, words, episodes, collect_asides(model, adapter, words, said_aside(asides)), silent
@@ -161,16 +161,16 @@ def activations_of(
 
 
 def said_aside(count: int) -> list[tuple[Message, ...]]:
-    """Those of so many asides in which something is said."""
+    """The non-empty rows of `asides_of(count)`."""
     return [aside for aside in asides_of(count) if aside]
 
 
 def silent(_: str) -> None:
-    """Takes what a run has to say to people."""
+    """Ignores progress lines."""
 
 
 def few_texts(patch: pytest.MonkeyPatch) -> None:
-    """Little is left alone, and few statements are replied to."""
+    """Reduces the neutral prompts and the statements with replies to a few."""
     patch.setattr(left_alone, "REPLY_TOKENS", 6)
     few = (*neutral_prompts()[:4], "What colour are ripe bananas?", "Help me with my garden.")
     patch.setattr(left_alone, "neutral_prompts", lambda: few)

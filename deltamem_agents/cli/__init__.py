@@ -1,4 +1,4 @@
-"""The command line: `deltamem`. What is heavy is imported by the command that needs it."""
+"""The command line: `deltamem`. Each command imports heavy modules itself, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="Exit codes: 0 done · 1 refused or failed, the reason on stderr · 2 wrong usage · 130 interrupted. "
+    epilog="Exit codes: 0 success · 1 error, with the reason on stderr · 2 wrong usage · 130 interrupted. "
     "With --json, stdout is one JSON value and nothing else.",
 )
 
@@ -36,7 +36,7 @@ def _deltamem(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Agents that remember inside the model: a few kilobytes of state on a frozen language model.
+    """Agents whose memory is inside the model: a few kilobytes of state beside a frozen language model.
 
     Start with `deltamem doctor`, then `deltamem chat --agent NAME`.
     """

@@ -1,4 +1,4 @@
-"""`deltamem adapter`: look at adapter files, convert released ones and set gates anew."""
+"""`deltamem adapter`: show adapter files, convert released ones, and adjust their gates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from deltamem_agents.cli.options import Json
 from deltamem_agents.cli.screen import emit, nbytes, plural, printable, stdout
 from deltamem_agents.errors import AlreadyExistsError
 
-app = typer.Typer(no_args_is_help=True, help="Look at adapters, convert and tune them; no model is loaded.")
+app = typer.Typer(no_args_is_help=True, help="Show, convert and tune adapters. No model is loaded.")
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or Hub id, of the released form or ours.")]
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or Hub id, in the released format or ours.")]
 
-Target = Annotated[Path, typer.Argument(metavar="DST", file_okay=False, help="The folder to write.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", file_okay=False, help="The folder to write to.")]
 
 
 @app.command()
@@ -24,13 +24,14 @@ def convert(
     source: Source,
     target: Target,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", metavar="NAME", help="Note in it which model it was made for.")
+        str | None,
+        typer.Option("--base-model", metavar="NAME", help="Name of the model it was made for, to be noted in it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a released adapter (.pt) into safetensors and JSON. Nothing in the source's files is executed.
+    """Convert a released adapter (.pt) to safetensors and JSON. No code in the source's files is executed.
 
-    JSON: as for `show`, of what was written.
+    JSON: as for `show`, of the new adapter.
 
     Example: deltamem adapter convert ./released ./mine --base-model Qwen/Qwen3-4B-Instruct-2507
     """
@@ -47,24 +48,27 @@ def gates(
     source: Source,
     target: Target,
     sharper: Annotated[
-        float, typer.Option("--sharper", metavar="FACTOR", help="Open write gates open further, others shut.")
+        float,
+        typer.Option(
+            "--sharper", metavar="FACTOR", help="Factor on write gates' logits: open ones open further, others close."
+        ),
     ] = 1.0,
     write: Annotated[float, typer.Option("--write", metavar="SHIFT", help="Added to write gates' logits.")] = 0.0,
     erase: Annotated[float, typer.Option("--erase", metavar="SHIFT", help="Added to erase gates' logits.")] = 0.0,
     read: Annotated[float, typer.Option("--read", metavar="SHIFT", help="Added to read gates' logits.")] = 0.0,
     louder: Annotated[
-        float, typer.Option("--louder", metavar="FACTOR", help="Times the correction on o and the readout.")
+        float, typer.Option("--louder", metavar="FACTOR", help="Factor on the o correction and the readout.")
     ] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Set a trained adapter's gates and loudness anew: how readily it writes, how it speaks. Nothing is trained.
+    """Adjust a trained adapter's gates and output scale, without training.
 
-    Sharper write gates replace what changes and hold a few facts better, many facts worse; higher erase gates leave
-    less of an old value; lower read gates keep quiet more often, where there is something to say as well; louder,
-    replies begin from memory more often. `deltamem eval recall` measures what comes of it. Memories of SRC are foreign
-    to DST.
+    Sharper write gates replace changed facts better and hold few facts better, but many facts worse. Higher erase gates
+    leave less of an old value. Lower read gates keep the memory silent more often, also when it has the answer. A
+    louder output makes replies begin from memory more often. Measure the result with `deltamem eval recall`. Memories
+    made with SRC cannot be used with DST.
 
-    JSON: as for `show`, of what was written.
+    JSON: as for `show`, of the new adapter.
 
     Example: deltamem adapter gates runs/mine runs/sharp --sharper 2.5 --write -0.3 --read -0.5
     """
@@ -98,7 +102,7 @@ def _check_free(target: Path) -> None:
     from deltamem_agents.memory.adapter_file import CONFIG_FILE
 
     if (target / CONFIG_FILE).exists():
-        raise AlreadyExistsError(f"{target} holds an adapter already and was left alone; choose another folder")
+        raise AlreadyExistsError(f"{target} already holds an adapter and was not changed; choose another folder")
 
 
 def _print(folder: Path, as_json: bool) -> None:
@@ -115,10 +119,10 @@ def _print(folder: Path, as_json: bool) -> None:
         emit({"folder": str(folder), "config": asdict(config), "layers": layers, **sizes})
         return
     gates = f"{'one gate per row' if config.rankwise_gates else 'one gate per state'}"
-    keep = "λ = 1 − β" if config.couple_lambda else "λ of its own"
+    keep = "λ = 1 − β" if config.couple_lambda else "independent λ"
     rows = {
         "folder": str(folder),
-        "made for": printable(config.base_model or "not said"),
+        "made for": printable(config.base_model or "not stated"),
         "state": f"{plural(len(layers), 'layer')} × {plural(config.num_state_heads, 'head')} × "
         f"{config.rank}×{config.rank} float32, {nbytes(state_bytes)}",
         "layers": ", ".join(map(str, layers)),

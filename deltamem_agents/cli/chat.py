@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_agents.cli.options import DEFAULT_MODEL, AdapterDir, Device, Json, Model, StoreUrl, open_engine
-from deltamem_agents.cli.screen import complain, emit, marked, nbytes, plural, printable, short, stderr, stdout
+from deltamem_agents.cli.screen import emit, marked, nbytes, plural, print_error, printable, short, stderr, stdout
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.types import ExplainedToken, MemoryMode, Message, Sampling, Turn, TurnOptions
 
@@ -23,12 +23,14 @@ COMMANDS = "/memory shows what is remembered, /forget erases it, /quit ends the 
 
 
 def chat(
-    agent: Annotated[str, typer.Option("--agent", metavar="NAME", help="Whose memory; made on its first turn.")],
+    agent: Annotated[
+        str, typer.Option("--agent", metavar="NAME", help="The agent whose memory is used; created on its first turn.")
+    ],
     model: Model = DEFAULT_MODEL,
     adapter: AdapterDir = None,
     store: StoreUrl = None,
     thread: Annotated[
-        str | None, typer.Option("--thread", metavar="NAME", help="The conversation, where the agent has several.")
+        str | None, typer.Option("--thread", metavar="NAME", help="The conversation, if the agent has several.")
     ] = None,
     memory: Annotated[
         MemoryMode,
@@ -36,19 +38,22 @@ def chat(
             "--memory", metavar="MODE", help="readwrite, readonly (nothing is saved) or off (the base model)."
         ),
     ] = "readwrite",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest reply.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="Maximum length of a reply.")
+    ] = 256,
     temperature: Annotated[float, typer.Option("--temperature", metavar="X", min=0, help="0 is greedy.")] = 0.0,
     device: Device = "cpu",
-    once: Annotated[str | None, typer.Option("--once", metavar="TEXT", help="Answer one message and end.")] = None,
+    once: Annotated[str | None, typer.Option("--once", metavar="TEXT", help="Answer one message and exit.")] = None,
     why: Annotated[
-        bool, typer.Option("--why", help="Say which statements each reply rests on, and what the memory changed in it.")
+        bool,
+        typer.Option("--why", help="Show which statements each reply rests on, and which words the memory changed."),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Talk to an agent that remembers across runs.
 
-    Each turn is saved once its reply is complete. Ctrl-C during a reply cancels the turn and changes nothing.
-    The last message said again is a retry: the new reply takes the old one's place in the memory.
+    Each turn is saved when its reply is complete. Ctrl-C during a reply cancels the turn and changes nothing.
+    Sending the last message again is a retry: the new reply replaces the old one in the memory.
     In the chat, /memory shows what is remembered, /forget erases it and /quit ends it.
 
     With --once the reply goes to stdout and the facts of the turn to stderr. JSON (with --once only): {"text",
@@ -56,7 +61,7 @@ def chat(
     "facts": {"alignment", "tokens_read", "tokens_written", "state_bytes", "state_norm", "recalled", …}}, and with --why
     "why": [{"text", "kl", "frozen", "changed"}], one for each token of the reply.
 
-    With --why a reply is shown once it is complete, and takes about twice as long.
+    With --why, a reply is shown only when it is complete, and takes about twice as long.
 
     Example: deltamem chat --agent ada --once "My dog is called Biscuit."
     """
@@ -74,7 +79,7 @@ def chat(
             emit({**_turn_facts(turn), **tokens})
         else:
             turn = talk.answer(once)
-            talk.tell(stderr(), turn)
+            talk.print_facts(stderr(), turn)
     finally:
         engine.close()
 
@@ -93,7 +98,7 @@ class _Talk:
     history: list[Message] = field(default_factory=list)
 
     def answer(self, text: str, shown: bool = True) -> Turn:
-        """One turn, its reply printed as it is decided. A turn that does not end leaves no trace."""
+        """Runs one turn and prints its reply as it is generated. An unfinished turn changes nothing."""
         message = Message("user", text)
         said = [*self.history, message]
         options: TurnOptions = {"thread": self.thread, "sampling": self.sampling, "memory": self.memory}
@@ -119,8 +124,8 @@ class _Talk:
         assert turn is not None
         return turn
 
-    def tell(self, console: Console, turn: Turn) -> None:
-        """What the memory did in a turn."""
+    def print_facts(self, console: Console, turn: Turn) -> None:
+        """Prints what the memory did in a turn."""
         if self.why:
             for each in turn.facts.recalled:
                 told = f"{printable(each.text)} ({each.role}, {short(each.id)}, score {each.score:.2f})"
@@ -135,9 +140,9 @@ class _Talk:
         console.print(_facts_line(turn), style="dim")
 
     def interactive(self) -> None:
-        """Answer line after line, until /quit or the end of the input."""
+        """Answers line by line, until /quit or the end of the input."""
         with suppress(ImportError):
-            # Gives input() its line editing and history, where there is one.
+            # Adds line editing and history to input(), where available.
             import readline  # noqa: F401
         console = stdout()
         console.print(
@@ -150,11 +155,11 @@ class _Talk:
                         return
                     self._command(text)
                 elif text:
-                    self.tell(console, self.answer(text))
+                    self.print_facts(console, self.answer(text))
             except KeyboardInterrupt:
-                console.print("\ncancelled; the memory is as it was", style="dim")
+                console.print("\ncancelled; the memory was not changed", style="dim")
             except DeltaMemError as error:
-                complain(str(error))
+                print_error(str(error))
 
     def _command(self, text: str) -> None:
         store = self.engine.store
@@ -166,7 +171,7 @@ class _Talk:
                 self.history.clear()
                 stdout().print(f"forgot {plural(len(receipt.removed), 'snapshot')}, {nbytes(receipt.nbytes)}")
         else:
-            complain(f"{text} is unknown; {COMMANDS}")
+            print_error(f"{text} is unknown; {COMMANDS}")
 
     def _remembered(self) -> str:
         if self.engine.store.head(self.agent) is None:
@@ -181,7 +186,7 @@ class _Talk:
 
 
 def _next_line() -> str | None:
-    """What the user says next; None at the end of the input or on Ctrl-C."""
+    """The user's next line; None at the end of the input or on Ctrl-C."""
     try:
         return input("› " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):

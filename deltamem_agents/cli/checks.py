@@ -1,4 +1,4 @@
-"""What works on this machine and what does not. Each check says what it found and the next move."""
+"""The checks of `deltamem doctor`. Each says what it found and what to do about it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCAN_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `absent`: optional, and not there. `remedy`: the next move, "" where none is needed."""
+    """One line of the report. `absent`: optional and missing. `remedy`: what to do, "" if nothing is needed."""
 
     name: str
     status: Status
@@ -31,11 +31,11 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Every check, one finding after the other. Downloads nothing and leaves no file behind."""
+    """Runs every check. Downloads nothing and leaves no file behind."""
     for name, check in _CHECKS:
         try:
             yield check(name)
-        # A broken installation fails in any way there is, and the other checks are wanted all the more then.
+        # A broken installation can fail in any way, and then the other checks matter most.
         except Exception as error:
             reason = str(error).strip().splitlines() or [""]
             yield Finding(name, "broken", f"{type(error).__name__}: {reason[0]}", _REMEDIES.get(name, _REINSTALL))
@@ -93,7 +93,7 @@ def _mps(name: str) -> Finding:
 
 
 def _scan(name: str) -> Finding:
-    """Every form of the scan that can run here, against the plain loop, on random numbers."""
+    """Compares every form of the scan that can run here with the plain loop, on random numbers."""
     import torch
 
     from deltamem_agents.memory.delta_rule import ScanForm, delta_scan, update_gates
@@ -114,7 +114,10 @@ def _scan(name: str) -> Finding:
     if worst <= SCAN_TOLERANCE:
         return Finding(name, "ok", said)
     return Finding(
-        name, "broken", f"{said}, expected {SCAN_TOLERANCE:.0e}", "reinstall numba and torch; report it if it stays"
+        name,
+        "broken",
+        f"{said}, expected {SCAN_TOLERANCE:.0e}",
+        "reinstall numba and torch; report it if that does not help",
     )
 
 
@@ -124,7 +127,7 @@ def _compiled(name: str) -> Finding:
     if available():
         return Finding(name, "ok", f"numba {version('numba')}")
     return Finding(
-        name, "absent", "no numba, so long prompts take longer on a CPU", "pip install 'deltamem-agents[fast]'"
+        name, "absent", "no numba, so long prompts are slower on a CPU", "pip install 'deltamem-agents[fast]'"
     )
 
 
@@ -148,12 +151,12 @@ def _adapters(name: str) -> Finding:
 
     shipped = shipped_adapters()
     if not shipped:
-        own = "name one with --adapter, or train one with `deltamem train`"
+        own = "pass one with --adapter, or train one with `deltamem train`"
         return Finding(name, "absent", "none ships with this installation", own)
     for model in shipped:
         for folder in (adapter_folder(None, model), *shipped_presets(model).values()):
             read_weights(folder, read_config(folder))
-    return Finding(name, "ok", f"{', '.join(shipped)} whole and readable")
+    return Finding(name, "ok", f"{', '.join(shipped)} complete and readable")
 
 
 def _store(name: str) -> Finding:
@@ -166,11 +169,11 @@ def _store(name: str) -> Finding:
         _require_log(path.parent)
         return Finding(name, "ok", f"{path} opens, {agents} agent{'' if agents == 1 else 's'} in it")
     _require_log(next(folder for folder in path.parents if folder.exists()))
-    return Finding(name, "ok", f"{path} can be made by the first turn")
+    return Finding(name, "ok", f"{path} can be created on the first turn")
 
 
 def _require_log(folder: Path) -> None:
-    """Raises OSError unless SQLite files with a write-ahead log work in this folder. Leaves nothing there."""
+    """Raises OSError unless SQLite with a write-ahead log works in this folder. Leaves no file there."""
     with tempfile.TemporaryDirectory(prefix=".deltamem-doctor-", dir=folder) as scratch:
         db = sqlite3.connect(Path(scratch) / "try.sqlite")
         try:
@@ -208,12 +211,12 @@ _CHECKS: tuple[tuple[str, Callable[[str], Finding]], ...] = (
 _REINSTALL = "reinstall the package in a fresh environment: pip install --force-reinstall deltamem-agents"
 _REMEDIES = {
     "torch": "install torch for this machine, see pytorch.org/get-started",
-    "store": "name a folder on a local disk that can be written in the environment variable DELTAMEM_HOME",
+    "store": "set the environment variable DELTAMEM_HOME to a writable folder on a local disk",
 }
 # Distribution name, what it is for, what to install.
 _OPTIONAL = (
     ("matplotlib", "pictures of states and training runs", "'deltamem-agents[plot]'"),
-    ("llguidance", "tool calls held to their schema", "llguidance"),
+    ("llguidance", "tool calls that always match their schema", "llguidance"),
     ("langchain-core", "the LangChain integration", "langchain-core"),
     ("llama-index-core", "the LlamaIndex integration", "llama-index-core"),
 )

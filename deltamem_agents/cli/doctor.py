@@ -13,9 +13,9 @@ _MARKS = {"ok": ("✓", "green"), "broken": ("✗", "red"), "absent": ("–", "y
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what works on this machine, what does not, and what to do about it.
+    """Check what works on this machine, what does not, and what to do about it.
 
-    ✓ works, ✗ is needed and does not, – is optional and not there. The exit code is 1 if anything is ✗.
+    ✓ works · ✗ is required and does not work · – is optional and missing. The exit code is 1 if anything is ✗.
 
     JSON: {"ok", "checks": [{"name", "status": "ok"|"broken"|"absent", "detail", "remedy"}]}.
     """
@@ -35,6 +35,6 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         emit({"ok": not broken, "checks": [asdict(finding) for finding in findings]})
     else:
-        console.print(f"\nbroken: {', '.join(broken)}" if broken else "\nall that is needed works")
+        console.print(f"\nbroken: {', '.join(broken)}" if broken else "\neverything required works")
     if broken:
         raise typer.Exit(1)

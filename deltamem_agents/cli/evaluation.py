@@ -1,4 +1,4 @@
-"""`deltamem eval`: measurements of a memory, each beside its controls."""
+"""`deltamem eval`: measures a memory, with controls."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import typer
 from deltamem_agents.cli.long_tasks import conflict, label_learning, locomo
 from deltamem_agents.cli.recall import recall
 
-app = typer.Typer(no_args_is_help=True, help="Measure what a memory holds, beside its controls.")
+app = typer.Typer(no_args_is_help=True, help="Measure what a memory holds, with controls.")
 
 
 @app.callback()
 def _group() -> None:
-    """Measure what a memory holds, beside its controls."""
+    """Measure what a memory holds, with controls."""
 
 
 app.command()(recall)

@@ -1,4 +1,4 @@
-"""How figures look on a terminal: one line a measure, the controls beside the memory."""
+"""Prints figures as tables: one line per measure, one column per arm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deltamem_agents.lab.evaluation.report import Figure, Report, Subject
 
 _LEADING = "memory"
-"""The arm whose interval is shown; the others stand beside it."""
+"""The arm whose interval is shown."""
 
 _SHORT = {
     "memory_read_only": "read only",
@@ -22,18 +22,18 @@ _SHORT = {
     "whole": "whole answer",
     "first": "first word",
 }
-"""Names of arms and measures as a table has room for them."""
+"""Short column names of arms and measures."""
 
 
 def print_subject(subject: Subject) -> None:
     layers, heads, rank = subject.geometry
     side = f"{rank}×{rank}" if heads == 1 else f"{heads}×{rank}×{rank}"
-    shape = f"{side} in each of {layers} layers, {nbytes(subject.state_bytes)} a state"
+    shape = f"{side} in each of {layers} layers, {nbytes(subject.state_bytes)} per state"
     stdout().print(f"{subject.adapter} on {subject.model} ({subject.dtype}, {subject.device}): {shape}")
 
 
 def print_figures(figures: Sequence[Figure], *, all_intervals: bool = False) -> None:
-    """One table. `all_intervals`: beside every arm's value and not the memory's alone."""
+    """Prints one table. `all_intervals`: show the interval of every arm, not of the memory alone."""
     arms = list(dict.fromkeys(arm for figure in figures for arm in figure.arms))
     numbers = ["absorbed", "questions", *(_SHORT.get(arm, arm) for arm in arms)]
     shown = table("asked about", *numbers[:2], "measure", *numbers[2:], right=tuple(numbers))
@@ -49,7 +49,7 @@ def print_figures(figures: Sequence[Figure], *, all_intervals: bool = False) -> 
 
 
 def print_report(report: Report, about: dict[str, str], *, all_intervals: bool = False) -> None:
-    """Every suite of a report under its heading. Intervals as in `print_figures`."""
+    """Prints every suite of a report under its heading. `all_intervals`: as in `print_figures`."""
     for suite in dict.fromkeys(figure.suite for figure in report.figures):
         stdout().print(f"{suite}: {about[suite]}" if suite in about else suite, style="bold")
         print_figures(report.of_suite(suite), all_intervals=all_intervals)

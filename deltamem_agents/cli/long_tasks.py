@@ -1,4 +1,4 @@
-"""`deltamem eval locomo`, `conflict` and `label-learning`: long histories in four arms under one prompt budget."""
+"""`deltamem eval locomo`, `conflict` and `label-learning`: questions about long histories, under one prompt budget."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from deltamem_agents.lab.evaluation.long_tasks import LongTask, Rows, Scored
 
 PromptTokens = Annotated[
-    int, typer.Option("--prompt-tokens", metavar="N", min=64, help="Contents of a prompt, the same for every arm.")
+    int,
+    typer.Option("--prompt-tokens", metavar="N", min=64, help="Content tokens of a prompt, the same for every arm."),
 ]
 Questions = Annotated[
-    int | None, typer.Option("--questions", metavar="N", min=1, help="Ask so many, drawn at random.  [default: all]")
+    int | None, typer.Option("--questions", metavar="N", min=1, help="Ask only N random questions.  [default: all]")
 ]
 BenchData = Annotated[
     str | None,
@@ -30,13 +31,13 @@ BenchData = Annotated[
         "--data",
         metavar="FILE|ID",
         help="Rows of MemoryAgentBench: .json, .jsonl, .parquet, or ai-hyz/MemoryAgentBench to fetch it from the Hub. "
-        "Without it, tasks are generated.",
+        "If left out, tasks are generated.",
     ),
 ]
 Source = Annotated[
-    str, typer.Option("--source", metavar="TEXT", help="Only rows of DATA whose source has this in its name.")
+    str, typer.Option("--source", metavar="TEXT", help="Only rows of --data whose source name contains TEXT.")
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="48 generated questions a figure, of one seed.")]
+Quick = Annotated[bool, typer.Option("--quick", help="48 generated questions per figure, one seed.")]
 
 
 def locomo(
@@ -51,17 +52,17 @@ def locomo(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """LoCoMo: questions about two people's conversations over many months, scored by its own token F1.
+    """LoCoMo: questions about two people's conversations over many months, scored with its own token F1.
 
-    Every question is asked with the newest turns that fit the prompt, with the question alone, and with the turns
-    that BM25 finds; the first two with each memory: off, the conversation's own, and the controls. "recent window,
-    off" is the frozen model, "question only, memory" the memory alone. Of a memory of statements those are read that
-    the question is about, and what of them returns to the window counts to the prompt. The reply's first line counts.
-    Adversarial questions offer two options, as the benchmark does; guessing is right half of the time.
+    Every question is asked with three kinds of prompt: the newest turns that fit, the question alone, and the turns
+    that BM25 finds. The first two are asked with the memory, with memory off, and with the controls. So "recent window,
+    off" is the frozen model, and "question only, memory" is the memory alone. A memory of statements is searched with
+    the question; exchanges that it returns to the window count towards the prompt. Only the reply's first line is
+    scored. Adversarial questions offer two options, as in the benchmark, so guessing is right half of the time.
 
-    The data is not part of this package: take locomo10.json from the benchmark's authors.
+    The data is not part of this package: get locomo10.json from the benchmark's authors.
 
-    JSON: as of `deltamem eval recall`.
+    JSON: as for `deltamem eval recall`.
 
     Example: deltamem eval locomo --data locomo10.json --questions 200 --prompt-tokens 512
     """
@@ -89,9 +90,9 @@ def conflict(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Numbered facts that contradict each other: the later one holds. In the form of MemoryAgentBench.
+    """Numbered facts that contradict each other, where the later one is right. In the format of MemoryAgentBench.
 
-    Arms as in `deltamem eval locomo`. A reply is right when the accepted answer stands in its first line.
+    Arms as in `deltamem eval locomo`. A reply is right if its first line contains an accepted answer.
 
     Examples: deltamem eval conflict --quick ·
     deltamem eval conflict --data ai-hyz/MemoryAgentBench --source sh_6k
@@ -121,10 +122,10 @@ def label_learning(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Texts with numbers for labels, learned from examples. In the form of MemoryAgentBench's test-time learning.
+    """Learning to label texts with numbers from examples. In the format of MemoryAgentBench's test-time learning.
 
-    Arms as in `deltamem eval locomo`. A reply is right when its first line is the label. Generated tasks have 4 or
-    8 labels, so that guessing is right in 25 or 12.5 % of cases.
+    Arms as in `deltamem eval locomo`. A reply is right if its first line is the label. Generated tasks have 4 or 8
+    labels, so guessing is right in 25 or 12.5 % of cases.
 
     Examples: deltamem eval label-learning --quick ·
     deltamem eval label-learning --data ai-hyz/MemoryAgentBench --source trec_coarse --questions 100
@@ -151,26 +152,26 @@ def _tasks(
     made: Callable[[BenchRow, str], LongTask],
     generated: Callable[[Size], Iterator[tuple[str, BenchRow]]],
 ) -> tuple[list[LongTask], dict[str, int | str]]:
-    """The tasks, and what has to be said to get them again."""
+    """The tasks, and the settings that reproduce them."""
     from deltamem_agents.lab.evaluation.agent_bench import read_rows
     from deltamem_agents.lab.evaluation.draws import FULL, QUICK
     from deltamem_agents.lab.evaluation.long_tasks import sampled
 
     if data is None:
         if source:
-            raise typer.BadParameter("generated tasks have no sources; name --data", param_hint="--source")
+            raise typer.BadParameter("generated tasks have no sources; pass --data", param_hint="--source")
         size = QUICK if quick else FULL
         size = size if questions is None else replace(size, questions=questions)
         return [made(row, name) for name, row in generated(size)], {"questions": size.questions}
     if quick:
-        raise typer.BadParameter("only generated tasks have a quick size; give --questions", param_hint="--quick")
+        raise typer.BadParameter("only generated tasks have a quick size; use --questions", param_hint="--quick")
     tasks = sampled([made(row, row.source) for row in read_rows(data, split, source)], questions)
     settings: dict[str, int | str] = {"data": Path(data).name, "source": source}
     return tasks, settings if questions is None else {**settings, "questions": questions}
 
 
 def _kinds(tasks: Sequence[LongTask]) -> dict[str, frozenset[str]]:
-    """A row for each kind of question, in order of first appearance."""
+    """One row per kind of question, in order of first appearance."""
     return {one.kind: frozenset({one.kind}) for task in tasks for one in task.questions}
 
 

@@ -1,4 +1,4 @@
-"""`deltamem memory`: the verbs of a store. Only those that say so load a model."""
+"""`deltamem memory`: commands on a store. Only search, correct and migrate load a model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look at, move and erase what agents remember. Only search, correct and migrate load a model.\n\n"
-    "A snapshot is named by its id, by the first six or more digits of its id, or by a tag.",
+    help="Show, move and erase what agents remember. Only search, correct and migrate load a model.\n\n"
+    "Name a snapshot by its id, by at least the first six digits of its id, or by a tag.",
 )
 app.command("list")(views.list_agents)
 app.command()(views.log)
@@ -33,13 +33,13 @@ app.command()(statements.migrate)
 
 @app.command()
 def fork(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The agent to start from; it is left as it is.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The agent to start from; it is not changed.")],
     agent: Annotated[str, typer.Argument(metavar="NEW", help="Name of the new agent.")],
     at: At = None,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Start a new agent at a snapshot of another one, with its whole past.
+    """Start a new agent at a snapshot of another one, with its whole history.
 
     JSON: {"source", "agent", "head"}.
 
@@ -56,11 +56,11 @@ def fork(
 @app.command()
 def rewind(
     agent: Agent,
-    to: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="What the agent is to remember again.")],
+    to: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot to go back to.")],
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Make an older snapshot the newest again, bit for bit. Nothing is deleted, and a rewind can be undone.
+    """Make an older snapshot the newest again, bit for bit. Nothing is deleted, so a rewind can be undone.
 
     JSON: {"agent", "head", "before"}.
 
@@ -72,7 +72,7 @@ def rewind(
     if as_json:
         emit({"agent": agent, "head": head, "before": before})
     elif head == before:
-        stdout().print(f"{printable(agent)} is at snapshot {short(head)} already")
+        stdout().print(f"{printable(agent)} is already at snapshot {short(head)}")
     else:
         stdout().print(f"{printable(agent)} is back at snapshot {short(head)}; to undo, rewind to {short(before)}")
 
@@ -81,14 +81,14 @@ def rewind(
 def tag(
     agent: Agent,
     name: Annotated[
-        str | None, typer.Argument(metavar="[TAG]", help="The name to give; left out, tags are listed.")
+        str | None, typer.Argument(metavar="[TAG]", help="The name to give. If left out, tags are listed.")
     ] = None,
     at: At = None,
-    delete: Annotated[bool, typer.Option("--delete", "-d", help="Take the tag away; its snapshot stays.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", "-d", help="Remove the tag; its snapshot stays.")] = False,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Name a snapshot, so that `prune` keeps it; or list an agent's tags.
+    """Name a snapshot so that `prune` keeps it, or list an agent's tags.
 
     JSON: {"agent", "tags": {name: snapshot}}, the tags after the command.
 
@@ -121,7 +121,7 @@ def forget(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Erase an agent for good and print a receipt: no byte of it stays in the store but what its forks hold.
+    """Erase an agent permanently and print a receipt. No byte of it stays in the store, except what its forks hold.
 
     JSON: {"agent", "at", "removed": [ids], "kept": [ids that forks hold], "tags", "nbytes"}.
 
@@ -129,7 +129,7 @@ def forget(
     """
     with open_memory(store) as opened:
         if not yes and agent in opened.agents():
-            typer.confirm(f"Erase all that {printable(agent)} remembers, for good?", abort=True, err=True)
+            typer.confirm(f"Permanently erase everything {printable(agent)} remembers?", abort=True, err=True)
         receipt = opened.forget(agent)
     _print_receipt("forgot", receipt, as_json)
 
@@ -137,11 +137,13 @@ def forget(
 @app.command()
 def prune(
     agent: Agent,
-    keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=1, help="The newest so many stay.")],
+    keep_last: Annotated[
+        int, typer.Option("--keep-last", metavar="N", min=1, help="Number of newest snapshots to keep.")
+    ],
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Drop old snapshots. The newest N, tagged ones, those that forks need and each thread's newest stay.
+    """Delete old snapshots. The newest N, tagged ones, those that forks need and each thread's newest are kept.
 
     JSON: as for `forget`.
 
@@ -169,12 +171,12 @@ def _print_receipt(verb: str, receipt: Receipt, as_json: bool) -> None:
 def export_agent(
     agent: Agent,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", dir_okay=False, help="Written in one step, replaced if there.")
+        Path, typer.Argument(metavar="FILE", dir_okay=False, help="Written atomically; an existing file is replaced.")
     ],
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Write everything of one agent to one file.
+    """Write an agent's whole memory to one file.
 
     JSON: {"agent", "file", "nbytes"}.
 
@@ -193,13 +195,13 @@ def export_agent(
 def import_agent(
     file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Written by `export`.")],
     agent: Annotated[
-        str | None, typer.Option("--agent", metavar="NAME", help="Another name than the exported one.")
+        str | None, typer.Option("--agent", metavar="NAME", help="A name other than the exported one.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of an agent of that name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing agent of that name.")] = False,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Bring in an exported agent. Everything is verified before anything is written.
+    """Import an exported agent. Everything is verified before anything is written.
 
     JSON: {"agent", "head", "snapshots"}.
 
@@ -211,4 +213,4 @@ def import_agent(
     if as_json:
         emit({"agent": name, "head": head, "snapshots": len(snapshots)})
     else:
-        stdout().print(f"{printable(name)} is in, {plural(len(snapshots), 'snapshot')}, newest {short(head)}")
+        stdout().print(f"imported {printable(name)}, {plural(len(snapshots), 'snapshot')}, newest {short(head)}")

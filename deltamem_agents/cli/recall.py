@@ -1,4 +1,4 @@
-"""`deltamem eval recall`: what a memory holds, beside its controls, and pictures of it."""
+"""`deltamem eval recall`: measures what a memory holds, with controls, and draws pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUITE_NAMES = (
     "people",
 )
 SESSION_TOKENS = 1000
-"""Here so that --help and wrong usage do not load the suites; a test compares."""
+"""Repeated here so that --help and usage errors do not import the suites; a test compares."""
 
 
 Suites = Annotated[
@@ -42,18 +42,20 @@ Suites = Annotated[
 ]
 Facts = Annotated[
     list[int] | None,
-    typer.Option("--facts", metavar="N", min=1, help="Only these numbers of facts, of capacity; may be repeated."),
+    typer.Option(
+        "--facts", metavar="N", min=1, help="For the suite capacity: only this number of facts; may be repeated."
+    ),
 ]
 Tokens = Annotated[
     list[int] | None,
-    typer.Option("--tokens", metavar="N", min=0, help="Only these distances, of distance; may be repeated."),
+    typer.Option("--tokens", metavar="N", min=0, help="For the suite distance: only this distance; may be repeated."),
 ]
 Questions = Annotated[
     int | None,
-    typer.Option("--questions", metavar="N", min=4, help="Asked for a figure, over all seeds.  [default: 300]"),
+    typer.Option("--questions", metavar="N", min=4, help="Questions per figure, over all seeds.  [default: 300]"),
 ]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="48 questions a figure, one seed, and distances up to 1,000 tokens.")
+    bool, typer.Option("--quick", help="48 questions per figure, one seed, and distances up to 1,000 tokens.")
 ]
 Episodes = Annotated[
     Path | None,
@@ -83,21 +85,22 @@ def recall(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure recall from the state alone, beside the controls that any such figure needs.
+    """Measure recall from the memory alone, together with the controls that such a figure needs.
 
-    Conversations are absorbed and hidden, then asked about in a fresh prompt and answered greedily. What counts is
-    the whole answer, exactly, after the beginning of the reply ("Your dog's name is"); in the suites natural and
-    people, the value anywhere in a reply that the model began. No value that is told was ever seen in training.
+    Conversations are absorbed. Questions about them are then asked in a new prompt that does not show them, with greedy
+    decoding. The beginning of the reply is given ("Your dog's name is"), and the rest must be the whole answer,
+    exactly. In the suites natural and people replies are free, and the value may stand anywhere. No told value was seen
+    in training.
 
-    The arms are the memory itself; the memory off; a zero state; another conversation's state; and a random state
-    of equal norm in every layer. Intervals are 95 %, by bootstrap over conversations; three seeds draw them.
+    The arms are the memory; memory off; a zero state; another conversation's state; and a random state of equal norm in
+    every layer. Intervals are 95 %, by bootstrap over conversations. Three seeds draw the conversations.
 
     A line of an episodes FILE is {"messages": [{"role", "content"}], "questions": [{"question", "answer"}]}. A
-    question may have a "prefix", the beginning of the reply; without one the free reply is searched for the answer.
+    question may have a "prefix", the beginning of the reply. Without one, the free reply is searched for the answer.
 
-    JSON: {"subject" (what was measured), "figures": [{"suite", "name", "place" (on the axis of a picture),
+    JSON: {"subject" (what was measured), "figures": [{"suite", "name", "place" (position on the picture's axis),
     "questions", "conversations", "history_tokens" (mean), "arms": {arm: {measure: {"value", "low", "high",
-    "by_seed", "unit"}}}}], "seeds", "settings"}; a list of them for several REPORTs.
+    "by_seed", "unit"}}}}], "seeds", "settings"}; a list of these for several REPORTs.
 
     Examples: deltamem eval recall --quick · deltamem eval recall capacity distance --save mine.json --plot mine.png ·
     deltamem eval recall --from a.json --from b.json --plot both.png
@@ -105,7 +108,7 @@ def recall(
     if plot is not None:
         from deltamem_agents.lab.pictures import import_matplotlib
 
-        import_matplotlib()  # What is missing is better known before hours of measuring than behind them.
+        import_matplotlib()  # Fail before hours of measuring, not after.
     if saved:
         reports = _read(saved)
     else:
@@ -129,7 +132,7 @@ def _wanted(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is unknown; use one of {', '.join(SUITE_NAMES)}, {ALL}")
     if episodes is not None and (suites or facts or tokens):
-        message = "FILE brings its own facts; name no SUITE, no --facts and no --tokens"
+        message = "FILE has its own facts; use it without SUITE, --facts and --tokens"
         raise typer.BadParameter(message, param_hint="--episodes")
     if facts and suites and "capacity" not in suites:
         raise typer.BadParameter("only the suite capacity has numbers of facts", param_hint="--facts")
@@ -157,7 +160,7 @@ def _measure(
     save: Path | None,
     opened: tuple[str, str | None, str],
 ) -> Report:
-    """The report, saved after every figure so that a long run that is interrupted leaves what it has."""
+    """Measures a report. It is saved after every figure, so an interrupted run keeps what it has."""
     from deltamem_agents.lab.evaluation.report import Report, Subject
 
     model, adapter, device = opened

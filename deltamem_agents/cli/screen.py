@@ -1,4 +1,4 @@
-"""Where every command's output goes and how things look there: results on stdout, all else on stderr."""
+"""Output of all commands: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SHORT_ID = 12
-"""Digits of a snapshot's id that are shown; its verbs take six or more."""
+"""Number of digits of a snapshot's id that are shown. Commands accept six or more."""
 
-# Wide enough that no table is folded where it is piped into another program.
+# Wide enough that tables are not folded when piped into another program.
 _PIPED_COLUMNS = 200
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 class OneLineErrors(TyperGroup):
-    """The whole command line: what is wrong on purpose comes as one line on stderr and exit code 1."""
+    """The root command group. Expected errors become one line on stderr and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,24 +35,24 @@ class OneLineErrors(TyperGroup):
         except BrokenPipeError:
             raise
         except (DeltaMemError, OSError) as error:
-            complain(str(error))
+            print_error(str(error))
             raise typer.Exit(1) from None
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Let a terminal of few characters show a question mark rather than end the command."""
+    """Prints "?" for characters that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(" ".join(printable(text, keep="\n").split()), err=True)
 
 
 def emit(value: object) -> None:
-    """One JSON value on stdout, in ASCII so that it is valid whatever the terminal's encoding."""
+    """Prints one JSON value to stdout, in ASCII so that it is valid in any encoding."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
@@ -68,12 +68,12 @@ def _console(*, err: bool) -> Console:
     from rich.console import Console
 
     piped = not (sys.stderr if err else sys.stdout).isatty()
-    # Names and replies are other people's text: none of it is markup.
+    # Names and replies are untrusted text, so markup is off.
     return Console(stderr=err, width=_PIPED_COLUMNS if piped else None, markup=False, highlight=False, emoji=False)
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table; columns named in `right` hold numbers."""
+    """An empty table. `right`: columns of numbers, aligned right."""
     from rich import box
     from rich.table import Table
 
@@ -84,19 +84,19 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text with what could steer a terminal written out: escapes, line breaks, reversed writing."""
+    """The text with everything that could control a terminal escaped: escape codes, line breaks, text direction."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def marked(pieces: Iterable[tuple[str, bool]]) -> Text:
-    """A text in pieces, those that are marked bold and in « »."""
+    """A text from (piece, marked) pairs, marked pieces in bold and in « »."""
     from rich.text import Text
 
     shown, inside = Text(), False
     for text, strong in (*pieces, ("", False)):
         piece, wanted = text, strong
         if wanted and not inside:
-            # Tokens begin with the space before their word.
+            # A token begins with the space before its word; keep the space outside of the mark.
             word = piece.lstrip(" ")
             shown.append(" " * (len(piece) - len(word)))
             piece, wanted = word, bool(word)
@@ -112,7 +112,7 @@ def short(snapshot: str | None) -> str:
 
 
 def moment(stamp: str) -> str:
-    """An ISO 8601 UTC time, to the second."""
+    """Formats an ISO 8601 UTC time, to the second."""
     return stamp[:19].replace("T", " ")
 
 
@@ -125,7 +125,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def bar(value: float, most: float, columns: int = 30) -> str:
-    """A bar of up to `columns` characters, to the eighth of one."""
+    """A bar of up to `columns` characters, in steps of an eighth of a character."""
     eighths = round(8 * columns * value / most) if most > 0 else 0
     full, rest = divmod(min(eighths, 8 * columns), 8)
     return "█" * full + (_EIGHTHS[rest - 1] if rest else "")

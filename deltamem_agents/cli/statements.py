@@ -1,4 +1,4 @@
-"""The verbs of `deltamem memory` for single statements. Listing and forgetting load no model."""
+"""Commands of `deltamem memory` on single statements. Listing and forgetting load no model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from deltamem_agents.snapshots import Statement, StatementReceipt
     from deltamem_agents.turns.migrating import Migration
 
-StatementId = Annotated[str, typer.Argument(metavar="STATEMENT", help="Its id, or the first six or more digits of it.")]
+StatementId = Annotated[
+    str, typer.Argument(metavar="STATEMENT", help="Its id, or at least the first six digits of it.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -37,18 +39,19 @@ def statements(
     agent: Agent,
     at: At = None,
     superseded: Annotated[
-        bool, typer.Option("--superseded", help="With the earlier versions of corrected statements.")
+        bool, typer.Option("--superseded", help="Include earlier versions of corrected statements.")
     ] = False,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """List what an agent remembers, message by message, oldest first. No model is loaded.
 
-    A statement is a message that left something in the memory. The words that it wrote strongly stand in « ». Of
-    statements that went over the bound of the agent's policy it is said how many they are.
+    A statement is a message that was written to memory. Words that were written strongly are in « ». If the agent's
+    policy bounds the number of statements, older ones are folded into the whole state; the list says how many.
 
     JSON: {"agent", "went", "statements": [{"id", "role", "text", "thread", "created", "origin", "supersedes",
-    "superseded", "marked": [[piece of the text, how strongly it was written, 0 to 1]]}]}.
+    "superseded", "marked": [[piece of the text, write strength from 0 to 1]]}]}. "went" is the number of statements
+    that are only in the whole state.
 
     Example: deltamem memory statements ada
     """
@@ -63,7 +66,7 @@ def statements(
         emit({"agent": agent, "went": went, "statements": rows})
         return
     if went:
-        stdout().print(f"{plural(went, 'statement')} went over the bound and are in the whole state alone")
+        stdout().print(f"{plural(went, 'statement')} went over the bound and exist only in the whole state")
     if not found:
         stdout().print(f"{printable(agent)} remembers no statement")
         return
@@ -76,14 +79,14 @@ def statements(
 def search(
     agent: Agent,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, as you would ask the agent.")],
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Show so many at most.")] = 4,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of results.")] = 4,
     model: Model = DEFAULT_MODEL,
     adapter: AdapterDir = None,
     store: StoreUrl = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Find the statements that a question is about, best first, as a reply to it would choose them.
+    """Find the statements that a reply to a question would use, best first.
 
     JSON: {"agent", "query", "statements": [the keys of `statements`, and "score"]}.
 
@@ -110,10 +113,10 @@ def forget_statement(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Erase one statement for good and print a receipt. No model is loaded.
+    """Erase one statement permanently and print a receipt. No model is loaded.
 
-    No byte of its text or of what it wrote stays in the store, but where a fork holds it. The receipt names other
-    statements that say the same words, such as the reply to it; they stay until you forget them too.
+    No byte of its text or of its writes stays in the store, except where a fork holds it. The receipt lists other
+    statements with the same words, such as the reply to it. They stay until you forget them too.
 
     JSON: {"agent", "at", "removed": [ids], "kept": [ids that forks hold], "forks": [agents], "alike": [the keys of
     `statements`], "nbytes"}.
@@ -126,7 +129,7 @@ def forget_statement(
     with open_memory(store) as opened:
         if not yes:
             found = find_statement(opened, agent, statement)
-            typer.confirm(f"Erase for good: {printable(found.text) or short(found.id)}?", abort=True, err=True)
+            typer.confirm(f"Permanently erase: {printable(found.text) or short(found.id)}?", abort=True, err=True)
         receipt = forget(opened, agent, statement)
     _print_receipt(receipt, as_json)
 
@@ -142,7 +145,7 @@ def _print_receipt(receipt: StatementReceipt, as_json: bool) -> None:
     if receipt.forks:
         console.print(f"  kept     by {printable(', '.join(receipt.forks))}, which hold it too")
     if receipt.alike:
-        console.print("  these say the same words and are still there:")
+        console.print("  these statements have the same words and are still there:")
         shown = table("statement", "said (UTC)", "role", "thread", "text")
         for each in receipt.alike:
             shown.add_row(*_row(each), _marked(each))
@@ -152,16 +155,16 @@ def _print_receipt(receipt: StatementReceipt, as_json: bool) -> None:
 def correct(
     agent: Agent,
     statement: StatementId,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What is true.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The correct text.")],
     model: Model = DEFAULT_MODEL,
     adapter: AdapterDir = None,
     store: StoreUrl = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Put a true text in a statement's place. Replies read the new one alone.
+    """Replace a statement with a corrected text. Replies read only the new one.
 
-    The earlier version stays in the store until one of the two is forgotten; `statements --superseded` shows it.
+    The earlier version stays in the store until one of the two is forgotten. `statements --superseded` shows it.
 
     JSON: {"agent", "statement": {the keys of `statements`}}.
 
@@ -179,30 +182,31 @@ def correct(
 
 
 def migrate(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The agent to move; it is left as it is.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The agent to move; it is not changed.")],
     to_model: Annotated[
-        str, typer.Option("--to-model", metavar="NAME", help="The model that is to remember.")
+        str, typer.Option("--to-model", metavar="NAME", help="The model to move the memory to.")
     ] = DEFAULT_MODEL,
     to_adapter: Annotated[
-        str | None, typer.Option("--to-adapter", metavar="DIR", help="Its adapter; without it, the model's default.")
+        str | None,
+        typer.Option("--to-adapter", metavar="DIR", help="Its adapter. Default: the model's shipped adapter."),
     ] = None,
     to_store: Annotated[
-        str | None, typer.Option("--to-store", metavar="URL", help="Where to; without it, the store it comes from.")
+        str | None, typer.Option("--to-store", metavar="URL", help="The store to move it to. Default: the same store.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="What the agent is called there; the same if left out.")
+        str | None, typer.Option("--as", metavar="NAME", help="The agent's new name. Default: the same name.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would move, and change nothing. No model is loaded.")
+        bool, typer.Option("--dry-run", help="Show what would move, without changing anything. No model is loaded.")
     ] = False,
     store: StoreUrl = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Move a memory to another model or adapter: it hears again what the statements say, in their order.
+    """Move a memory to another model or adapter: the new model absorbs the statements' texts again, in order.
 
-    Threads, roles and times are kept. The agent that it comes from stays as it is, with its snapshots. What has no
-    text, or was written before statements were kept, cannot move; the report says so.
+    Threads, roles and times are kept. The source agent and its snapshots are not changed. Statements without text, and
+    what was written before statements were kept, cannot move; the report lists them.
 
     JSON: {"source", "agent", "statements", "without_text": [ids], "whole_state", "written", "snapshot"}; the last two
     are null in a dry run.
@@ -231,12 +235,12 @@ def _print_migration(done: Migration) -> None:
     else:
         console.print(
             f"{count} of {printable(done.source)} moved to {printable(done.agent)}, snapshot {short(done.snapshot)}; "
-            f"{done.written:,} of them left something in the memory"
+            f"{done.written:,} of them were written to memory"
         )
     if done.without_text:
-        console.print(f"  cannot move: {plural(len(done.without_text), 'statement')} without a text")
+        console.print(f"  cannot move: {plural(len(done.without_text), 'statement')} without text")
     if done.whole_state:
-        console.print("  cannot move: what was written before statements were kept, which is in the state alone")
+        console.print("  cannot move: what was written before statements were kept; it exists only in the state")
 
 
 def _fields(statement: Statement, superseded: bool) -> dict[str, object]:
@@ -255,12 +259,12 @@ def _row(statement: Statement) -> Sequence[str]:
 
 
 def _marked(statement: Statement, *, superseded: bool = False) -> Text:
-    """The text, with the words that were written strongly marked."""
+    """The text with strongly written words marked."""
     from rich.text import Text
 
     from deltamem_agents.memory.recall import STRONG
 
     if not statement.text:
-        return Text("(no text is kept)", style="dim")
+        return Text("(no text kept)", style="dim")
     shown = marked((piece, strength >= STRONG) for piece, strength in statement.marked)
     return Text("superseded: ", style="dim") + shown if superseded else shown

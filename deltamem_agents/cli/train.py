@@ -1,4 +1,4 @@
-"""`deltamem train`: train an adapter by a recipe, or look at how a run is doing."""
+"""`deltamem train`: trains an adapter by a recipe, or draws a run's progress."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from deltamem_agents.errors import ConfigError
 
 PICTURE_FILE = "training.png"
 INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended."""
+"""Exit code after Ctrl-C."""
 
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A JSON file, or the name of a recipe that ships.")
+        str | None, typer.Argument(metavar="RECIPE", help="A JSON file, or the name of a shipped recipe.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", file_okay=False, help="The run's folder.")] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--from", metavar="ADAPTER", exists=True, file_okay=False, help="An adapter to begin from."),
+        typer.Option("--from", metavar="ADAPTER", exists=True, file_okay=False, help="An adapter to start from."),
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to train.")] = "cpu",
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads to use.")] = None,
-    plot: Annotated[bool, typer.Option("--plot", help="Only draw the run in DIR as far as it is.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipes that ship.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Only draw the run in DIR, finished or not.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> None:
-    """Train an adapter. DIR gets the adapter, a log line a step (log.jsonl) and a picture (training.png).
+    """Train an adapter. DIR gets the adapter, a log with one line per step (log.jsonl) and a picture (training.png).
 
-    Run again with the same recipe and DIR, it goes on where it saved last. With --from it begins with the weights of
-    an adapter that is there already, which has to be of the recipe's geometry but for hidden units and votes of write
-    gates, and fits no others but, where the recipe says so, these gates.
+    The same command with the same recipe and DIR continues from the last checkpoint. With --from, training starts from
+    an existing adapter's weights instead of a warm start. That adapter must have the recipe's geometry, except for
+    hidden units and votes of write gates; a gate fit in the recipe still runs.
 
     Examples: deltamem train wide --out runs/wide · deltamem train more.json --from runs/wide --out runs/more ·
     deltamem train --plot --out runs/wide
@@ -43,12 +43,12 @@ def train(
         _list_recipes()
         return
     if out is None:
-        raise typer.BadParameter("--out DIR is needed: the run's folder", param_hint="--out")
+        raise typer.BadParameter("--out DIR, the run's folder, is required", param_hint="--out")
     if plot:
         stdout().print(f"picture: {_draw(out)}")
         return
     if recipe is None:
-        raise typer.BadParameter("a RECIPE is needed; `deltamem train --list` names those that ship")
+        raise typer.BadParameter("a RECIPE is required; `deltamem train --list` lists the shipped ones")
     _train(recipe, out, start, device, threads)
 
 
@@ -66,19 +66,19 @@ def _train(name: str, out: Path, start: Path | None, device: str, threads: int |
         torch.set_num_threads(threads)
     loaded = load_model(recipe.model, device=device)
     console = stderr()
-    for module, loss in (("numba", "steps take longer"), ("matplotlib", "the run is not drawn")):
+    for module, loss in (("numba", "steps are slower"), ("matplotlib", "no picture is drawn")):
         if find_spec(module) is None:
-            console.print(printable(f"without {module} {loss}; pip install 'deltamem-agents[lab]'"))
+            console.print(printable(f"without {module}, {loss}; pip install 'deltamem-agents[lab]'"))
     begin = None if start is None else load_adapter(start, loaded.model, recipe.model)
     trainer = Trainer(
         loaded, ChatTemplate(loaded.tokenizer), recipe, out, lambda line: console.print(printable(line)), begin
     )
     if trainer.step:
-        console.print(f"going on at step {trainer.step} of {recipe.steps}")
+        console.print(f"continuing at step {trainer.step} of {recipe.steps}")
     try:
         trainer.run()
     except KeyboardInterrupt:
-        console.print(f"\nstopped at step {trainer.step}; the same command goes on from where it saved last")
+        console.print(f"\nstopped at step {trainer.step}; the same command continues from the last checkpoint")
         raise typer.Exit(INTERRUPTED) from None
     try:
         stdout().print(f"adapter: {out}\npicture: {_draw(out)}")
@@ -92,7 +92,7 @@ def _draw(out: Path) -> Path:
 
     log = out / LOG_FILE
     if not log.is_file():
-        raise ConfigError(f"{out} holds no {LOG_FILE}; expected the folder of a run by `deltamem train`")
+        raise ConfigError(f"{out} holds no {LOG_FILE}; expected the folder of a `deltamem train` run")
     picture = out / PICTURE_FILE
     training_picture(log.read_text(encoding="utf-8").splitlines(), picture)
     return picture

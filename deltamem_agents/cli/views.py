@@ -1,4 +1,4 @@
-"""The verbs of `deltamem memory` that only look."""
+"""Commands of `deltamem memory` that only read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_agents.cli.options import Agent, At, Json, StoreUrl, is_there, open_memory
+from deltamem_agents.cli.options import Agent, At, Json, StoreUrl, open_memory, store_exists
 from deltamem_agents.cli.screen import bar, emit, moment, nbytes, plural, printable, short, stdout, table
 from deltamem_agents.errors import DeltaMemError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltamem_agents.snapshots import Entry, StateDiff, Store
 
 TITLE_LENGTH = 30
-"""Characters of an agent's name that fit above the narrowest picture."""
+"""Number of characters of an agent's name that fit above the narrowest picture."""
 
 COUNTERS = ("turns", "messages", "tokens")
 
@@ -29,21 +29,21 @@ def list_agents(store: StoreUrl = None, as_json: Json = False) -> None:
     """List the agents of a store.
 
     JSON: {"store", "agents": [{"agent", "head", "turns", "messages", "tokens", "state_bytes", "snapshots", "tags",
-    "updated"}]}; an agent whose newest snapshot is damaged has "error" in place of the figures.
+    "updated"}]}. An agent whose newest snapshot is damaged has "error" instead of the figures.
 
     Example: deltamem memory list --store team.sqlite
     """
     from deltamem_agents.snapshots import store_path
 
     path, rows = store_path(store), []
-    if path is None or is_there(path):
+    if path is None or store_exists(path):
         with open_memory(store) as opened:
             rows = [_agent_row(opened, agent) for agent in opened.agents()]
     if as_json:
         emit({"store": str(path or store), "agents": rows})
         return
     if not rows:
-        stdout().print(f"no agents in {path or store}; `deltamem chat --agent NAME` makes one")
+        stdout().print(f"no agents in {path or store}; `deltamem chat --agent NAME` creates one")
         return
     numbers = (*COUNTERS, "snapshots", "tags")
     shown = table("agent", "newest", *numbers, "updated (UTC)", right=numbers)
@@ -75,14 +75,14 @@ def _agent_row(store: Store, agent: str) -> dict[str, object]:
 def log(
     agent: Agent,
     at: At = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Show so many at most.")] = 20,
-    moves: Annotated[bool, typer.Option("--moves", help="Show what was newest when, instead.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of rows.")] = 20,
+    moves: Annotated[bool, typer.Option("--moves", help="Show when which snapshot became the newest.")] = False,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Show a snapshot and those it grew from, newest first.
+    """Show a snapshot and its ancestors, newest first.
 
-    With --moves, show every move of the agent's newest snapshot instead: what a rewind left behind is found there.
+    With --moves, show instead every change of the agent's newest snapshot, including snapshots that a rewind left.
 
     JSON: {"agent", "snapshots": [{"id", "parent", "created", "origin", "thread", "note", "turns", "messages",
     "tokens", "norm", "tags"}]}, or {"agent", "moves": [{"verb", "snapshot", "at"}]}.
@@ -95,7 +95,7 @@ def log(
             return
         names = _tag_names(opened, agent)
         entries = list(islice(opened.log(agent, at), limit))
-        # A state that is made of statements is worked out from the store.
+        # Computing a state from statements needs the open store.
         facts = [_entry_facts(entry, names) for entry in entries]
     if as_json:
         emit({"agent": agent, "snapshots": facts})
@@ -128,7 +128,7 @@ def _log_moves(store: Store, agent: str, limit: int, as_json: bool) -> None:
 
 
 def _tag_names(store: Store, agent: str) -> dict[str, list[str]]:
-    """The tags of each snapshot that has any."""
+    """The tags by snapshot."""
     names: dict[str, list[str]] = {}
     for name, snapshot in sorted(store.tags(agent).items()):
         names.setdefault(snapshot, []).append(name)
@@ -162,9 +162,9 @@ def show(
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Show one snapshot: its size, what it holds, where it comes from, and how full each layer is.
+    """Show one snapshot: its size, content and origin, and the norm of each layer's state.
 
-    Layers count those that carry a state, from 0.
+    Layers are numbered from 0; only those with a state are counted.
 
     JSON: the keys of one snapshot of `log`, and "agent", "geometry": {"layers", "heads", "rank"}, "state_bytes",
     "layer_norms", "threads": {name: newest snapshot}, "fingerprint": {"model", "tokenizer", "adapter", "format"} and
@@ -204,7 +204,7 @@ def show(
 
 
 def _layer_norms(matrices: Tensor) -> list[float]:
-    """Frobenius norm of each layer over its heads, of the one sequence of (1, layers, heads, r, r)."""
+    """The Frobenius norm of each layer, over all heads. `matrices`: (1, layers, heads, r, r)."""
     norms: list[float] = matrices[0].double().flatten(1).norm(dim=1).tolist()
     return norms
 
@@ -215,7 +215,7 @@ def _print_entry(agent: str, entry: Entry, names: Mapping[str, list[str]]) -> No
     rows = {
         "agent": printable(agent),
         "snapshot": entry.id,
-        "parent": snapshot.parent or "none, this is the first",
+        "parent": snapshot.parent or "none; this is the first",
         "tags": printable(", ".join(names.get(entry.id, ()))) or "none",
         "created": f"{moment(snapshot.created)} UTC by {snapshot.origin}",
         "thread": (printable(snapshot.thread) or "the default one")
@@ -244,7 +244,7 @@ def diff(
     agent: Agent,
     a: Annotated[str, typer.Argument(metavar="A", help="The snapshot to start from.")],
     b: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="The one to compare it with; the newest if left out.")
+        str | None, typer.Argument(metavar="[B]", help="The snapshot to compare it with. Default: the newest.")
     ] = None,
     store: StoreUrl = None,
     as_json: Json = False,

@@ -30,7 +30,7 @@ from transformers import (
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.inference.reply_text import Remembered, StoppingText
 from deltamem_agents.inference.rows import OneToken
-from deltamem_agents.inference.scheduling import Seat
+from deltamem_agents.inference.scheduling import BETWEEN, Seat
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, last_place, with_cache
@@ -44,7 +44,7 @@ _TOKENWISE = ("ids", "reads", "writes", "message_ids", "replies")
 PREFILL_CHUNK = 512
 """Tokens per forward pass of a long prompt: bounds activations, not the result."""
 
-SHARED_CHUNK = 128
+SHARED_CHUNK = BETWEEN
 """The same while others wait for their next token."""
 
 
@@ -167,6 +167,14 @@ class Constraint(Protocol):
     def finished(self) -> bool: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """By layer slot, the attention inputs (1, tokens, hidden) of a prompt's tokens from the place `start` on."""
+
+    start: int
+    inputs: dict[int, Tensor]
+
+
 @dataclass
 class Pass:
     """One sequence going through the model: its KV cache, and its memory or None for the base model.
@@ -176,8 +184,8 @@ class Pass:
     `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over. `later`:
     what is fed is written by `write_waiting`.
     `pointing`: when given, what was recalled says more in the logits. `cached`: how many tokens of the prompt that is
-    fed next `cache` holds already. `seat`: its
-    way to the model, where others use it too; `shares`: single tokens go through it with those of others.
+    fed next `cache` holds already; `heard`: the last of them, where the model has just taken them in for this turn.
+    `seat`: its way to the model, where others use it too; `shares`: single tokens go through it with those of others.
     """
 
     model: PreTrainedModel
@@ -193,6 +201,7 @@ class Pass:
     config: AdapterConfig | None = None
     later: bool = False
     cached: int = 0
+    heard: Heard | None = None
     seat: Seat[OneToken] | None = None
     shares: bool = False
     _folded: FoldedState | None = None
@@ -201,8 +210,13 @@ class Pass:
 
     @property
     def defers(self) -> bool:
-        """Whether what a reply writes can be worked out once it is over: its tokens read a state that stays."""
+        """Whether what tokens write can be worked out after they passed: they read a state that stays."""
         return self.pieces is not None and not self.applies
+
+    @property
+    def kept(self) -> int:
+        """How many of the cached tokens the model has not taken in for this turn."""
+        return self.cached if self.heard is None else self.heard.start
 
     @property
     def fed(self) -> int:
@@ -224,6 +238,10 @@ class Pass:
         start, self.cached = self.cached, 0
         if start and self.state is not None and not self._quiet(prompt):
             self.measures.read += self._reading(prompt, slice(0, start))
+        self._write_heard(prompt, start)
+        if start and len(prompt) - start == 1:
+            # As light as a token of a reply.
+            self.share()
         begun = start
         while start < len(prompt):
             if start > begun:
@@ -235,6 +253,32 @@ class Pass:
             self.measures.messages += prompt.messages
             self.measures.unwritten += prompt.unwritten
         return logits
+
+    @torch.no_grad()
+    def _write_heard(self, prompt: Prompt, end: int) -> None:
+        """Work out what the cached tokens write that were heard, and the shifted half of the next key.
+
+        No other cached tokens are to be written.
+        """
+        heard, self.heard = self.heard, None
+        if heard is None or self.state is None or self.pieces is None:
+            return
+        part = slice(heard.start, end)
+        if not any(prompt.writes):
+            return
+        call = MemoryCall(
+            self.state,
+            write_mask=self._row(prompt.writes[part], torch.bool),
+            collect=self.collect,
+            written={},
+            applies=False,
+        )
+        for slot, layer in enumerate(self.layers):
+            read_and_write(layer, call, slot, heard.inputs[slot])
+        self.state = call.new_state()
+        self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
+        self.measures.written += sum(prompt.writes[part])
+        self.measures.add(call)
 
     @torch.no_grad()
     def write_waiting(self, stretches: int) -> None:
@@ -263,7 +307,7 @@ class Pass:
         """Share no more; `cache` is this sequence's own again."""
         if self.shares and self.seat is not None:
             self.shares = False
-            with self.seat.exclusively(self):
+            with self.seat.exclusively(self, 0):
                 pass
 
     def forward(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
@@ -282,7 +326,7 @@ class Pass:
             return self.forward(ids, call)
         if self.shares and len(ids) == 1:
             return self.seat.share(OneToken(self, ids[0], call))
-        with self.seat.exclusively(self):
+        with self.seat.exclusively(self, len(ids)):
             return self.forward(ids, call)
 
     @torch.no_grad()
@@ -445,7 +489,7 @@ class Decoding:
     def _pieces(self) -> Iterator[str]:
         run, clock = self._run, self._run.seconds
         begun = clock()
-        run.measures.prefilled = len(self._prompt) - run.cached
+        run.measures.prefilled = len(self._prompt) - run.kept
         logits = yield from run.feeding(self._prompt)
         run.measures.prefill_seconds += clock() - begun
         run.share()
@@ -524,7 +568,8 @@ class Decoding:
             if self._constraint is not None:
                 scores = scores.masked_fill(torch.from_numpy(~self._constraint.allowed()), -torch.inf)
             # Processors run after the mask: top-p and top-k then choose among what is allowed.
-            scores = processors(torch.LongTensor([prompt + ids]), cast(torch.FloatTensor, scores[None]))[0]
+            if processors:
+                scores = processors(torch.LongTensor([prompt + ids]), cast(torch.FloatTensor, scores[None]))[0]
             if self._sampling.temperature == 0:
                 token = int(scores.argmax())
             else:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltamem_agents.inference.decode import Pass, Prompt
-from deltamem_agents.memory.backbones import cache_of, cuts_anywhere, layers_of
+from deltamem_agents.inference.collecting import Hearing, KeysAndValues
+from deltamem_agents.inference.decode import Heard, Pass, Prompt
+from deltamem_agents.memory.backbones import KeyValueCache, cache_of, cuts_anywhere, layers_of
 from deltamem_agents.processes import Mutex
 
 KEPT_BYTES = 256 * 2**20
@@ -56,6 +57,12 @@ class Course:
     state: bytes
     lead: int
     behind: int
+
+    @classmethod
+    def unread(cls, prompt: Prompt) -> Course:
+        """Of a prompt that goes through the frozen model."""
+        ids, reads = np.asarray(prompt.ids, np.int32), np.asarray(prompt.reads, bool)
+        return cls(ids, np.zeros(len(ids), np.int8), b"", _first(reads), _NOTHING)
 
     @classmethod
     def of(cls, run: Pass, prompt: Prompt, *, writes_reply: bool) -> Course:
@@ -136,23 +143,42 @@ class KeptCaches:
         with self._lock:
             return self._nbytes
 
-    def begin(self, run: Pass, prompt: Prompt, whose: Whose | None, *, writes_reply: bool) -> Sitting | None:
-        """Have `run` go on from what is kept of this prompt, once it is about to be fed.
+    def lead_of(self, prompt: Prompt) -> KeysAndValues:
+        """What is kept of the lead of a prompt, as far as it leaves a token to be fed; () for nothing."""
+        course = Course.unread(prompt)
+        with self._lock:
+            entry, tokens = self._longest(course, None)
+        tokens = min(tokens, len(prompt) - 1)
+        return () if entry is None or tokens <= 0 else _cut(entry.layers, tokens)
+
+    def begin(
+        self, run: Pass, prompt: Prompt, whose: Whose | None, *, writes_reply: bool, heard: Hearing | None = None
+    ) -> Sitting | None:
+        """Have `run` go on from what is kept of this prompt, once it is about to be fed, or from what was just heard.
 
         `whose`: None for nobody, of whom nothing is kept. What is to be written is fed again, and the token before it,
-        which shifts the first key.
+        which shifts the first key; but what was heard is written from its inputs.
         """
-        if not self.limit or not cuts_anywhere(run.model.config):
+        if not cuts_anywhere(run.model.config) or type(run.cache) is not KeyValueCache:
             return None
         course = Course.of(run, prompt, writes_reply=writes_reply)
-        most = min(len(prompt), _first(np.asarray(prompt.writes, bool))) - 1
+        written = _first(np.asarray(prompt.writes, bool))
+        most = min(len(prompt), written) - 1
         with self._lock:
             entry, tokens = self._longest(course, whose)
             drops = self._drops
-        if entry is not None and min(tokens, most) > 0:
-            run.cached = min(tokens, most)
-            run.cache = cache_of([(k[..., : run.cached, :], v[..., : run.cached, :]) for k, v in entry.layers])
-        return None if whose is None else Sitting(whose, course, drops)
+        tokens = min(tokens, most)
+        if entry is not None and tokens > 0:
+            run.cached, run.cache = tokens, cache_of(_cut(entry.layers, tokens))
+        if heard is not None and heard.layers is not None:
+            tokens = min(course.shared_with(Course.unread(heard.prompt)), len(prompt) - 1)
+            if tokens > most and not (run.defers and heard.start <= most):
+                tokens = most
+            if tokens > run.cached:
+                run.cached, run.cache = tokens, cache_of(_cut(heard.layers, tokens))
+                run.heard = Heard(heard.start, {slot: x[:, : tokens - heard.start] for slot, x in heard.inputs.items()})
+                run.measures.prefill_seconds += heard.seconds
+        return None if whose is None or not self.limit else Sitting(whose, course, drops)
 
     def keep(self, sitting: Sitting | None, run: Pass, reply: Sequence[int]) -> None:
         """Keep what a turn computed that is over. `reply`: the ids of its tokens, of which `run` was fed the first.
@@ -208,6 +234,10 @@ class KeptCaches:
     @property
     def _nbytes(self) -> int:
         return sum(entry.nbytes for entry in self._entries.values())
+
+
+def _cut(layers: KeysAndValues, tokens: int) -> KeysAndValues:
+    return [(keys[..., :tokens, :], values[..., :tokens, :]) for keys, values in layers]
 
 
 def _digest(matrices: Tensor) -> bytes:

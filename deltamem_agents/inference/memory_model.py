@@ -14,6 +14,7 @@ from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import definition
 from deltamem_agents.inference.rows import OneToken, Rows
 from deltamem_agents.inference.scheduling import Scheduler, Seat
+from deltamem_agents.loading.int8 import rounded_up_to
 from deltamem_agents.loading.progress import step
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache
@@ -45,6 +46,11 @@ class MemoryModel:
     def per_message(self) -> bool:
         """Whether a message is written as a whole once it is over, and not token by token."""
         return self.adapter.config.memory_write_granularity == "message_mean"
+
+    @cached_property
+    def rounded_up_to(self) -> int:
+        """Tokens in one pass up to which the model computes otherwise than with more; 0 where it does not."""
+        return rounded_up_to(self.model)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -2,14 +2,16 @@
 
 One pass runs at a time, so that passes do not fight over cores. Turns that decode wait for their next token together,
 and one of their threads runs one pass for all of them; everything else (a chunk of a prompt, a question that is
-matched) runs alone, and takes turns with these passes. Both queues are first come, first served.
+matched) takes turns with these passes. Both queues are first come, first served. Between two passes of those who
+decode, as many short prompts go first as have the tokens of one long prompt's chunk, so that their turns are in the
+next one; those of them that are of a kind share a pass too.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -32,14 +34,21 @@ PATIENCE = 0.3
 Whose reader is slower than that is left out, is not waited for again, and comes in later.
 """
 
+BETWEEN = 128
+"""Tokens of prompts that may go between two passes of those who decode; one chunk may whatever its length."""
+
 ASLEEP = 0.25
 """Seconds after which a turn whose reader asks for nothing more no longer keeps others waiting."""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A thread's place in a queue. `granted`: it is its turn. `over`: another thread has done it."""
+    """A thread's place in a queue. `granted`: it is its turn. `over`: it was done, maybe by another thread.
 
+    `tokens`: how many go through the model.
+    """
+
+    tokens: int = field(init=False, default=BETWEEN)
     wake: Condition = field(init=False)
     granted: bool = field(init=False, default=False)
     over: bool = field(init=False, default=False)
@@ -51,6 +60,23 @@ class Step(Ticket):
 
     result: Tensor | Exception | None = field(init=False, default=None)
     share: float = field(init=False, default=0.0)
+
+
+@dataclass(eq=False)
+class Errand(Ticket):
+    """Tokens of a prompt that wait to go through the model, with those of others that are of the same `kind`.
+
+    `kind`: None where nobody's are. `wrong`: what went wrong with it. `share`: its part of the seconds that it took.
+    """
+
+    tokens: int = field()
+    kind: Hashable
+    wrong: Exception | None = field(init=False, default=None)
+    share: float = field(init=False, default=0.0)
+
+    def run(self, errands: Sequence[Errand]) -> None:
+        """Do errands of one kind, of which this is one, and leave in each what came of it."""
+        raise NotImplementedError
 
 
 StepT = TypeVar("StepT", bound=Step)
@@ -97,15 +123,26 @@ class Seat(Generic[StepT]):
             yield
 
     @contextmanager
-    def exclusively(self, row: object) -> Iterator[None]:
-        """The model for oneself, once it is one's turn, and for a row that is with no others any more."""
+    def exclusively(self, row: object, tokens: int = BETWEEN) -> Iterator[None]:
+        """The model for oneself, once it is one's turn, and for a row that is with no others any more.
+
+        `tokens`: how many are about to go through it.
+        """
         begun = time.monotonic()
         self.inside = True
         try:
-            with self.scheduler.exclusively(self):
+            with self.scheduler.exclusively(self, tokens):
                 self.waited += time.monotonic() - begun
                 self.scheduler.runner.release(row)
                 yield
+        finally:
+            self.inside, self.touched = False, time.monotonic()
+
+    def see_to(self, errand: Errand) -> None:
+        """Have an errand done, with those of others; raises what went wrong with it."""
+        self.inside = True
+        try:
+            self.scheduler.see_to(errand)
         finally:
             self.inside, self.touched = False, time.monotonic()
 
@@ -134,7 +171,7 @@ class Scheduler(Generic[StepT]):
 
     def _renew(self) -> None:
         self._lock = Lock()
-        self._busy, self._shared_last = False, False
+        self._busy, self._between = False, 0
         self._queue: deque[Ticket] = deque()
         self._due: list[tuple[Seat[StepT], StepT]] = []
         self._decoding: set[Seat[StepT]] = set()
@@ -200,9 +237,10 @@ class Scheduler(Generic[StepT]):
             self._dispatch()
 
     @contextmanager
-    def exclusively(self, seat: Seat[StepT] | None = None) -> Iterator[None]:
-        """The model for oneself, once it is one's turn. Not to be nested."""
+    def exclusively(self, seat: Seat[StepT] | None = None, tokens: int = BETWEEN) -> Iterator[None]:
+        """The model for oneself, once it is one's turn. Not to be nested. `tokens`: how many go through it."""
         ticket = Ticket()
+        ticket.tokens = tokens
         with self._lock:
             if seat is not None:
                 self._decoding.discard(seat)
@@ -219,8 +257,65 @@ class Scheduler(Generic[StepT]):
             yield
         finally:
             with self._lock:
-                self._busy, self._shared_last = False, False
+                self._busy = False
                 self._dispatch()
+
+    def see_to(self, errand: Errand) -> None:
+        """Have an errand done, with those of others; raises what went wrong with it."""
+        with self._lock:
+            errand.wake = Condition(self._lock)
+            self._queue.append(errand)
+            self._dispatch()
+            try:
+                while not errand.over:
+                    if errand.granted:
+                        self._run_errands(errand)
+                    else:
+                        errand.wake.wait()
+            except BaseException:
+                self._give_up(errand)
+                raise
+        if errand.wrong is not None:
+            raise errand.wrong
+
+    def _run_errands(self, first: Errand) -> None:
+        """Run an errand and those that wait and are of its kind, with the lock let go meanwhile.
+
+        Where they could not be run together, or this thread was interrupted, each of the others' is run by its own.
+        """
+        taken = self._with_others(first)
+        left, failed, begun = taken[1:], None, time.monotonic()
+        self._lock.release()
+        try:
+            first.run(taken)
+            left = []
+        except Exception as error:
+            left, failed = (taken, None) if len(taken) > 1 else ([], error)
+        finally:
+            seconds = (time.monotonic() - begun) / sum(each.tokens for each in taken)
+            self._lock.acquire()
+            self._busy, first.granted, first.wrong = False, False, failed
+            left = [each for each in left if not each.over]
+            for each in left:
+                each.kind = None
+            self._queue.extendleft(reversed(left))
+            for each in taken:
+                each.over, each.share = each not in left, each.share + seconds * each.tokens
+                each.wake.notify()
+            self._dispatch()
+
+    def _with_others(self, first: Errand) -> list[Errand]:
+        """An errand and those that share its pass, which leave the queue."""
+        taken, tokens = [first], first.tokens
+        for other in list(self._queue):
+            if not isinstance(other, Errand) or first.kind is None or other.kind != first.kind:
+                continue
+            if tokens + other.tokens <= BETWEEN and len(taken) < self.at_once:
+                self._queue.remove(other)
+                taken.append(other)
+                tokens += other.tokens
+        self._between += tokens - first.tokens
+        return taken
 
     def share(self, seat: Seat[StepT], step: StepT) -> Tensor:
         """The logits of a step, once a pass was made with it; raises what came of it."""
@@ -256,7 +351,7 @@ class Scheduler(Generic[StepT]):
         finally:
             ended = time.monotonic()
             self._lock.acquire()
-            self._busy, self._shared_last = False, True
+            self._busy, self._between = False, 0
             for _, step in taken:
                 step.granted = False
             self._patient_until = ended + PATIENCE * (ended - begun)
@@ -276,8 +371,9 @@ class Scheduler(Generic[StepT]):
         due = len(self._due)
         missing = self._together and due < min(self.at_once, len(self._decoding))
         ready = due > 0 and not (missing and time.monotonic() < self._patient_until)
-        if self._queue and (self._shared_last or not ready):
+        if self._queue and (not ready or not self._between or self._between + self._queue[0].tokens <= BETWEEN):
             ticket: Ticket = self._queue.popleft()
+            self._between += ticket.tokens
         elif ready:
             # Whoever led before leads again if it can: each thread that runs passes has torch's threads beside it.
             able = self._due[: self.at_once]
@@ -302,6 +398,7 @@ class Scheduler(Generic[StepT]):
         self._due = [(seat, step) for seat, step in self._due if step is not ticket]
         if ticket.granted and not ticket.over:
             self._busy = False
+        ticket.over = True
         self._dispatch()
 
     @property

@@ -1,1 +1,1 @@
-"""What makes and judges adapters: corpus, training, evaluation and pictures. Needs the extra "lab"."""
+"""Training and evaluation of adapters: corpus, training, evaluation and pictures. Needs the extra "lab"."""

@@ -47,6 +47,11 @@ class Int8Linear(nn.Linear):
         return output.view(*input.shape[:-1], self.out_features)
 
 
+def rounded_up_to(model: nn.Module) -> int:
+    """Tokens in one pass up to which a model computes with int8 weights; 0 for one that never does."""
+    return FEW if any(isinstance(module, Int8Linear) for module in model.modules()) else 0
+
+
 def decode_in_int8(model: nn.Module) -> None:
     """Give each linear layer of `model` int8 weights beside its own. Their shapes and names stay.
 

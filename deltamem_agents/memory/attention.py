@@ -183,6 +183,11 @@ class LayerMemory(nn.Module):
         series = torch.cat([first[:, None], shifted], dim=1).gather(1, newest)
         return raw + series[:, :-1], series[:, -1]
 
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, H, T, r) from x (B, T, hidden) float32."""
+        raw: Tensor = F.linear(x, self.memory_q_proj).unflatten(-1, (self.config.num_state_heads, -1))
+        return unit(raw.transpose(1, 2))
+
     def project(self, call: MemoryCall, slot: int, x: Tensor, keys: Tensor) -> Projections:
         """Everything the scan needs, from x (B, T, hidden) float32 and the key pre-activations."""
         config = self.config
@@ -192,7 +197,7 @@ class LayerMemory(nn.Module):
             return by_head.transpose(1, 2)
 
         return Projections(
-            q=unit(split(F.linear(x, self.memory_q_proj))),
+            q=self.queries(x),
             k=unit(split(keys)),
             v=split(F.linear(x, self.memory_v_proj)),
             beta=split(self.write_gates(call, slot, x)),
@@ -321,7 +326,7 @@ def _only_read(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, stat
     """The reads of tokens that write nothing, without working out what they might have written."""
     if memory.config.key_shift and not call.later:
         call.carries[slot] = F.linear(x[:, -1], memory.memory_k_shift_proj)
-    q = unit(F.linear(x, memory.memory_q_proj).unflatten(-1, (memory.config.num_state_heads, -1)).transpose(1, 2))
+    q = memory.queries(x)
     if call.queries is not None:
         call.queries[slot] = q
     call.matrices[slot] = state

@@ -171,6 +171,11 @@ def last_place(device: torch.device) -> Tensor:
     return torch.tensor([-1], device=device)
 
 
+def no_place(device: torch.device) -> Tensor:
+    """What makes a model compute no logits."""
+    return torch.tensor([], dtype=torch.long, device=device)
+
+
 def _decoder_of(model: nn.Module) -> nn.Module:
     decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
     return decoder

@@ -49,9 +49,9 @@ class Replacing:
     """When a newer statement is read in place of an older one that fits better: it says the same anew.
 
     It does where its keys are at least `alike` the older one's (mean q·k of their most alike tokens, −1 to 1), where it
-    lacks at most the share `missing` of the question that the older one has, and where its score is at most `behind`
-    below. A statement in which `long` tokens or more were written strongly says several things, and others are alike it
-    in one of them: there `alike_long` takes the place of `alike`.
+    lacks at most the share `missing` of the question that the older one has, and where its score reaches the floor and
+    is at most `behind` below. A statement in which `long` tokens or more were written strongly says several things, and
+    others are alike it in one of them: there `alike_long` takes the place of `alike`.
     """
 
     alike: float = 1.0
@@ -135,13 +135,16 @@ class Matcher:
         """One that chooses something however little it fits."""
         return replace(self, floor=-math.inf, asking=None, overview=None)
 
+    def least(self, statements: int) -> float:
+        """The score that one of so many statements needs to be read."""
+        return self.floor + self.floor_rise * math.log(statements)
+
     def best(self, scores: Tensor) -> list[tuple[int, float]]:
         """The statements to read with their scores, best first, from all scores (S,)."""
         if not len(scores):
             return []
         order = scores.argsort(descending=True, stable=True)[: self.most].tolist()
-        floor = self.floor + self.floor_rise * math.log(len(scores))
-        least = max(floor, float(scores[order[0]]) - self.margin)
+        least = max(self.least(len(scores)), float(scores[order[0]]) - self.margin)
         return [(place, float(scores[place])) for place in order if float(scores[place]) >= least]
 
 
@@ -241,16 +244,18 @@ class StatementIndex:
             told = [place for place in self._told() if scores[place] > -math.inf][-matcher.most :]
             return [(place, float(scores[place])) for place in reversed(told)]
         best = [(place, score) for place, score in matcher.best(scores) if score > -math.inf]
-        return self._up_to_date(best, scores, asked, matcher.replacing)
+        return self._up_to_date(best, scores, asked, matcher)
 
     def _up_to_date(
-        self, best: list[tuple[int, float]], scores: Tensor, asked: Sequence[int], replacing: Replacing | None
+        self, best: list[tuple[int, float]], scores: Tensor, asked: Sequence[int], matcher: Matcher
     ) -> list[tuple[int, float]]:
         """`best`, its first statement replaced by the newest one that says the same anew."""
+        replacing = matcher.replacing
         if replacing is None or not best:
             return best
         first, score = best[0]
-        near = (scores[first + 1 :] >= score - replacing.behind).nonzero()[:, 0] + first + 1
+        least = max(matcher.least(len(scores)), score - replacing.behind)
+        near = (scores[first + 1 :] >= least).nonzero()[:, 0] + first + 1
         shares = self._shares(asked) if len(near) else []
         for place in reversed(near.tolist()):
             lacks = sum(share for share, holders in shares if first in holders and place not in holders)

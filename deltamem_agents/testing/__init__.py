@@ -1,7 +1,8 @@
-"""For tests of code that builds on this package.
+"""Helpers for testing code that builds on this package.
 
-`ScriptedEngine` is an engine whose replies are given; `oblige` makes replies that call whatever has to be called.
-`StoreConformance` is the suite that every store passes, `StatementConformance` that of stores which keep statements.
+`ScriptedEngine` is an engine with scripted replies; `oblige` is a script that calls the required tools.
+`StoreConformance` is the test suite that every store must pass, `StatementConformance` the one for stores that keep
+statements.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""For tests of code that builds on this package: a conformance suite that every store passes.
+"""A conformance suite that every store must pass.
 
-Nothing here needs pytest, and nothing heavy is imported before a test runs.
+It needs no pytest, and imports nothing heavy before a test runs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INVALID_IDS = ("", " ", "\n\t", "\u2003", "x" * 513, "half a pair \ud800", None,
 
 
 def example_snapshot(seed: int = 0, after: Entry | None = None, *, thread: str = "", note: str = "") -> Snapshot:
-    """A small snapshot with a random state, one turn `after` the given entry or the first of its agent."""
+    """A small snapshot with a random state: one turn after the entry `after`, or the agent's first."""
     import torch
 
     from deltamem_agents.memory.state import MemoryState
@@ -73,7 +73,7 @@ def example_snapshot(seed: int = 0, after: Entry | None = None, *, thread: str =
 
 
 def grow(store: Store, agent: str, turns: int, *, seed: int = 0, thread: str = "") -> list[str]:
-    """Commits some turns on the agent's head, each with another state; returns their ids, oldest first."""
+    """Commits `turns` turns to the agent, each with another state. Returns their ids, oldest first."""
     ids: list[str] = []
     for turn in range(turns):
         head = store.head(agent)
@@ -84,7 +84,7 @@ def grow(store: Store, agent: str, turns: int, *, seed: int = 0, thread: str = "
 
 @contextmanager
 def refused(kind: type[Exception]) -> Iterator[None]:
-    """Asserts that the block raises this error."""
+    """Asserts that the block raises an error of this kind."""
     try:
         yield
     except kind:
@@ -93,20 +93,20 @@ def refused(kind: type[Exception]) -> Iterator[None]:
 
 
 class StoreConformance:
-    """The laws of a store. Subclass it in your tests and say how to make one:
+    """The laws of a store. Subclass it in your tests and define how to create one:
 
         class TestMyStore(StoreConformance):
             def make_store(self, folder: Path) -> Store:
                 return MyStore(folder / "store")
 
-    `durable`: whether a second store made in the same folder finds what the first one saved.
+    `durable`: whether a second store in the same folder finds what the first one saved.
     """
 
     durable = True
 
     def make_store(self, folder: Path) -> Store:
-        """A store in this folder, which may hold an earlier one's files."""
-        raise NotImplementedError("make_store says how to make the store under test")
+        """A store in this folder, which may contain files of an earlier one."""
+        raise NotImplementedError("define make_store so that it returns the store under test")
 
     def test_what_is_saved_is_loaded_bit_for_bit(self, tmp_path: Path) -> None:
         from deltamem_agents.snapshots import encode, snapshot_id
@@ -189,7 +189,7 @@ class StoreConformance:
             for at in (ids[0][:5], "", ids[0].upper()):
                 with refused(AgentNotFoundError):
                     store.load("a", at)
-            # Which wins where a tag looks like the start of an id: what somebody chose.
+            # If a tag looks like the beginning of an id, the tag wins, because somebody chose it.
             store.tag("a", ids[1][:8], ids[0])
             assert store.load("a", ids[1][:8]).id == ids[0]
 
@@ -299,7 +299,7 @@ class StoreConformance:
             kept = [ids[1], ids[3], ids[5], ids[6], ids[7], ids[8]]
             assert sorted({move.snapshot for move in store.moves("a")}) == sorted(kept)
             assert [entry.id for entry in store.log("a")] == [ids[8], ids[7], ids[6], ids[5]]
-            # The forks hold the whole past, so nothing that went is gone from the store.
+            # The forks hold the whole history, so the store still has every pruned snapshot.
             assert (sorted(receipt.kept), receipt.removed) == (sorted([ids[0], ids[2], ids[4]]), ())
             assert [entry.id for entry in store.log("standing")] == ids[5::-1]
             assert store.load("a", "t").id == ids[1]
@@ -343,7 +343,7 @@ class StoreConformance:
             ids = grow(store, "a", 3)
             first = store.incarnation("a")
             assert first is not None
-            # A store may tell incarnations by the millisecond in which they began.
+            # A store may distinguish incarnations by the millisecond in which they began.
             time.sleep(0.002)
             store.rewind("a", ids[0])
             grow(store, "a", 4, seed=10)
@@ -483,7 +483,7 @@ class StoreConformance:
 
 
 def commit_by_retry(store: Store, agent: str, *, thread: str, note: str) -> str:
-    """Commits one turn on whatever the head is, as often as others come first; returns its id."""
+    """Commits one turn on the current head, retrying while others commit first. Returns its id."""
     while True:
         head = store.head(agent)
         entry = None if head is None else store.load(agent, head)

@@ -1,7 +1,7 @@
-"""An engine whose replies are given: for tests of whatever is built on one, offline and in milliseconds.
+"""An engine with scripted replies, for fast offline tests of code that uses an engine.
 
-Everything but the choice of words is real. A tiny random model reads and writes a memory in a store, so
-alignment, commits, streaming, usage and the facts of a turn behave as with a trained model.
+Everything but the text of the replies is real. A tiny random model reads and writes a memory in a store, so alignment,
+commits, streaming, usage and the facts of a turn behave as with a trained model.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ SELECTIVE = AdapterConfig(
     rankwise_gates=False,
     read_scope="replies",
 )
-"""A small adapter whose gates shut."""
+"""Config of a small adapter whose gates can shut, so that it keeps statements."""
 
 _DEFAULT = AdapterConfig(rank=4)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a scripted reply answers."""
+    """What a script function gets to answer."""
 
     agent: str | None
     messages: tuple[Message, ...]
@@ -68,13 +68,13 @@ Script: TypeAlias = "Scripted | Sequence[Scripted] | Callable[[Asked], Scripted]
 
 
 class ScriptedEngine(DeltaMemEngine):
-    """Says what the script says; one byte is one token.
+    """An engine whose replies come from a script. One byte is one token.
 
-    `script`: one reply for every turn, replies for one turn each, or a function; None: the random model speaks for
-    itself, so that nothing but grammars makes a reply valid. A Message may bring tool calls. A reply outside the
-    grammar of a forced tool call or a response schema is replaced by a short one within. Stop strings and
-    `max_tokens` hold as ever. `config`: the adapter's; `SELECTIVE` keeps statements with their writes, which
-    replies recall and of which single ones can be forgotten.
+    `script`: one reply for every turn, a sequence with one reply per turn, or a function. With None the random model
+    generates its own text, so only a grammar can make a reply valid. A Message may contain tool calls. If a reply does
+    not match the grammar of a forced tool call or response schema, a short valid one replaces it. Stop strings and
+    `max_tokens` apply as usual. `config`: the adapter's config. With `SELECTIVE` the engine keeps statements, which
+    replies recall and which can be forgotten one by one.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ScriptedEngine(DeltaMemEngine):
 
 @dataclass(frozen=True)
 class _ScriptedRunner(TurnRunner):
-    """Takes what `answer` says for the model's reply."""
+    """Uses `answer` in place of the model's reply."""
 
     answer: Callable[[Asked], Scripted]
 
@@ -135,10 +135,10 @@ class _ScriptedRunner(TurnRunner):
 
 
 def oblige(asked: Asked) -> Scripted:
-    """A script for tests of tool loops: calls a tool that fits, repeats what a tool returned, else echoes.
+    """A script for tests of tool loops: calls a tool, repeats a tool's result, or echoes the last message.
 
-    The tool is the one that has to be called, or one whose name the last message holds, or the first; its
-    required arguments are made up from that message.
+    It calls the required tool, else a tool named in the last message, else the first one. Required arguments are made
+    up from the last message.
     """
     last = asked.messages[-1]
     if last.role == "tool":
@@ -156,7 +156,7 @@ def oblige(asked: Asked) -> Scripted:
 
 
 def _argument(schema: Mapping[str, Any], text: str) -> object:
-    """A value that fits the schema, from what the text says where it says something."""
+    """A value that matches the schema, taken from the text if possible."""
     if "enum" in schema:
         return schema["enum"][0]
     kind = schema.get("type", "string")
@@ -186,7 +186,7 @@ def _answers(script: Script) -> Callable[[Asked], Scripted]:
 def _next(replies: Iterator[Scripted]) -> Scripted:
     for reply in replies:
         return reply
-    raise ConfigError("the script is over, and another turn was asked for; give one reply for each turn")
+    raise ConfigError("the script has no reply left for this turn; give one reply for each turn")
 
 
 def _spelled(message: Message) -> str:
@@ -223,7 +223,7 @@ def _tiny_model() -> LlamaForCausalLM:
 
 
 def _random_adapter(model: LlamaForCausalLM, config: AdapterConfig) -> Adapter:
-    """Weights large enough for different conversations to leave different memories."""
+    """An adapter with weights large enough that different conversations leave different memories."""
     adapter = Adapter.for_model(config, model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

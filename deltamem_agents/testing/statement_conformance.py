@@ -1,4 +1,4 @@
-"""The laws of a store that keeps statements: beside `StoreConformance`, for adapters whose gates shut."""
+"""A conformance suite for stores that keep statements, in addition to `StoreConformance`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def example_statement(text: str, place: int = 0) -> tuple[Statement, bytes]:
-    """A statement with two random writes, and its bytes."""
+    """A statement with two random writes, and its encoded bytes."""
     import torch
 
     from deltamem_agents.memory.writes import StoredWrites, Writes
@@ -31,7 +31,7 @@ def example_statement(text: str, place: int = 0) -> tuple[Statement, bytes]:
 
 
 def tell(store: Store, agent: str, texts: Sequence[str]) -> list[str]:
-    """Commits an example statement for each text, one after another; returns their ids."""
+    """Commits an example statement for each text, in order. Returns their ids."""
     found = []
     for text in texts:
         statement, data = example_statement(text)
@@ -42,7 +42,7 @@ def tell(store: Store, agent: str, texts: Sequence[str]) -> list[str]:
 
 
 def listing(store: Store, agent: str, add: Sequence[str]) -> Snapshot:
-    """A snapshot of the agent with more statements."""
+    """A snapshot that follows the agent's head and adds these statements."""
     import torch
 
     from deltamem_agents.memory.state import MemoryState
@@ -61,13 +61,13 @@ def listing(store: Store, agent: str, add: Sequence[str]) -> Snapshot:
 
 
 class StatementConformance:
-    """Subclass it in your tests beside `StoreConformance`, and say in the same way how to make the store."""
+    """The laws of stored statements. Subclass it in your tests and define `make_store` as for `StoreConformance`."""
 
     durable = True
 
     def make_store(self, folder: Path) -> Store:
-        """A store in this folder, which may hold an earlier one's files."""
-        raise NotImplementedError("make_store says how to make the store under test")
+        """A store in this folder, which may contain files of an earlier one."""
+        raise NotImplementedError("define make_store so that it returns the store under test")
 
     def test_statements_are_read_as_they_were_saved(self, tmp_path: Path) -> None:
         with self.make_store(tmp_path) as store:

@@ -35,7 +35,8 @@ class StatementEditor:
         """The statements that a query is about, best first, at most `limit`, with their scores."""
         memory = self._memory(agent, self._store.load(agent))
         matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit, replacing=None)
-        return choose(self.turns.speaker, memory, (), [Message("user", query)], recall, matcher)
+        asked = [Message("user", query)]
+        return choose(self.turns.speaker, memory, (), asked, recall, matcher, self.turns.caches)[0]
 
     def forget(self, agent: str, statement: str) -> StatementReceipt:
         """See `forget_statement`."""

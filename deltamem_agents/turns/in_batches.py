@@ -38,7 +38,9 @@ def recollect_batch(
 ) -> list[Recollection]:
     """What the reply to each conversation reads of its memory."""
     pairs = zip(memories, conversations, strict=True)
-    return [recollect(turns.speaker, memory, (), asked, recall, turns.matcher) for memory, asked in pairs]
+    return [
+        recollect(turns.speaker, memory, (), asked, recall, turns.matcher, turns.caches)[0] for memory, asked in pairs
+    ]
 
 
 def recalled_replies(

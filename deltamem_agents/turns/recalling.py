@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.chat.terms import terms_of
-from deltamem_agents.inference.collecting import queries_of
-from deltamem_agents.inference.decode import Pointing
+from deltamem_agents.inference.collecting import Hearing, hear, queries_in
+from deltamem_agents.inference.decode import Pointing, Prompt
+from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.rows import OneToken
+from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
 from deltamem_agents.memory.recall import STRONG, Matcher
 from deltamem_agents.memory.state import MemoryState
@@ -72,24 +75,28 @@ def recollect(
     messages: Sequence[Message],
     recall: Recall,
     matcher: Matcher,
-) -> Recollection:
-    """What the reply to `messages` reads of a memory that is kept as statements.
+    caches: KeptCaches,
+    seat: Seat[OneToken] | None = None,
+) -> tuple[Recollection, Hearing | None]:
+    """What the reply to `messages` reads of a memory that is kept as statements; and the question, where it was heard.
 
     `fresh`: statements of this turn that the prompt does not show.
+    `caches`: where the question's lead may be. `seat`: the turn's.
     """
     nothing = MemoryState.zeros_like(memory.base)
     if recall.read == "none":
-        return Recollection(nothing)
+        return Recollection(nothing), None
     if recall.read == "all":
-        return Recollection(scan_statements(fresh, memory.state, memory.fades))
+        return Recollection(scan_statements(fresh, memory.state, memory.fades)), None
     asked = asked_of(messages)
-    chosen = choose(speaker, memory, fresh, asked, recall, matcher) if asked else []
+    chosen, heard = choose(speaker, memory, fresh, asked, recall, matcher, caches, seat) if asked else ([], None)
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
     always = recall.window_tokens is not None or len(chosen) > 1
     able = [each for each, _ in chosen if always or _says_much(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
-    return Recollection(state, tuple(chosen), shown, in_window, _content_ids(speaker, asked) if chosen else ())
+    ids = () if heard is None else _content_ids(heard.prompt)
+    return Recollection(state, tuple(chosen), shown, in_window, ids), heard
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
@@ -105,13 +112,17 @@ def choose(
     asked: Sequence[Message],
     recall: Recall,
     matcher: Matcher,
-) -> list[tuple[Statement, float]]:
-    """The statements that a question is about, with their scores, best first."""
+    caches: KeptCaches,
+    seat: Seat[OneToken] | None = None,
+) -> tuple[list[tuple[Statement, float]], Hearing | None]:
+    """The statements that a question is about, with their scores, best first; and the question as it was heard."""
     statements = [*memory.statements, *fresh]
     able = torch.tensor([each.wrote and _allowed(each, recall) for each in statements], dtype=torch.bool)
     if not able.any():
-        return []
-    queries = queries_of(speaker, speaker.prompts.reading(asked).last(ASKED_TOKENS))
+        return [], None
+    prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
+    heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
+    queries = queries_in(speaker, heard)
     # Words of what a tool returned, or of a reply that was begun, are not the question's.
     spoken = [message for message in asked if message.role == "user"] or asked
     terms = [term for message in spoken for term in terms_of(message.content)]
@@ -119,7 +130,7 @@ def choose(
         best = index_of(statements, matcher).chosen(queries, terms, able)
     else:
         best = memory.chosen(matcher, queries, terms, able)
-    return [(statements[number], score) for number, score in best]
+    return [(statements[number], score) for number, score in best], heard
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:
@@ -131,8 +142,7 @@ def _says_much(statement: Statement, matcher: Matcher) -> bool:
     return sum(strength >= STRONG for strength in statement.strengths) >= matcher.show_from
 
 
-def _content_ids(speaker: MemoryModel, asked: Sequence[Message]) -> tuple[int, ...]:
-    prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
+def _content_ids(prompt: Prompt) -> tuple[int, ...]:
     return tuple(token for token, owner in zip(prompt.ids, prompt.message_ids, strict=True) if owner >= 0)
 
 

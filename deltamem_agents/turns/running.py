@@ -12,6 +12,7 @@ from deltamem_agents.chat.history import digest
 from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
 from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateError
+from deltamem_agents.inference.collecting import Hearing
 from deltamem_agents.inference.decode import Decoding, Pass, Reply
 from deltamem_agents.inference.kept import KeptCaches, Sitting, Whose
 from deltamem_agents.inference.memory_model import MemoryModel
@@ -180,7 +181,10 @@ class TurnRunner:
         run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all, seat=seat)
         new = plan.new if plan is not None and writes else ()
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
-        recollection, absorbed, start = None, 0, None
+        recollection: Recollection | None = None
+        heard: Hearing | None = None
+        start: int | None = None
+        absorbed = 0
         if speaker.keeps_writes and plan is not None:
             reserve = shown_tokens(request.recall, self.matcher) if plan.memory.listed.newest else 0
             fitted = self.window(request, new, reserve=reserve)
@@ -188,8 +192,9 @@ class TurnRunner:
             ahead, start = fitted.absorbed, None if fitted.unshown else fitted.start
             absorbed = yield from self._absorbing(run, request, ahead)
             recorder.record(run, plan, ahead)
-            found = recollect(speaker, plan.memory, recorder.statements, request.messages, request.recall, self.matcher)
-            run.state, recollection = found.state.to(speaker.model.device), found
+            fresh, asked, recall = recorder.statements, request.messages, request.recall
+            recollection, heard = recollect(speaker, plan.memory, fresh, asked, recall, self.matcher, self.caches, seat)
+            run.state = recollection.state.to(speaker.model.device)
             new = tuple(position for position in new if position not in ahead)
         window = self.window(request, new, recollection=recollection, start=start)
         absorbed += yield from self._absorbing(run, request, window.absorbed)
@@ -197,7 +202,8 @@ class TurnRunner:
             run.state = run.state.settled()
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
         whose = Whose.of(self.lazy_store.place, request.agent, request.thread or DEFAULT_THREAD)
-        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply)
+        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply, heard=heard)
+        heard = None  # Large, and the reply may be long.
         decoding = Decoding(
             run,
             window.prompt,

@@ -1,1 +1,1 @@
-"""What can be told and asked, for training and evaluation alike: word lists, splits and generated episodes."""
+"""Facts and questions for training and evaluation: word lists, splits, and generated conversations (episodes)."""

@@ -1,4 +1,4 @@
-"""An attribute: one thing that can be told, of the user or of another person."""
+"""Attributes: what a fact can state about the user or another person, such as a city or a dog's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltamem_agents.lab.corpus.tables import corpus_table
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody the user talks about: by relation ("sister"), by name, or by both ("sister Anna")."""
+    """A person the user talks about: by relation ("sister"), by name, or by both ("sister Anna")."""
 
     relation: str = ""
     name: str = ""
@@ -23,22 +23,22 @@ class Person:
 
     @property
     def mine(self) -> str:
-        """As the user names them."""
+        """How the user names the person: "my sister Anna"."""
         return f"my {self.subject}" if self.relation else self.name
 
     @property
     def yours(self) -> str:
-        """As the assistant names them."""
+        """How the assistant names the person: "your sister Anna"."""
         return f"your {self.subject}" if self.relation else self.name
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that can be told. `values` names a list of values, or "word" for any word.
+    """What a fact states, for example "city". `values` names a list of values; "word" stands for any word.
 
-    `told`, `asked`, `changed` and `arranged` (what the user asks for, what the assistant then tells) are its
-    own phrasings beside the general ones; `replies` are beginnings of replies that fit it. With a `person` it
-    is theirs, and phrasings may have {who} and {Who} for them; otherwise it is the user's.
+    `told`, `asked`, `changed`: the attribute's own phrasings for statements, questions and changes, used besides the
+    general ones. `arranged`: (user's request, assistant's statement) pairs. `replies`: beginnings of replies that fit
+    it. `person`: whose attribute it is, None for the user's; phrasings name the person by {who} and {Who}.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Attribute:
 
     @property
     def subject(self) -> str:
-        """Names it among all attributes: "city", "Tom's city", "sister Anna's city"."""
+        """The attribute with its owner: "city" (the user's), "Tom's city", "sister Anna's city"."""
         return self.name if self.person is None else f"{self.person.subject}'s {self.name}"
 
     @property
     def slots(self) -> dict[str, str]:
-        """What phrasings may say of it."""
+        """Texts for the slots of phrasings (see `phrasings.py`)."""
         owner = Person("self") if self.person is None else self.person
         mine = f"my {self.name}" if self.person is None else f"{owner.mine}'s {self.name}"
         yours = f"your {self.name}" if self.person is None else f"{owner.yours}'s {self.name}"
@@ -76,7 +76,7 @@ class Attribute:
 
     @property
     def prefix(self) -> str:
-        """How the reply to a question about it begins."""
+        """The usual beginning of a reply to a question about it."""
         return fill(ANSWER_PREFIX, self.slots).text
 
     def of(self, person: Person) -> Attribute:
@@ -90,8 +90,8 @@ def capitalised(text: str) -> str:
 def read_attributes(rows: Iterable[Mapping[str, Any]]) -> tuple[Attribute, ...]:
     """Attributes from a table, in its order.
 
-    A row is an attribute with phrasings of its own, {"plain": names} of such as have only the general ones,
-    {"names_of": owners} or {"jobs_of": owners}.
+    A row is one attribute with phrasings of its own, or stands for several: {"plain": names}, attributes with the
+    general phrasings alone; {"names_of": owners}; {"jobs_of": owners}.
     """
     return tuple(attribute for row in rows for attribute in _of_row(row))
 
@@ -108,7 +108,7 @@ def _of_row(row: Mapping[str, Any]) -> Iterator[Attribute]:
 
 
 def _name_of(owner: str, values: str) -> Attribute:
-    """The name of a person, an animal or a thing, "dog" becoming "dog's name"."""
+    """The name of a person, an animal or a thing: "dog" becomes "dog's name"."""
     owned = corpus_table("owned")
     named, pets = owned["name"], owned["pet"]
     if values == "pet":
@@ -117,7 +117,7 @@ def _name_of(owner: str, values: str) -> Attribute:
 
 
 def _of_owner(owner: str, what: str, values: str, phrasings: Mapping[str, tuple[str, ...]]) -> Attribute:
-    """Something of an owner's, in phrasings that have {owner}."""
+    """An owner's attribute, from phrasings with the slot {owner}."""
     told, asked, changed = (
         tuple(text.replace("{owner}", owner) for text in phrasings[kind]) for kind in ("told", "asked", "changed")
     )

@@ -1,4 +1,4 @@
-"""Generated episodes: a conversation in which facts are told, and questions asked once it is hidden."""
+"""Generated episodes: conversations that state facts, and questions to ask when the conversation is not shown."""
 
 from __future__ import annotations
 
@@ -33,31 +33,34 @@ __all__ = [
 ]
 
 FACTS_AROUND = 10
-"""At most so many facts take the changes that are made around the facts asked for."""
+"""Maximum number of facts that are changed without being asked for."""
 
 OWN_REPLY_SHARE = 0.5
-"""Chance that a reply begins in the way that fits its attribute alone, where there is one: "Tom lives in"."""
+"""Probability that a reply begins in its attribute's own way, if it has one: "Tom lives in"."""
 
 TRIES = 50
-"""So often another value is drawn where one would come twice in an episode. Short lists may have no other."""
+"""Maximum number of draws to avoid a value that the episode already has. Short lists may have no other."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one fact. The whole reply is `prefix` + " " + `answer` + "."."""
+    """A question about one fact. The complete reply is `prefix` + " " + `answer` + ".".
+
+    `told`: where the fact's value was told; None if unknown.
+    """
 
     question: str
     answer: str
     prefix: str
     told: Told | None = None
     outdated: tuple[str, ...] = ()
-    """What the answer would have been before, oldest first."""
+    """Earlier values of the fact, oldest first."""
     subject: str = ""
-    """What is asked for, spelled one way whatever the prefix: "city", "Tom's city"."""
+    """What is asked for, independent of the phrasing: "city", "Tom's city"."""
     attribute: str = ""
-    """The same whoever it is asked of: "city"."""
+    """The attribute without its owner: "city"."""
     told_before: Told | None = None
-    """Where the newest of the outdated values was told."""
+    """Where the newest outdated value was told."""
 
     @property
     def reply(self) -> str:
@@ -66,7 +69,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Untold:
-    """A question about something an episode does not tell. `near`: it tells the like of somebody else."""
+    """A question about a fact that an episode never tells. `near`: it tells this attribute of somebody else."""
 
     question: str
     prefix: str
@@ -76,19 +79,19 @@ class Untold:
 
 @dataclass(frozen=True)
 class Episode:
-    """A conversation, and what can be asked about it. `subjects`: everything it tells something about."""
+    """A conversation and questions about it. `subjects`: the attributes of all facts it tells."""
 
     messages: tuple[Message, ...]
     questions: tuple[Question, ...]
     subjects: tuple[Attribute, ...] = ()
 
     def exchange(self, told: Told) -> tuple[Message, ...]:
-        """The messages from what the user said when a fact was told to the last reply to it."""
+        """The messages of the exchange that tells a fact, from the user's message to the last reply."""
         places = self.exchange_places(told)
         return self.messages[places.start : places.stop]
 
     def exchange_places(self, told: Told) -> range:
-        """Where these messages stand."""
+        """The indices of `exchange`."""
         users = [place for place, message in enumerate(self.messages) if message.role == "user"]
         begin = max(place for place in users if place <= told.message)
         end = min((place for place in users if place > told.message), default=len(self.messages))
@@ -97,19 +100,19 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """How many facts and distractor exchanges an episode has, and what is new to the model in it.
+    """Settings of generated episodes. No two facts of an episode have the same subject.
 
-    `distractors`: fewest and most exchanges of small talk. `word_share`: chance that a value is any word
-    although the attribute has a list of words of its own. `changed`: chance that a fact was told before with
-    another value. `asked_before`: chance that a told fact is asked for in the conversation itself, and answered.
-    `values`, `tellers`, `about`: of what kind a fact's value is, who tells it and whom it is about, each drawn
-    from these for every fact. `same_attribute`: chance that a fact has the attribute of an earlier one, of another
-    person. `changes_around`: how often facts that are not asked for change once all facts were told. `paired`:
-    chance that a fact told by the user shares a message with the next one. `other_prefixes`: chance that the reply
-    to a question begins otherwise than naming what was asked. `everyday`: chance that a fact about the user is of those
-    that people tell most often.
-
-    Facts of one episode are never about the same subject.
+    - `facts`: number of facts. `distractors`: minimum and maximum number of small-talk exchanges.
+    - `split`: split of the values. `held_out_attributes`, `held_out_phrasings`: use those reserved for evaluation.
+    - `word_share`: probability that a value is any word, although its attribute has a list of values.
+    - `changed`: probability that a fact was told before with another value.
+    - `asked_before`: probability that a fact is also asked and answered within the conversation.
+    - `values`, `tellers`, `about`: kinds of value, who states the fact, and whose it is; each fact draws one of each.
+    - `same_attribute`: probability that a fact has an earlier fact's attribute, for another person.
+    - `changes_around`: number of changes, after all facts were told, to facts that are not asked for.
+    - `paired`: probability that a fact told by the user shares a message with the next one.
+    - `other_prefixes`: probability that a reply begins without repeating what was asked.
+    - `everyday`: probability that a fact about the user is one of those that people state most often.
     """
 
     facts: int = 1
@@ -135,10 +138,10 @@ class EpisodeShape:
 
 
 class EpisodeGenerator:
-    """Draws episodes of one shape. `words` are the values of attributes that take any word.
+    """Draws episodes of one shape. `words`: values for attributes that take any word.
 
-    Raises ConfigError when `words` has too few for the shape's split, when the shape names no value kind, teller
-    or subject, or when there are fewer attributes than facts wanted.
+    Raises ConfigError when `words` has too few for the shape's split, when the shape's `values`, `tellers` or `about`
+    is empty, or when there are fewer attributes than facts.
     """
 
     def __init__(self, words: Sequence[str], shape: EpisodeShape) -> None:
@@ -147,7 +150,7 @@ class EpisodeGenerator:
         if len(set(self._words)) < 2:
             raise ConfigError(
                 f"{len(words)} words leave {len(self._words)} for the {shape.split} split, expected at least "
-                "2; take a tokenizer with whole words in its vocabulary, or give words of your own"
+                "2; use a tokenizer with whole words in its vocabulary, or pass your own words"
             )
         for name in ("values", "tellers", "about"):
             if not getattr(shape, name):
@@ -161,21 +164,21 @@ class EpisodeGenerator:
             raise ConfigError(f"an episode of {shape.facts} facts was asked for, expected {bounds}")
 
     def draw(self, rng: random.Random) -> Episode:
-        """The next episode; equal generators in equal states draw equal ones.
+        """The next episode. Depends only on the shape, the words and the state of `rng`.
 
-        Raises ConfigError when there are fewer subjects than facts wanted.
+        Raises ConfigError when there are fewer subjects than facts.
         """
         return self._draw(rng).episode()
 
     def untold(self, rng: random.Random, episode: Episode) -> str:
-        """The question of `never_told`."""
+        """The text of a question as `never_told` draws it."""
         return self.never_told(rng, episode).question
 
     def never_told(self, rng: random.Random, episode: Episode, *, near: bool = False) -> Untold:
-        """A question about something that an `episode` drawn here tells nothing about, nor about the like of it.
+        """A question about a subject that `episode`, drawn here, does not mention, and that cannot be confused with
+        one.
 
-        With `near` it is something the episode does tell, but asked of another person.
-        Raises ConfigError when nothing is left to ask.
+        `near`: the episode tells the attribute, but of another person. Raises ConfigError when nothing is left to ask.
         """
         return self._draw(rng).never_told(episode, near)
 
@@ -184,7 +187,7 @@ class EpisodeGenerator:
 
 
 class _Draw:
-    """One episode in the making."""
+    """Builds one episode."""
 
     def __init__(self, rng: random.Random, shape: EpisodeShape, words: Sequence[str], subjects: Subjects) -> None:
         self._rng, self._shape, self._words, self._subjects = rng, shape, words, subjects
@@ -216,7 +219,7 @@ class _Draw:
         return Untold(self._voice.ask(attribute), attribute.prefix, attribute.subject, near)
 
     def _choose_subjects(self) -> list[Attribute]:
-        """What is asked for first, and then what changes around it."""
+        """The subjects that are asked for, followed by those that only change."""
         rng, shape = self._rng, self._shape
         chosen: list[Attribute] = []
         for number in range(shape.facts + min(shape.changes_around, FACTS_AROUND)):
@@ -229,7 +232,7 @@ class _Draw:
     def _turns(
         self, asked: Sequence[Telling], around: Sequence[Telling]
     ) -> tuple[list[Telling | None], dict[str, tuple[str, ...]]]:
-        """What is told in which order, None for small talk, and the values that asked facts had before."""
+        """The order of tellings (None: small talk), and the earlier values of facts that are asked for, by subject."""
         rng, shape = self._rng, self._shape
         turns: list[Telling | None] = [*asked, *around]
         rng.shuffle(turns)
@@ -251,7 +254,7 @@ class _Draw:
         return turns, outdated
 
     def _speak(self, turns: Sequence[Telling | None]) -> None:
-        """Put the turns into words."""
+        """Appends the turns' messages."""
         rng, shape = self._rng, self._shape
         waiting = list(turns)
         while waiting:
@@ -284,7 +287,7 @@ class _Draw:
         return Question(question, fact.value, prefix, told, outdated, subject, attribute.name, before)
 
     def _prefix(self, fact: Telling) -> str:
-        """How the reply to a question about a fact begins."""
+        """The beginning of the reply to a question about a fact."""
         rng, attribute = self._rng, fact.attribute
         if rng.random() < self._shape.other_prefixes:
             others = replies().beginnings
@@ -304,9 +307,9 @@ class _Draw:
         return Telling(fact.attribute, value, self._rng.choice(self._shape.tellers), change=True)
 
     def _value(self, attribute: Attribute, but: str = "") -> str:
-        """A value other than `but` that nothing else in the episode has.
+        """A value other than `but` that the episode does not have yet.
 
-        Where the list has none left, it is at least not asked for.
+        If the list has none left, a value that is not the answer to any question.
         """
         kind = attribute.values
         if kind in word_values() and self._rng.random() < self._shape.word_share:
@@ -324,5 +327,5 @@ class _Draw:
 
 
 def _pairs(one: Telling | None, other: Telling | None) -> bool:
-    """Whether the user may tell both in one message."""
+    """Whether the user can state both in one message."""
     return all(fact is not None and fact.teller == "user" and not fact.change for fact in (one, other))

@@ -1,4 +1,4 @@
-"""All that can be told of the user, and which of it one question may be asking for."""
+"""The user's attributes, and which of them one question could mean."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _NONE: frozenset[int] = frozenset()
 
 @cache
 def attributes(*, held_out: bool = False) -> tuple[Attribute, ...]:
-    """What can be told of the user: what is trained on, or what training never mentions."""
+    """The user's attributes: those of training, or with `held_out` those that training never mentions."""
     return read_attributes(corpus_table("attributes", held_out=held_out))
 
 
 @cache
 def everyday() -> frozenset[str]:
-    """Names of what people tell of themselves most often, in words that nothing else is told in: "I live in Oslo."."""
+    """Names of attributes that people state most often, with phrasings of their own: "I live in Oslo."."""
     return frozenset(
         attribute.name
         for attribute in attributes()
@@ -29,7 +29,8 @@ def everyday() -> frozenset[str]:
 
 @cache
 def _groups() -> dict[str, frozenset[int]]:
-    """Attributes that one question may be asking for, by name: "Where do I live?" may mean the city or the hometown."""
+    """Group numbers of each attribute. Attributes of one group can be meant by one question: "Where do I live?" may ask
+    for the city or the hometown."""
     groups: tuple[tuple[str, ...], ...] = corpus_table("same_subject")
     return {
         name: frozenset(number for number, names in enumerate(groups) if name in names)
@@ -38,7 +39,7 @@ def _groups() -> dict[str, frozenset[int]]:
 
 
 def same_subject(one: Attribute, other: Attribute) -> bool:
-    """Whether a question about one may be taken for a question about the other."""
+    """Whether a question about one could be understood as a question about the other."""
     if one.person is None and other.person is None:
         return _alike(one, other)
     if one.person is None or other.person is None:
@@ -55,6 +56,6 @@ def _alike(one: Attribute, other: Attribute) -> bool:
 
 
 def _mistakable(one: Person, other: Person) -> bool:
-    """Whether one of the two may be meant where the other is named."""
+    """Whether naming one person could mean the other: same relation or same name."""
     same_relation = one.relation != "" and one.relation == other.relation
     return same_relation or (one.name != "" and one.name == other.name)

@@ -1,4 +1,4 @@
-"""Facts about people other than the user: who they are, and what can be told of them."""
+"""People other than the user: their names, relations and attributes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from deltamem_agents.lab.corpus.tables import corpus_table
 from deltamem_agents.lab.corpus.values import values_of
 
 RELATION_SHARE, NAMED_RELATION_SHARE = 0.5, 0.5
-"""Chance that a person is named by relation, and that such a one has a name as well."""
+"""Probability that a person is named by relation, and that such a person has a name as well."""
 
 
 def relations(*, held_out: bool = False) -> tuple[str, ...]:
-    """Who people are to the user."""
+    """People's relations to the user, such as "sister"."""
     found: tuple[str, ...] = corpus_table("people", held_out=held_out)["relations"]
     return found
 
 
 @cache
 def traits(*, held_out: bool = False) -> tuple[Attribute, ...]:
-    """What can be told of people."""
+    """Attributes of people."""
     return read_attributes(corpus_table("people", held_out=held_out)["traits"])
 
 
 def draw_person(rng: random.Random, split: Split, *, held_out_relations: bool, avoid: Collection[str]) -> Person:
-    """Somebody whose relation and name are not among `avoid`, in which names and relations are lower-case words."""
+    """A person whose relation and name are not in `avoid` (lower-case words)."""
     free_relations = [relation for relation in relations(held_out=held_out_relations) if relation not in avoid]
     free_names = [name for name in values_of("person", split) if name.lower() not in avoid]
     if free_relations and (not free_names or rng.random() < RELATION_SHARE):

@@ -1,9 +1,14 @@
-"""How facts are told and asked in general, whatever they are about.
+"""General phrasings for statements and questions about any attribute.
 
-Slots: {mine} is "my city" or "Tom's city" as the user says it, {yours} the same as the assistant says it,
-{Mine} and {Yours} with a capital; {who}, {they} are the person alone; {a} is the bare attribute, {of} whose it is,
-"user" or a person's name, {v} the value. A second fact in the same sentence has {mine2} and {v2}. A value always stands
-behind a space, so that it has the tokens that it has in a reply, and never begins a message.
+Slots:
+
+- {mine}: "my city" or "Tom's city", as the user says it. {yours}: as the assistant says it. {Mine}, {Yours}: the same
+  with a capital.
+- {who}, {they}: the person alone, as the user and as the assistant says it.
+- {a}: the bare attribute. {of}: its owner, "user" or a person's name. {v}: the value.
+- {mine2}, {v2}: of a second fact in the same sentence.
+
+A value always follows a space and never begins a message, so that it has the same tokens as in a reply.
 """
 
 from __future__ import annotations
@@ -17,21 +22,21 @@ from typing import TypeAlias
 from deltamem_agents.lab.corpus.tables import corpus_table
 
 ANSWER_PREFIX = "{Yours} is"
-"""How a reply begins that names what was asked."""
+"""Beginning of a reply that repeats what was asked for."""
 
 Texts: TypeAlias = tuple[str, ...]
 Exchanges: TypeAlias = tuple[tuple[str, str], ...]
-"""What the user asks, and what is answered."""
+"""(user, assistant) pairs."""
 
 
 @dataclass(frozen=True)
 class Phrasings:
-    """Words for facts: those that are trained on, or those kept for evaluation, which are built otherwise.
+    """Phrasings of facts: those for training, or the held-out ones for evaluation.
 
-    `loose` ones leave open whose a fact is: only where nothing is told about anybody else. `people` ones have {who}.
-    Around a statement or question may stand `openers`, `closers` and `question_closers`. In `json_results` values stand
-    in quotes, which gives them other tokens than in a reply. Held-out phrasings have none of the former two, and stand
-    alone.
+    `loose_…` do not say whose a fact is; they are used only if nothing is told about anybody else. `people_…` have
+    {who}. `openers`, `closers`, `question_closers`: sentences around a statement or question. `json_results` have
+    values in quotes, which gives them other tokens than in a reply. The held-out phrasings have none of the optional
+    fields.
     """
 
     statements: Texts
@@ -59,10 +64,10 @@ def phrasings(*, held_out: bool = False) -> Phrasings:
 
 @dataclass(frozen=True)
 class Replies:
-    """What the assistant says to what it was told, and how its replies to questions begin.
+    """The assistant's replies to told facts, and beginnings of its replies to questions.
 
-    `echoes` repeat what was told. `chatty` replies are as long and kind as those of small models. `beginnings` do not
-    name what was asked first; those `told_by_user` are true only where the user told it.
+    `…echoes` repeat the fact. `chatty…` are as long and friendly as those of small models. `beginnings…` do not repeat
+    what was asked; `…_told_by_user` are true only if the user stated the fact.
     """
 
     acknowledgements: Texts
@@ -82,16 +87,16 @@ def replies() -> Replies:
 
 @dataclass(frozen=True)
 class Filled:
-    """A phrasing with its slots filled. `starts` says at which character each slot's text begins."""
+    """A phrasing with its slots filled. `starts`: the character at which each slot's text begins."""
 
     text: str
     starts: Mapping[str, int]
 
 
 def fill(phrasing: str, slots: Mapping[str, str]) -> Filled:
-    """The phrasing with its slots filled; "a {v}" becomes "an orange" where it has to.
+    """The phrasing with its slots filled. "a {v}" becomes "an {v}" before a vowel.
 
-    Braces that hold no plain name stay, as JSON has them. Raises KeyError for a slot that is not given.
+    Braces around anything but a plain name stay, as in JSON. Raises KeyError for a slot that is not given.
     """
     text, cursor = "", 0
     starts: dict[str, int] = {}

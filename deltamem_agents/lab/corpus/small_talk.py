@@ -1,6 +1,6 @@
-"""Small talk without facts to remember: distractor turns for training, and other ones for evaluation.
+"""Small talk: filler exchanges without facts to remember. Training and evaluation have different ones.
 
-Pairs of a user's message and a short reply. Slots are filled at random so that the same sentence is seldom met twice.
+Each is a user's message and a short reply. Random slot values make exact repetitions rare.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from deltamem_agents.lab.corpus.tables import corpus_table
 
 
 def small_talk(rng: random.Random, *, held_out: bool = False) -> tuple[str, str]:
-    """One exchange (user, assistant) that tells nothing about the user."""
+    """One (user, assistant) exchange that states no fact about the user."""
     user, reply = rng.choice(corpus_table("small_talk", held_out=held_out)["pairs"])
     slots = corpus_table("small_talk")["slots"]
     fill = {name: rng.choice(values) for name, values in slots.items()}

@@ -1,4 +1,4 @@
-"""Which generated values belong to which split. A value's spelling alone decides."""
+"""Assigns generated values to splits, by their spelling alone."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 Split: TypeAlias = Literal["train", "validation", "evaluation"]
-"""What is trained on, what is watched meanwhile, and what is touched for reported figures only."""
+"""For training, for progress and choices during training, and for reported figures only."""
 
 HELD_OUT_SHARE = 10
-"""One spelling in this many is kept for evaluation, and another one for validation."""
+"""One in this many spellings is reserved for evaluation, and one for validation."""
 
 
 def split_of(value: str) -> Split:
-    """The split of a value, whichever case it is written in.
+    """The split of a value. Upper and lower case are the same.
 
-    A value of several words belongs to evaluation when it or one of its words does, so that no part of a
-    value told in training is kept for evaluation; with validation likewise.
+    A value of several words belongs to evaluation if the whole value or one of its words does, so that training never
+    uses a word of the evaluation split; likewise with validation.
     """
     lower = value.lower()
     buckets = {zlib.crc32(part.encode()) % HELD_OUT_SHARE for part in (lower, *lower.split())}
@@ -27,7 +27,7 @@ def split_of(value: str) -> Split:
 
 
 def held_out(value: str) -> bool:
-    """Whether a value is kept for evaluation."""
+    """Whether a value is reserved for evaluation."""
     return split_of(value) == "evaluation"
 
 

@@ -1,4 +1,4 @@
-"""Which things an episode tells about: attributes of the user and of other people, never two that may be mistaken."""
+"""Chooses an episode's subjects: attributes of the user and of other people, no two of which can be confused."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from deltamem_agents.lab.corpus.values import ValueKind, kind_of
 About: TypeAlias = Literal["user", "person"]
 
 SAME_PERSON_SHARE = 0.3
-"""Chance that a fact about a person is about one who was told of already."""
+"""Probability that a fact about a person is about somebody already mentioned."""
 
 USERS_OWN_SHARE = 0.3
-"""Chance that the like of a person's attribute is the user's own."""
+"""Probability that the counterpart of a person's attribute is the user's own."""
 
 TRIES = 20
 
 
 class Subjects:
-    """Attributes to choose from, by the kind of their values and by whom they are about.
+    """Attributes to choose from, by kind of value and by owner.
 
-    `kinds` and `about` are drawn from for every attribute; what stands in them twice comes twice as often.
-    `everyday_share`: chance that one of the user's is taken from those that people tell most often, where there is a
-    free one.
+    Each attribute draws from `kinds` and from `about`; repeated entries are drawn more often. `everyday_share`:
+    probability that an attribute of the user is one of those that people state most often, if one is free.
     """
 
     def __init__(
@@ -51,31 +50,30 @@ class Subjects:
 
     @property
     def most(self) -> int | None:
-        """More than these cannot be told at once; None where there is always another person to tell of."""
+        """Maximum number of facts in an episode; None if there can always be another person."""
         if "person" in self._about:
             return None
         return sum(len(self._own_by_kind[kind]) for kind in set(self._kinds))
 
     def another(self, rng: random.Random, taken: Sequence[Attribute]) -> Attribute:
-        """An attribute that cannot be taken for one of `taken`. Raises ConfigError when none is left."""
+        """An attribute that cannot be confused with any of `taken`. Raises ConfigError when none is left."""
         person = self._person(rng, taken) if rng.choice(self._about) == "person" else None
         found = self._of(person, rng, taken)
-        # Whoever and whatever has nothing left gives way to others.
+        # If nothing is left for this owner, try another.
         if found is None and "person" in self._about:
             found = self._of(self._new_person(rng, taken, ()), rng, taken)
         if found is None and "user" in self._about:
             found = self._of(None, rng, taken)
         if found is None:
-            raise ConfigError(f"no attribute is left beside {len(taken)} others; ask for fewer facts in an episode")
+            raise ConfigError(f"no attribute is left besides {len(taken)} others; ask for fewer facts per episode")
         return found
 
     def alike(
         self, rng: random.Random, taken: Sequence[Attribute], *, avoid: Collection[str] = (), own: bool
     ) -> Attribute:
-        """The same attribute as one of `taken`, of somebody it is not told of; with `own` this may be the user.
+        """The same attribute as one of `taken`, for an owner whose value is not told. `own`: it may be the user.
 
-        Nobody is chosen whose name or relation is among the lower-case words `avoid`. Raises ConfigError when
-        nobody is left.
+        No person has a name or relation in `avoid` (lower-case words). Raises ConfigError when nobody is left.
         """
         like = rng.choice(taken)
         if own and like.person is not None and rng.random() < USERS_OWN_SHARE:
@@ -87,10 +85,10 @@ class Subjects:
             of_person = trait.of(self._new_person(rng, taken, avoid))
             if not any(same_subject(of_person, other) for other in taken):
                 return of_person
-        raise ConfigError(f"nobody is left beside {len(taken)} others; ask for fewer facts in an episode")
+        raise ConfigError(f"no person is left besides {len(taken)} others; ask for fewer facts per episode")
 
     def _of(self, person: Person | None, rng: random.Random, taken: Sequence[Attribute]) -> Attribute | None:
-        """A free attribute of a person, or of the user."""
+        """A free attribute of the person, or of the user if `person` is None."""
         drawn = rng.choice(self._kinds)
         most_often = person is None and self._everyday_share > 0 and rng.random() < self._everyday_share
         if most_often and (free := _free(rng, self._everyday_by_kind[drawn], taken)):
@@ -112,7 +110,7 @@ class Subjects:
     def _new_person(self, rng: random.Random, taken: Sequence[Attribute], avoid: Collection[str]) -> Person:
         known = [attribute.person for attribute in taken if attribute.person is not None]
         words = {*avoid, *(person.relation for person in known), *(person.name.lower() for person in known)}
-        # Who is an attribute of the user ("sister's name") is not told of as a person as well.
+        # A person in one of the user's attributes ("sister's name") does not become an owner of attributes as well.
         words |= {attribute.name.split("'s ")[0] for attribute in taken if attribute.person is None}
         return draw_person(rng, self._split, held_out_relations=self._held_out, avoid=words)
 
@@ -129,7 +127,7 @@ def _free(rng: random.Random, choices: Sequence[Attribute], taken: Sequence[Attr
 
 
 def _named(like: Attribute, choices: Sequence[Attribute]) -> Attribute:
-    """The attribute of the same name among `choices`, or one without phrasings of its own."""
+    """The attribute of the same name in `choices`, else a new one without phrasings of its own."""
     found = next((attribute for attribute in choices if attribute.name == like.name), None)
     return found or Attribute(like.name, like.values)
 

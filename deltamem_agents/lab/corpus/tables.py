@@ -1,6 +1,6 @@
-"""Word lists and tables: JSON files in a folder `data` beside the code, read when first asked for.
+"""Word lists and tables: JSON files in the folder `data` beside the code, read on first use.
 
-All of them were written for this project. The order of every list counts, since equal seeds draw equal lines.
+All of them were written for this project. The order of every list matters: equal seeds must draw equal entries.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 CORPUS = Path(__file__).parent / "data"
 
 HELD_OUT = CORPUS / "held_out"
-"""Files of the same names with what is kept for evaluation and never trained on."""
+"""Files of the same names with entries reserved for evaluation, never used in training."""
 
 
 @cache
 def read_table(folder: Path, name: str) -> Any:
-    """The table `name` in a folder, its lists as tuples. It is shared: do not change it."""
+    """The table `name` of a folder, lists as tuples. The result is cached and shared: do not modify it."""
     return _frozen(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def corpus_table(name: str, *, held_out: bool = False) -> Any:
-    """A table of the corpus itself."""
+    """A table of this corpus."""
     return read_table(HELD_OUT if held_out else CORPUS, name)
 
 

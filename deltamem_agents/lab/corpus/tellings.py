@@ -1,4 +1,4 @@
-"""A fact as it is told: by the user, by the assistant, or by a tool."""
+"""Tellings: exchanges in which the user, the assistant or a tool states a fact."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from deltamem_agents.lab.corpus.phrasings import Filled, Texts, fill, phrasings,
 from deltamem_agents.types import Message, ToolCall
 
 Teller: TypeAlias = Literal["user", "assistant", "tool", "json"]
-"""Who tells a fact. "json" is a tool as well, but the value stands in quotes, which gives it other tokens."""
+"""Who states a fact. "json" is also a tool, but the value is in quotes, which gives it other tokens."""
 
 _Replies: TypeAlias = tuple[Sequence[str], Sequence[str]]
-"""Replies that do not repeat what was told, and replies that do."""
+"""Replies that do not repeat the fact, and replies that do."""
 
 _Phrasing = TypeVar("_Phrasing", str, tuple[str, str])
 
 TOOL_NAMES = ("lookup_record", "get_profile", "search_contacts", "query_database", "read_notes", "find_entry")
 
 OWN_SHARE = 0.7
-"""Chance that a fact is told or asked in words that only its attribute has, where it has such."""
+"""Probability that a fact is stated or asked in its attribute's own phrasings, if it has any."""
 
 CHANGE_SHARE = 0.7
-"""Chance that a changed fact is told as a change, and not like a new one."""
+"""Probability that a changed fact is stated as a change, not like a new fact."""
 
 ECHO_SHARE = 0.2
-"""Chance that the assistant's reply to a told fact repeats it."""
+"""Probability that the assistant's reply repeats the fact."""
 
 CHATTY_SHARE = 0.4
-"""Chance that this reply is as long and kind as small models are."""
+"""Probability that this reply is as long and friendly as small models' replies."""
 
 FRAME_SHARE = 0.15
-"""Chance that another sentence comes before what is told or asked, and after it."""
+"""Probability of another sentence before the statement or question, and of one after it."""
 
 
 @dataclass(frozen=True)
 class Telling:
-    """A fact as it stands in a conversation. `current`: no later telling changes it. `change`: it changes one."""
+    """A fact as stated in a conversation. `current`: not changed later. `change`: it changes an earlier one."""
 
     attribute: Attribute
     value: str
@@ -50,7 +50,7 @@ class Telling:
 
 @dataclass(frozen=True)
 class Told:
-    """Where a fact was told: character `start` of the content of the conversation's message `message`."""
+    """Where a fact's value was told: the index of the message, and the character in its content."""
 
     message: int
     start: int
@@ -58,15 +58,15 @@ class Told:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is said when something is told, and where each fact stands, its message counted from the first."""
+    """The messages in which facts are stated, and where. Message indices count from the exchange's first."""
 
     messages: tuple[Message, ...]
     told: tuple[Told, ...]
 
 
 class Voice:
-    """Finds words for facts. `held_out`: in phrasings kept for evaluation alone. `loose`: also in such as leave
-    open whose a fact is, which needs everything in the conversation to be about the user.
+    """Puts facts into words. `held_out`: use only the phrasings reserved for evaluation. `loose`: also use phrasings
+    that do not say whose a fact is; the whole conversation must then be about the user.
     """
 
     def __init__(self, rng: random.Random, *, held_out: bool, loose: bool) -> None:
@@ -74,14 +74,14 @@ class Voice:
         self._words, self._replies = phrasings(held_out=held_out), replies()
 
     def ask(self, attribute: Attribute) -> str:
-        """A question about it."""
+        """A question about the attribute."""
         words = self._words
         general = self._general(attribute, words.questions, words.loose_questions, words.people_questions)
         filled = fill(self._pick(attribute.asked, general), attribute.slots)
         return self._framed(filled, words.question_closers).text
 
     def tell(self, telling: Telling) -> Exchange:
-        """The exchange in which one fact is told."""
+        """An exchange that states one fact."""
         if telling.teller == "user":
             statement = self._framed(fill(self._statement(telling), _slots(telling)), self._words.closers)
             return self._noted(statement, (telling,))
@@ -90,7 +90,7 @@ class Voice:
         return self._by_tool(telling)
 
     def tell_both(self, first: Telling, second: Telling) -> Exchange:
-        """The exchange in which the user tells two facts in one message."""
+        """An exchange in which the user states two facts in one message."""
         slots = _slots(first) | {f"{name}2": text for name, text in _slots(second).items()}
         return self._noted(fill(self._rng.choice(self._words.paired_statements), slots), (first, second))
 
@@ -102,13 +102,13 @@ class Voice:
         return self._pick(attribute.told, general)
 
     def _general(self, attribute: Attribute, always: Texts, loose: Texts, people: Texts) -> Texts:
-        """The phrasings that do for an attribute of the user, or of somebody else."""
+        """The phrasings that fit the attribute's owner, the user or another person."""
         if attribute.person is not None:
             return always + people
         return always + loose if self._loose else always
 
     def _noted(self, statement: Filled, tellings: Sequence[Telling]) -> Exchange:
-        """A statement of the user, and the reply to it."""
+        """The user's statement and the reply to it."""
         told = [Told(0, statement.starts[slot]) for slot, _ in zip(("v", "v2"), tellings, strict=False)]
         said = self._replies
         reply = self._reply(tellings[0], (said.acknowledgements, said.echoes), (said.chatty, said.chatty_echoes))
@@ -141,7 +141,7 @@ class Voice:
         return Exchange(messages, (Told(2, result.starts["v"]),))
 
     def _reply(self, telling: Telling, short: _Replies, chatty: _Replies) -> Message:
-        """What the assistant says to a telling, now and then repeating it."""
+        """The assistant's reply to a telling. It sometimes repeats the fact."""
         plain, echoes = chatty if self._rng.random() < CHATTY_SHARE else short
         replies = echoes if self._rng.random() < ECHO_SHARE else plain
         return Message("assistant", fill(self._rng.choice(replies), _slots(telling)).text)
@@ -152,7 +152,7 @@ class Voice:
         return self._rng.choice(own)
 
     def _framed(self, filled: Filled, closers: Sequence[str]) -> Filled:
-        """The same with another sentence before or after it, now and then. Held-out phrasings stand alone."""
+        """The same, sometimes with another sentence before or after it. Held-out phrasings get none."""
         if self._held_out:
             return filled
         before = f"{self._rng.choice(self._words.openers)} " if self._rng.random() < FRAME_SHARE else ""

@@ -1,7 +1,7 @@
-"""Lists of values that can be told, by what they are.
+"""Lists of values by kind.
 
-`word_values` are mostly single words; `COMPOSED_VALUES` are numbers, dates, times and several words, put together from
-parts, thousands of each kind.
+`word_values` are mostly single words. `COMPOSED_VALUES` are numbers, dates, times and values of several words, composed
+of parts; there are thousands of each kind.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ ValueKind: TypeAlias = Literal["word", "number", "date", "time", "phrase"]
 
 
 def word_values() -> Mapping[str, tuple[str, ...]]:
-    """Lists of words by name."""
+    """Word lists by name."""
     found: Mapping[str, tuple[str, ...]] = corpus_table("word_values")
     return found
 
 
 def _parts() -> Mapping[str, tuple[str, ...]]:
-    """What composed values are put together from."""
+    """The parts of composed values."""
     found: Mapping[str, tuple[str, ...]] = corpus_table("value_parts")
     return found
 
 
 def _joined(*parts: Iterable[str]) -> tuple[str, ...]:
-    """Every combination of the parts, a space between them."""
+    """Every combination of the parts, joined by spaces."""
     return tuple(" ".join(combination) for combination in product(*parts))
 
 
@@ -40,7 +40,7 @@ def _titled(words: Iterable[str]) -> tuple[str, ...]:
 
 @cache
 def composed_values(name: str) -> tuple[str, ...]:
-    """Every value of one list of `COMPOSED_VALUES`."""
+    """All values of one of the COMPOSED_VALUES lists."""
     parts = _parts()
     looks, sights = _titled(parts["looks"]), _titled(parts["sights"])
     match name:
@@ -51,7 +51,7 @@ def composed_values(name: str) -> tuple[str, ...]:
         case "code":
             return tuple(str(code) for code in range(1000, 10_000))
         case "date":
-            months = word_values()["month"][:12]  # The list goes on with "early May", "summer" and the like.
+            months = word_values()["month"][:12]  # The rest of the list is "early May", "summer" and similar.
             long = {"April": 30, "June": 30, "September": 30, "November": 30, "February": 28}
             return tuple(f"{day} {month}" for month in months for day in range(1, long.get(month, 31) + 1))
         case "time":
@@ -87,13 +87,13 @@ COMPOSED_VALUES: Mapping[str, ValueKind] = {
 
 
 def kind_of(name: str) -> ValueKind:
-    """What the values of a list are: lists of words, and any word ("word"), are of kind "word"."""
+    """The kind of a list's values. Word lists, and "word" for any word, have the kind "word"."""
     return COMPOSED_VALUES.get(name, "word")
 
 
 @cache
 def values_of(name: str, split: Split) -> tuple[str, ...]:
-    """The values of one list that belong to a split."""
+    """The values of a list that belong to the split."""
     words = word_values()
     values = words[name] if name in words else composed_values(name)
     return split_values(values, split)

@@ -1,4 +1,4 @@
-"""Words of a model's own vocabulary: values whose tokens are known in number."""
+"""Words from a model's vocabulary, as values with a known number of tokens."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ TRIES_A_WORD = 4
 
 
 def open_words(tokenizer: Any) -> list[str]:
-    """Every word that is one token of the vocabulary behind a space, lower-case or capitalised."""
+    """Every word that is one token after a space, in lower case or capitalised."""
     texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
     return sorted({text[1:] for text in texts if re.fullmatch(r" [A-Z]?[a-z]{2,}", text)})
 
 
 def made_up_words(tokenizer: Any, count: int) -> list[str]:
-    """Words of two or three tokens that no list has, as most names are: always the same ones."""
+    """Up to `count` invented words of two or three tokens, like most names. The same on every call."""
     rng = random.Random("made up")
     begins = [word for word in open_words(tokenizer) if len(word) <= 6]
     texts = (tokenizer.decode([token]) for token in range(len(tokenizer)))
     ends = sorted({text for text in texts if re.fullmatch(r"[a-z]{2,5}", text)})
     found: dict[str, None] = {}
-    # Most pairs are encoded as their two parts; what becomes one token or many is left out.
+    # Most pairs are encoded as their two parts. Skip those that become one token or more than three.
     for _ in range(TRIES_A_WORD * count):
         if not begins or not ends or len(found) == count:
             break

@@ -1,7 +1,7 @@
-"""Tasks in the form of MemoryAgentBench (ai-hyz/MemoryAgentBench on the Hub): a context, questions, accepted answers.
+"""Tasks in the format of MemoryAgentBench (ai-hyz/MemoryAgentBench on the Hub): a context, questions, accepted answers.
 
-Two of its splits are read: conflict resolution, numbered facts of which a later one holds against an earlier one,
-and test-time learning, texts with numerical labels. Generated tasks of the same form go through the same code.
+Two of its splits are supported. Conflict resolution has numbered facts, where a later fact overrides an earlier one.
+Test-time learning has texts with numerical labels. Generated tasks of the same format use the same code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HUB_DATASET = "ai-hyz/MemoryAgentBench"
 
 Split: TypeAlias = Literal["Conflict_Resolution", "Test_Time_Learning"]
 SOURCES: dict[Split, str] = {"Conflict_Resolution": "factconsolidation", "Test_Time_Learning": "icl_"}
-"""How the sources of a split begin that can be scored here; test-time learning also holds recommendations."""
+"""Prefix of the supported sources of each split. Test-time learning also has recommendations, which are not scored."""
 
 _EXPECTED = (
     'expected rows of {"context": text, "questions": [text], "answers": [[accepted text]], "metadata": {"source"}}'
@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One row of the benchmark. `source` names where it comes from, `seed` the evaluation seed of a generated one."""
+    """One row of the benchmark. `source`: its data set. `seed`: evaluation seed of a generated row."""
 
     context: str
     questions: tuple[str, ...]
@@ -43,10 +43,10 @@ class BenchRow:
 
 
 def read_rows(data: str, split: Split, source: str = "") -> list[BenchRow]:
-    """The split's rows whose source's name contains `source`, from a .json, .jsonl or .parquet file or from the Hub.
+    """The split's rows whose source name contains `source`. `data`: a .json, .jsonl or .parquet file, or a Hub id.
 
-    A Hub id is fetched only because it was named. Raises ConfigError naming the row that does not fit, and where
-    nothing is left to ask or pyarrow is missing; DownloadError when the Hub does not give the data.
+    Only an explicit Hub id is downloaded. Raises ConfigError for an invalid row (by number), when no row is left, or
+    when pyarrow is missing; DownloadError when the download fails.
     """
     found = []
     for number, row in enumerate(_raw_rows(data, split), 1):
@@ -63,13 +63,13 @@ def read_rows(data: str, split: Split, source: str = "") -> list[BenchRow]:
 
 
 def conflict_task(row: BenchRow, name: str) -> LongTask:
-    """A task of a row of numbered facts, one a line behind a heading."""
+    """A task from a row of numbered facts, one per line after a heading."""
     lines = [line.strip() for line in row.context.splitlines() if re.match(r"\s*\d+\.\s", line)]
     return _task(row, name, lines, _ask_fact, "")
 
 
 def label_task(row: BenchRow, name: str) -> LongTask:
-    """A task of a row of examples, each of which ends in a line "label: …"."""
+    """A task from a row of examples, each of which ends with a line "label: …"."""
     examples: list[str] = []
     begun: list[str] = []
     for line in row.context.splitlines():
@@ -82,19 +82,19 @@ def label_task(row: BenchRow, name: str) -> LongTask:
 
 
 def conflict_score(question: LongQuestion, reply: str) -> float:
-    """1 when an accepted answer stands in the reply's first line."""
+    """1 if the reply's first line contains an accepted answer, else 0."""
     said = f" {normalised(_first_line(reply))} "
     return float(any(f" {normalised(gold)} " in said for gold in question.golds))
 
 
 def label_score(question: LongQuestion, reply: str) -> float:
-    """1 when the reply's first line is an accepted label, with or without "label:" before it."""
+    """1 if the reply's first line is an accepted label, with or without "label:" before it, else 0."""
     said = normalised(re.sub(r"^\s*label\s*:", "", _first_line(reply), flags=re.IGNORECASE))
     return float(said in {normalised(gold) for gold in question.golds})
 
 
 def _task(row: BenchRow, name: str, lines: Sequence[str], ask: Callable[[str], str], begun: str) -> LongTask:
-    """Raises ConfigError for a context without any line of its kind."""
+    """Raises ConfigError if the context has no line of the expected kind."""
     if not lines:
         raise ConfigError(
             f"{row.source}: the context begins {row.context[:60]!r}, expected numbered facts or labelled texts by line"
@@ -169,12 +169,12 @@ def _fetched(dataset: str, split: Split) -> Path:
         reason = str(error).strip().split("\n")[0]
         raise DownloadError(
             f"{name} of the data set {dataset!r} could not be fetched: {reason}; check the name and the connection, "
-            "or download the file and name it"
+            "or download the file and pass its path"
         ) from None
 
 
 def _row(row: Any) -> BenchRow:
-    """Raises ValueError saying what does not fit."""
+    """Raises ValueError saying what is invalid."""
     if not isinstance(row, dict):
         raise ValueError(f"found {row!r}")
     context, questions, answers = row.get("context"), row.get("questions"), row.get("answers")

@@ -1,4 +1,4 @@
-"""Generated rows in MemoryAgentBench's form: facts that contradict each other, and texts to label."""
+"""Generated rows in MemoryAgentBench's format: facts that contradict each other, and texts to label."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from deltamem_agents.lab.evaluation.draws import LEAST_CONVERSATIONS, Size
 DATA = Path(__file__).parent / "data"
 
 FACT_COUNTS = (8, 32, 128)
-"""Different facts in a pool. Half of them are told twice, with another value the second time."""
+"""Numbers of different facts in a pool. Half of them are stated twice, with another value the second time."""
 
 LABEL_COUNTS = (4, 8)
 EXAMPLES = 6
-"""Of each label."""
+"""Number of examples per label."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,24 @@ def _relations() -> tuple[_Relation, ...]:
 
 
 def _intents() -> tuple[tuple[str, ...], ...]:
-    """What people write to a service, ten texts for each of eight intents."""
+    """Messages to a customer service: ten texts for each of eight intents."""
     found: tuple[tuple[str, ...], ...] = read_table(DATA, "bench_tasks")["intents"]
     return found
 
 
 def conflict_rows(count: int, size: Size) -> Iterator[BenchRow]:
-    """Pools of `count` facts; asked for are those that were contradicted later, answered by the later value."""
+    """Pools of `count` facts. Questions ask for facts that were contradicted later; the later value is right."""
     for seed in size.seeds:
         rng = random.Random(f"conflict {count} {seed}")
-        for asked in _shares(size.of_seed, count // 2):
+        for asked in _distribute(size.of_seed, count // 2):
             yield _pool(rng, count, asked, seed)
 
 
 def label_rows(count: int, size: Size) -> Iterator[BenchRow]:
-    """EXAMPLES texts of each of `count` intents under numbers drawn anew for each row; asked for are other texts."""
+    """EXAMPLES texts for each of `count` intents, with new label numbers in each row. Questions are other texts."""
     for seed in size.seeds:
         rng = random.Random(f"label {count} {seed}")
-        for asked in _shares(size.of_seed, count):
+        for asked in _distribute(size.of_seed, count):
             intents = rng.sample(_intents(), count)
             texts = [rng.sample(intent, len(intent)) for intent in intents]
             shown = [(text, label) for label, intent in enumerate(texts) for text in intent[:EXAMPLES]]
@@ -90,11 +90,11 @@ def _pool(rng: random.Random, count: int, asked: int, seed: int) -> BenchRow:
 
 
 def _value(rng: random.Random, relation: _Relation, old: str = "") -> str:
-    """One never told in training, other than `old`."""
+    """A value of the evaluation split, other than `old`."""
     return rng.choice([value for value in values_of(relation.values, "evaluation") if value != old])
 
 
-def _shares(total: int, most: int) -> list[int]:
-    """`total` questions dealt out to rows of at most `most` each."""
+def _distribute(total: int, most: int) -> list[int]:
+    """Distributes `total` questions over rows of at most `most` each."""
     rows = max(-(-total // most), min(total, LEAST_CONVERSATIONS))
     return [total // rows + (place < total % rows) for place in range(rows)]

@@ -1,4 +1,4 @@
-"""What a prompt shows of a long history: its end, the pieces that a search finds, or nothing."""
+"""What a prompt shows of a long history: the most recent part, search results, or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltamem_agents.lab.evaluation.matching import words
 
 
 class Shown(StrEnum):
-    """What stands before the question."""
+    """What the prompt shows before the question."""
 
     WINDOW = "recent window"
     NOTHING = "question only"
@@ -21,31 +21,31 @@ class Shown(StrEnum):
 
 
 class Line(NamedTuple):
-    """One piece of a history. `head`: what stands once above all lines of a part, such as its date; may be ""."""
+    """One piece of a history. `head`: a heading shown once above the lines that share it, such as a date; may be ""."""
 
     text: str
     head: str = ""
 
 
 class Index(Protocol):
-    """What is used of a search index."""
+    """The part of a search index that is used."""
 
     def get_scores(self, query: list[str]) -> Sequence[float]: ...
 
 
 class History:
-    """The lines of one history, oldest first, with their lengths and an index to search them by."""
+    """The lines of one history, oldest first, with token counts and a search index."""
 
     def __init__(self, engine: DeltaMemEngine, lines: Sequence[Line]) -> None:
         self._tokenizer, self._lines = engine.tokenizer, lines
-        # A line break goes with each line.
+        # One more token for the line break.
         self._sizes = [self._count(line.text) + 1 for line in lines]
         self._heads = {head: self._count(head) + 1 for head in {line.head for line in lines} if head}
 
     def prompt(self, shown: Shown, text: str, query: str, budget: int) -> str:
-        """`text` behind as much of the history as fits into `budget` tokens. `query`: what is searched for.
+        """As much of the history as fits into `budget` tokens, followed by `text`. `query`: what to search for.
 
-        Raises ConfigError when the text alone does not fit, and where the search library is missing.
+        Raises ConfigError when `text` alone does not fit, or when the search library is missing.
         """
         room = budget - self._count(text) - 1
         if room < 0:
@@ -54,7 +54,7 @@ class History:
             )
         kept = sorted(self._chosen(shown, query, room))
         prompt = _joined([self._lines[place] for place in kept], text)
-        # Lines joined may come to a token more than they do apart.
+        # Joined lines can have a token more than the sum of the separate lines.
         while kept and self._count(prompt) > budget:
             kept = kept[1:]
             prompt = _joined([self._lines[place] for place in kept], text)
@@ -82,7 +82,7 @@ class History:
         return kept
 
     def _found(self, query: str) -> Sequence[int]:
-        """Lines that have something of the query, the best first, of equal ones the newest."""
+        """Indices of lines that match the query, best first; newest first among equals."""
         if not self._lines:
             return []
         scores = self._index.get_scores(_terms(query))
@@ -97,7 +97,10 @@ class History:
 
 
 def bm25() -> Callable[[list[list[str]]], Index]:
-    """Makes an index of texts cut into words. Raises ConfigError, which says what to install, without the library."""
+    """Returns the function that builds a BM25 index from tokenised texts.
+
+    Raises ConfigError, saying what to install, if the library is missing.
+    """
     try:
         from rank_bm25 import BM25Okapi
     except ImportError as error:

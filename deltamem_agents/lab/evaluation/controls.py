@@ -1,7 +1,7 @@
-"""What a memory's figure has to be compared with: the same questions with anything but the right content.
+"""Controls: the same questions asked without the right memory.
 
-A figure without these says nothing: a corrected model may answer better than the frozen one whatever the
-state holds.
+A figure means nothing without them. A model with an adapter may answer better than the frozen one whatever the state
+holds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.turns.memories import AgentMemory
 
 Held: TypeAlias = MemoryState | AgentMemory
-"""What a memory holds: one state of everything, or statements of which a reply reads those that it is about."""
+"""A memory's content: one state of everything, or statements from which each reply reads the relevant ones."""
 
 
 class Arm(StrEnum):
-    """Which memory a question is asked with.
+    """What a question is asked with: the memory, or a control.
 
-    RANDOM is, for a memory of statements, one of its statements by chance.
+    - MEMORY: the right memory.
+    - OFF: no memory; the frozen model.
+    - ZERO: an empty memory.
+    - WRONG: another conversation's memory.
+    - RANDOM: random numbers of the same norm; for a memory of statements, one of its statements at random.
     """
 
     MEMORY = "memory"
@@ -36,10 +40,9 @@ class Arm(StrEnum):
 def arm_memories(
     arm: Arm, memories: Sequence[Held], strangers: Sequence[int], generator: torch.Generator
 ) -> list[Held] | None:
-    """The memories to ask with, one an episode, from the episodes' own; None turns the memory off.
+    """The memory that this arm asks each episode with, given the episodes' own `memories`; None turns memory off.
 
-    `strangers[i]` is the episode whose memory serves as the wrong conversation of episode i; only that arm
-    needs them.
+    `strangers[i]`: the episode whose memory is the wrong conversation of episode i. Used by WRONG alone.
     """
     match arm:
         case Arm.MEMORY:
@@ -70,7 +73,7 @@ def _random(memory: Held, generator: torch.Generator) -> Held:
 
 
 def strangers(answers: Sequence[frozenset[str]]) -> list[int]:
-    """For each episode another one, the next of those that share the fewest answers with it.
+    """For each episode, the index of the next one among those that share the fewest answers with it.
 
     Raises ConfigError for fewer than two episodes.
     """

@@ -1,8 +1,8 @@
-"""Recall after unrelated conversation: told, then talked about other things, then asked.
+"""Recall after unrelated conversation: facts are told, small talk follows, then the facts are asked for.
 
-The states are carried along one stream of small talk and asked at several places of it, so that the longest
-distance costs no more than itself. Every conversation has small talk of its own, and it is read and written
-from its own state as in use: what a filler token writes depends on what the state makes of it.
+Each memory absorbs one stream of small talk and is asked at several distances along it, so shorter distances cost
+nothing extra. Every conversation has its own small talk, read and written with its own state as in use, since what a
+filler token writes depends on the state.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.types import Message
 
 FACTS = 4
-"""Told in a conversation: as many questions share the cost of its small talk."""
+"""Number of facts per conversation. Their questions share the cost of its small talk."""
 
 SESSION_TOKENS = 1000
-"""Of contents. Small talk is absorbed in conversations of this length, as an agent has them."""
+"""Length of the conversations in which small talk is absorbed, in content tokens. Typical of an agent."""
 
 
 def distance(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
@@ -59,7 +59,7 @@ def distance(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 
 class _SmallTalk:
-    """Conversations about nothing in particular, one after another. `tokens`: of their contents so far."""
+    """A stream of small-talk conversations. `tokens`: number of content tokens so far."""
 
     def __init__(self, engine: DeltaMemEngine, rng: random.Random) -> None:
         self._tokenizer, self._rng, self.tokens = engine.tokenizer, rng, 0

@@ -1,4 +1,4 @@
-"""Which conversations a figure is measured on: drawn from seeds, the same each time."""
+"""Draws the conversations of a figure from seeds, the same every time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from deltamem_agents.lab.corpus.episodes import Episode, EpisodeGenerator, Episo
 from deltamem_agents.lab.evaluation.recall import Asked, Case
 
 HELD_OUT_VALUES = EpisodeShape(split="evaluation")
-"""One fact with up to three exchanges of small talk around it, its value never told in training."""
+"""One fact with up to three exchanges of small talk around it. Its value is never used in training."""
 
 LEAST_CONVERSATIONS = 12
-"""Of one seed, unless there are fewer questions: conversations of many facts are not all that is asked about."""
+"""Minimum number of conversations per seed, unless there are fewer questions. Of conversations with many facts, only
+some facts are asked for, so that a figure does not rest on a few conversations."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: `questions` a figure in all, drawn in equal parts by each of `seeds`.
+    """The size of a measurement. `questions`: per figure, drawn in equal parts by each of `seeds`.
 
-    `distances`: tokens of unrelated conversation, ascending, multiples of a thousand.
+    `distances`: tokens of unrelated conversation, ascending multiples of 1,000.
     """
 
     questions: int
@@ -38,7 +39,7 @@ QUICK = Size(48, (1,), (0, 1000))
 
 @dataclass(frozen=True)
 class DrawnEpisode:
-    """An episode with the seed it was drawn by, how many of its questions are asked, and chance for all the rest."""
+    """An episode with its seed and the number of its questions that are asked. `rng` draws everything else."""
 
     seed: int
     episode: Episode
@@ -46,27 +47,27 @@ class DrawnEpisode:
     rng: random.Random
 
     def case(self) -> Case:
-        """The episode with as many of its questions as are asked."""
+        """The conversation with the questions that are asked."""
         chosen = self.rng.sample(self.episode.questions, self.asked)
         return Case(self.episode.messages, tuple(Asked.of(question) for question in chosen), self.seed)
 
 
 def facts_told(count: int) -> str:
-    """What a figure of so many facts is called."""
+    """The name of a figure with `count` facts."""
     return f"{count} fact" + ("" if count == 1 else "s")
 
 
 def generated_episodes(words: Sequence[str], shape: EpisodeShape, count: int, seed: int) -> list[Episode]:
-    """`count` episodes of one shape, whose split decides whether their values were trained on.
+    """`count` episodes of one shape. Equal arguments give equal episodes.
 
-    Equal arguments give equal episodes.
+    The shape's split determines whether the values were used in training.
     """
     generator, rng = EpisodeGenerator(words, shape), random.Random(f"evaluation {seed}")
     return [generator.draw(rng) for _ in range(count)]
 
 
 def drawn_episodes(words: Sequence[str], shape: EpisodeShape, size: Size) -> Iterator[DrawnEpisode]:
-    """As many episodes as the size asks for, each seed's own."""
+    """The episodes of a figure of this size, for each seed."""
     count = max(-(-size.of_seed // shape.facts), min(size.of_seed, LEAST_CONVERSATIONS))
     for seed in size.seeds:
         for number, episode in enumerate(generated_episodes(words, shape, count, seed)):
@@ -75,7 +76,7 @@ def drawn_episodes(words: Sequence[str], shape: EpisodeShape, size: Size) -> Ite
 
 
 def drawn_cases(words: Sequence[str], shape: EpisodeShape, size: Size, *, confusions: bool = False) -> list[Case]:
-    """What is asked. `confusions`: the values of the conversation's other facts count as wrong ones."""
+    """The cases of a figure. `confusions`: values of the conversation's other facts count as wrong answers."""
     cases = []
     for drawn in drawn_episodes(words, shape, size):
         case, told = drawn.case(), [question.answer for question in drawn.episode.questions]

@@ -1,4 +1,4 @@
-"""Episodes that a user wrote: a JSON object a line."""
+"""Reads episodes that a user wrote: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deltamem_agents.types import as_messages
 def read_episodes(path: Path) -> list[Episode]:
     """Episodes from a JSONL file of {"messages": […], "questions": [{"question", "answer"}]}.
 
-    A question may carry "prefix", the beginning of the reply which the answer completes; without it the
-    model's free reply is searched for the answer. Raises MessageError naming the line that does not fit.
+    A question may have a "prefix", the beginning of the reply, which the answer completes. Without it, the answer is
+    searched in the model's free reply. Raises MessageError with the number of the invalid line.
     """
     episodes = []
-    # Bytes are split at line feeds alone: text may hold other characters that end a line.
+    # Split at line feeds alone: text may contain other characters that end a line.
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -30,12 +30,12 @@ def read_episodes(path: Path) -> list[Episode]:
                 '{"messages": [{"role", "content"}], "questions": [{"question", "answer"}]}'
             ) from None
     if not episodes:
-        raise ConfigError(f"{path} holds no episodes; expected one JSON object a line")
+        raise ConfigError(f"{path} holds no episodes; expected one JSON object per line")
     return episodes
 
 
 def _episode(row: object) -> Episode:
-    """Raises ValueError saying what does not fit."""
+    """Raises ValueError saying what is invalid."""
     if not isinstance(row, dict):
         raise ValueError(f"found {row!r}")
     for key in ("messages", "questions"):
@@ -51,7 +51,7 @@ def _question(item: object, where: str) -> Question:
     for key in ("question", "answer", "prefix"):
         value = item.get(key, "" if key == "prefix" else None)
         if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise ValueError(f"{where} has {key} {value!r}, which is no text")
+            raise ValueError(f"{where} has {key} {value!r}, which is not text")
     if not words(str(item["answer"])):
         raise ValueError(f"{where} has answer {item['answer']!r}, which has no word that a reply could match")
     return Question(str(item["question"]), str(item["answer"]), str(item.get("prefix", "")))

@@ -1,4 +1,4 @@
-"""Measured values with their intervals: what was seen once is resampled a conversation at a time."""
+"""Measured values with 95 % intervals, from a bootstrap over conversations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Unit: TypeAlias = Literal["share", "ratio", "nats"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value with its 95 % interval; `by_seed`: the value of each evaluation seed alone."""
+    """A measured value with its 95 % interval. `by_seed`: the value for each evaluation seed."""
 
     value: float
     low: float
@@ -26,9 +26,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Where each observation comes from. `clusters[i]`: its conversation, whose observations stand or fall together.
+    """The origin of each observation. `clusters[i]`: its conversation; observations of one conversation are correlated.
 
-    `seeds[i]`: the evaluation seed that drew this conversation.
+    `seeds[i]`: the evaluation seed that drew the conversation.
     """
 
     clusters: Sequence[int]
@@ -42,7 +42,10 @@ class Drawn:
         unit: Unit = "share",
         shown_as: Callable[[float], float] = lambda mean: mean,
     ) -> Estimate:
-        """The mean of `amounts` per one of `weights` (1 each by default), mapped by a rising function."""
+        """The weighted mean, sum of `amounts` over sum of `weights` (default 1 each).
+
+        `shown_as`: an increasing function applied to the mean and its interval.
+        """
         per = [1.0] * len(amounts) if weights is None else weights
         low, high = bootstrap_interval(amounts, self.clusters, weights=per)
         by_seed = [
@@ -61,9 +64,9 @@ def bootstrap_interval(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> tuple[float, float]:
-    """95 % interval of the mean of `amounts` per one of `weights` (1 each by default), resampling whole clusters.
+    """95 % interval of the sum of `amounts` over the sum of `weights` (default 1 each), resampling whole clusters.
 
-    `clusters[i]` is the cluster of `amounts[i]`: questions about one conversation stand or fall together.
+    `clusters[i]`: the cluster of `amounts[i]`. Questions about one conversation are correlated.
     """
     values, groups = np.asarray(amounts, dtype=float), np.asarray(clusters)
     sizes = np.ones_like(values) if weights is None else np.asarray(weights, dtype=float)

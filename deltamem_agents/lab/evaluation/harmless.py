@@ -1,4 +1,4 @@
-"""What a full memory does to prompts that have nothing to do with it: it should do nothing."""
+"""The effect of a full memory on unrelated prompts. It should have none."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from deltamem_agents.types import Message, Score
 
 SUITE = "harmless"
 FACTS = 16
-"""Told in a conversation whose state counts as full."""
+"""Number of facts in a conversation whose memory counts as full."""
 
 CONVERSATIONS = 12
-"""Of one seed; the prompts are dealt out among them."""
+"""Number of conversations per seed. The prompts are distributed over them."""
 
 REPLY_TOKENS = 32
 SCORED_AT_ONCE = 16
 MARGIN = "nats lost on the frozen reply"
-"""Measure: by how much less likely, per token, the frozen model's own reply becomes."""
+"""Measure: loss of log-probability of the frozen model's own reply, in nats per token."""
 
 PERPLEXITY = "perplexity against frozen"
-"""Measure: the ratio of the perplexities of the neutral replies."""
+"""Measure: perplexity of the neutral replies with memory, divided by that of the frozen model."""
 
 TOLD = "a told value"
 
@@ -57,39 +57,38 @@ Scored = Mapping[Arm, Sequence[Held] | None]
 
 
 def unrelated_prompts() -> tuple[str, ...]:
-    """What users ask that has nothing to do with memory: other tasks and topics than training's neutral prompts.
+    """User prompts that have nothing to do with memory, with other tasks and topics than training's neutral prompts.
 
-    None tells or asks for a fact about anybody in the conversation, though those of "first_person" speak of "my" and
-    "I" too.
+    None states or asks for a fact about anybody in the conversation, although those of "first_person" say "my" and "I".
     """
     table = read_table(DATA, "unrelated_prompts")
     return (*table["prompts"], *table["first_person"])
 
 
 def neutral_replies() -> tuple[tuple[str, str], ...]:
-    """Prompts and replies about nobody in a conversation. The likelihood of a reply says what a memory disturbs."""
+    """(prompt, reply) pairs about nobody in a conversation. A change of the reply's likelihood shows a disturbance."""
     found: tuple[tuple[str, str], ...] = read_table(DATA, "neutral_replies")
     return found
 
 
 def harmless(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
-    """Replies to unrelated prompts, and the likelihood of neutral texts, with states of FACTS facts."""
+    """Replies to unrelated prompts, and the likelihood of neutral texts, with memories of FACTS facts."""
     yield _replies(engine, words, size, watch)
     yield _texts(engine, words, size, watch)
 
 
 def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
     name = f"unrelated prompts, first {REPLY_TOKENS} tokens of the reply"
-    cases = _dealt(words, size, [(prompt, "") for prompt in unrelated_prompts()])
+    cases = _distributed(words, size, [(prompt, "") for prompt in unrelated_prompts()])
     prompts = [asked.conversation for case in cases for asked in case.questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, len(cases) + 2 * len(Arm) * asked_count(cases))
         states = absorbed(engine, [case.messages for case in cases], steps.done)
         read = readings(cases, states, tuple(Arm))
         said = replies_by_arm(engine, cases, read, steps.done, tokens=REPLY_TOKENS)
-        # A model may end its turn at once; there is nothing to score then, and nothing is lost.
+        # If the model ends its turn at once, there is nothing to score.
         frozen = [reply if reply.strip() else None for reply in said[Arm.OFF]]
-        lost = _lost(engine, read, prompts, frozen, steps.done)
+        lost = _likelihood_loss(engine, read, prompts, frozen, steps.done)
     figure = figure_of(Title(SUITE, name, wrong=TOLD), cases, said, mean_tokens(engine, cases))
     drawn = drawn_from(cases)
     arms = with_same(figure.arms, drawn, said)
@@ -100,13 +99,15 @@ def _replies(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 def _texts(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Figure:
     name = "neutral replies, written by people"
-    cases = _dealt(words, size, neutral_replies())
+    cases = _distributed(words, size, neutral_replies())
     prompts = [[Message("user", asked.text)] for case in cases for asked in case.questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, len(cases) + len(Arm) * asked_count(cases))
         states = absorbed(engine, [case.messages for case in cases], steps.done)
         read = readings(cases, states, tuple(Arm))
-        lost = _lost(engine, read, prompts, [asked.answer for case in cases for asked in case.questions], steps.done)
+        lost = _likelihood_loss(
+            engine, read, prompts, [asked.answer for case in cases for asked in case.questions], steps.done
+        )
     drawn = drawn_from(cases)
     arms: dict[str, dict[str, Estimate]] = {
         arm: {PERPLEXITY: drawn.estimate(nats, counts, unit="ratio", shown_as=math.exp)}
@@ -115,8 +116,8 @@ def _texts(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watc
     return Figure(SUITE, name, len(prompts), len(cases), mean_tokens(engine, cases), arms)
 
 
-def _dealt(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -> list[Case]:
-    """Prompts with their replies, in another order for each seed, dealt out among its conversations."""
+def _distributed(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -> list[Case]:
+    """Prompts with their replies, shuffled for each seed and distributed over its conversations."""
     shape = replace(HELD_OUT_VALUES, facts=FACTS)
     cases = []
     for seed in size.seeds:
@@ -130,16 +131,16 @@ def _dealt(words: Sequence[str], size: Size, pairs: Sequence[tuple[str, str]]) -
     return cases
 
 
-def _lost(
+def _likelihood_loss(
     engine: DeltaMemEngine,
     read: Scored,
     prompts: Sequence[Sequence[Message]],
     texts: Sequence[str | None],
     tick: Callable[[int], None],
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """By arm, for each prompt: the nats by which its text is less likely than without memory, and its tokens.
+    """For each arm and prompt: the loss of the text's log-probability against no memory, in nats, and its token count.
 
-    A text that is None counts for no tokens.
+    A text of None has 0 tokens.
     """
     scores = {
         arm: _scores(engine, _states(engine, arm, memories, prompts), prompts, texts, tick)
@@ -157,7 +158,7 @@ def _lost(
 def _states(
     engine: DeltaMemEngine, arm: Arm, memories: Sequence[Held] | None, prompts: Sequence[Sequence[Message]]
 ) -> Sequence[MemoryState] | None:
-    """The states that the replies to these prompts read."""
+    """The states that replies to these prompts read."""
     if memories is None or not engine.selects:
         return cast("Sequence[MemoryState] | None", memories)
     found = engine.recall_batch(cast("Sequence[AgentMemory]", memories), prompts, whatever=arm is Arm.RANDOM)

@@ -1,7 +1,7 @@
-"""LoCoMo: questions about conversations of two people over many sessions. The data is read from the user's file.
+"""LoCoMo: questions about conversations of two people over many sessions. The user provides the data file.
 
-Answers are scored by the benchmark's own token F1. An adversarial question asks for something never said and offers
-a choice, as the benchmark does; it is right to choose that it was not mentioned.
+Answers are scored with the benchmark's own token F1. An adversarial question asks for something never said and offers
+two choices, as in the benchmark; the right choice is that it was not mentioned.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _EXPECTED = (
 
 
 def read_locomo(path: Path) -> list[LongTask]:
-    """A task for each conversation of the file. Raises ConfigError that names the first thing that does not fit."""
+    """One task per conversation of the file. Raises ConfigError with the place of the first error."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -56,7 +56,7 @@ def read_locomo(path: Path) -> list[LongTask]:
 
 
 def locomo_score(question: LongQuestion, reply: str) -> float:
-    """The first line of a reply against the gold answer, by the rule of the question's category."""
+    """Scores the reply's first line against the gold answer by the rule of the question's category."""
     said, gold = reply.strip().split("\n")[0], question.golds[0]
     if question.kind == CATEGORIES[5]:
         return float(_denies(said, gold))
@@ -66,14 +66,14 @@ def locomo_score(question: LongQuestion, reply: str) -> float:
 
 
 def _denies(said: str, letter: str) -> bool:
-    """Whether the reply chooses the option of that letter, or says in words that there is no such information."""
+    """Whether the reply chooses this letter's option, or says in words that there is no such information."""
     lower = said.lower()
     chosen = re.match(r"\W*([ab])\b", lower)
     return "not mentioned" in lower or "no information" in lower if chosen is None else chosen[1] == letter
 
 
 def _task(sample: Any) -> LongTask:
-    """Raises ValueError saying where it does not fit and what was found there."""
+    """Raises ValueError saying where it is invalid and what was found there."""
     told = _field(sample, "conversation", dict, "the sample")
     speakers = [_field(told, name, str, "conversation") for name in ("speaker_a", "speaker_b")]
     sessions: list[tuple[Message, ...]] = []
@@ -118,7 +118,7 @@ def _question(row: Any, where: str, speakers: list[str], seed: str) -> LongQuest
         return LongQuestion(text, question, ("ab"[options.index(NOT_MENTIONED)],), CATEGORIES[5])
     gold = str(_field(row, "answer", (str, int, float), where))
     if category == 3:
-        # The benchmark's answers to these go on with reasons behind a semicolon.
+        # In this category, the benchmark's answers continue with reasons after a semicolon.
         gold = gold.split(";")[0].strip()
     dated = " Give a date or a time." if category == 2 else ""
     text = f"{about}Answer in a few words.{dated}\nQuestion: {question}\nShort answer:"

@@ -1,7 +1,8 @@
-"""Questions about long histories, asked with a recent window, with snippets, with the state alone, and with controls.
+"""Questions about long histories: with a recent window, with search snippets, with the memory alone, and with controls.
 
-One prompt budget holds for all: what differs is what the prompt shows of the history, and which memory is read. A
-memory of statements is read by what the question alone is about, and what returns of it to the window counts.
+All prompts have the same token budget. They differ in what they show of the history and in which memory is read. A
+memory of statements is searched with the question alone. Exchanges that it returns to the window count towards the
+budget.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from deltamem_agents.types import Message
 
 REPLY_TOKENS = 32
 ASKED_TOKENS = 8192
-"""Of the prompts that are asked at once."""
+"""Total tokens of the prompts in one batch."""
 
 READ_WITH: Mapping[Shown, tuple[Arm, ...]] = {
     Shown.WINDOW: tuple(Arm),
     Shown.NOTHING: tuple(Arm),
     Shown.SNIPPETS: (Arm.OFF,),
 }
-"""Which memories each kind of prompt is asked with. Snippets stand in place of memory."""
+"""The arms that each kind of prompt is asked with. Snippets replace memory."""
 
 
 @dataclass(frozen=True)
 class LongQuestion:
-    """`query`: what snippets are looked for by. `golds`: accepted answers. `kind`: decides how it is scored.
+    """A question. `query`: what to search snippets for. `golds`: accepted answers. `kind`: determines the scoring.
 
-    `begun`: the beginning of the reply, "" to let the model begin it.
+    `begun`: the given beginning of the reply, "" for a free reply.
     """
 
     text: str
@@ -54,10 +55,9 @@ class LongQuestion:
 
 @dataclass(frozen=True)
 class LongTask:
-    """A history and what is asked about it. `sessions`: its conversations, which are absorbed one after another; one at
-    least.
+    """A history and the questions about it. `sessions`: its conversations (at least one), absorbed in order.
 
-    `lines`: its pieces as a prompt shows them, oldest first. `seed`: of the evaluation that drew it.
+    `lines`: its pieces as shown in a prompt, oldest first. `seed`: the evaluation seed that drew it.
     """
 
     name: str
@@ -68,12 +68,12 @@ class LongTask:
 
 
 Scored: TypeAlias = Callable[[LongQuestion, str], float]
-"""How right a reply is, 0 to 1."""
+"""Scores a reply from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What becomes of the scores: `kinds` names each row and the kinds of questions in it."""
+    """The rows of the result. `kinds`: the kinds of questions in each row, by the row's name."""
 
     suite: str
     measure: str
@@ -81,9 +81,9 @@ class Rows:
 
 
 def sampled(tasks: Sequence[LongTask], count: int | None, seed: int = 0) -> list[LongTask]:
-    """The tasks with `count` of all their questions, drawn at random; None keeps all. Their histories stay.
+    """The tasks with `count` random questions in all; None keeps all questions. All histories are kept.
 
-    Raises ConfigError when there is nothing to ask.
+    Raises ConfigError when there are no questions.
     """
     places = [(number, place) for number, task in enumerate(tasks) for place in range(len(task.questions))]
     if not places:
@@ -106,10 +106,10 @@ def evaluate_tasks(
     prompt_tokens: int,
     watch: Watch,
 ) -> list[Figure]:
-    """For each row and each kind of prompt a figure, by the memories that it was asked with.
+    """One figure for each row and kind of prompt, with its arms.
 
-    `prompt_tokens` bounds the contents of every prompt. Raises ConfigError when a question alone is longer,
-    for a single task, which leaves no other history as a control, and where the search library is missing.
+    `prompt_tokens`: maximum number of content tokens of a prompt. Raises ConfigError when a question alone is longer,
+    for a single task (the controls need another history), or when the search library is missing.
     """
     if len(tasks) < 2:
         raise ConfigError(f"the control {Arm.WRONG.value} needs another history, and there is {len(tasks)}; give two")
@@ -121,7 +121,7 @@ def evaluate_tasks(
         # Raises before any work is done.
         asking.prompts(shown)
     with watch(f"{rows.suite}: absorbing {len(tasks):,} histories") as advance:
-        memories = _heard(engine, tasks, Steps(advance, sum(len(task.sessions) for task in tasks)).done)
+        memories = _absorb_all(engine, tasks, Steps(advance, sum(len(task.sessions) for task in tasks)).done)
     rests: dict[Arm, Sequence[Recollection]] = {}
     if engine.selects:
         with watch(f"{rows.suite}: choosing statements for {len(questions):,} questions") as advance:
@@ -146,8 +146,8 @@ def evaluate_tasks(
     return list(_figures(rows, tasks, questions, owners, scores, tokens))
 
 
-def _heard(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[int], None]) -> list[Held]:
-    """The memory after each history: the first sessions of all, then the second ones, and so on."""
+def _absorb_all(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[int], None]) -> list[Held]:
+    """The memory after each history. Batches all first sessions, then all second ones, and so on."""
     memories: list[Held] = absorbed(engine, [task.sessions[0] for task in tasks], tick)
     for number in range(1, max(len(task.sessions) for task in tasks)):
         due = [place for place, task in enumerate(tasks) if number < len(task.sessions)]
@@ -162,9 +162,9 @@ def _heard(engine: DeltaMemEngine, tasks: Sequence[LongTask], tick: Callable[[in
 def _read(
     arm: Arm, memories: Sequence[Held], owners: Sequence[int], *, each_its_own: bool = False
 ) -> list[Held] | None:
-    """The memory of each question's history, or what the arm puts in its place.
+    """The memory that the arm reads for each question.
 
-    `each_its_own`: what comes by chance is drawn for each question, and not for each history.
+    `each_its_own`: RANDOM draws once per question, not once per history.
     """
     generator = torch.Generator().manual_seed(0)
     if arm is Arm.RANDOM and each_its_own:
@@ -176,7 +176,7 @@ def _read(
 
 
 class _Asking:
-    """Asks the questions of all tasks in prompts of at most `budget` tokens of contents."""
+    """Asks the questions of all tasks, in prompts of at most `budget` content tokens."""
 
     def __init__(self, engine: DeltaMemEngine, tasks: Sequence[LongTask], budget: int) -> None:
         self._engine, self._budget = engine, budget
@@ -185,13 +185,13 @@ class _Asking:
         self._whole: dict[Shown, list[list[Message]]] = {}
 
     def prompts(self, shown: Shown) -> list[list[Message]]:
-        """Each question's prompt. Raises ConfigError where a question alone does not fit."""
+        """Each question's prompt. Raises ConfigError when a question alone does not fit."""
         if shown not in self._whole:
             self._whole[shown] = [self._prompt(shown, place, self._budget) for place in range(len(self._asked))]
         return self._whole[shown]
 
     def replies(self, shown: Shown, states: Sequence[MemoryState] | None, tick: Callable[[int], None]) -> list[str]:
-        """Replies that read a state each, None for the frozen model."""
+        """Replies, each reading its state; None for the frozen model."""
         prompts = self.prompts(shown)
 
         def said(part: Sequence[int]) -> list[str]:
@@ -204,7 +204,7 @@ class _Asking:
     def recollections(
         self, arm: Arm, memories: Sequence[AgentMemory], tick: Callable[[int], None]
     ) -> list[Recollection]:
-        """What each question alone is about. Messages that leave no room for the question do not return."""
+        """The statements recalled for each question. Messages that would leave no room for it are not shown."""
         found = []
         for memory, asked in zip(memories, self.prompts(Shown.NOTHING), strict=True):
             (one,) = self._engine.recall_batch([memory], [asked], whatever=arm is Arm.RANDOM)
@@ -215,7 +215,7 @@ class _Asking:
         return found
 
     def recalled_replies(self, shown: Shown, rests: Sequence[Recollection], tick: Callable[[int], None]) -> list[str]:
-        """Replies that rest on chosen statements. What returns to the window takes the place of older history."""
+        """Replies that use the recalled statements. Messages returned to the window displace older history."""
         prompts = [self._prompt(shown, place, self._room(one)) for place, one in enumerate(rests)]
 
         def said(part: Sequence[int]) -> list[str]:
@@ -226,7 +226,7 @@ class _Asking:
         return _in_parts(said, sizes, tick)
 
     def _room(self, rests_on: Recollection) -> int:
-        """Tokens of a prompt that what returns to the window leaves."""
+        """Number of prompt tokens left besides the messages that return to the window."""
         if not rests_on.shown:
             return self._budget
         taken = self._engine.count_tokens(rests_on.shown) + AROUND_MESSAGE * len(rests_on.shown)
@@ -241,7 +241,7 @@ class _Asking:
 def _in_parts(
     said: Callable[[Sequence[int]], list[str]], sizes: Sequence[int], tick: Callable[[int], None]
 ) -> list[str]:
-    """Replies in the order of the prompts, of these sizes; those of like sizes are asked together."""
+    """Replies in the order of the prompts. Prompts of similar `sizes` share a batch."""
     order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
     replies = [""] * len(sizes)
     while order:

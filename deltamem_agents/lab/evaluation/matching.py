@@ -1,4 +1,7 @@
-"""When a reply is right: words compared as they stand, behind a given beginning or anywhere in a free reply."""
+"""Decides whether a reply is right, by exact comparison of words.
+
+A reply whose beginning was given must continue with the answer. A free reply may contain it anywhere.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,23 @@ from typing import NamedTuple
 
 
 class Match(NamedTuple):
-    """Whether the answer's `first` word is right, and whether the `whole` answer is."""
+    """Whether the answer's `first` word and the `whole` answer are right."""
 
     first: bool
     whole: bool
 
 
 def words(text: str) -> list[str]:
-    """What stands between spaces and punctuation, as written. A number like 3.5 or 10:30 is one word."""
+    """The words between spaces and punctuation, as written. A number such as 3.5 or 10:30 is one word."""
     return [word for word, _ in _places(text)]
 
 
 def match(answer: str, reply: str, *, begun: bool) -> Match:
-    """`begun`: the reply goes on from a beginning that was given, so that the answer is all it has to say.
+    """Whether `reply` gives `answer`.
 
-    The whole answer is right when its words come first and no other word follows before the next punctuation.
-    In a free reply it is right wherever its words stand one after another.
+    `begun`: the reply's beginning was given, so it should continue with the answer. The whole answer is then right if
+    its words come first and no other word follows before the next punctuation. In a free reply it is right if its words
+    occur anywhere in sequence.
     """
     expected, said = words(answer), _places(reply)
     spoken = [word for word, _ in said]
@@ -37,13 +41,13 @@ def match(answer: str, reply: str, *, begun: bool) -> Match:
 
 
 def contains(reply: str, value: str) -> bool:
-    """Whether the words of `value` stand one after another somewhere in `reply`. False for a value without words."""
+    """Whether the words of `value` occur in sequence anywhere in `reply`. False for a value without words."""
     wanted, said = words(value), words(reply)
     return bool(wanted) and any(said[at : at + len(wanted)] == wanted for at in range(len(said)))
 
 
 def _places(text: str) -> list[tuple[str, int]]:
-    """Each word with where it ends, in the text as normalised."""
+    """Each word with its end position in the NFC-normalised text."""
     text = unicodedata.normalize("NFC", text)
     inside = {found.start() for found in re.finditer(r"(?<=\d)[.,:/](?=\d)", text)}
     kept = "".join(letter if at in inside or _in_word(letter) else " " for at, letter in enumerate(text))
@@ -52,5 +56,5 @@ def _places(text: str) -> list[tuple[str, int]]:
 
 
 def _in_word(letter: str) -> bool:
-    # Marks belong to the letter before them; where no composed letter exists they stand by themselves.
+    # A combining mark belongs to the letter before it. It stays separate where no composed letter exists.
     return letter.isalnum() or letter == "_" or unicodedata.category(letter).startswith("M")

@@ -1,8 +1,8 @@
-"""Asked twice, with a wrong reply in between: is what the model said itself taken for what it was told?
+"""A question asked again after a wrong reply: does the memory take the model's own words for what it was told?
 
-Facts are told in one conversation. In a second one each is asked for, and the reply that stands there gives another
-fact's value ("Your name is vegetarian."). In a third one it is asked for again; that reply is free. Beside it stands
-the same question where no wrong reply was given.
+Facts are told in one conversation. In a second one, each is asked for, and the reply gives another fact's value ("Your
+name is vegetarian."). In a third one, it is asked for again; this reply is free. For comparison, the same question is
+also asked without the second conversation.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from deltamem_agents.types import Message, Recalled
 
 SUITE = "misled"
 REPEATED = "wrong value given"
-"""Measure: the reply gives the value of the wrong reply, whether or not that was said before."""
+"""Measure: the reply gives the wrong reply's value, whether or not the wrong reply was given before."""
 
 FACTS = (4, 16)
-"""In a conversation. There have to be other facts, whose values are given wrongly."""
+"""Numbers of facts per conversation. There must be several: wrong replies give other facts' values."""
 
 ONCE, AGAIN = "asked for the first time", "asked again behind a wrong reply"
 
 
 def misled(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
-    """For each number of facts: replies to what is asked for the first time, and again behind a wrong reply."""
+    """For each number of facts: replies to questions asked for the first time, and again after a wrong reply."""
     for facts in FACTS:
         begun = [_case(drawn) for drawn in drawn_episodes(words, replace(HELD_OUT_VALUES, facts=facts), size)]
         check_cases(begun, tuple(Arm))
@@ -62,7 +62,7 @@ def misled(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watc
 
 
 def wrong_replies(case: Case) -> tuple[Message, ...]:
-    """The conversation in which everything is asked for and answered wrongly."""
+    """The conversation in which every question is answered wrongly."""
     return tuple(
         message
         for asked in case.questions
@@ -71,7 +71,7 @@ def wrong_replies(case: Case) -> tuple[Message, ...]:
 
 
 def _case(drawn: DrawnEpisode) -> Case:
-    """What is asked, each with another fact's value as the wrong one."""
+    """The case, with another fact's value as the wrong answer to each question."""
     values = [question.answer for question in drawn.episode.questions]
     case = drawn.case()
 
@@ -104,7 +104,7 @@ def _figure(
         )
         for arm, given in readings(cases, memories, tuple(Arm)).items()
     }
-    # A wrong reply to another question may hold the answer to this one.
+    # A wrong reply to another question may contain the answer to this one.
     pairs = zip(cases, wrong, strict=True)
     replied = [{each.content for each in of_case} for case, of_case in pairs for _ in case.questions]
     first = [

@@ -1,8 +1,8 @@
-"""Whole turns as an application makes them: told in one conversation, asked in another one of the same agent.
+"""Whole turns as an application runs them: facts told in one conversation, asked for in another of the same agent.
 
-The model replies to what it is told, its replies are written too, and nothing begins its answer for it. This is
-measured through `run_turn`. The controls, and the memory once more, are asked without writing and many at once;
-writing a question while it is read gives no control an answer that it does not hold.
+Measured through `run_turn`: the model replies to what it is told, its replies are written too, and the answer's
+beginning is not given. The controls, and the memory a second time, are asked in batches without writing. That does not
+disadvantage the controls: writing a question while it is read cannot give them the answer.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from deltamem_agents.types import Message, Sampling
 
 COUNTS = (1, 4)
 TOLD = replace(HELD_OUT_VALUES, distractors=(0, 1))
-"""Every exchange of small talk is a turn too."""
+"""At most one exchange of small talk, since every exchange is a turn."""
 
 KINDS = {"": TOLD, ", everyday": replace(TOLD, everyday=1.0, word_share=0.0)}
-"""What is told, by what is added to a figure's name: anything, and what people tell most often, values that fit it."""
+"""What is told, by the suffix of a figure's name: any fact; or the facts people state most often, with fitting values.
+"""
 
 READ_ONLY = "memory_read_only"
-"""The arm that reads the memory as the controls read theirs."""
+"""Arm: the memory, read without writing as the controls are."""
 
 _SAMPLING = Sampling(max_tokens=FREE_REPLY_TOKENS)
 
 
 def natural(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
-    """How often the value appears in the reply, for each of KINDS and COUNTS."""
+    """How often the reply contains the value, for each of KINDS and COUNTS."""
     for (kind, shape), count in product(KINDS.items(), COUNTS):
         name = facts_told(count) + kind
         cases = [case.freely() for case in drawn_cases(words, replace(shape, facts=count), size)]
@@ -64,7 +65,7 @@ def natural(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wat
 
 
 def _tell(engine: DeltaMemEngine, agent: str, case: Case, tick: Callable[[int], None]) -> Snapshot:
-    """What the user says, a turn each, in one thread; what the agent's memory is then."""
+    """Runs a turn for each of the user's messages, in one thread. Returns the agent's last snapshot."""
     history: list[Message] = []
     for message in case.messages:
         if message.role == "user":
@@ -77,14 +78,14 @@ def _tell(engine: DeltaMemEngine, agent: str, case: Case, tick: Callable[[int], 
 
 
 def _held(engine: DeltaMemEngine, agent: str, snapshot: Snapshot) -> Held:
-    """What the agent's memory holds."""
+    """The memory of the agent's snapshot."""
     if not engine.selects:
         return snapshot.state
     return AgentMemory.of(engine.store, agent, snapshot, snapshot.fades)
 
 
 def _ask(engine: DeltaMemEngine, agent: str, case: Case, tick: Callable[[int], None]) -> Iterator[str]:
-    """Replies to the questions one after another, each in a thread of its own."""
+    """Replies to the questions in order, each in its own thread."""
     for number, asked in enumerate(case.questions):
         yield engine.run_turn(agent, asked.conversation, thread=f"asked {number}", sampling=_SAMPLING).text
         tick(1)

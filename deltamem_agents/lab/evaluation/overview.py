@@ -1,4 +1,4 @@
-"""Asked for everything that is remembered: are several statements read, and how much of what was told is said?"""
+"""Questions for everything that is remembered: are several statements read, and how many told values are given?"""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deltamem_agents.turns.memories import AgentMemory
 
 SUITE = "overview"
 SAID, SEVERAL, READ = "told values given", "several statements read", "told values read"
-"""Measures: the share of told values in the reply; whether more than one statement was read, and the share of told
-values in those that were. The last two are of a memory of statements alone."""
+"""Measures: share of told values in the reply; whether more than one statement was read; share of told values in the
+statements that were read. The last two exist only for a memory of statements."""
 
 FACTS = (4, 8)
 REPLY_TOKENS = 96
@@ -34,7 +34,7 @@ OVERVIEWS = (
 
 
 def overview(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
-    """For each number of facts: what is read and said where all of them are asked for at once."""
+    """For each number of facts: what is read and said when all of them are asked for at once."""
     for facts in FACTS:
         cases = _cases(words, facts, size)
         values = [case.questions[0].wrong for case in cases]
@@ -63,10 +63,10 @@ def overview(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Wa
 
 
 def _cases(words: Sequence[str], facts: int, size: Size) -> list[Case]:
-    """One overview question a conversation, all about the user; what counts are the values, as `wrong`."""
+    """One overview question per conversation, all about the user. Its `wrong` holds the told values to look for."""
     shape = replace(HELD_OUT_VALUES, facts=facts, about=("user",))
     cases = []
-    # Each conversation is asked once, however many facts it has.
+    # Each conversation is asked once, whatever its number of facts.
     for number, drawn in enumerate(drawn_episodes(words, shape, replace(size, questions=size.questions * facts))):
         values = tuple(question.answer for question in drawn.episode.questions)
         asked = Asked(OVERVIEWS[number % len(OVERVIEWS)], wrong=values)

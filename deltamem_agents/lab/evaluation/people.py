@@ -1,7 +1,7 @@
-"""What people tell in their own words, asked later in a new conversation: the hand-written natural suite.
+"""The hand-written natural suite: what people tell in their own words, asked for in a new conversation.
 
-One conversation in a memory, and all ten conversations of a person in one. Replies are free. Beside the controls stand
-what a user would do otherwise: the history in the prompt, or the messages that a BM25 search finds.
+A memory holds one conversation, or all ten conversations of a person. Replies are free. Besides the controls there are
+two alternatives without memory: the history in the prompt, and the messages that a BM25 search finds.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SUITE = "people"
 DATA = Path(__file__).parent / "data" / "natural"
 REPLY_TOKENS = 32
 HISTORY_TOKENS = 3500
-"""Of a history in the prompt, its newest ones."""
+"""Maximum number of history tokens in the prompt; the newest messages are kept."""
 
 HISTORY_QUESTIONS = 48
-"""Asked with ten conversations in the prompt, at most: reading them takes a hundred times as long as a question."""
+"""Maximum number of questions asked with ten conversations in the prompt, which take 100 times as long to read as a
+question."""
 
 SNIPPETS = 4
 HISTORY_ARM, SNIPPETS_ARM = "history in the prompt", "BM25 snippets"
@@ -44,7 +45,7 @@ Split = Literal["validation", "evaluation"]
 
 @dataclass(frozen=True)
 class PersonQuestion:
-    """`owner`: which memory is asked. `answers`: spellings of the value, none for what nothing told answers."""
+    """A question. `owner`: index of the memory to ask. `answers`: accepted spellings; empty if never told."""
 
     owner: int
     ask: str
@@ -55,20 +56,20 @@ class PersonQuestion:
 
 
 def names(text: str, value: str) -> bool:
-    """Whether the value stands in the text, whatever the case."""
+    """Whether the text contains the value, ignoring case."""
     return contains(text.casefold(), value.casefold())
 
 
 @cache
 def people(split: Split) -> tuple[Mapping[str, Any], ...]:
-    """The people of a split, as their file has them."""
+    """The people of a split, as in its JSON file."""
     return tuple(json.loads((DATA / f"{split}.json").read_text(encoding="utf-8"))["people"])
 
 
 def people_suite(
     split: Split = "evaluation",
 ) -> Callable[[DeltaMemEngine, Sequence[str], Size, Watch], Iterator[Figure]]:
-    """The figures of a split's people."""
+    """The suite on a split's people."""
 
     def run(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
         told = people(split)
@@ -78,15 +79,17 @@ def people_suite(
             for owner, conversation in enumerate(one for person in told for one in person["conversations"])
             for one in conversation["questions"]
         ]
-        yield _figure(engine, "one conversation", alone, _few(questions, size.questions), watch)
+        yield _figure(engine, "one conversation", alone, _evenly_spread(questions, size.questions), watch)
         whole = [[as_messages(one["messages"]) for one in person["conversations"]] for person in told]
         owners = [number for number, person in enumerate(told) for _ in person["conversations"]]
         of_person = [PersonQuestion(owners[one.owner], one.ask, one.answers) for one in questions]
-        yield _figure(engine, "ten conversations in one memory", whole, _few(of_person, size.questions), watch)
+        yield _figure(
+            engine, "ten conversations in one memory", whole, _evenly_spread(of_person, size.questions), watch
+        )
         values = [[one.answers for one in of_person if one.owner == number] for number in range(len(told))]
         for kind, name in (("never_told", "never told"), ("unrelated", "unrelated prompts")):
             asked = [PersonQuestion(number, ask) for number, person in enumerate(told) for ask in person[kind]]
-            yield _silent_figure(engine, name, whole, asked, values, watch)
+            yield _unanswerable_figure(engine, name, whole, asked, values, watch)
 
     return run
 
@@ -102,16 +105,18 @@ def _figure(
     history = questions[:: max(1, len(questions) // HISTORY_QUESTIONS)] if len(told[0]) > 1 else questions
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, sum(map(len, told)) + (len(Arm) + 1) * len(questions) + len(history))
-        memories = _heard(engine, told, steps.done)
+        memories = _absorb_all(engine, told, steps.done)
         rests: list[Sequence[Recalled]] = []
         said: dict[str, list[str]] = {}
         for arm in Arm:
             given = _given(arm, memories, questions)
             rested = rests if arm is Arm.MEMORY else None
             said[arm.value] = replies_of(engine, arm, given, asked, REPLY_TOKENS, steps.done, rested=rested)
-        said[SNIPPETS_ARM] = _plain(engine, [_snippets(told[one.owner], one.ask) for one in questions], steps.done)
+        said[SNIPPETS_ARM] = _frozen_replies(
+            engine, [_snippets(told[one.owner], one.ask) for one in questions], steps.done
+        )
         behind = [_history(engine, told[one.owner], one.ask) for one in history]
-        said[HISTORY_ARM] = _plain(engine, behind, steps.done)
+        said[HISTORY_ARM] = _frozen_replies(engine, behind, steps.done)
     arms: dict[str, dict[str, Estimate]] = {}
     for label, replies in said.items():
         of_arm = history if label == HISTORY_ARM else questions
@@ -124,7 +129,7 @@ def _figure(
     return Figure(SUITE, name, len(questions), len(told), _tokens(engine, told), arms)
 
 
-def _silent_figure(
+def _unanswerable_figure(
     engine: DeltaMemEngine,
     name: str,
     told: Sequence[Sequence[Sequence[Message]]],
@@ -132,11 +137,11 @@ def _silent_figure(
     values: Sequence[Sequence[tuple[str, ...]]],
     watch: Watch,
 ) -> Figure:
-    """Questions that nothing told answers: how often a told value is named, and the frozen model's reply given."""
+    """Questions that no told fact answers: how often the reply names a told value, or equals the frozen model's."""
     asked = [[Message("user", one.ask)] for one in questions]
     with watch(f"{SUITE}: {name}") as advance:
         steps = Steps(advance, sum(map(len, told)) + len(Arm) * len(questions))
-        memories = _heard(engine, told, steps.done)
+        memories = _absorb_all(engine, told, steps.done)
         said = {
             arm: replies_of(engine, arm, _given(arm, memories, questions), asked, REPLY_TOKENS, steps.done)
             for arm in Arm
@@ -145,7 +150,7 @@ def _silent_figure(
     for arm, replies in said.items():
         pairs = list(zip(questions, replies, said[Arm.OFF], strict=True))
         wrong = [
-            # What the question itself says is no value that was told.
+            # A value that the question itself contains does not count.
             any(
                 names(reply, each) and not names(one.ask, each) for spellings in values[one.owner] for each in spellings
             )
@@ -160,10 +165,10 @@ def _silent_figure(
     return Figure(SUITE, name, len(questions), len(told), _tokens(engine, told), arms)
 
 
-def _heard(
+def _absorb_all(
     engine: DeltaMemEngine, told: Sequence[Sequence[Sequence[Message]]], tick: Callable[[int], None]
 ) -> list[Held]:
-    """The memory after each list of conversations."""
+    """The memory after each person's conversations, absorbed in order."""
     memories: list[Held] | None = None
     for number in range(len(told[0])):
         memories = absorbed(engine, [conversations[number] for conversations in told], tick, memories)
@@ -172,7 +177,7 @@ def _heard(
 
 
 def _given(arm: Arm, memories: Sequence[Held], questions: Sequence[PersonQuestion]) -> list[Held] | None:
-    # Half of them further on, so that a conversation's stranger is another person.
+    # Half of the list further on, so that the wrong conversation belongs to another person.
     others = [(place + len(memories) // 2) % len(memories) for place in range(len(memories))]
     if arm is Arm.RANDOM:
         generator = torch.Generator().manual_seed(0)
@@ -182,10 +187,10 @@ def _given(arm: Arm, memories: Sequence[Held], questions: Sequence[PersonQuestio
     return None if given is None else [given[one.owner] for one in questions]
 
 
-def _plain(
+def _frozen_replies(
     engine: DeltaMemEngine, conversations: Sequence[Sequence[Message]], tick: Callable[[int], None]
 ) -> list[str]:
-    """Replies of the frozen model, few at once, as these prompts are long."""
+    """Replies of the frozen model, in small batches, since these prompts are long."""
     found: list[str] = []
     for start in range(0, len(conversations), 4):
         part = conversations[start : start + 4]
@@ -195,7 +200,7 @@ def _plain(
 
 
 def _history(engine: DeltaMemEngine, told: Sequence[Sequence[Message]], ask: str) -> list[Message]:
-    """The newest of all that was said, and the question."""
+    """The newest messages of all conversations, and the question."""
     messages = [message for conversation in told for message in conversation]
     sizes = [engine.count_tokens([message]) + 8 for message in messages]
     start = next((at for at in range(len(messages)) if sum(sizes[at:]) <= HISTORY_TOKENS), len(messages))
@@ -205,7 +210,7 @@ def _history(engine: DeltaMemEngine, told: Sequence[Sequence[Message]], ask: str
 
 
 def _snippets(told: Sequence[Sequence[Message]], ask: str) -> list[Message]:
-    """The messages that a search finds, in a system message, and the question."""
+    """A system message with the messages that a search finds, and the question."""
     texts = [message.content for conversation in told for message in conversation]
     index = bm25()([_terms(text) for text in texts])
     scores = index.get_scores(_terms(ask))
@@ -219,8 +224,8 @@ def _terms(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _few(questions: Sequence[PersonQuestion], count: int) -> list[PersonQuestion]:
-    """At most `count` of them, from all people alike."""
+def _evenly_spread(questions: Sequence[PersonQuestion], count: int) -> list[PersonQuestion]:
+    """At most `count` questions, evenly spread over all people."""
     if len(questions) <= count:
         return list(questions)
     return [questions[number * len(questions) // count] for number in range(count)]

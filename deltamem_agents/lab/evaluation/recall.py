@@ -1,4 +1,4 @@
-"""Recall from the memory alone: a conversation is absorbed, then asked about in a fresh prompt."""
+"""Recall from memory alone: a conversation is absorbed, then questions are asked in a new prompt without it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ ABSORBED_AT_ONCE = 32
 ASKED_AT_ONCE = 64
 FREE_REPLY_TOKENS = 24
 SPARE_TOKENS = 2
-"""Tokens beyond the answer's own, which show whether its last word ends where the answer does."""
+"""Number of tokens beyond the answer's, which show whether its last word ends where it should."""
 
 FIRST, WHOLE = "first", "whole"
-"""Measures: the share of questions whose answer's first word, and whose whole answer, was right."""
+"""Measures: share of questions where the answer's first word was right, and where the whole answer was."""
 
 FOUND = "right statement first"
-"""Measure: the share of questions for which the statement that fits best has the answer."""
+"""Measure: share of questions whose best-matching statement contains the answer."""
 
 Watch: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Shows one piece of work by its name; what it gives takes (done, total)."""
+"""Shows the progress of a named piece of work. Yields a callback that takes (done, total)."""
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def unwatched(_: str) -> Iterator[Callable[[int, int], None]]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question in a fresh prompt. `prefix`: the beginning of the reply, "" to let the model begin it.
+    """A question in a new prompt. `prefix`: the given beginning of the reply, "" for a free reply.
 
-    `answer`: what is right, "" where nothing told could be. `wrong`: values that should not be said.
+    `answer`: the right answer, "" if no told fact answers it. `wrong`: values that should not be given.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Asked:
         return cls(question.question, question.answer, question.prefix, question.outdated)
 
     def beside(self, values: Sequence[str]) -> Asked:
-        """The question with the wrong ones among `values` marked as such."""
+        """The question with all of `values` but the answer as wrong values."""
         return replace(self, wrong=tuple(value for value in values if value != self.answer))
 
     @property
@@ -76,7 +76,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Case:
-    """A conversation and what is asked about it. `seed`: of the evaluation that drew it."""
+    """A conversation and the questions about it. `seed`: the evaluation seed that drew it."""
 
     messages: tuple[Message, ...]
     questions: tuple[Asked, ...]
@@ -87,12 +87,12 @@ class Case:
         return cls(episode.messages, tuple(Asked.of(question) for question in episode.questions), seed)
 
     def freely(self) -> Case:
-        """The same with no reply begun."""
+        """The same case with free replies."""
         return replace(self, questions=tuple(replace(asked, prefix="") for asked in self.questions))
 
     @property
     def answers(self) -> frozenset[str]:
-        """What would count for some question, whole or by its first word."""
+        """All values of the questions, right and wrong, whole and by their first word, in lower case."""
         values = (value for asked in self.questions for value in (asked.answer, *asked.wrong))
         spelled = [parts for value in values if (parts := words(value.casefold()))]
         return frozenset({parts[0] for parts in spelled} | {" ".join(parts) for parts in spelled})
@@ -100,7 +100,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Title:
-    """What a figure is called, as in Figure. `wrong`: the measure of questions answered by a wrong value."""
+    """A figure's names, as in Figure. `wrong`: name of the measure for questions answered with a wrong value."""
 
     suite: str
     name: str
@@ -116,10 +116,10 @@ def evaluate_recall(
     arms: Sequence[Arm] = tuple(Arm),
     watch: Watch = unwatched,
 ) -> Figure:
-    """Absorb every conversation, then ask every question with each arm's memory and greedy decoding.
+    """Absorbs every conversation, then asks every question with each arm and greedy decoding.
 
-    Raises ConfigError when there is nothing to ask, an answer has no words, or the wrong conversation is
-    among the arms and there is only one.
+    Raises ConfigError when there are no questions, when an answer has no words, or when `arms` has WRONG and there is
+    only one conversation.
     """
     check_cases(cases, arms)
     with watch(f"{title.suite}: {title.name}") as advance:
@@ -132,7 +132,7 @@ def evaluate_recall(
 
 
 def with_found(figure: Figure, cases: Sequence[Case], found_first: Sequence[bool]) -> Figure:
-    """The figure with how often the statement that fits best has the answer, where that is known."""
+    """Adds the measure FOUND, if `found_first` is not empty."""
     if not found_first:
         return figure
     share = drawn_from(cases).estimate([float(found) for found in found_first])
@@ -141,7 +141,7 @@ def with_found(figure: Figure, cases: Sequence[Case], found_first: Sequence[bool
 
 
 class Steps:
-    """Counts what is done of a piece of work and shows it."""
+    """Counts finished work and reports it to a progress callback."""
 
     def __init__(self, advance: Callable[[int, int], None], total: int) -> None:
         self._advance, self._total, self._count = advance, total, 0
@@ -152,15 +152,14 @@ class Steps:
 
 
 def check_cases(cases: Sequence[Case], arms: Sequence[Arm]) -> None:
-    """Refuses before any work is done what `evaluate_recall` says it refuses."""
+    """Raises the errors of `evaluate_recall` before any work is done."""
     questions = [asked for case in cases for asked in case.questions]
     if not questions:
         raise ConfigError("the episodes hold no questions; give at least one")
     for asked in questions:
         if not words(asked.answer) and not asked.wrong:
             raise ConfigError(
-                f"the answer to {asked.text!r} is {asked.answer!r}, expected at least one word; "
-                "nothing a model says could match it"
+                f"the answer to {asked.text!r} is {asked.answer!r}, expected at least one word; no reply could match it"
             )
     if Arm.WRONG in arms:
         strangers([case.answers for case in cases])
@@ -176,9 +175,9 @@ def absorbed(
     tick: Callable[[int], None],
     memories: Sequence[Held] | None = None,
 ) -> list[Held]:
-    """The memory after each conversation, from empty ones or from `memories`.
+    """The memory after each conversation, beginning with empty memories or with `memories`.
 
-    `tick` is told of finished conversations.
+    `tick` gets the number of finished conversations after each batch.
     """
     after: list[Held] = []
     for start in range(0, len(conversations), ABSORBED_AT_ONCE):
@@ -194,7 +193,7 @@ def absorbed(
 
 
 def readings(cases: Sequence[Case], memories: Sequence[Held], arms: Sequence[Arm]) -> dict[Arm, list[Held] | None]:
-    """By arm the memory that each question of each case is asked with, in order. `memories` holds one a case."""
+    """For each arm, the memory to ask each question of each case with, in order. `memories`: one per case."""
     others = strangers([case.answers for case in cases]) if Arm.WRONG in arms else []
     generator = torch.Generator().manual_seed(cases[0].seed)
     owners = [index for index, case in enumerate(cases) for _ in case.questions]
@@ -214,10 +213,10 @@ def replies_by_arm(
     tokens: int | None = None,
     found_first: list[bool] | None = None,
 ) -> dict[Arm, list[str]]:
-    """Greedy replies to every question of every case in order, by arm.
+    """For each arm, greedy replies to every question of every case, in order.
 
-    `tokens`: of a reply at most, None for as many as the values that are looked for need. `found_first`: is told of
-    each question whether the statement that fits best has the answer, where the memory is one of statements.
+    `tokens`: maximum length of a reply; None for as many as the values to look for need. `found_first`: if the memory
+    holds statements, gets appended for each question whether the best-matching statement contains the answer.
     """
     questions = [asked for case in cases for asked in case.questions]
     conversations = [asked.conversation for asked in questions]
@@ -241,7 +240,10 @@ def replies_of(
     *,
     rested: list[Sequence[Recalled]] | None = None,
 ) -> list[str]:
-    """Greedy replies with one arm's memories, None for the frozen model. `rested`: is told what each rests on."""
+    """Greedy replies with one arm's memories; None for the frozen model.
+
+    `rested`: if given, gets appended the statements that each reply reads.
+    """
     found: list[str] = []
     for start in range(0, len(conversations), ASKED_AT_ONCE):
         part = slice(start, start + ASKED_AT_ONCE)
@@ -264,7 +266,7 @@ def _has_answer(asked: Asked, recalled: Sequence[Recalled]) -> bool:
 
 
 def _room(engine: DeltaMemEngine, questions: Sequence[Asked]) -> int:
-    """Tokens of a reply in which any value that is looked for can be seen whole."""
+    """Number of reply tokens that any of the values to look for fits into."""
     values = {value for asked in questions for value in (asked.answer, *asked.wrong) if value}
     longest = max(engine.count_tokens([Message("assistant", value)]) for value in values)
     if not all(asked.prefix for asked in questions):
@@ -273,12 +275,12 @@ def _room(engine: DeltaMemEngine, questions: Sequence[Asked]) -> int:
 
 
 def mean_tokens(engine: DeltaMemEngine, cases: Sequence[Case]) -> float:
-    """Of the conversations' contents."""
+    """Mean number of content tokens per conversation."""
     return sum(engine.count_tokens(case.messages) for case in cases) / len(cases)
 
 
 def figure_of(title: Title, cases: Sequence[Case], replies: Mapping[Arm, Sequence[str]], tokens: float) -> Figure:
-    """What the replies of each arm come to."""
+    """The figure computed from each arm's replies."""
     drawn = drawn_from(cases)
     questions = [asked for case in cases for asked in case.questions]
     arms = {arm.value: _measured(title, drawn, questions, said) for arm, said in replies.items()}
@@ -286,13 +288,13 @@ def figure_of(title: Title, cases: Sequence[Case], replies: Mapping[Arm, Sequenc
 
 
 def joined(one: Figure, other: Figure) -> Figure:
-    """Two figures of the same questions as one with the measures of both."""
+    """Merges the measures of two figures on the same questions."""
     arms = {arm: {**measures, **other.arms.get(arm, {})} for arm, measures in one.arms.items()}
     return replace(one, arms=arms)
 
 
 def drawn_from(cases: Sequence[Case]) -> Drawn:
-    """Where the questions come from, in order."""
+    """The origin of each question, in order."""
     owners = [(index, case.seed) for index, case in enumerate(cases) for _ in case.questions]
     return Drawn([index for index, _ in owners], [seed for _, seed in owners])
 

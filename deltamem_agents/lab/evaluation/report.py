@@ -1,4 +1,4 @@
-"""What an evaluation found, as values and as a JSON file that pictures are drawn from."""
+"""Reports: the results of an evaluation, and their JSON file, from which pictures are drawn."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ REPORT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of an evaluation: what was measured with each memory, the controls beside the memory itself.
+    """One row of an evaluation: the measures with the memory and with its controls.
 
-    `suite` and `name` say what was told and asked. `place`: where it stands on the axis of its suite, such as the
-    number of facts; None where there is no axis. `history_tokens`: mean of what was absorbed, contents only.
-    `arms`: by arm and measure.
+    `suite`, `name`: what was told and asked. `place`: position on the suite's axis, such as the number of facts; None
+    without an axis. `history_tokens`: mean number of content tokens absorbed. `arms`: estimates by arm and measure.
     """
 
     suite: str
@@ -36,7 +35,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured. `geometry`: (layers, heads, r) of a state. `fingerprint`: of the adapter's weights."""
+    """The model and adapter that were measured. `geometry`: (layers, heads, r) of a state.
+
+    `fingerprint`: fingerprint of the adapter's weights.
+    """
 
     model: str
     adapter: str
@@ -48,7 +50,7 @@ class Subject:
 
     @classmethod
     def of(cls, engine: DeltaMemEngine, adapter: str) -> Subject:
-        """`adapter`: how the adapter is called where figures are shown."""
+        """`adapter`: the adapter's display name."""
         state, weights = engine.new_state(), next(engine.model.parameters())
         return cls(
             model=engine.model_name,
@@ -63,7 +65,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of one adapter, and what makes them come out again: `seeds`, and `settings` by name."""
+    """The figures of one adapter, with the `seeds` and `settings` that reproduce them."""
 
     subject: Subject
     figures: tuple[Figure, ...]
@@ -79,12 +81,12 @@ class Report:
         return asdict(self)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON. Raises OSError."""
+        """Writes it as JSON. Raises OSError."""
         path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_report(path: Path) -> Report:
-    """A report that was saved. Raises ConfigError naming what does not fit, NewerFormatError for a later version's."""
+    """Reads a saved report. Raises ConfigError for an invalid file, NewerFormatError for one of a later version."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -121,6 +123,6 @@ def _figure(row: Mapping[str, Any]) -> Figure:
 
 def _misfit(path: Path, found: str) -> ConfigError:
     return ConfigError(
-        f"{path} is no report of an evaluation ({found}); expected what `deltamem eval recall --save FILE` wrote, "
-        "run it again for one"
+        f"{path} is no report of an evaluation ({found}); expected what `deltamem eval recall --save FILE` writes, "
+        "run it again to get one"
     )

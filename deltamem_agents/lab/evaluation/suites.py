@@ -1,4 +1,4 @@
-"""The suites of `deltamem eval recall`: what a memory is asked to do, each with its controls."""
+"""The suites of `deltamem eval recall`. Each measures one ability of a memory, with controls."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import untold
 
 COUNTS = (1, 2, 4, 8, 16, 32, 100)
-"""Facts in a conversation."""
+"""Numbers of facts in a conversation."""
 
 CHANGES_AROUND = 50
 
 Run: TypeAlias = Callable[[DeltaMemEngine, Sequence[str], Size, Watch], Iterator[Figure]]
-"""Measures figures one after another; the words are values of what takes any word."""
+"""Yields a suite's figures one after another. The words are values for attributes that take any word."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """`about`: what it measures, in a few words."""
+    """A suite. `about`: what it measures, in a few words."""
 
     about: str
     run: Run
 
 
 def run_suite(engine: DeltaMemEngine, run: Run, size: Size, watch: Watch) -> Iterator[Figure]:
-    """The figures of a suite as they are measured, on words of the engine's own vocabulary."""
+    """Yields a suite's figures as they are measured, with words from the engine's vocabulary."""
     yield from run(engine, open_words(engine.tokenizer), size, watch)
 
 
@@ -55,7 +55,7 @@ def capacity(counts: Sequence[int] = COUNTS) -> Run:
 
 
 def of_shapes(suite: str, shapes: Mapping[str, EpisodeShape], *, wrong: str = "wrong") -> Run:
-    """One figure a shape."""
+    """One figure per shape."""
 
     def run(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
         for name, shape in shapes.items():
@@ -110,13 +110,13 @@ SUITES: Mapping[str, Suite] = {
             wrong="old value",
         ),
     ),
-    "sides": Suite("who tells, whom it is about, what kind of value", of_shapes("sides", _SIDES)),
+    "sides": Suite("who tells a fact, whom it is about, what kind of value it has", of_shapes("sides", _SIDES)),
     "distance": Suite("unrelated conversation between telling and asking", distance),
-    "untold": Suite("asked for what was never told", untold),
-    "misled": Suite("asked again behind a wrong reply of the model's own", misled),
-    "overview": Suite("asked for everything that is remembered at once", overview),
-    "harmless": Suite("what has nothing to do with memory, with a full one", harmless),
-    "natural": Suite("whole turns, the reply begun by the model", natural),
+    "untold": Suite("questions about facts never told", untold),
+    "misled": Suite("questions asked again after a wrong reply of the model", misled),
+    "overview": Suite("questions for everything that is remembered", overview),
+    "harmless": Suite("unrelated prompts with a full memory", harmless),
+    "natural": Suite("whole turns with free replies", natural),
     "people": Suite("what people tell in their own words, one and ten conversations in a memory", people_suite()),
 }
-"""By the name that the command line takes, quick ones first."""
+"""By command-line name, quick ones first."""

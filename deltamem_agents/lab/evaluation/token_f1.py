@@ -1,4 +1,4 @@
-"""Token F1 as LoCoMo scores answers: words without articles and punctuation, stemmed, compared as a bag."""
+"""Token F1 as in LoCoMo: words without articles and punctuation, stemmed, compared as a multiset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def porter_stem() -> Stem:
     """The stemmer that the benchmark uses.
 
-    Raises ConfigError where nltk cannot be imported: unstemmed scores are lower and would pass for the benchmark's.
+    Raises ConfigError when nltk is missing: unstemmed scores are lower and would be mistaken for the benchmark's.
     """
     try:
         from nltk.stem import PorterStemmer
@@ -34,12 +34,12 @@ def porter_stem() -> Stem:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and "and", single spaces."""
+    """The text in lower case, without punctuation, articles and "and", with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def token_f1(reply: str, gold: str) -> float:
-    """Harmonic mean of the shares of common tokens in each; 0 where nothing is in common. Symmetric."""
+    """F1 of the tokens in common; 0 if there are none. Symmetric."""
     stem = porter_stem()
     said, expected = ([stem(word) for word in normalised(text).split()] for text in (reply, gold))
     common = sum((Counter(said) & Counter(expected)).values())
@@ -47,7 +47,7 @@ def token_f1(reply: str, gold: str) -> float:
 
 
 def listed_f1(reply: str, gold: str) -> float:
-    """For answers that are lists: each gold item against the best item of the reply, in the mean over gold items."""
+    """For comma-separated lists: the mean over gold items of the best F1 with any item of the reply."""
     said = [item.strip() for item in reply.split(",")]
     golds = [item.strip() for item in gold.split(",")]
     return sum(max(token_f1(item, wanted) for item in said) for wanted in golds) / len(golds)

@@ -1,4 +1,4 @@
-"""Asked for what was never told: does the reply give a value that was told about something else?"""
+"""Questions about facts never told: does the reply give a value that was told of something else?"""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from deltamem_agents.lab.evaluation.report import Figure
 
 SUITE = "untold"
 FREE, BEGUN, SAME = "another's value", "another's value, reply begun", "same reply as frozen"
-"""Measures. FREE: the reply is the model's own. BEGUN: "Your dog's name is" was given, so something has to follow."""
+"""Measures. FREE: share of free replies with another fact's value. BEGUN: the same with the reply's beginning given,
+such as "Your dog's name is", so that a value has to follow. SAME: share of free replies equal to the frozen model's."""
 
 TRIES = 20
-"""So often another question is drawn for one that the conversation was asked already."""
+"""Maximum number of draws for a question that the conversation was not asked yet."""
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """`near`: the same is told of somebody else."""
+    """A setting. `near`: the question asks for an attribute that was told of somebody else."""
 
     name: str
     shape: EpisodeShape
@@ -56,7 +57,7 @@ SCENES = (
 
 
 def untold(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
-    """For each scene: how often a told value is given, and how often the free reply is the frozen model's own."""
+    """For each scene: how often a told value is given, and how often the free reply equals the frozen model's."""
     for scene in SCENES:
         generator = EpisodeGenerator(words, scene.shape)
         begun = [_case(generator, one, scene.near) for one in drawn_episodes(words, scene.shape, size)]
@@ -78,7 +79,7 @@ def untold(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watc
 def with_same(
     arms: Mapping[str, Mapping[str, Estimate]], drawn: Drawn, said: Mapping[Arm, Sequence[str]]
 ) -> dict[str, dict[str, Estimate]]:
-    """The measures with the share of replies that are those without memory, letter for letter."""
+    """Adds the measure SAME: the share of replies that equal the frozen model's exactly."""
     found = {}
     for arm, replies in said.items():
         same = [float(one == other) for one, other in zip(replies, said[Arm.OFF], strict=True)]
@@ -87,7 +88,7 @@ def with_same(
 
 
 def _case(generator: EpisodeGenerator, drawn: DrawnEpisode, near: bool) -> Case:
-    """Questions about what the episode does not tell, the beginning of their replies given."""
+    """Questions about facts that the episode does not tell, with the beginning of their replies."""
     episode, values = drawn.episode, tuple(question.answer for question in drawn.episode.questions)
     asked: dict[str, Asked] = {}
     for _ in range(drawn.asked * TRIES):

@@ -1,6 +1,4 @@
-"""Pictures of a state and of a training run; `pictures.recall` draws what was measured. Needs matplotlib, imported
-on first use.
-"""
+"""Pictures of a state and of a training run. `pictures.recall` draws reports. Needs matplotlib (imported on use)."""
 
 from deltamem_agents.lab.pictures.canvas import import_matplotlib
 from deltamem_agents.lab.pictures.state import SHOWN_SHARE, state_picture

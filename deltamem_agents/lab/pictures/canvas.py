@@ -1,4 +1,4 @@
-"""What every picture shares: colours, the empty figure, its heading, and saving."""
+"""Shared by all pictures: colours, a new figure, its heading, and saving."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 DPI = 160
 INK, FAINT, GRID = "#222222", "#6f6f6f", "#e6e6e6"
-# Both maps keep their order for readers of any colour vision.
+# Both colour maps are readable with any colour vision.
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
 
 
 def import_matplotlib() -> None:
-    """Raises ConfigError, which says what to install, where matplotlib cannot be imported."""
+    """Raises ConfigError, saying what to install, if matplotlib cannot be imported."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -41,7 +41,7 @@ def tidy(axes: Axes) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    # Not through pyplot, which would choose a window system and keep the figure.
+    # Not pyplot, which would choose a window system and keep a reference to the figure.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor="white")
@@ -67,7 +67,7 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix.lower().removeprefix(".") not in known:
         raise ConfigError(f"picture {str(path)!r} ends in {path.suffix!r}, expected .png, .svg or .pdf")
     with warnings.catch_warnings():
-        # An agent's name may hold characters that the font lacks; they are drawn as boxes.
+        # Characters that the font lacks, for instance in an agent's name, are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, dpi=DPI)
 

@@ -1,4 +1,4 @@
-"""Pictures of what memories hold: recall against the number of facts, and against distance."""
+"""Pictures of recall: against the number of facts, and against distance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, apart for readers of any colour vision.
+# Okabe and Ito's colours, distinguishable with any colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _CONTROL = "#9a9a9a"
 _WIDTH, _PANEL, _TOP, _GAP, _BOTTOM = 8.8, 3.1, 0.95, 0.85, 0.62
@@ -26,7 +26,7 @@ _LEFT, _RIGHT = 0.08, 0.735
 
 @dataclass(frozen=True)
 class _Panel:
-    """One suite's axes. `label`: of the horizontal axis; `tick`: how a place on it is written."""
+    """One suite's axes. `label`: of the horizontal axis. `tick`: formats a position on it."""
 
     suite: str
     title: str
@@ -46,11 +46,11 @@ _PANELS = (
 
 
 def recall_picture(reports: Sequence[Report], path: Path) -> None:
-    """Draw recall of whole answers from the state alone, a panel for each of capacity and distance that was measured.
+    """Draws recall of whole answers from the state alone, one panel each for capacity and distance, if measured.
 
-    A line an adapter, with its 95 % interval as a band; the controls are the thin grey lines. The ending of `path`
-    decides the kind of file: .png, .svg, .pdf. Raises ConfigError without matplotlib, for an ending that cannot be
-    drawn and for reports with nothing to draw, OSError when the file cannot be written.
+    One line per adapter, its 95 % interval as a band. Controls are thin grey lines. The extension of `path` sets the
+    file type: .png, .svg, .pdf. Raises ConfigError without matplotlib, for an unknown extension or for reports without
+    such figures, OSError when the file cannot be written.
     """
     panels = [panel for panel in _PANELS if any(_curve(report, panel) for report in reports)]
     if not panels:
@@ -76,13 +76,13 @@ def recall_picture(reports: Sequence[Report], path: Path) -> None:
 
 
 def _curve(report: Report, panel: _Panel) -> list[Figure]:
-    """The figures of a panel from left to right."""
+    """The figures of a panel, from left to right."""
     placed = [figure for figure in report.of_suite(panel.suite) if figure.place is not None]
     return sorted(placed, key=lambda figure: figure.place or 0.0)
 
 
 def _draw(axes: Axes, panel: _Panel, reports: Sequence[Report]) -> None:
-    """Places stand at equal steps: facts double, and distances grow too fast for a straight scale."""
+    """Positions are equally spaced: facts double, and distances grow too fast for a linear scale."""
     curves = [_curve(report, panel) for report in reports]
     places = sorted({figure.place for curve in curves for figure in curve if figure.place is not None})
     at = {place: step for step, place in enumerate(places)}
@@ -109,7 +109,7 @@ def _draw(axes: Axes, panel: _Panel, reports: Sequence[Report]) -> None:
 
 
 def _label_values(axes: Axes, curves: Sequence[Sequence[Figure]], at: Mapping[float, int]) -> None:
-    """The value of each place's highest point above it, and of its lowest one below."""
+    """Labels each position's highest point above it, and its lowest below it."""
     for place, step in at.items():
         here = sorted(
             (figure.arms[Arm.MEMORY][WHOLE].value, colour)

@@ -1,4 +1,4 @@
-"""A picture of one memory: a heat map per layer."""
+"""A picture of a state: one heat map per layer."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from deltamem_agents.memory.state import MemoryState
 
 SHOWN_SHARE = 99.5
-"""Per cent of a state's numbers that fit the colour scale; the few beyond get its end colours."""
+"""Percentage of a state's numbers inside the colour scale. The rest get its end colours."""
 
 _LEFT, _TOP, _NARROWEST = 0.35, 1.02, 5.4
 _STATE_NOTE = (
-    "A tile is one layer's state, its heads side by side; above it, the layer and its norm.\n"
-    "Layers count those that carry a state. Rows are value dimensions, columns key dimensions."
+    "Each tile is one layer's state, its heads side by side; above it are the layer's number and norm.\n"
+    "Only layers with a state are counted. Rows are value dimensions, columns key dimensions."
 )
 
 
 def state_picture(state: MemoryState, path: Path, title: str) -> None:
-    """Draw the first sequence of `state`: a heat map per layer, its heads side by side, on one colour scale.
+    """Draws the first sequence of `state`: one heat map per layer, heads side by side, on one colour scale.
 
-    The ending of `path` decides the kind of file: .png, .svg, .pdf. Raises ConfigError without matplotlib and for an
-    ending that cannot be drawn, OSError when the file cannot be written.
+    The extension of `path` sets the file type: .png, .svg, .pdf. Raises ConfigError without matplotlib or for an
+    unknown extension, OSError when the file cannot be written.
     """
     import_matplotlib()
     matrices = state.matrices[0].detach().cpu().double().numpy()
@@ -64,7 +64,7 @@ def state_picture(state: MemoryState, path: Path, title: str) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the tiles of a state stand. All in inches but the rectangles, which are shares of the figure."""
+    """Positions of the tiles, in inches. `tile` and `bar` return rectangles as shares of the figure."""
 
     rows: int
     columns: int
@@ -73,7 +73,7 @@ class _Layout:
 
     @classmethod
     def of(cls, layers: int, heads: int) -> _Layout:
-        """Of all numbers of columns, the one with few empty places whose picture has a pleasant shape."""
+        """The number of columns that leaves few empty tiles and is closest to an aspect ratio of 1.4."""
         side = 0.95 if heads == 1 else 0.72
         choices = [
             cls(math.ceil(layers / columns), columns, side * heads + 0.06 * (heads - 1), side)
@@ -98,7 +98,7 @@ class _Layout:
         return self._shares(left, top, self.tile_width, self.tile_height)
 
     def bar(self) -> tuple[float, float, float, float]:
-        """The colour bar's place, right of the first row and as tall as at most three."""
+        """The colour bar: right of the tiles, at most three rows tall."""
         tall = min(self.rows, 3) * (self.tile_height + 0.34) - 0.34
         return self._shares(_LEFT + self.columns * (self.tile_width + 0.26), _TOP, 0.13, tall)
 
@@ -116,7 +116,7 @@ def _scale(matrices: NDArray[np.float64]) -> float:
 
 
 def _side_by_side(heads: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(heads, r, r) as one (r, heads·r + gaps) image; a gap is one empty column."""
+    """(heads, r, r) as one (r, heads·r + gaps) image. A gap is one empty column."""
     import numpy as np
 
     gap = np.full((heads.shape[1], 1), np.nan)

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _REACH = 12
-"""Steps to either side that the smoothed loss averages over."""
+"""Number of steps to either side over which the loss is smoothed."""
 
 _HELD_OUT = re.compile(r"(\d+) facts, (whole answer|first token)")
 
 
 def training_picture(log_lines: Iterable[str], path: Path) -> None:
-    """Draw a training log (one JSON object a line): the loss, and recall of held-out values by number of facts.
+    """Draws a training log (one JSON object per line): the loss, and recall of held-out values by number of facts.
 
-    Of steps that were done again after an interruption the last counts; a last line cut short is left out.
-    Raises as `state_picture` does, and ConfigError for a log without steps.
+    If a step was repeated after an interruption, its last line counts. An incomplete last line is ignored. Raises as
+    `state_picture` does, and ConfigError for a log without steps.
     """
     import_matplotlib()
     curves = _read_log(log_lines)
@@ -55,8 +55,8 @@ def training_picture(log_lines: Iterable[str], path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Curves:
-    """What a log holds. `loss` and `facts`, the number of facts in an episode: by step. `recall`: by kind of answer
-    and number of facts, the shares of right answers by step.
+    """A log's content. `loss`, `facts`: loss and number of facts per conversation, by step. `recall`: shares of right
+    answers by step, for each kind of answer and number of facts.
     """
 
     loss: Mapping[int, float]
@@ -138,7 +138,7 @@ def _draw_recall(axes: Axes, curves: _Curves) -> None:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """At each value the mean of those up to _REACH to either side, as far as there are any."""
+    """Moving average over up to _REACH values to either side."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)

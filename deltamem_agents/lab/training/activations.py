@@ -1,4 +1,4 @@
-"""The frozen model's own activations at what is told, asked and said aside, collected once for a warm start."""
+"""The frozen model's activations at told facts, questions and filler, collected once and then replayed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ COLLECT_BATCH = 32
 
 @dataclass(frozen=True)
 class Exchanges:
-    """Attention inputs of the target layers over many short conversations, one after the other.
+    """Attention inputs of the target layers over many short conversations, concatenated.
 
-    `inputs` (layers, N, hidden) in bfloat16, and `more` of the kind behind it, never copied into one: they fill
-    gigabytes. `contents`: for each conversation the places of its content tokens among all these, in order.
-    `told` (places,) bool: the tokens of a told value.
+    `inputs` (layers, N, hidden) in bfloat16. `more`: further tensors of this kind that follow it; they are never
+    concatenated, since a copy would take gigabytes. `contents`: for each conversation, the places (indices into all of
+    these) of its content tokens, in order. `told` (places,) bool: tokens of told values.
     """
 
     inputs: Tensor
@@ -42,7 +42,7 @@ class Exchanges:
     more: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
-        """How many places there are."""
+        """Number of places."""
         return len(self.told)
 
     def at(self, places: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ class Exchanges:
 
 @dataclass(frozen=True)
 class CachedPrompt:
-    """A question behind the lead that all share, up to where its reply begins, and the reply to learn.
+    """A question after the common lead, cached up to where its reply begins, and the reply to learn.
 
     `kept` (layers of the model, 2, heads, T, head size): keys and values of the question's tokens, in bfloat16.
-    `tokens` (R,): what is still to be run, from the place on from which the reply's first token is predicted;
-    `targets`, `is_answer` and `is_first` (R,) as in QuestionBatch.
+    `tokens` (R,): what still has to run, beginning with the token that predicts the reply's first. `targets`,
+    `is_answer` and `is_first` (R,): as in QuestionBatch.
     """
 
     kept: Tensor
@@ -76,14 +76,17 @@ class CachedPrompt:
 
 @dataclass(frozen=True)
 class Activations:
-    """`tellings` tell one fact each, about `subjects`, each an attribute of somebody; `asides` tell nothing.
+    """Cached activations of tellings, filler and questions.
 
-    `earlier`: for each telling the places in `tellings` of the words that told its fact before with another value, none
-    where it was never changed. `questions` are the questions about them, in the same order, and `prompts` the same as
-    prompts to go on from. `asked` (layers, Q, hidden): inputs at the places from which a told token is to be said;
-    `target` (Q,) is that token, `telling` (Q,) who told it and `told_at` (Q,) at which place of `tellings`. `begun`
-    (layers, tellings, hidden): inputs where each reply begins. `replies` (layers, P, hidden): all places of replies but
-    `asked`.
+    - `tellings`: exchanges that state one fact each. `subjects` and `attributes`: what each is about, for example
+      "Tom's city" and "city". `earlier`: for each telling, the places in `tellings` of an earlier message that stated
+      the fact with another value; empty if the fact never changed.
+    - `asides`: filler.
+    - `questions`: the questions about the tellings, in the same order. `prompts`: the same, cached to continue from.
+    - `asked` (layers, Q, hidden): inputs at the positions that predict a told token. For each of them: `target` (Q,),
+      the token; `telling` (Q,), the index of its telling; `told_at` (Q,), the place in `tellings` where it was told.
+    - `begun` (layers, tellings, hidden): inputs at the positions where each reply begins.
+    - `replies` (layers, P, hidden): inputs at all other positions that predict a reply's token.
     """
 
     tellings: Exchanges
@@ -110,10 +113,10 @@ def collect_activations(
     asides: Exchanges,
     say: Callable[[str], None],
 ) -> Activations:
-    """Activations of episodes, beside those of exchanges that tell nothing. The model carries the adapter.
+    """Activations of `episodes`, together with those of `asides`. The adapter must be attached to the model.
 
-    An episode of one fact is a telling as a whole; of one of several, each exchange that tells what is asked for.
-    Raises ConfigError when the tokenizer gives a told value other tokens than the same value in a reply.
+    An episode with one fact is one telling. In an episode with several, each exchange that states a fact is one.
+    Raises ConfigError when the tokenizer encodes a told value differently from the same value in a reply.
     """
     tellings = _Gathering.of(renderer, [episode.messages for episode in episodes], adapter)
     asked: list[_Asked] = []
@@ -156,10 +159,10 @@ def collect_asides(
     conversations: Sequence[Sequence[Message]],
     replied: Sequence[Sequence[Message]] = (),
 ) -> Exchanges:
-    """Activations of `conversations`, which tell nothing, and of `replied`, of which the last message tells nothing.
+    """Activations of filler: all of `conversations`, and the last message of each of `replied`.
 
-    Each exchange of the former, begun by a user's message, is contents of its own; of the latter's other messages
-    nothing is a content. The model carries the adapter.
+    Each exchange of `conversations`, beginning with a user's message, becomes one entry of `contents`. Of `replied`,
+    only the last message counts as content. The adapter must be attached to the model.
     """
     both = [*conversations, *replied]
     spoken = _Gathering.of(renderer, both, adapter)
@@ -181,7 +184,7 @@ def collect_asides(
 
 
 def _by_exchange(renderer: Renderer, messages: Sequence[Message], lead: int) -> list[Tensor]:
-    """Places behind the lead of content tokens, of each exchange that a user's message begins."""
+    """For each exchange, which begins with a user's message: positions of its content tokens after the lead."""
     owner = torch.tensor(renderer.render(messages, generation_prompt=False).owner)[lead:]
     begins = [place for place, message in enumerate(messages) if message.role == "user"]
     return [
@@ -191,7 +194,7 @@ def _by_exchange(renderer: Renderer, messages: Sequence[Message], lead: int) -> 
 
 
 def joined(parts: Sequence[Activations]) -> Activations:
-    """The tellings of all parts, with the asides of the first."""
+    """All parts as one. The asides are the first part's."""
     kinds = {name: _joined_exchanges([getattr(part, name) for part in parts]) for name in ("tellings", "questions")}
     counts = torch.tensor([len(part.prompts) for part in parts])
     begins = (counts.cumsum(0) - counts).tolist()
@@ -224,9 +227,10 @@ def _joined_exchanges(parts: Sequence[Exchanges]) -> Exchanges:
 
 
 def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:
-    """Places behind the lead of content tokens: of each of an episode's tellings, and of what told the same before.
+    """For each of an episode's facts, two tensors of content positions after the lead.
 
-    Of the latter, which later words make untrue, replies are left out.
+    The first is the telling's. The second is that of the earlier message with the outdated value, without the reply;
+    empty if there is none.
     """
     owner = torch.tensor(renderer.render(episode.messages, generation_prompt=False).owner)[lead:]
 
@@ -246,9 +250,10 @@ def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A batch of questions: attention inputs and what else is kept of them.
+    """What is kept of a batch of questions.
 
-    `questions`: for each question its content's tokens and the one before, of `inputs` (layers, tokens, hidden).
+    `inputs` (layers, tokens, hidden): attention inputs. `questions`: for each question, the indices of its content
+    tokens and of the token before them.
     """
 
     inputs: Tensor
@@ -263,7 +268,7 @@ def _question_exchanges(asked: Sequence[_Asked]) -> Exchanges:
     inputs = [batch.inputs[:, rows] for batch in asked for rows in batch.questions]
     counts = torch.tensor([one.shape[1] for one in inputs])
     ends: list[int] = counts.cumsum(0).tolist()
-    # The first of each is the token before its content.
+    # Each question begins with the token before its content.
     contents = tuple(torch.arange(end - count + 1, end) for end, count in zip(ends, counts.tolist(), strict=True))
     return Exchanges(torch.cat(inputs, dim=1), contents, torch.zeros(ends[-1], dtype=torch.bool))
 
@@ -272,7 +277,7 @@ def _asked(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Seq
     questions = question_batch(renderer, episodes)
     if not torch.equal(told, questions.targets[questions.is_answer]):
         raise ConfigError(
-            "the tokenizer encodes a told value otherwise than the same value in a reply, and training compares them "
+            "the tokenizer encodes a told value differently from the same value in a reply, and training compares them "
             "token by token; choose a model whose tokenizer puts the space before a word into the word's first token"
         )
     inputs, cache = _run(model, adapter, questions.lead, questions.tokens, questions.valid)
@@ -281,7 +286,7 @@ def _asked(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Seq
     content[:, :-1] |= content[:, 1:].clone()
     numbered = content.flatten().cumsum(0).view_as(content) - 1
     at, other = questions.places[questions.is_answer], questions.places[~questions.is_answer]
-    # Targets stand in the order of the questions, each reply's first one first.
+    # Targets are ordered by question, and within a question by position in the reply.
     _, counts = questions.places[:, 0].unique_consecutive(return_counts=True)
     begin = questions.places[counts.cumsum(0) - counts]
     return _Asked(
@@ -313,7 +318,7 @@ def _prompts(questions: QuestionBatch, cache: Any) -> list[CachedPrompt]:
 
 
 class _Gathering:
-    """Exchanges in the making. Their room is taken at once: activations fill gigabytes, and copies as many."""
+    """Builds an Exchanges. Memory is allocated once: activations take gigabytes, and a copy would take as many more."""
 
     def __init__(self, inputs: Tensor) -> None:
         self._inputs, self.filled = inputs, 0
@@ -322,15 +327,15 @@ class _Gathering:
 
     @classmethod
     def of(cls, renderer: Renderer, conversations: Sequence[Sequence[Message]], adapter: Adapter) -> _Gathering:
-        """With room for all of `conversations`."""
+        """An empty one with room for all of `conversations`."""
         tokens = sum(len(renderer.render(messages, generation_prompt=False).ids) for messages in conversations)
         layer = adapter.layer(0)
         return cls(torch.empty(len(adapter.indices), tokens, layer.widths.hidden, dtype=torch.bfloat16))
 
     def add(self, history: HistoryBatch, inputs: Tensor, told: Tensor, contents: Sequence[Sequence[Tensor]]) -> None:
-        """A batch's `inputs` (layers, batch, T, hidden), of which the padding is left out, and its told places.
+        """Adds a batch's `inputs` (layers, batch, T, hidden) without padding, and its `told` mask.
 
-        `contents`: for each row, the places of content tokens that belong together.
+        `contents`: for each row, the positions of content tokens, grouped by exchange.
         """
         valid = history.valid
         for row, belonging in zip(valid, contents, strict=True):
@@ -345,12 +350,12 @@ class _Gathering:
 
 
 def attention_inputs(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
-    """Attention inputs of the target layers without memory, (layers, batch, T, hidden), on the CPU."""
+    """Attention inputs (layers, batch, T, hidden) of the target layers without memory, on the CPU."""
     return _run(model, adapter, lead, tokens, valid)[0]
 
 
 def _run(model: nn.Module, adapter: Adapter, lead: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Any]:
-    """These, and the cache of the keys and values of the lead and the tokens."""
+    """As `attention_inputs`, and also the key–value cache of the lead and the tokens."""
     device = next(model.parameters()).device
     call = MemoryCall(adapter.zero_state(len(tokens)), valid.to(device), inputs={})
     _, cache = run_and_keep(model, lead.to(device), tokens.to(device), valid.to(device), call)

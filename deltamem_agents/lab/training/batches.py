@@ -1,4 +1,4 @@
-"""Episodes as tensors: the hidden history, and the questions asked in a fresh prompt."""
+"""Episodes as tensors: the history, and questions asked in a new prompt that does not show it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from deltamem_agents.lab.corpus.episodes import Episode, Question, Told
 from deltamem_agents.types import Message
 
 PREFIX_WEIGHT = 0.1
-"""Weight of the reply's tokens before and after the answer, against 1 for the answer's own."""
+"""Loss weight of a reply's tokens before and after the answer. The answer's own tokens weigh 1."""
 
 FIRST_WEIGHT = 0.5
-"""Weight of the reply's first token, which decides whether it will be an answer."""
+"""Loss weight of a reply's first token, which decides whether the model answers at all."""
 
 END_WEIGHT = 1.5
-"""Weight of the token behind the answer, which decides whether its last word ends there."""
+"""Loss weight of the token after the answer, which decides whether the answer's last word ends there."""
 
 LIKE_LENGTH = 0.7
-"""Histories are run together while the shortest has at least this share of the longest one's tokens."""
+"""Histories share a batch while the shortest has at least this share of the longest one's tokens."""
 
 
 class Rendering(Protocol):
-    """Token ids, and for each the index of the message whose content it is, −1 for scaffolding."""
+    """Token ids, and for each the index of the message whose content it belongs to, −1 for template tokens."""
 
     @property
     def ids(self) -> Sequence[int]: ...
@@ -37,7 +37,7 @@ class Rendering(Protocol):
 
 
 class Renderer(Protocol):
-    """What is used of a chat template."""
+    """The part of a chat template that training uses."""
 
     def render(
         self, messages: Sequence[Message], *, generation_prompt: bool = True, continue_final: bool = False
@@ -48,9 +48,9 @@ class Renderer(Protocol):
 class HistoryBatch:
     """Right-padded histories without their lead. `tokens` and the masks are (batch, T).
 
-    `valid` is False for padding, `replies` True where a token of a reply is predicted, `writable` for contents,
-    which are written, `aside` for those of them that hold nothing to remember. `lead` (tokens,) is what all of them
-    begin with; it neither reads nor writes, so that its keys and values are the same for every history.
+    `valid`: False for padding. `replies`: True at positions that predict a reply's token. `writable`: content tokens,
+    which are written. `aside`: content tokens of exchanges that state no fact. `lead` (tokens,): what all histories
+    begin with. It neither reads nor writes, so its keys and values are the same for every history.
     """
 
     lead: Tensor
@@ -64,7 +64,7 @@ class HistoryBatch:
         return HistoryBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def of_like_length(self) -> list[tuple[Tensor, HistoryBatch]]:
-        """The rows in groups that hardly need padding, each group with its rows' places in this batch."""
+        """The rows in groups of similar length, to save padding; each group with its rows' indices in this batch."""
         lengths = self.valid.sum(dim=1)
         groups: list[list[int]] = []
         for row in lengths.argsort(descending=True).tolist():
@@ -82,11 +82,9 @@ class HistoryBatch:
 class QuestionBatch:
     """Right-padded prompts with their replies, without their lead.
 
-    `tokens`, `valid`, `replies`, `writable` (questions, T) as in HistoryBatch.
-
-    `row` (questions,) says whose history each belongs to. `places` (targets, 2) lists (question, position) of
-    the hidden states that predict `targets` (targets,); `is_answer` and `is_first` mark the answer's own
-    tokens and its first one.
+    `tokens`, `valid`, `replies`, `writable` (questions, T): as in HistoryBatch. `row` (questions,): index of the
+    history that each question belongs to. `places` (targets, 2): (question, position) of the hidden states that predict
+    `targets` (targets,). `is_answer`, `is_first` (targets,): the answer's tokens, and its first token.
     """
 
     lead: Tensor
@@ -109,9 +107,9 @@ def history_batch(
     histories: Sequence[Sequence[Message]],
     asides: Sequence[Sequence[Message]] | None = None,
 ) -> HistoryBatch:
-    """Each history, followed by its messages of `asides`, in which nothing is told.
+    """Batches the histories, each followed by its messages in `asides`, which state no fact.
 
-    Raises ConfigError unless all histories begin with the same system part, of two tokens at least.
+    Raises ConfigError unless all histories begin with the same system part of at least two tokens.
     """
     after = asides or [()] * len(histories)
     whole = [(*history, *aside) for history, aside in zip(histories, after, strict=True)]
@@ -125,9 +123,9 @@ def history_batch(
 
 
 def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionBatch:
-    """Every question of every episode, in order, with the reply to learn.
+    """Batches every question of every episode, in order, with the reply to learn.
 
-    Raises ConfigError unless all prompts begin with the same system part, of two tokens at least.
+    Raises ConfigError unless all prompts begin with the same system part of at least two tokens.
     """
     asked = [(row, question) for row, episode in enumerate(episodes) for question in episode.questions]
     exchanges = [_exchange(renderer, question) for _, question in asked]
@@ -149,10 +147,10 @@ def question_batch(renderer: Renderer, episodes: Sequence[Episode]) -> QuestionB
 
 @dataclass(frozen=True)
 class _Exchange:
-    """A question and its reply, `messages`, behind their lead, up to and with the token that ends the reply.
+    """A question and its reply (`messages`) without the `lead`, up to and including the token that ends the reply.
 
-    `owner`: of `all_ids`, as the renderer says. `reply`: where the reply's tokens begin; `answer`: the places
-    of the answer's.
+    `owner`: message index of each of `all_ids`. `reply`: position of the reply's first token. `answer`: positions of
+    the answer's tokens.
     """
 
     messages: tuple[Message, ...]
@@ -164,7 +162,7 @@ class _Exchange:
 
     @property
     def ids(self) -> Sequence[int]:
-        """What the model is shown: the last token is only predicted."""
+        """The model's input. The last token is only predicted, never read."""
         return self.all_ids[:-1]
 
 
@@ -178,7 +176,7 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
     whole = render(question.reply, cut=False)
     lead = lead_length(whole.owner, exchange(question.reply))
     reply = [place for place, owner in enumerate(whole.owner) if owner == 1]
-    # The end-of-turn mark is learned too; what follows it is the template's business.
+    # The end-of-turn token is learned too. The template alone produces what follows it.
     end = min(reply[-1] + 2, len(whole.ids))
     start = len(render(question.prefix, cut=True).ids)
     stop = len(render(f"{question.prefix} {question.answer}", cut=True).ids)
@@ -194,7 +192,7 @@ def _exchange(renderer: Renderer, question: Question) -> _Exchange:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Messages of which the last is a reply. `cut`: it is only the beginning of one."""
+    """Messages that end with a reply. `cut`: the reply is unfinished."""
 
     messages: tuple[Message, ...]
     cut: bool = False
@@ -202,10 +200,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class NeutralBatch:
-    """Right-padded exchanges that memory should not change, without their lead.
+    """Right-padded exchanges whose replies memory should not change, without their lead.
 
-    `tokens`, `valid`, `replies`, `writable` (rows, T) as in HistoryBatch. `row` (rows,): whose history's state is read.
-    `places` (N, 2): where the prediction is compared with the frozen model's.
+    `tokens`, `valid`, `replies`, `writable` (rows, T): as in HistoryBatch. `row` (rows,): index of the history whose
+    state is read. `places` (N, 2): (row, position) where predictions are compared with the frozen model's.
     """
 
     lead: Tensor
@@ -221,7 +219,10 @@ class NeutralBatch:
 
 
 def neutral_batch(renderer: Renderer, exchanges: Sequence[Exchange], histories: Sequence[int]) -> NeutralBatch:
-    """Each exchange read with the state of its history. Compared are its reply's tokens and what comes after them."""
+    """Batches exchanges, each to be read with the state of its history.
+
+    Predictions are compared at the reply's tokens and at the token after them.
+    """
     rows = [renderer.render(one.messages, generation_prompt=False, continue_final=one.cut) for one in exchanges]
     leads = [row.ids[: lead_length(row.owner, one.messages)] for row, one in zip(rows, exchanges, strict=True)]
     lead = _common_lead(leads)
@@ -244,10 +245,10 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Exchange], histories: 
 
 
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
-    """Where values were told: places (tokens, 2) as (row, position), and a mask (batch, T) of them.
+    """Where values were told: (row, position) pairs (tokens, 2), and a mask (batch, T) of these positions.
 
-    In the order of the episodes' questions, each of which has to say where its fact was told. The mask has the values
-    that were changed later as well.
+    The pairs follow the order of the episodes' questions. Each question must say where its fact was told. The mask also
+    covers values that were changed later.
     """
     mask = torch.zeros_like(histories.valid)
     places: list[tuple[int, int]] = []
@@ -265,14 +266,14 @@ def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: Hist
 
 
 def _value_tokens(renderer: Renderer, episode: Episode, owner: Sequence[int], told: Told, value: str) -> range:
-    """Where among the tokens of an episode, whose messages `owner` numbers, a told value stands."""
+    """Positions of a told value among an episode's tokens. `owner`: message index of each token."""
     begins, content = owner.index(told.message), episode.messages[told.message].content
     start, stop = (_content_tokens(renderer, content[:cut]) for cut in (told.start, told.start + len(value)))
     return range(begins + start, begins + stop)
 
 
 def _content_tokens(renderer: Renderer, text: str) -> int:
-    """How many tokens a user's message that begins with `text` has for it, a space at its end left out."""
+    """Number of tokens for `text` at the beginning of a user's message, without trailing spaces."""
     text = text.rstrip()
     if not text:
         return 0
@@ -286,13 +287,13 @@ def _common_lead(leads: Sequence[Sequence[int]]) -> list[int]:
     if not leads[0]:
         raise ConfigError(
             "this chat template puts fewer than two tokens in front of a conversation's first content, and training "
-            "needs two: one to begin with, one that shifts the first key; give the tokenizer a template with turn marks"
+            "needs two: a first token, and one before the first key; give the tokenizer a template with turn marks"
         )
     return list(leads[0])
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as (batch, T), and which places of it are theirs."""
+    """Rows padded to (batch, T), and a bool mask (batch, T) of the tokens that are not padding."""
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     valid = torch.zeros_like(tokens, dtype=torch.bool)
     for index, row in enumerate(rows):
@@ -302,7 +303,7 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _contents(owners: Sequence[Sequence[int]], valid: Tensor, first: Sequence[int] | None = None) -> Tensor:
-    """Bool (batch, T): the tokens of some message's content, in each row from its message `first` on."""
+    """Bool (batch, T): content tokens of messages. `first`: for each row, the first message that counts (default 0)."""
     marked = torch.zeros_like(valid)
     for index, owner in enumerate(owners):
         marked[index, : len(owner)] = torch.tensor(owner) >= (0 if first is None else first[index])
@@ -310,7 +311,7 @@ def _contents(owners: Sequence[Sequence[int]], valid: Tensor, first: Sequence[in
 
 
 def _speaks(owners: Sequence[Sequence[int]], rows: Sequence[Sequence[Message]], valid: Tensor) -> Tensor:
-    """Bool (batch, T): the tokens from which a token of an assistant's message is predicted."""
+    """Bool (batch, T): positions that predict a token of an assistant's message."""
     marked = torch.zeros_like(valid)
     for index, (owner, messages) in enumerate(zip(owners, rows, strict=True)):
         marked[index, : len(owner)] = torch.tensor(replies(owner, messages, prompted=False))

@@ -1,4 +1,4 @@
-"""Episodes and what the frozen model computes at them, kept in parts of which the oldest makes room for new ones."""
+"""Episodes and their activations in the frozen model, in a sliding window of parts: the oldest is replaced first."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class _Part:
 
 
 class Collection:
-    """PARTS consecutive parts out of an endless row of them, moving on along it.
+    """A window of PARTS consecutive parts of an endless sequence.
 
-    `draw`: the episodes of the part of some number, always the same. `collect`: their activations.
+    `draw` returns the episodes of a part by its number, always the same. `collect` returns their activations.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class Collection:
         self._whole: tuple[list[Episode], Activations] | None = None
 
     def parts_from(self, first: int) -> tuple[list[Episode], Activations]:
-        """The episode of each telling in the parts from number `first` on, and all their activations as one."""
+        """The PARTS parts beginning with number `first`: the episode of each telling, and the joined activations."""
         if self._whole is None or self._parts[0].number != first:
-            self._whole = None  # Activations fill gigabytes: the old ones go before new ones come.
+            self._whole = None  # Activations take gigabytes: free the old ones first.
             self._renew(range(first, first + PARTS))
             episodes = [
                 episode for part in self._parts for episode in part.episodes for _ in range(len(episode.questions))

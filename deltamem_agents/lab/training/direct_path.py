@@ -1,14 +1,15 @@
-"""Losses on cached activations: whether a memory stores, finds and says what it was told, without running the model.
+"""Losses on cached activations: does the memory store, find and say what it was told? The model does not run.
 
-The direct path from the memory to the vocabulary is taken as if the layers between did nothing: what all layers add at
-the places where a told value is to be said is compared with the output rows of the words that could have been told.
+Saying is judged on the direct path from the memory to the vocabulary, as if the layers in between did nothing. The sum
+of what all layers add at the positions that predict a told value is compared with the output rows of all values that
+could have been told.
 
-Which told value a question means can be learned from the told values alone. A memory that held nothing else, and whose
-writes erased nothing, would answer a question with the sum of all told values, each weighted by how far its key matches
-the question's query. That sum costs hundredths of a second a step for many facts at a time; what states add to it,
-gates and interference, is learned afterwards from conversations. A question about something that was never told should
-match nothing. Where its reply begins a question matches as well, the first token of what it asks for: there the model
-decides whether it has an answer.
+Finding is learned from told values alone, with attention over them instead of a state. A memory that held nothing else,
+and whose writes erased nothing, would answer a question with the sum of all told values, each weighted by the match
+between its key and the question's query. Such a step takes hundredths of a second for many facts at once. What states
+add, gates and interference, is learned afterwards from conversations. A question about a fact never told should match
+nothing. The position where the reply begins should match the first token of the answer, since the model decides there
+whether it has an answer.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.lab.training.activations import Activations, Exchanges
-from deltamem_agents.lab.training.strung import WriteWeights, by_head, product, stacked_over_layers
+from deltamem_agents.lab.training.composing import WriteWeights, by_head, product, stacked_over_layers
 from deltamem_agents.lab.training.told_tokens import Asked, Pairs, SpokenValues
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import unit
 from deltamem_agents.memory.delta_rule import floored_gate
 
 MATCH_SHARPNESS = 12.0
-"""What a match of −1 to 1 is multiplied by to be compared with others. Low, so that others have to be far off."""
+"""Scale of the softmax over matches, which lie in −1 to 1. It is low, so that wrong matches must be far off."""
 
 MATCHES_NOTHING = 0.5
-"""A question matches what it asks for by more than this, and everything else by less."""
+"""Match of the "nothing" candidate: a right value must match a question by more, everything else by less."""
 
 SAID_AT_ONCE, CANDIDATES = 256, 4096
-"""Tokens of spoken words that a step looks at, and among how many others each has to be found."""
+"""Number of spoken words' tokens per step, and of random tokens among which each must be identified."""
 
 TOLD, BESIDE, ASIDE = 768, 1280, 1280
-"""So many tokens a step: told ones, others of tellings and questions, and those of what tells nothing at all."""
+"""Number of told tokens, of other tokens of tellings and questions, and of filler tokens per step."""
 
 TOLD_WEIGHT = 0.5
-"""What a told token counts beside another. Below 1, because in use the others are far more than in a sample."""
+"""Loss weight of a told token relative to another. Below 1, since other tokens are far more frequent in use."""
 
 
 def speaking_weight(config: AdapterConfig) -> str | None:
-    """Which of a layer's projections says what is read: the shortest way to the vocabulary that the adapter has."""
+    """Name of the projection with the most direct path from a layer's read to the vocabulary, None without one."""
     if config.readout:
         return "readout_proj"
     return "delta_o_proj" if "o" in config.delta_heads else None
@@ -55,7 +56,7 @@ def speaking_weight(config: AdapterConfig) -> str | None:
 
 @dataclass(frozen=True)
 class ReadWeights:
-    """What the reads of all layers are computed with: the adapter's projections, stacked (layers, …)."""
+    """The adapter's projections for reading, stacked over layers (layers, …)."""
 
     query: Tensor
     gate: Tensor | None = None
@@ -64,7 +65,7 @@ class ReadWeights:
 
     @classmethod
     def of(cls, adapter: Adapter) -> ReadWeights:
-        """The adapter's own, with gradient to them."""
+        """The adapter's own projections, with gradient."""
         stacked = partial(stacked_over_layers, adapter)
         if not adapter.config.read_gate:
             return cls(stacked("memory_q_proj"))
@@ -72,13 +73,13 @@ class ReadWeights:
         return cls(stacked("memory_q_proj"), stacked("read_proj"), stacked("read_bias"), found)
 
 
-def said(
+def added_output(
     config: AdapterConfig, weights: ReadWeights, say: Tensor, state: Tensor, inputs: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """What all layers add (n, hidden) at `inputs` (layers, n, hidden), reading `state` (layers, n, heads, r, r).
+    """What all layers together add (n, hidden) at `inputs` (layers, n, hidden).
 
-    `say` (layers, hidden, width) turns what is read into what is added. Also the logits of the read gates
-    (layers, n, heads), where the adapter has such gates.
+    `state` (layers, n, heads, r, r): what is read. `say` (layers, hidden, width): the readout. Also returns the read
+    gate logits (layers, n, heads), None if the adapter has no read gates.
     """
     reads = _reads(config, weights, state, inputs)
     logits = _gates(weights, reads, inputs)
@@ -94,13 +95,13 @@ def _reads(config: AdapterConfig, weights: ReadWeights, state: Tensor, inputs: T
 
 
 def _gates(weights: ReadWeights, reads: Tensor, inputs: Tensor) -> Tensor | None:
-    """Logits (layers, n, heads) of the read gates, None without any."""
+    """Read gate logits (layers, n, heads), None without read gates."""
     if weights.gate is None or weights.gate_bias is None:
         return None
     logits = product(inputs, weights.gate) + weights.gate_bias[:, None]
     if weights.found is None:
         return logits
-    # Each layer's gate also sees what the layers before it make of their reads.
+    # Each layer's gate also sees the reads of the layers before it.
     return logits + torch.einsum("lnw,lhw->lnh", reads.flatten(2), weights.found).cumsum(0)
 
 
@@ -112,10 +113,10 @@ def opening_loss(
     told: Sequence[tuple[int, int]],
     never_told: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """Cross-entropy of read gates as a guess of whether what is asked for was told, where replies begin.
+    """Cross-entropy of read gates, at the beginning of replies, as classifiers of whether the fact asked for was told.
 
-    `told`, `never_told`: pairs of a conversation and a telling; `state` (layers, conversations, heads, r, r). Of the
-    second half of the layers, which see what those before them read. 0 where gates do not look at what is read.
+    `told`, `never_told`: (conversation, telling) pairs. `state` (layers, conversations, heads, r, r). Only the second
+    half of the layers counts, whose gates see enough earlier reads. 0 unless the gates see reads (`gate_on_reads`).
     """
     if not config.gate_on_reads:
         return state.new_zeros(())
@@ -129,7 +130,7 @@ def opening_loss(
 
 
 def directions(rows: Tensor) -> Tensor:
-    """`rows` (n, hidden) seen from their mean, at length 1."""
+    """`rows` (n, hidden) minus their mean, normalised to length 1."""
     return F.normalize(rows - rows.mean(0), dim=-1)
 
 
@@ -143,10 +144,10 @@ def matching_loss(
     asked: Asked,
     rows: Tensor,
 ) -> Tensor:
-    """Cross-entropy of what questions match, and of the tokens then said, if nothing but `asked.told` was told.
+    """Cross-entropy of the value each question matches, and of the token then said, if only `asked.told` was told.
 
-    `say` (layers, hidden, width) turns what is read into what is said, in directions of `rows` (vocabulary, hidden);
-    `sharpness` is the logarithm of what these are compared with.
+    `say` (layers, hidden, width): readout. `rows` (vocabulary, hidden): output directions of the tokens. `sharpness`:
+    logarithm of the softmax scale over tokens.
     """
     device, count = writing.key.device, len(asked.told)
     told = pairs.told[:, asked.told].to(device)
@@ -172,7 +173,7 @@ def matching_loss(
 
 
 def _firsts(tellings: Tensor) -> Tensor:
-    """Where among the tellings of answer tokens, in their order, each telling comes first."""
+    """Indices of each telling's first answer token. `tellings`: the telling of each token, in order."""
     first = torch.ones_like(tellings, dtype=torch.bool)
     first[1:] = tellings[1:] != tellings[:-1]
     return first.nonzero().squeeze(-1)
@@ -181,10 +182,10 @@ def _firsts(tellings: Tensor) -> Tensor:
 def spoken_loss(
     value: Tensor, say: Tensor, sharpness: Tensor, spoken: SpokenValues | None, rows: Tensor, rng: random.Random
 ) -> Tensor:
-    """Cross-entropy of tokens as said from what is stored of them, if nothing else was stored.
+    """Cross-entropy of saying a token from its stored value alone, if nothing else was stored.
 
-    `value` (layers, width, hidden) stores, `say` (layers, hidden, width) says, in directions of `rows` (vocabulary,
-    hidden). 0 where nothing is spoken.
+    `value` (layers, width, hidden): value projection. `say` (layers, hidden, width): readout. `rows` (vocabulary,
+    hidden): output directions of the tokens. 0 without spoken values.
     """
     if spoken is None or not len(spoken.target):
         return value.new_zeros(())
@@ -198,10 +199,10 @@ def spoken_loss(
 
 
 def gate_loss(writing: WriteWeights, pairs: Pairs, asides: Exchanges, rng: random.Random) -> Tensor:
-    """Cross-entropy of the write gates as a guess of which of some tokens are told.
+    """Cross-entropy of the write gates as classifiers of told tokens against others.
 
-    In a conversation few tokens tell a value, and the conversations of a step come from few tellings. Told tokens of
-    all tellings there are, beside tokens that tell nothing, make better classifiers.
+    A conversation has few told tokens, and a step's conversations use few tellings. Sampling from all tellings and from
+    filler gives better classifiers.
     """
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
 

@@ -1,10 +1,12 @@
-"""Write gates alone, fitted on single tokens before anything is trained through the model.
+"""Fits the write gates alone, on single tokens, before any training through the model.
 
-What a token's activations are does not depend on the memory where replies alone read (`read_scope`), so a write gate
-can be fitted like any other classifier. Told tokens, of tellings, of spoken words and of how users introduce
-themselves, are to open it; the other tokens of tellings keep the gate they had, which what is there already was trained
-with; small talk, other prompts and questions are to shut it. A token of these costs as much in 20,000 of them as a
-missed fact, so they weigh more.
+Where only replies read the memory (`read_scope`), a told token's activations do not depend on the memory. So a write
+gate can be fitted like any other classifier:
+
+- Told tokens open it: tokens of tellings, of spoken words, and of names and jobs in users' introductions.
+- Other tokens of tellings keep their previous gate, since existing weights were trained with it.
+- Small talk, neutral prompts and questions shut it. If one in 20,000 of these tokens opens it, that costs as much as a
+  missed fact, so they weigh more.
 """
 
 from __future__ import annotations
@@ -19,28 +21,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.composing import WriteWeights, logit
 from deltamem_agents.lab.training.recipe import GateFit
-from deltamem_agents.lab.training.strung import WriteWeights, logit
 from deltamem_agents.lab.training.told_tokens import Pairs, SpokenValues
 from deltamem_agents.memory.attach import Adapter
 
 TOLD, SHUT = 1536, 1536
-"""So many tokens a step: told ones, and those that tell nothing."""
+"""Number of told tokens and of filler tokens per step."""
 
 LINEAR, HIDDEN = ("beta_proj", "beta_bias"), ("gate_hidden_proj", "gate_hidden_bias", "beta_hidden_proj")
 """The weights of write gates."""
 
 LINEAR_RATE, HIDDEN_RATE = 3e-4, 2e-3
-"""Adam's. The linear part is trained already, hidden units begin as noise."""
+"""Adam's learning rates. The linear part is already trained; hidden units start from noise."""
 
 WARMUP, LAST_RATE = 30, 0.02
-"""Steps up to the whole rate, and the share of it that is left at the end of the cosine."""
+"""Number of warm-up steps, and the share of the learning rate at the end of the cosine decay."""
 
 MARGIN = 1.0
-"""Of logits: so far below the floor a shut gate is to be."""
+"""Target distance, in logits, of a shut gate below the floor."""
 
 LEAST_FLOOR = 0.02
-"""Where gates have no floor, this is shut."""
+"""The gate value that counts as shut where gates have no floor."""
 
 
 def fit_gates(
@@ -52,7 +54,7 @@ def fit_gates(
     rng: random.Random,
     say: Callable[[str], None],
 ) -> None:
-    """Fit the adapter's write gates in place; nothing else of it changes. `introduced`: told tokens of no telling."""
+    """Fits the adapter's write gates in place; no other weight changes. `introduced`: told tokens of introductions."""
     before = WriteWeights.of(copy.deepcopy(adapter))
     edge = logit(max(adapter.config.gate_floor, LEAST_FLOOR)) - MARGIN
     optimiser = torch.optim.Adam(
@@ -61,7 +63,7 @@ def fit_gates(
             {"params": _named(adapter, HIDDEN), "lr": HIDDEN_RATE},
         ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, plan.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, plan.steps))
     sampled = _Tokens(found, pairs, introduced, plan.beside, rng)
     for step in range(plan.steps):
         told, beside, shut = (x.to(before.gate.device) for x in sampled.draw())
@@ -69,7 +71,7 @@ def fit_gates(
         with torch.no_grad():
             kept = torch.sigmoid(before.gates(torch.cat([told, beside], dim=1)))
             kept[:, : told.shape[1]].clamp_(min=plan.opened)
-        # Neither a gate's own direction nor a word's is to be relied on.
+        # Dropout, so that no gate relies on single dimensions or words.
         x = F.dropout(torch.cat([told, beside, shut], dim=1), plan.dropout)
         gates = writing.gates(x)
         writes, rests = gates.split([kept.shape[1], shut.shape[1]], dim=1)
@@ -79,11 +81,11 @@ def fit_gates(
         optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == plan.steps - 1:
-            say(f"write gates, step {step} of {plan.steps}: {_opening(adapter, told, beside, shut)}")
+            say(f"write gates, step {step} of {plan.steps}: {_mean_openings(adapter, told, beside, shut)}")
 
 
 class _Tokens:
-    """Attention inputs of all kinds, a sample of each at a time."""
+    """Samples attention inputs of each kind of token."""
 
     def __init__(
         self, found: Activations, pairs: Pairs, introduced: SpokenValues, beside: int, rng: random.Random
@@ -97,7 +99,7 @@ class _Tokens:
         self._shut = [(kind, _places(kind.contents)) for kind in (found.asides, found.questions)]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(layers, n, hidden) of told tokens, of others beside them, and of what tells nothing."""
+        """Inputs (layers, n, hidden) of told tokens, of other tokens of tellings, and of filler."""
         told = [kind[:, self._some(kind.shape[1], TOLD // len(self._told))] for kind in self._told]
         beside = self._tellings.at(self._beside[self._some(len(self._beside), self._beside_a_step)])
         whole = sum(len(places) for _, places in self._shut)
@@ -120,14 +122,14 @@ def _named(adapter: Adapter, kinds: Sequence[str]) -> list[Tensor]:
     return [value for name, value in adapter.named_parameters() if name.rsplit(".", 1)[-1] in kinds]
 
 
-def _share_of_rate(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, steps: int) -> float:
     falling = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     return min(1.0, (step + 1) / WARMUP) * falling
 
 
 @torch.no_grad()
-def _opening(adapter: Adapter, *kinds: Tensor) -> str:
+def _mean_openings(adapter: Adapter, *kinds: Tensor) -> str:
     writing, floor = WriteWeights.of(adapter), adapter.config.gate_floor
     means = [float(((torch.sigmoid(writing.gates(x)) - floor) / (1 - floor)).clamp_min(0).mean()) for x in kinds]
-    names = ("told tokens", "others of tellings", "what tells nothing")
+    names = ("told tokens", "other tokens of tellings", "filler")
     return ", ".join(f"{name} {mean:.4f}" for name, mean in zip(names, means, strict=True))

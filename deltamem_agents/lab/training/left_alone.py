@@ -1,4 +1,4 @@
-"""What a memory is to leave alone: its predictions there are to be those of the frozen model."""
+"""Exchanges that memory must not change: the model's predictions there should stay those of the frozen model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from deltamem_agents.types import Message
 DATA = Path(__file__).parent / "data"
 
 PROMPT_TOKENS, REPLY_TOKENS = 48, 48
-"""Lengths at most of a prompt that the model thinks of and of a kept reply."""
+"""Maximum length of a prompt that the model generates, and of a reply that is kept."""
 
 NEAR = 0.5
-"""Share of the questions about something never told that ask what was told, of another person."""
+"""Share of the questions about facts never told that ask for a told attribute of another person."""
 
 
 def neutral_prompts() -> tuple[str, ...]:
-    """What users ask that has nothing to do with memory. None of it is among the unrelated prompts of the evaluation.
+    """User prompts that have nothing to do with memory. None occurs among the evaluation's unrelated prompts.
 
-    None tells or asks for a fact about anybody in the conversation, though those of "first_person" speak of "my" and
-    "I" too.
+    None states or asks for a fact about anybody in the conversation, although those of "first_person" say "my" and "I".
     """
     table = read_table(DATA, "neutral_prompts")
     return (*table["prompts"], *table["short"], *table["first_person"])
 
 
 class LeftAlone:
-    """Neutral prompts and statements with the frozen model's own replies, and questions about what was never told.
+    """Neutral prompts and fact statements with the frozen model's own replies, and questions about facts never told.
 
-    The replies are made once a run and kept in its `folder`. `told`: the statements, asked for once. `own`: so many
-    of the prompts are the frozen model's own too, drawn by `seed`.
+    The replies are generated once per run and kept in its `folder`. `told`: returns the statements; called at most
+    once. `own`: number of additional prompts that the frozen model generates, with `seed`.
     """
 
     def __init__(
@@ -63,7 +62,8 @@ class LeftAlone:
         return self._own_replies(STATEMENTS_FILE, self._told)
 
     def draw(self, rng: random.Random, generator: EpisodeGenerator, episode: Episode, kind: int) -> Exchange:
-        """In turn a neutral prompt and something told just then, and after each a question about what never was."""
+        """An exchange by `kind` mod 4: 0, a neutral prompt; 2, a fact statement; 1 and 3, a question about a fact that
+        `episode` never told."""
         if kind % 4 == 0:
             return rng.choice(self.neutral)
         if kind % 4 == 2:

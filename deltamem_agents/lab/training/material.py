@@ -1,6 +1,6 @@
-"""What a run trains on: episodes it draws, what is to be left alone, and activations it collects.
+"""A run's training data: episodes, neutral exchanges, and the activations collected from them.
 
-All of it follows from the recipe and its seed, so that an interrupted run finds the same again.
+All of it follows from the recipe and its seed, so an interrupted run gets the same data again.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.types import Message
 
 STATEMENTS = 240
-"""So many statements of a fact are kept with the frozen model's own replies to them."""
+"""Number of fact statements kept with the frozen model's own replies to them."""
 
 SPOKEN_SHAPE = EpisodeShape(distractors=(0, 0), about=("user", "person"))
-"""In statements of these words are told without anything else."""
+"""Shape of the statements that spoken words are appended to."""
 
 ASIDE_LENGTHS = (1, 1, 2, 4, 8, 16, 24)
-"""So many exchanges that tell nothing are in one conversation, each number as often; 24 are a good thousand tokens."""
+"""Numbers of filler exchanges per conversation, drawn uniformly; 24 exchanges are a little over 1,000 tokens."""
 
 
 class Material:
-    """Everything drawn and collected for one run. `left_alone`: what a memory is to leave alone.
+    """Everything drawn and collected for one run. `left_alone`: exchanges that memory must not change.
 
-    The model has to carry `adapter` wherever activations are asked for: it says in which layers they are.
+    `adapter` must be attached to the model when activations are requested: it determines the layers.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class Material:
         self.left_alone = LeftAlone(loaded, folder, self._told, say, own=recipe.own_prompts, seed=recipe.seed)
 
     def generator(self, shape: EpisodeShape, facts: int) -> EpisodeGenerator:
-        """Draws episodes of so many facts in this shape."""
+        """The generator of episodes of this shape with `facts` facts."""
         shape = replace(shape, facts=facts)
         if shape not in self._generators:
             self._generators[shape] = EpisodeGenerator(self._words, shape)
         return self._generators[shape]
 
     def collected(self, step: int) -> tuple[list[Episode], Activations]:
-        """The episode of each telling there is at this step, and the activations."""
+        """The episode of each telling available at this step, and the activations."""
         return self._collection.parts_from(self._recipe.renewals_before(step))
 
     def pairs(self, step: int) -> Pairs:
-        """What addresses and gates are learned from: all that is collected at this step, and what is for them alone."""
+        """Told tokens for training keys, queries and gates: those of this step's episodes and the additional ones."""
         part = self._recipe.renewals_before(step)
         if self._paired is None or self._paired[0] != part:
             _, found = self.collected(step)
@@ -102,7 +102,7 @@ class Material:
         return collect_spoken(self._model, self._adapter, self._renderer, statements, words)
 
     def introduced(self) -> SpokenValues:
-        """Training's names and jobs behind all ways in which users introduce themselves."""
+        """The training split's names and jobs, appended to every phrase by which users introduce themselves."""
         statements = [
             (said, values_of(kind, "train")[start : start + WORDS_A_STATEMENT])
             for kind, leads in read_table(DATA, "introductions").items()
@@ -122,9 +122,10 @@ class Material:
 
     @cached_property
     def _asides(self) -> Exchanges:
-        """Neutral prompts with the model's replies, small talk, and the model's replies alone to what it is told.
+        """Filler: neutral prompts with the model's replies, small talk, and the model's replies to told facts.
 
-        The first two in conversations: what opens a write gate depends on how much was said before.
+        The first two are put into conversations, since a write gate's input depends on how much was said before. Of the
+        last, only the reply is filler.
         """
         rng = random.Random(f"{self._recipe.seed} asides")
         neutral = [one.messages for one in self.left_alone.neutral]
@@ -134,7 +135,7 @@ class Material:
         return collect_asides(self._model, self._adapter, self._renderer, asides, replied)
 
     def _told(self) -> list[str]:
-        """What users tell, always the same."""
+        """Users' statements of facts; the same on every call."""
         rng = random.Random(f"{self._recipe.seed} statements")
         shapes = [replace(shape, tellers=("user",), changed=0.0) for shape in self._recipe.stages[-1].shapes]
         generators = [self.generator(replace(shape, distractors=(0, 0)), 1) for shape in shapes]
@@ -146,7 +147,7 @@ def _size(messages: Sequence[Message]) -> int:
 
 
 def _conversations(exchanges: Sequence[Sequence[Message]], rng: random.Random) -> list[list[Message]]:
-    """All of them in any order, in conversations of ASIDE_LENGTHS."""
+    """The exchanges in random order, grouped into conversations of ASIDE_LENGTHS."""
     left = rng.sample(exchanges, len(exchanges))
     found = []
     while left:

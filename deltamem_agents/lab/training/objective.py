@@ -1,4 +1,4 @@
-"""The loss: questions answered from the state alone, other prompts left alone."""
+"""The loss: answer questions from the state alone, and keep the frozen model's predictions on other prompts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ from deltamem_agents.memory.state import MemoryState
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a batch of questions was answered.
+    """Loss and accuracy on a batch of questions.
 
-    `loss`: scalar with gradient. `answer_nats`: mean cross-entropy of the answers' own tokens. `first_right`,
-    `all_right`: bool (questions,), an answer's first token or all of its tokens being the likeliest. `begun`: mean
-    cross-entropy of the replies' first tokens, a scalar with gradient. `noise`: how far write gates stood open on small
-    talk, `gates` how badly write gates tell told values from the rest and read gates what was told from what was not,
-    `probed` how badly a probe got the answers, `untold` by how many nats the replies to what was never told were
-    disturbed, scalars with gradient, 0 where not known; `direct` the share that the probe got right.
+    Scalars with gradient, 0 where not computed:
+
+    - `loss`: weighted cross-entropy of the replies.
+    - `begun`: mean cross-entropy of the replies' first tokens.
+    - `noise`: how far write gates are open on filler.
+    - `gates`: classification loss of the write gates (told values or not) and of the read gates (fact told or not).
+    - `probed`: loss of the probe.
+    - `untold`: KL divergence, in nats, from the frozen model in replies to questions about facts never told.
+
+    Figures without gradient: `answer_nats`, mean cross-entropy of the answers' tokens; `first_right` and `all_right`,
+    bool (questions,), whether the first token, or every token, of the answer is the likeliest; `direct`, share of
+    answer tokens that the probe got right, None without a probe.
     """
 
     loss: Tensor
@@ -50,7 +56,7 @@ class Outcome:
 
 @torch.no_grad()
 def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> MemoryState:
-    """The state after each history, read and written as in use. The model has to carry the adapter."""
+    """The state after each history, read and written as in use. The adapter must be attached to the model."""
     states, order = [], []
     for index, rows in history.of_like_length():
         zero = adapter.zero_state(len(rows.tokens))
@@ -62,14 +68,17 @@ def write_history(model: nn.Module, adapter: Adapter, history: HistoryBatch) -> 
 
 
 def openness(logits: Tensor, floor: float) -> Tensor:
-    """How far gates (…, tokens, gates) stand open on average, a token's counted from half their floor on, a margin."""
+    """Mean opening of gates (…, tokens, gates) above half of their `floor`; half the floor is a margin.
+
+    A token's gates are averaged first.
+    """
     return (torch.sigmoid(logits).mean(-1) - floor / 2).clamp_min(0).mean()
 
 
 def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBatch, *, writes: bool) -> Tensor:
-    """Logits (targets, vocabulary) float32, from the state of each question's own history.
+    """Logits (targets, vocabulary) float32, reading for each question the state of its own history.
 
-    `writes`: also write the contents of the question and the reply as they are read, as a turn does.
+    `writes`: also write question and reply as they are read, as a turn does.
     """
     call = MemoryCall(MemoryState(state.matrices[questions.row]), questions.valid, replies=questions.replies)
     call.write_mask = questions.writable if writes else None
@@ -78,10 +87,9 @@ def answer_questions(model: nn.Module, state: MemoryState, questions: QuestionBa
 
 
 def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> Tensor:
-    """KL divergence, in nats, from the frozen model's predictions to those with the memory.
+    """KL divergence, in nats, from the frozen model's predictions to those with the memory (see `divergence`).
 
-    Of the places where a reply begins, which decide what it will say, and of all others alike. The contents of the
-    exchange are written as they are read, as a turn does.
+    The exchange is written as it is read, as in a turn.
     """
     with torch.no_grad():
         hidden = run_after_lead(model, neutral.lead, neutral.tokens, neutral.valid, None)
@@ -95,7 +103,8 @@ def disturbance(model: nn.Module, state: MemoryState, neutral: NeutralBatch) -> 
 def divergence(steered: Tensor, frozen: Tensor, places: Tensor) -> Tensor:
     """KL in nats from `frozen` to `steered` log-probabilities (places, vocabulary) of replies.
 
-    The mean over the `places` (row, position) where a reply begins and the mean over all others count the same.
+    `places`: (row, position) pairs. The mean over the beginnings of replies and the mean over all other places count
+    the same, since a reply's beginning decides what it says.
     """
     nats = F.kl_div(steered, frozen, log_target=True, reduction="none").sum(-1)
     begins = first_places(places)
@@ -103,7 +112,7 @@ def divergence(steered: Tensor, frozen: Tensor, places: Tensor) -> Tensor:
 
 
 def first_places(places: Tensor) -> Tensor:
-    """Bool (places,): the first of each row's in a list of (row, position) sorted by row."""
+    """Bool (places,): the first place of each row, in (row, position) pairs sorted by row."""
     rows = places[:, 0]
     return torch.cat([rows.new_ones(1, dtype=torch.bool), rows[1:] != rows[:-1]])
 
@@ -117,31 +126,31 @@ def logits_at(model: nn.Module, hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
-    """The frozen model's map from hidden states to the vocabulary."""
+    """The frozen model's output embedding: hidden states to vocabulary logits."""
     return cast(Callable[[], nn.Linear], model.get_output_embeddings)()
 
 
 def output_directions(model: nn.Module) -> Tensor:
-    """(vocabulary, hidden) float32: which way a last hidden state has to move for each token to become likelier."""
+    """(vocabulary, hidden) float32: for each token, the direction of the last hidden state that raises its logit."""
     rows = output_layer(model).weight.detach().float()
     norm = getattr(model.base_model, "norm", None)
     if norm is None or norm.weight.shape != rows.shape[1:]:
         return rows
-    # A constant row comes out of an RMS norm as its scale, of which some families store the difference from 1.
+    # A constant row leaves an RMS norm as its scale. The weight itself won't do: some families store scale − 1.
     constant = rows.new_full((1, rows.shape[1]), 2.0**20)
     scale: Tensor = norm(constant).detach().float()
     return rows * scale
 
 
 def run_after_lead(model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None) -> Tensor:
-    """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which is computed once for the batch."""
+    """Last hidden states (batch, T, hidden) of `tokens` after `lead`, which runs once for the whole batch."""
     return run_and_keep(model, lead, tokens, valid, call)[0]
 
 
 def run_and_keep(
     model: nn.Module, lead: Tensor, tokens: Tensor, valid: Tensor, call: MemoryCall | None
 ) -> tuple[Tensor, KeyValueCache]:
-    """`run_after_lead`, and the cache of keys and values, those of the lead in front."""
+    """As `run_after_lead`, and also the key–value cache, which begins with the lead."""
     decoder, batch = cast(nn.Module, model.base_model), len(tokens)
     kept = empty_cache()
     with torch.no_grad():
@@ -154,8 +163,11 @@ def run_and_keep(
 
 
 def judge(logits: Tensor, questions: QuestionBatch) -> Outcome:
-    """Cross-entropy of the reply: the tokens of its answer weighted 1, the one behind them END_WEIGHT, its first one
-    FIRST_WEIGHT and all others PREFIX_WEIGHT."""
+    """Weighted cross-entropy of the replies, and accuracy of the answers.
+
+    Weights: 1 for the answer's tokens, END_WEIGHT for the token after it, FIRST_WEIGHT for the reply's first token,
+    PREFIX_WEIGHT for all others.
+    """
     nats = F.cross_entropy(logits, questions.targets, reduction="none")
     weight = torch.where(questions.is_answer.roll(1), END_WEIGHT, PREFIX_WEIGHT)
     first = first_places(questions.places)

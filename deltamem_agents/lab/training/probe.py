@@ -1,7 +1,7 @@
-"""A probe of the direct path from the memory to the vocabulary, beside the loss through the model.
+"""A linear probe of the direct path from the memory to the vocabulary, as an auxiliary loss.
 
-Rehearsal fits the whole memory on that path. The probe keeps to it: it tells the memory what to store and under which
-key, where the answers themselves say little yet.
+Rehearsal fits the whole memory on that path. The probe keeps that training signal: it tells the memory what to store
+and under which key, while the loss through the model says little about that early in training.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem_agents.lab.training.activations import Activations
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, stacked_over_layers
 from deltamem_agents.lab.training.direct_path import (
     ReadWeights,
+    added_output,
     directions,
     matching_loss,
-    said,
     speaking_weight,
     spoken_loss,
 )
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, stacked_over_layers
 from deltamem_agents.lab.training.told_tokens import Asked, Pairs
 from deltamem_agents.memory.attach import Adapter
 
 SHARPNESS = 3.0
 
 SIZE = 0.05
-"""What the probe's weights are at on average when it begins; how loud it says anything does not count."""
+"""Initial standard deviation of the probe's weights. The scale of its output does not matter."""
 
 
 class Probe(nn.Module):
-    """Says what is read by one linear map of its own; trained beside an adapter, and left behind when it is saved.
+    """A linear readout of the state, trained beside the adapter and not saved with it.
 
-    `say` (layers, hidden, width).
+    `say` (layers, hidden, width): its weights.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -46,7 +46,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def begin(self, adapter: Adapter) -> None:
-        """Say things as the adapter does, which rehearsal has fitted."""
+        """Copies the adapter's own readout, which rehearsal has fitted."""
         if speaking := speaking_weight(adapter.config):
             for slot, say in enumerate(self.say):
                 say.copy_(adapter.layer(slot).get_parameter(speaking))
@@ -65,23 +65,24 @@ class Probe(nn.Module):
         state: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, float]:
-        """Cross-entropy of all that `conversations` tell, and the share that comes out right.
+        """The probe's loss, and the share of the conversations' told tokens that it gets right.
 
-        `state` (layers, conversations, heads, r, r) with gradient; `rows` (vocabulary, hidden) the directions in
-        which the model says each token. Every token that a collected answer has is a candidate. What
-        `asked` of `pairs` matches, were nothing else told, counts as well, and so does what is stored and said of
-        values spoken elsewhere, by the probe as by the adapter's own readout.
+        The loss is the sum of three cross-entropies: reading the told tokens from the states, with all tokens of
+        collected answers as candidates; matching questions, `asked` of `pairs`, with told values (`matching_loss`); and
+        saying spoken values from what is stored of them, by the probe and by the adapter's readout (`spoken_loss`).
+
+        `state` (layers, conversations, heads, r, r) with gradient. `rows` (vocabulary, hidden): output directions.
         """
         row_of = torch.full((len(found.subjects),), -1)
         for number, conversation in enumerate(conversations):
             row_of[list(conversation.tellings)] = number
-        # A telling in several conversations is asked for in the last of them.
+        # A telling that occurs in several conversations is read from the last of them.
         place = (row_of[found.telling] >= 0).nonzero().squeeze(-1)
         row = row_of[found.telling[place]]
         candidates, target = found.target.unique(return_inverse=True)
         inputs = found.asked[:, place].to(state.device)
         reading = ReadWeights.of(adapter)
-        added, _ = said(adapter.config, reading, self.say, state[:, row], inputs)
+        added, _ = added_output(adapter.config, reading, self.say, state[:, row], inputs)
         logits = F.normalize(added, dim=-1) @ directions(rows[candidates]).T * self.sharpness.exp()
         wanted = target[place].to(state.device)
         writing = WriteWeights.of(adapter)

@@ -1,7 +1,7 @@
-"""Fits what chooses statements and what points at their tokens, on activations collected once.
+"""Fits the matcher, which chooses statements, and the pointer, which points at their tokens, on cached activations.
 
-The model and its adapter stay as they are. A few hundred numbers are fitted: how much each sign counts. What they are
-fitted on, and how to run it, stands in `recall_material.py`.
+Model and adapter stay unchanged. Only a few hundred weights are fitted. For the data, and how to run it, see
+`recall_material.py`.
 """
 
 from __future__ import annotations
@@ -23,53 +23,56 @@ from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Role
 
 LEAST_COMMON = 3
-"""Questions a word has to stand in before it counts as common."""
+"""Number of questions that a word must occur in to get a weight of its own."""
 
 COMMON_WEIGHT = 30.0
-"""A word that stands in all questions counts 1 / (1 + COMMON_WEIGHT)."""
+"""A word that occurs in all questions gets the weight 1 / (1 + COMMON_WEIGHT)."""
 
 LAYERS_KEPT, WORDS_KEPT = 0.01, 0.003
-"""How much layers of equal weight, and words that count as their commonness says, are worth beside right statements."""
+"""Regularisation strengths: towards equal layer weights, and towards word weights given by frequency alone."""
 
 REPLACING = Replacing(alike=0.45, alike_long=0.7, long=7, missing=0.1, behind=4.0)
-"""Chosen on validation, among 84 settings."""
+"""Chosen on validation among 84 settings."""
 
 SHOW_TOKENS = 400
-"""Tokens of a prompt for chosen statements that return to the window; chosen on validation."""
+"""Token budget of a prompt for chosen statements that return to the window. Chosen on validation."""
 
 FLOOR_RISE = 0.69
-"""Chosen on validation, as what single facts, eight of them and ten conversations allow."""
+"""Chosen on validation, on single facts, eight facts and ten conversations."""
 
 OVERVIEW_MARGIN = 1.0
-"""How sure it has to be, in logits, that a question asks for everything."""
+"""Margin in logits before a question counts as asking for everything."""
 
 TOLD_LOST = 0.05
-"""The share of told questions that the floor may cost."""
+"""Share of questions about told facts that the floor may reject."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Emphasis:
-    """How much steps of a reply count: those that say the answer, and the one that says it at once. Others count 1."""
+    """Loss weights of a reply's steps.
+
+    `answer`: of steps that say the answer. `at_once`: of a reply that begins with the answer. Others weigh 1.
+    """
 
     answer: float
     at_once: float
 
     def weights(self, reply: Reply) -> Tensor:
-        """(R,)"""
+        """The weight (R,) of each step."""
         if reply.at_once:
             return torch.full((len(reply.answering),), self.at_once)
         return torch.where(reply.answering, self.answer, 1.0)
 
 
 SENTENCES, ANSWERS = Emphasis(4.0, 4.0), Emphasis(10.0, 40.0)
-"""For the pointer and for its eager one."""
+"""For the normal pointer, and for the eager one, which favours beginning with the answer."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """A statement: what it wrote, numbers of its words, who said it."""
+    """A statement: its writes, the term numbers of its words, and who said it."""
 
     writes: Writes
     terms: tuple[int, ...]
@@ -78,9 +81,10 @@ class Told:
 
 @dataclass(frozen=True)
 class Question:
-    """`last`, `mean`: (layers, heads, r), of its queries. `right`: the statements that answer it, none for never told.
+    """A question. `last`, `mean` (layers, heads, r): its last query, and the mean of its queries.
 
-    `asks`: whether it asks for something that could have been told; `overview`: for everything at once.
+    `terms`: term numbers of its words. `right`: indices of the statements that answer it; empty if never told. `asks`:
+    whether it asks for something that could have been told. `overview`: whether it asks for everything at once.
     """
 
     last: Tensor
@@ -93,7 +97,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Memory:
-    """The statements of an agent, oldest first, and questions to it."""
+    """An agent's statements, oldest first, and questions to it."""
 
     statements: tuple[Told, ...]
     questions: tuple[Question, ...]
@@ -101,12 +105,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply of R tokens as it should be, with N candidates, M of them different tokens.
+    """A reference reply of R tokens, with N candidate tokens of which M are distinct.
 
-    `features`: (R, N, F). `owners`: (N,), which of the different tokens each is. `log_probabilities`: (R, M), theirs
-    without a pointer. `targets`: (R,), which of them is said, −1 for another token. `target`: (R,), the log-probability
-    of what is said. `answering`: (R,) bool, the steps that say the answer. `at_once`: this is the first step alone, and
-    says the answer.
+    - `features` (R, N, F): the pointer's features.
+    - `owners` (N,): each candidate's index among the distinct tokens.
+    - `log_probabilities` (R, M): of the distinct tokens, without a pointer.
+    - `targets` (R,): the index of the token said among the distinct tokens, −1 if it is none of them.
+    - `target` (R,): log-probability of the token said.
+    - `answering` (R,) bool: the steps that say the answer.
+    - `at_once`: the reply has one step, which says the answer.
     """
 
     features: Tensor
@@ -119,11 +126,13 @@ class Reply:
 
 
 def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Matcher:
-    """The matcher under which the right statements are the likeliest ones."""
+    """Fits the matcher so that the right statements become the likeliest."""
     layers, heads, _ = memories[0].questions[0].last.shape
     prior = commonness(memories)
     base = Matcher.uniform(layers, heads)
-    signs = [_signs(base, list(prior), memory, each) for memory in memories for each in memory.questions if each.right]
+    evidence = [
+        _evidence(base, list(prior), memory, each) for memory in memories for each in memory.questions if each.right
+    ]
     layer_logits = torch.zeros(layers, heads, requires_grad=True)
     log_scale = torch.tensor(2.3, requires_grad=True)
     shares = torch.tensor([base.words, base.near, base.assistant, base.newest], requires_grad=True)
@@ -133,7 +142,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
     for step in range(steps):
         optimiser.zero_grad()
         weights = log_scale.exp() * layer_logits.flatten().softmax(0).unflatten(0, (layers, heads))
-        losses = [_missed(weights, shares, (common + rather).exp(), sign) for sign in signs]
+        losses = [_statement_loss(weights, shares, (common + rather).exp(), each) for each in evidence]
         kept = LAYERS_KEPT * layer_logits.square().sum() + WORDS_KEPT * rather.square().sum()
         loss = torch.stack(losses).mean() + kept
         loss.backward()
@@ -169,7 +178,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
 
 
 def commonness(memories: Sequence[Memory]) -> dict[int, float]:
-    """What each word that stands in many questions counts: the less, the more of them it stands in."""
+    """The weight of each word that occurs in several questions: the more questions, the lower the weight."""
     asked = [each for memory in memories for each in memory.questions if each.asks and not each.overview]
     counts = Counter(term for question in asked for term in set(question.terms))
     return {
@@ -180,7 +189,7 @@ def commonness(memories: Sequence[Memory]) -> dict[int, float]:
 def fit_judge(
     questions: Sequence[Question], yes: Sequence[bool], *, steps: int = 200, decay: float = 0.01
 ) -> tuple[Tensor, float]:
-    """Weights (layers, heads, r) and bias of a logistic regression on the mean queries: which questions are these?"""
+    """Logistic regression on the questions' mean queries: weights (layers, heads, r) and bias. `yes`: the labels."""
     means = torch.stack([question.mean.flatten() for question in questions])
     wanted = torch.tensor([float(each) for each in yes])
     balance = torch.where(wanted > 0, 0.5 / wanted.mean().clamp_min(1e-6), 0.5 / (1 - wanted).mean().clamp_min(1e-6))
@@ -207,7 +216,10 @@ def fit_pointer(
     epochs: int = 25,
     decay: float = 2e-3,
 ) -> Pointer:
-    """The pointer under which the replies are the likeliest. `common`: tokens that say nothing in a question."""
+    """Fits the pointer so that the reference replies become the likeliest.
+
+    `common`: tokens so frequent in questions that they carry no information.
+    """
     every = torch.cat([reply.features.flatten(0, 1) for reply in replies])
     centre, spread = every.mean(0), every.std(0) + 1e-3
     generator = torch.Generator().manual_seed(0)
@@ -237,7 +249,7 @@ def fit_pointer(
 
 
 def reply_losses(reply: Reply, bonus: Tensor) -> Tensor:
-    """(R,) nats of each of the reply's tokens where candidates have this bonus (R, N)."""
+    """Negative log-likelihood (R,), in nats, of each of the reply's tokens, given the candidates' `bonus` (R, N)."""
     count = reply.log_probabilities.shape[1]
     owners = reply.owners.expand(len(bonus), -1)
     each = torch.zeros(len(bonus), count).scatter_reduce(1, owners, bonus, "amax")
@@ -247,11 +259,13 @@ def reply_losses(reply: Reply, bonus: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Signs:
-    """What speaks for each of S statements.
+class _Evidence:
+    """The evidence for each of S statements as the answer to a question of T words.
 
-    `matches`: per strong token q·k in each layer and head. `words`: (T, S), what each of the question's words counts
-    there. `common`: (T,), which of the common words each is, −1 for none. `others`: (S, 2).
+    `matches` (tokens, layers, heads): q·k of each strongly written token. `owners` (tokens,): the statement of each.
+    `words` (T, S): each word's score in each statement. `common` (T,): each word's index among the common words, −1 if
+    it is none of them. `others` (S, 2): whether the assistant said it, and how new it is. `right`: indices of the right
+    statements.
     """
 
     matches: Tensor
@@ -262,7 +276,7 @@ class _Signs:
     right: Tensor
 
 
-def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Question) -> _Signs:
+def _evidence(matcher: Matcher, common: Sequence[int], memory: Memory, question: Question) -> _Evidence:
     index, count, places = index_of(matcher, memory), len(memory.statements), {t: at for at, t in enumerate(common)}
     terms = sorted(set(question.terms))
     others = (
@@ -272,7 +286,7 @@ def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Qu
     strong = [told.writes.strengths >= LEAST_STRENGTH for told in memory.statements]
     keys = torch.cat([told.writes.keys[mask].float() for told, mask in zip(memory.statements, strong, strict=True)])
     owners = torch.repeat_interleave(torch.arange(count), torch.tensor([int(mask.sum()) for mask in strong]))
-    return _Signs(
+    return _Evidence(
         torch.einsum("nlhr,lhr->nlh", keys, question.last.float()),
         owners,
         torch.from_numpy(np.stack([index.word_scores([term]) for term in terms])) if terms else torch.zeros(0, count),
@@ -282,16 +296,16 @@ def _signs(matcher: Matcher, common: Sequence[int], memory: Memory, question: Qu
     )
 
 
-def _missed(weights: Tensor, shares: Tensor, common: Tensor, signs: _Signs) -> Tensor:
-    """Nats of the right statements among all. `common`: what each common word counts."""
-    found = (signs.matches * weights).sum(dim=(1, 2))
-    start = -weights.sum().expand(len(signs.others))
-    counts = torch.where(signs.common >= 0, common[signs.common.clamp_min(0)], torch.ones(len(signs.common)))
-    words = counts @ signs.words
+def _statement_loss(weights: Tensor, shares: Tensor, common: Tensor, evidence: _Evidence) -> Tensor:
+    """Negative log-likelihood of the right statements, in nats. `common`: weight of each common word."""
+    found = (evidence.matches * weights).sum(dim=(1, 2))
+    start = -weights.sum().expand(len(evidence.others))
+    counts = torch.where(evidence.common >= 0, common[evidence.common.clamp_min(0)], torch.ones(len(evidence.common)))
+    words = counts @ evidence.words
     sides = F.conv1d(words[None, None], AROUND[None, None], padding=NEAR)[0, 0]
-    scores = start.scatter_reduce(0, signs.owners, found, "amax") + signs.others @ shares[2:]
+    scores = start.scatter_reduce(0, evidence.owners, found, "amax") + evidence.others @ shares[2:]
     scores = scores + shares[0] * words + shares[1] * sides
-    return scores.logsumexp(0) - scores[signs.right].logsumexp(0)
+    return scores.logsumexp(0) - scores[evidence.right].logsumexp(0)
 
 
 def _scores(matcher: Matcher, memory: Memory, question: Question) -> Tensor:
@@ -299,7 +313,7 @@ def _scores(matcher: Matcher, memory: Memory, question: Question) -> Tensor:
 
 
 def index_of(matcher: Matcher, memory: Memory) -> StatementIndex:
-    """The memory's statements, ready to be matched."""
+    """An index of the memory's statements, to match questions against."""
     index = StatementIndex(matcher)
     for told in memory.statements:
         index.add(told.writes, told.terms, told.role)

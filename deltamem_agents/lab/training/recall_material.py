@@ -1,8 +1,8 @@
-"""What the matcher and the pointer are fitted on: activations of the natural corpus and of generated conversations.
+"""Training data of the matcher and the pointer: activations on the natural corpus and on generated conversations.
 
-The model runs once over every conversation, question and reply; that takes most of an hour of a CPU core. Run
-`python -m deltamem_agents.lab.training.recall_material ADAPTER_FOLDER` to fit both again for an adapter of the default
-model and to write them beside its weights.
+The model runs once over every conversation, question and reply, which takes most of an hour on one CPU core. Run
+`python -m deltamem_agents.lab.training.recall_material ADAPTER_FOLDER` to fit both for an adapter of the default model
+and to save them beside its weights.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ SHAPES = (
     EpisodeShape(facts=8),
 )
 EPISODES, QUESTIONS = 80, 6
-"""Generated conversations, and questions asked of each at most."""
+"""Number of generated conversations, and maximum number of questions about each."""
 
 BEGUN = 0.35
-"""Share of these questions whose reply is begun, so that it is asked from another place."""
+"""Share of these questions whose reply is already begun, so that the query comes from within a reply."""
 
 NEUTRAL = 56
-"""Prompts that ask for nothing that was told."""
+"""Number of prompts that ask for nothing that was told."""
 
 COMMON_SHARE = 0.015
-"""A token that stands in so many of all questions tells nothing about where an answer stands."""
+"""A token that occurs in at least this share of the questions is ignored: it does not show where an answer stands."""
 
 REPLY_TOKENS = 48
 MESSAGE_TOKENS = 512
@@ -82,10 +82,10 @@ MESSAGE_TOKENS = 512
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, and where in its conversation the messages stand that answer it; none for what was never told.
+    """A question. `told_in`: indices of the messages that answer it; empty for a fact never told.
 
-    `reply`: the one it should have, with the `answer` in it, "" to fit nothing on it. `begun`: the beginning that its
-    reply is given. `asks`, `overview`: as in Question.
+    `reply`: the reference reply, which contains `answer`; "" to fit no pointer on it. `begun`: the given beginning of
+    the reply. `asks`, `overview`: as in Question.
     """
 
     text: str
@@ -99,18 +99,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was told in one go, and what is asked about it."""
+    """A conversation and the questions about it."""
 
     messages: tuple[Message, ...]
     asked: tuple[Asked, ...]
 
 
 Person = Sequence[Conversation]
-"""The conversations that one memory holds together."""
+"""The conversations that one memory holds."""
 
 
 def natural_people() -> Iterator[Person]:
-    """Those of the natural corpus. What none of a person's conversations answers stands with the first."""
+    """The people of the natural corpus. Questions that no conversation answers are listed with the first one."""
     for path in sorted(CORPUS.glob("train-*.json")):
         for person in json.loads(path.read_text(encoding="utf-8"))["people"]:
             other = [Asked(text) for text in person["never_told"]]
@@ -127,7 +127,7 @@ def natural_people() -> Iterator[Person]:
 
 
 def generated_people(words: Sequence[str]) -> Iterator[Person]:
-    """One generated conversation each; the first has prompts that ask for nothing or for everything, too."""
+    """People with one generated conversation each. The first also gets prompts that ask for nothing, or everything."""
     overviews = json.loads((CORPUS.parent / "overview.json").read_text(encoding="utf-8"))["train"]
     other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
     other += [Asked(text, overview=True) for text in overviews]
@@ -152,7 +152,7 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
 
 @torch.no_grad()
 def collect_memory(speaker: MemoryModel, person: Person) -> Memory:
-    """The statements of all conversations, and the questions with the queries that they ask by."""
+    """The statements of all conversations, and the questions with their queries."""
     layers, heads, rank = speaker.adapter.zero_state().geometry
     none = Writes.none(layers, heads, rank, rank if speaker.adapter.config.rankwise_gates else 1)
     statements: list[Told] = []
@@ -174,7 +174,7 @@ def collect_memory(speaker: MemoryModel, person: Person) -> Memory:
 
 @torch.no_grad()
 def collect_replies(speaker: MemoryModel, person: Person, common: frozenset[int]) -> Iterator[Reply]:
-    """The replies that questions should have, their statement read and its exchange shown before the question."""
+    """Reference replies, with the statement's state read and its exchange shown before the question, as in use."""
     for told in person:
         (prompt,) = speaker.prompts.segments(told.messages, None)
         found = written_by(speaker, prompt)
@@ -199,7 +199,7 @@ def collect_replies(speaker: MemoryModel, person: Person, common: frozenset[int]
 
 
 def _steps(speaker: MemoryModel, prompt: Prompt, said: Sequence[int], writes: Writes) -> tuple[Tensor, Tensor]:
-    """Logits (R, vocabulary) and queries (R, layers, heads, r) of the places from which `said` is predicted."""
+    """Logits (R, vocabulary) and queries (R, layers, heads, r) at the positions that predict `said`."""
     count, more = len(said), (True,) * (len(said) - 1)
     call = MemoryCall(
         scan_writes(speaker.adapter.config, writes),
@@ -231,7 +231,7 @@ def _reply(
 
 
 def _at_once(whole: Reply, token: int) -> Reply:
-    """The same reply where it begins, with the answer's first token said at once."""
+    """The first step of the reply, with the answer's first token as its target."""
     likely = whole.log_probabilities[:1]
     return Reply(
         whole.features[:1],
@@ -245,7 +245,7 @@ def _at_once(whole: Reply, token: int) -> Reply:
 
 
 def answer_in(speaker: MemoryModel, tokens: Sequence[int], answer: str) -> list[bool]:
-    """Which of a text's tokens have a part of the answer, where it stands first; none where it does not."""
+    """Which of a text's tokens overlap the answer's first occurrence as a whole word; all False if it has none."""
     ends = [len(as_text(speaker.tokenizer, tokens[:count])) for count in range(len(tokens) + 1)]
     text = as_text(speaker.tokenizer, tokens).casefold()
     found = re.search(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)", text)
@@ -259,19 +259,19 @@ def _encoded(speaker: MemoryModel, text: str) -> list[int]:
 
 
 def question_tokens(speaker: MemoryModel, text: str) -> list[int]:
-    """Of its words as they stand at the beginning of a text and within one."""
+    """The question's tokens as at the beginning of a text, and as within one (after a space)."""
     return [*_encoded(speaker, text), *_encoded(speaker, f" {text}")]
 
 
 def common_tokens(speaker: MemoryModel, people: Sequence[Person]) -> frozenset[int]:
-    """Tokens that stand in so many questions that they tell nothing about where an answer stands."""
+    """Tokens that occur in at least COMMON_SHARE of the questions."""
     asked = [each.text for person in people for told in person for each in told.asked if each.reply]
     counts = Counter(token for text in asked for token in set(question_tokens(speaker, text)))
     return frozenset(token for token, count in counts.items() if count >= COMMON_SHARE * len(asked))
 
 
 def fit_recall(folder: Path, say: Say) -> None:
-    """Fits matcher and pointer for the default model's adapter in `folder` and writes them there."""
+    """Fits matcher and pointer for the default model's adapter in `folder` and saves them there."""
     loaded = load_model(EMBEDDED_MODEL)
     adapter = load_adapter(folder, loaded.model, loaded.name)
     attach(loaded.model, adapter)

@@ -1,7 +1,7 @@
-"""A training run as a value: what is trained, on what, in which order.
+"""Recipes: everything that defines a training run, as frozen dataclasses read from JSON.
 
-Recipes are JSON files. Episode shapes that several parts of a recipe use stand in its "shapes" by name, and what most
-stages have in common in its "defaults". The adapter may name a preset, beside which it needs few settings.
+In the JSON, "shapes" holds named episode shapes that other parts refer to by name, and "defaults" holds settings that
+apply to every stage. "adapter" may name a "preset" and then lists only what differs from it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 
 RECIPE_FORMAT = 2
-"""Format 1, of version 0.1, names no format; its stages could also be trained without replay."""
+"""Version 0.1 wrote format 1 without a "format" key. Format 1 also allowed stages without replay."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How long and on what: `steps` of about `questions` answers, each step with one number out of `facts`.
+    """Fit of the memory's projections on cached activations, before training through the model.
 
-    `asides`: most exchanges that tell nothing in one conversation. `addressing`: steps that come before, on told
-    values alone (see `warm_start.py`).
+    `steps`: number of steps. `facts`: facts per conversation; each step draws one of these numbers. `questions`:
+    answers per step, approximately. `asides`: maximum number of filler exchanges per conversation. `addressing`: steps
+    beforehand that train keys, queries and values on told values alone (see `warm_start.py`).
     """
 
     steps: int = 600
@@ -51,11 +52,11 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class GateFit:
-    """Write gates fitted alone, on single tokens, in `steps` steps (see `gate_fit.py`).
+    """Fit of the write gates alone, on single tokens (see `gate_fit.py`).
 
-    `opened`: the least that told tokens are to open a gate. `shut`: what a token that tells nothing counts beside
-    another. `dropout`: share of the activations that each step leaves out. `beside`: so many other tokens of tellings
-    a step keep the gate they had.
+    `steps`: number of steps. `opened`: minimum target gate for told tokens. `shut`: loss weight of a filler token
+    relative to a fact token. `dropout`: dropout rate on the gates' inputs. `beside`: number of other tokens from
+    tellings per step, whose gates are held at their previous values.
     """
 
     steps: int = 500
@@ -73,14 +74,15 @@ class GateFit:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Activations that stages replay, collected before the first step: of `episodes` of one fact each, of `shapes`.
+    """The activations that stages replay, collected before the first step, and what is fitted on them.
 
-    `facts`: as many in each instead, one of these numbers. `renewed_every`: after so many steps a quarter of the
-    episodes is replaced by new ones (0: never), unless a stage has a number of its own. `addressed`: so many episodes
-    more, of which only told tokens and where they are asked for are kept, to learn addresses from. `spoken`: so many
-    words are also told without anything else, for what is stored of a value (see `told_tokens.py`). `rehearsal`: how
-    the projections are fitted on the episodes; null leaves them as they are. `gate_fit`: how write gates are fitted
-    after that; null leaves them.
+    `shapes`, `episodes`: kinds and number of episodes to run through the frozen model. `facts`: facts per episode; each
+    episode draws one of these numbers. `renewed_every`: steps after which a quarter of the episodes is replaced by new
+    ones (0: never); a stage may override it. `addressed`: number of additional episodes of which only told tokens and
+    the positions that ask for them are kept, to train keys and queries. `spoken`: number of words collected behind the
+    beginning of a statement, to train what is stored of a value (see `told_tokens.py`). `rehearsal`: how the
+    projections are fitted on the episodes; null skips it. `gate_fit`: how write gates are fitted after that; null skips
+    it.
     """
 
     shapes: tuple[EpisodeShape, ...] = (EpisodeShape(distractors=(0, 0), word_share=0.7),)
@@ -101,21 +103,28 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training. Each step draws one number of `facts` and as many conversations as give `questions`.
+    """A phase of training.
 
-    Conversations are strung together from the warm start's episodes, with `asides` (fewest and most) exchanges of
-    neutral text for every eight facts, and as many questions in between; only replies are run (see `replay.py`).
-    `shapes`: what episodes look like that other prompts and progress are drawn by, their own number of facts left out
-    of account. `rate`: learning rate after `warmup` steps, falling along a cosine to `rate_end` at the stage's end.
-    `question_writes`: share of the steps in which question and reply are written while they are read, as in use.
-    `neutral_every`: in every how many-th step other prompts have to be left alone as well (0: never), their loss
-    weighted `neutral_weight`. `begin_weight`: weight of how a reply to a question begins, beside what the answer's loss
-    has of it: whether the model speaks from memory at all. `noise_weight`: of write gates that stand open on neutral
-    text; `gate_weight`: of write gates that do not tell told values from all other tokens, `probe_weight`: of a linear
-    probe's reading the answers from the state and of matching questions with what was told (see `probe.py`),
-    `untold_weight`: of answering questions about what was never told as the frozen model does. `renewed_every`: after
-    so many of its own steps a quarter of the episodes is replaced by new ones (0: as the warm start says).
-    `gates_kept`: write gates stay as they are, such as a gate fit has left them.
+    Each step draws a number from `facts` and enough conversations of so many facts for `questions` questions.
+    Conversations concatenate exchanges of the warm start's episodes; only replies run through the model (see
+    `replay.py`).
+
+    - `asides`: minimum and maximum number of filler exchanges per eight facts; the same range gives the number of
+      questions inserted in between.
+    - `shapes`: episode shapes for neutral prompts and for the progress evaluation; their own `facts` is ignored.
+    - `rate`, `warmup`, `rate_end`: learning rate after `warmup` steps, and where its cosine decay ends.
+    - `question_writes`: share of steps in which question and reply are also written as they are read, as in use.
+    - `neutral_every`, `neutral_weight`: every so many steps (0: never) the loss also keeps the frozen model's
+      predictions on unrelated prompts, with this weight.
+    - `begin_weight`: extra weight of a reply's first token, which decides whether the model answers from memory.
+    - `noise_weight`: weight of the penalty on write gates that are open on filler.
+    - `gate_weight`: weight of the write gates' classification loss, told tokens against all others.
+    - `probe_weight`: weight of reading answers from the state with a linear probe, and of matching questions with
+      told values (see `probe.py`).
+    - `untold_weight`: weight of keeping the frozen model's replies to questions about facts never told.
+    - `renewed_every`: steps of this stage after which a quarter of the episodes is replaced (0: the warm start's
+      setting).
+    - `gates_kept`: freeze the write gates, for instance as a gate fit left them.
     """
 
     steps: int
@@ -150,7 +159,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DrawnStep:
-    """A step of a `stage`, before which `into` of its steps come. `rng`: chance for all that is still to be drawn."""
+    """One step: its `stage`, its 0-based number `into` the stage, and what it drew. `rng` draws everything else."""
 
     stage: Stage
     into: int
@@ -161,12 +170,12 @@ class DrawnStep:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run's outcome beside the machine it runs on.
+    """Everything that determines a run's result apart from the machine.
 
-    `made_up_words`: so many words of several tokens may be told beside every word that is one token. `own_prompts`: so
-    many of the prompts that tell nothing are the frozen model's own (see `training/neutral.py`).
-    `erased`: what erase gates take of what a key finds when training begins. `evaluate_every`, `save_every`: after how
-    many steps held-out values are asked for, and the run is saved.
+    `made_up_words`: number of words of several tokens that may be told, in addition to all words of one token.
+    `own_prompts`: number of neutral prompts generated by the frozen model itself (see `neutral.py`). `erased`: initial
+    value of the erase gates, the share that they remove of what a key finds in the state. `evaluate_every`,
+    `save_every`: steps between progress evaluations on held-out values, and between checkpoints.
     """
 
     model: str
@@ -195,7 +204,7 @@ class Recipe:
         return sum(stage.steps for stage in self.stages)
 
     def renewals_before(self, step: int) -> int:
-        """How often a quarter of the warm start's episodes has been replaced when step `step` begins."""
+        """How many times a quarter of the warm start's episodes has been replaced before step `step`."""
         every = self.warm_start.renewed_every
         begun, renewals = 0, 0
         for stage in self.stages:
@@ -208,7 +217,7 @@ class Recipe:
         return renewals
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
-        """The stage that step `step` of the run belongs to, and how many of its steps come before."""
+        """The stage of the run's step `step`, and the step's 0-based number within that stage."""
         for stage in self.stages:
             if step < stage.steps:
                 return stage, step
@@ -216,21 +225,18 @@ class Recipe:
         raise ConfigError(f"the recipe has {self.steps} steps, expected one of them, counted from 0")
 
     def drawn_step(self, step: int) -> DrawnStep:
-        """What step `step` of the run is about, from the seed and the step alone: a run that goes on goes on alike."""
+        """What step `step` trains on. Depends on the seed and the step alone, so a resumed run draws the same."""
         stage, into = self.stage_at(step)
         rng = random.Random(f"{self.seed} {step}")
         return DrawnStep(stage, into, rng.choice(stage.facts), rng.choice(stage.shapes), rng)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping that `from_json` turns back into an equal recipe."""
+        """A JSON-ready mapping; `from_json` restores an equal recipe."""
         return {"format": RECIPE_FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """Raises ConfigError naming a key that is missing or not known, or whose value does not fit.
-
-        A recipe of a later format raises NewerFormatError.
-        """
+        """Raises ConfigError naming the missing, unknown or invalid key, NewerFormatError for a later format."""
         given = dict(_mapping(data, "recipe"))
         if _format_of(given) == 1:
             given = _of_format_1(given)
@@ -249,7 +255,7 @@ class Recipe:
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
-        """A recipe by path, or by the name of one that ships."""
+        """A recipe by path, or a shipped one by name."""
         path = Path(name)
         if not path.is_file():
             path = RECIPES / f"{name}.json"
@@ -259,7 +265,7 @@ class Recipe:
         try:
             data = json.loads(path.read_bytes())
         except ValueError as error:
-            raise ConfigError(f"{path} is not valid JSON ({error}); compare it with the recipes that ship") from None
+            raise ConfigError(f"{path} is not valid JSON ({error}); compare it with the shipped recipes") from None
         return cls.from_json(data)
 
 
@@ -270,7 +276,7 @@ def _mapping(data: object, where: str) -> Mapping[str, Any]:
 
 
 def _stages(stages: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each stage, and what errors call it."""
+    """Each stage with its name for error messages."""
     if not isinstance(stages, list | tuple):
         raise ConfigError(f"recipe: stages is {stages!r}, expected a list")
     for number, stage in enumerate(stages, 1):
@@ -284,7 +290,7 @@ def _adapter(data: object) -> AdapterConfig:
 
 
 def _format_of(given: dict[str, Any]) -> int:
-    """A recipe's format, which is taken out."""
+    """Pops the recipe's format."""
     found = given.pop("format", 1)
     if not _is_whole(found, 1):
         raise ConfigError(f"recipe: format is {found!r}, expected a whole number above 0")
@@ -296,7 +302,7 @@ def _format_of(given: dict[str, Any]) -> int:
 
 
 def _of_format_1(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The same recipe as this version has it. What could be left undone then is always done now."""
+    """Converts a format 1 recipe. Steps that were optional then are always done now."""
     changed = dict(given)
     if "stages" in given:
         changed["stages"] = [_without(stage, "replayed", where) for where, stage in _stages(given["stages"])]
@@ -308,17 +314,17 @@ def _of_format_1(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without(part: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A part of a recipe without a setting that used to be false unless said otherwise, and now is always true."""
+    """Removes a setting of format 1 whose default was false and which is now always true."""
     if part.get(name, False) is not True:
         raise ConfigError(
-            f"{where}: {name} is {part.get(name, 'missing')!r}, expected true: all that this version trains; set it, "
-            f'or leave it out and give the recipe "format": {RECIPE_FORMAT}'
+            f"{where}: {name} is {part.get(name, 'missing')!r}, expected true, since this version trains nothing else; "
+            f'set it to true, or remove it and give the recipe "format": {RECIPE_FORMAT}'
         )
     return {key: value for key, value in part.items() if key != name}
 
 
 def _build(kind: type[_Part], data: object, where: str, named: Mapping[str, EpisodeShape] | None = None) -> _Part:
-    """A dataclass from JSON, its lists as tuples. `named`: the shapes that may be named."""
+    """A dataclass from JSON, lists converted to tuples. `named`: episode shapes that may be given by name."""
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in _mapping(data, where).items()}
     if isinstance(settings.get("shapes"), tuple):
         settings["shapes"] = tuple(_shape(shape, where, named or {}) for shape in settings["shapes"])
@@ -332,7 +338,7 @@ def _build(kind: type[_Part], data: object, where: str, named: Mapping[str, Epis
     needed = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
     missing = sorted(needed - set(settings))
     if missing:
-        raise ConfigError(f"{where}: {', '.join(missing)} is missing; compare it with the recipes that ship")
+        raise ConfigError(f"{where}: {', '.join(missing)} is missing; compare it with the shipped recipes")
     try:
         return kind(**settings)
     except ConfigError as error:
@@ -344,12 +350,12 @@ def _shape(shape: object, where: str, named: Mapping[str, EpisodeShape]) -> Epis
         return _build(EpisodeShape, shape, f"{where}, shapes")
     if shape not in named:
         known = ", ".join(named) or "none"
-        raise ConfigError(f"{where}: no shape is named {shape!r}; the recipe's shapes are {known}")
+        raise ConfigError(f"{where}: no shape is named {shape!r}; known shapes: {known}")
     return named[shape]
 
 
 def _check(part: object, names: Sequence[str], expected: str, fits: Callable[[Any], object]) -> None:
-    """Refuses values that do not fit, be it for their kind or their size."""
+    """Raises ConfigError for a value of the wrong type or out of range."""
     for name in names:
         value = getattr(part, name)
         try:
@@ -361,7 +367,7 @@ def _check(part: object, names: Sequence[str], expected: str, fits: Callable[[An
 
 
 def _check_shapes(part: Stage | WarmStart) -> None:
-    """Refuses shapes that cannot be drawn from, and any that hold what is kept from training."""
+    """Raises ConfigError for invalid shapes, and for shapes that include held-out material."""
     _check(part, ("shapes",), "a list of at least one shape", lambda value: value and _are(EpisodeShape, value))
     for shape in part.shapes:
         _check(shape, ("distractors",), *_FEWEST_AND_MOST)
@@ -369,9 +375,9 @@ def _check_shapes(part: Stage | WarmStart) -> None:
         _check(shape, ("changes_around",), "a whole number", lambda value: _is_whole(value, 0))
         for name, known in (("values", ValueKind), ("tellers", Teller), ("about", About)):
             _check(shape, (name,), *_some_of(get_args(known)))
-        _check(shape, ("split",), "'train', the one to train on", lambda value: value == "train")
+        _check(shape, ("split",), "'train', the training split", lambda value: value == "train")
         held_out = ("held_out_attributes", "held_out_phrasings")
-        _check(shape, held_out, "false, since they are kept for evaluation", lambda value: value is False)
+        _check(shape, held_out, "false, since they are reserved for evaluation", lambda value: value is False)
 
 
 def _some_of(known: Sequence[str]) -> _Expected:

@@ -1,9 +1,11 @@
-"""Training on conversations strung together from cached activations: only the replies are run.
+"""Training on conversations composed of cached activations: only the replies run through the model.
 
-Where a memory reads in replies alone, nothing that others say depends on it. Their keys, values and attention
-inputs are those of the frozen model, computed once, and what remains of a step is the memory's own projections,
-the update rule, and the few tokens of each reply through the frozen layers. A step costs a seventh of one
-that runs its histories. What it leaves out: replies in histories read too, and later exchanges see earlier ones.
+Where only replies read the memory, no other token depends on it: keys, values and attention inputs of all other
+messages are the frozen model's, computed once. What remains of a step is the memory's own projections, the update rule,
+and the few tokens of each reply through the frozen layers. A step costs a seventh of one that runs its histories.
+
+It is an approximation in two respects: in use, replies inside the history read the memory too, and later exchanges
+attend to earlier ones.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from deltamem_agents.lab.training.activations import Activations
 from deltamem_agents.lab.training.batches import QuestionBatch
+from deltamem_agents.lab.training.composing import Conversation, WriteWeights, write_composed
 from deltamem_agents.lab.training.direct_path import ReadWeights, opening_loss
 from deltamem_agents.lab.training.objective import Outcome, divergence, judge, logits_at, openness
-from deltamem_agents.lab.training.strung import Conversation, WriteWeights, write_strung
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import empty_cache, with_cache
@@ -38,15 +40,15 @@ def replay(
     writes: bool = False,
     untold: Sequence[tuple[int, int]] = (),
 ) -> tuple[MemoryState, Outcome]:
-    """The states that the conversations leave behind, and how all that they tell is answered from these.
+    """The states after the conversations, and how questions about all their facts are answered from them.
 
-    `lead` (tokens,): what every prompt begins with. `probe`: what else is to be learned from the states (layers,
-    conversations, heads, r, r), and the share it got right. `writes`: each question is written before its
-    reply is begun, and the reply as it is read, as a turn does. `untold`: pairs of a conversation and a telling it
-    does not have, whose question is to be answered as by the frozen model. The model has to carry the adapter.
+    `lead` (tokens,): what every prompt begins with. `probe`: an auxiliary loss on the states (layers, conversations,
+    heads, r, r); returns the loss and the share it got right. `writes`: write each question before its reply, and the
+    reply as it is read, as a turn does. `untold`: (conversation, telling) pairs where the conversation lacks the
+    telling's fact; the reply should be the frozen model's. The adapter must be attached to the model.
     """
     weights = WriteWeights.of(adapter)
-    written = write_strung(adapter.config, weights, found, conversations)
+    written = write_composed(adapter.config, weights, found, conversations)
     quiet = written.gates[:, written.aside]
     noise = openness(quiet, adapter.config.gate_floor) if bool(written.aside.any()) else quiet.new_zeros(())
     state = MemoryState(written.state.transpose(0, 1).to(lead.device))
@@ -55,7 +57,7 @@ def replay(
         read = written.state[:, [row for row, _ in asked]]
         if writes:
             alone = [Conversation((), (("questions", telling),)) for _, telling in asked]
-            read = write_strung(adapter.config, weights, found, alone, read).state
+            read = write_composed(adapter.config, weights, found, alone, read).state
         return MemoryState(read.transpose(0, 1).to(lead.device))
 
     asked = [(row, telling) for row, one in enumerate(conversations) for telling in one.tellings]
@@ -76,7 +78,7 @@ def replay(
 def _disturbed(
     model: nn.Module, states: MemoryState, questions: QuestionBatch, kept: Sequence[Tensor], *, writes: bool
 ) -> Tensor:
-    """Nats by which the beginnings of replies, up to where their answers begin, are not the frozen model's."""
+    """KL divergence in nats from the frozen model, over the replies' tokens up to where an answer would begin."""
     begins = questions.places[questions.is_first]
     before = questions.places[:, 1] <= begins[questions.places[:, 0], 1]
     with torch.no_grad():
@@ -88,16 +90,16 @@ def _disturbed(
 def _questions(
     lead: Tensor, found: Activations, asked: Sequence[tuple[int, int]]
 ) -> tuple[QuestionBatch, list[Tensor]]:
-    """What is still to be run of pairs of a conversation and a telling: the replies, every token of which is learned.
+    """The replies for (conversation, telling) pairs, which still have to run; every token is learned.
 
-    Also the keys and values of each question.
+    Also returns the cached keys and values of each question.
     """
     prompts = [found.prompts[telling] for _, telling in asked]
     tokens = pad_sequence([prompt.tokens for prompt in prompts], batch_first=True)
     lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
     valid = torch.arange(tokens.shape[1]) < lengths[:, None]
     contents = valid.clone()
-    contents[:, 0] = False  # The last of what comes before the reply.
+    contents[:, 0] = False  # The last token before the reply.
     batch = QuestionBatch(
         lead,
         tokens,
@@ -116,9 +118,9 @@ def _questions(
 def _answer(
     model: nn.Module, states: MemoryState | None, questions: QuestionBatch, kept: Sequence[Tensor], *, writes: bool
 ) -> Tensor:
-    """Logits (targets, vocabulary) float32 of the replies behind questions whose keys and values are `kept`.
+    """Logits (targets, vocabulary) float32 of the replies to questions whose keys and values are `kept`.
 
-    `states`: one for each question; None for the frozen model.
+    `states`: one per question; None for the frozen model.
     """
     decoder, lead, device = cast(nn.Module, model.base_model), questions.lead, questions.lead.device
     cache = empty_cache()
@@ -126,7 +128,7 @@ def _answer(
         decoder(input_ids=lead[None], **with_cache(decoder, cache))
     cache.batch_repeat_interleave(len(kept))
     longest = max(one.shape[-2] for one in kept)
-    # Padding stands in front, so that the replies follow their questions in all rows alike.
+    # Left padding, so that in every row the reply directly follows its question.
     padded = torch.stack([torch.nn.functional.pad(one, (0, 0, longest - one.shape[-2], 0)) for one in kept], dim=2)
     for layer, (keys, values) in enumerate(padded.to(device, next(model.parameters()).dtype)):
         cache.update(keys, values, layer)

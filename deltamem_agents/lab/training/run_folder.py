@@ -1,4 +1,4 @@
-"""What a training run keeps on disk: its recipe, its log, its adapter, and the point from which it goes on."""
+"""A training run on disk: recipe, log, adapter and checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `step` steps. `weights`: the adapter's, by name. `moments`: the optimiser's, by kind and name."""
+    """A run after `step` steps. `weights`: the adapter's, by name. `moments`: optimiser state, by kind and name."""
 
     step: int
     seconds: float
@@ -45,8 +45,8 @@ class Checkpoint:
 class RunFolder:
     """One run's folder.
 
-    The optimiser's file holds the whole checkpoint and is replaced in one go: a run that is killed at any
-    moment goes on from one of its save points. The adapter beside it is for use.
+    The optimiser's file holds the whole checkpoint and is replaced atomically, so a run killed at any moment resumes
+    from a complete checkpoint. The adapter beside it is for use.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -57,7 +57,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder. Raises ConfigError when one does."""
+        """Locks the folder against other training processes. Raises ConfigError when one holds it."""
         lock = FileLock(self.path / LOCK_FILE)
         try:
             lock.acquire(timeout=0)
@@ -73,7 +73,7 @@ class RunFolder:
             lock.release()
 
     def checkpoint(self) -> Checkpoint | None:
-        """Where the run was saved last, None if it never was. Raises ConfigError when that is damaged."""
+        """The last checkpoint, None if there is none. Raises ConfigError when it is damaged."""
         path = self.path / OPTIMISER_FILE
         if not path.exists():
             return None
@@ -83,17 +83,19 @@ class RunFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ConfigError(
-                f"{path} is damaged ({error}); put a copy of it back, or begin again in another folder"
+                f"{path} is damaged ({error}); restore it from a backup, or start again in another folder"
             ) from None
         named = {(kind, name): value for text, value in tensors.items() for kind, _, name in [text.partition(":")]}
         weights = {name: value for (kind, name), value in named.items() if kind == _WEIGHT}
         if not weights or not {"step", "seconds"} <= noted.keys():
-            raise ConfigError(f"{path} holds no whole save point; put a copy of it back, or begin in another folder")
+            raise ConfigError(
+                f"{path} holds no complete checkpoint; restore it from a backup, or start again in another folder"
+            )
         moments = {key: value for key, value in named.items() if key[0] != _WEIGHT}
         return Checkpoint(int(noted["step"]), float(noted["seconds"]), weights, moments)
 
     def save(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
-        """Make `checkpoint` the point to go on from, and `adapter` the one to use. Each file is replaced whole."""
+        """Saves `checkpoint`, and `adapter` for use. Each file is replaced atomically."""
         noted = {"step": checkpoint.step, "seconds": checkpoint.seconds}
         tensors = {f"{kind}:{name}": value for (kind, name), value in checkpoint.moments.items()}
         tensors |= {f"{_WEIGHT}:{name}": value for name, value in checkpoint.weights.items()}
@@ -103,7 +105,7 @@ class RunFolder:
         self._replace(PROGRESS_FILE, json.dumps(noted).encode())
 
     def own_replies(self, name: str) -> list[tuple[Message, Message]] | None:
-        """What `keep_own_replies` kept in the file `name`, None if nothing was."""
+        """The prompts and replies that `keep_own_replies` saved in the file `name`, None if there are none."""
         path = self.path / name
         if not path.exists():
             return None
@@ -119,7 +121,7 @@ class RunFolder:
             log.write(json.dumps(line) + "\n")
 
     def cut_log(self, step: int) -> None:
-        """Take back what was logged after the save point at `step`, a line cut short included."""
+        """Removes what was logged after the checkpoint at `step`, including an incomplete last line."""
         path = self.path / LOG_FILE
         if not path.exists():
             return
@@ -130,7 +132,7 @@ class RunFolder:
                 number, trains = int(row["step"]), "loss" in row
             except (ValueError, TypeError, KeyError):
                 continue
-            # A step's line is numbered by the steps before it, an evaluation by those it follows.
+            # A training step's line has the number of steps before it, an evaluation's the number of steps done.
             if number + trains <= step:
                 kept[trains, number] = line + "\n"
         self._replace(LOG_FILE, "".join(kept.values()).encode())

@@ -1,8 +1,8 @@
-"""Told tokens beside the places where they are asked for, and told words alone: all that addresses and gates need.
+"""Told tokens paired with the positions that ask for them, and told words alone: the data for keys, queries and gates.
 
-A few vectors a telling, where a telling that is replayed keeps every token of it and its question's keys and values. So
-they can be of many more tellings. What a memory stores of a value depends on the value's own tokens, and those cost
-next to nothing behind a statement that is computed once: "My dog's name is", and then any word.
+These are a few vectors per telling, while a replayed telling keeps all its tokens and its question's keys and values.
+So many more tellings fit. What a memory stores of a value depends on the value's own tokens. Those are cheap to collect
+behind the beginning of a statement that runs once, such as "My dog's name is", followed by any word.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from torch import Tensor, nn
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations, Exchanges, attention_inputs
 from deltamem_agents.lab.training.batches import Renderer
-from deltamem_agents.lab.training.strung import about_different, alike_tellings
+from deltamem_agents.lab.training.composing import about_different, alike_tellings
 from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.types import Message
 
 BESIDE_TELLING, BESIDE_QUESTION = 3, 1
-"""So many tokens that are not told are kept for each telling, and for each question."""
+"""Number of other tokens kept per telling, and per question."""
 
 WORDS_A_STATEMENT = 128
 
-GROUPS = 3
-"""Of so many attributes several people's are told or asked for at once."""
+SHARED_ATTRIBUTES = 3
+"""Number of attributes for which several people's values appear in one sample."""
 
 
 @dataclass(frozen=True)
 class SpokenValues:
-    """Attention inputs `told` (layers, n, hidden) at the tokens `target` (n,) of told words."""
+    """Words collected behind the beginning of a statement.
+
+    `told` (layers, n, hidden): attention inputs at their tokens. `target` (n,): these tokens.
+    """
 
     told: Tensor
     target: Tensor
@@ -40,12 +43,13 @@ class SpokenValues:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Attention inputs (layers, n, hidden) at n told tokens, one telling's after another's.
+    """Attention inputs at n told tokens, ordered by telling.
 
-    `told` at the token, `before` at the one before it, `asked` at the place from which it is to be said; `target` (n,)
-    is the token and `telling` (n,) who told it. `begun` (layers, tellings, hidden): where each reply begins.
-    `subjects`: what each telling is about, each one of `attributes` of somebody. `beside` (layers, m, hidden): some
-    tokens of tellings and questions that are not told. `spoken`: told values of which there is nothing else.
+    `told`, `before`, `asked` (layers, n, hidden): inputs at the token, at the token before it, and at the position that
+    predicts it in the reply. `target` (n,): the token. `telling` (n,): index of its telling. `begun` (layers, tellings,
+    hidden): inputs where each reply begins. `subjects`, `attributes`: what each telling is about, for example "Tom's
+    city" and "city". `beside` (layers, m, hidden): inputs at some other tokens of tellings and questions. `spoken`:
+    words without a question.
     """
 
     told: Tensor
@@ -81,7 +85,7 @@ class Pairs:
 
 
 def joined_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """All of them as one, in order, with the spoken values of the first."""
+    """All pairs as one, in order. The spoken values are the first part's."""
     counts = torch.tensor([len(part.subjects) for part in parts])
     begins = (counts.cumsum(0) - counts).tolist()
     return Pairs(
@@ -98,7 +102,7 @@ def joined_pairs(parts: Sequence[Pairs]) -> Pairs:
 
 
 def _not_told(source: Exchanges, count: int) -> Tensor:
-    """Inputs at up to `count` of the contents that are not told, always the same ones."""
+    """Inputs at up to `count` content tokens that are not told; the same ones on every call."""
     contents = torch.cat(source.contents).unique()
     others = contents[~source.told[contents]]
     picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:count]
@@ -107,19 +111,23 @@ def _not_told(source: Exchanges, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Asked:
-    """Numbers of answer tokens: all those of some tellings (n,), and all those of others, which are never told (m,)."""
+    """Indices of answer tokens: those of told tellings (n,), and those of tellings that are asked but not told (m,)."""
 
     told: Tensor
     never_told: Tensor
 
 
 def draw_asked(pairs: Pairs, facts: int, rng: random.Random) -> Asked:
-    """Of `facts` tellings, and half as many never told, all about different subjects, as far as there are so many.
+    """Draws `facts` told tellings and half as many never told, all about different subjects, if there are enough.
 
-    Up to half of all are the same of several people, told of some and never told of others.
+    Up to half of all share attributes: told of some people, never told of others.
     """
     count = facts + facts // 2
-    alike = [one for _ in range(GROUPS) for one in alike_tellings(pairs.attributes, count // (2 * GROUPS) - 1, rng)]
+    alike = [
+        one
+        for _ in range(SHARED_ATTRIBUTES)
+        for one in alike_tellings(pairs.attributes, count // (2 * SHARED_ATTRIBUTES) - 1, rng)
+    ]
     chosen = about_different(pairs.subjects, count, rng, alike)
     rng.shuffle(chosen)
     tellings = torch.tensor(chosen)
@@ -130,9 +138,9 @@ def draw_asked(pairs: Pairs, facts: int, rng: random.Random) -> Asked:
 def collect_spoken(
     model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode], words: Sequence[str]
 ) -> SpokenValues:
-    """All `words` as values of what users tell in `episodes`, a new statement every WORDS_A_STATEMENT of them.
+    """All `words` as values behind users' statements from `episodes`, with WORDS_A_STATEMENT words per statement.
 
-    The model carries the adapter.
+    The adapter must be attached to the model.
     """
     before = [said for episode in episodes if (said := _before_the_value(episode))]
     starts = range(0, len(words) if before else 0, WORDS_A_STATEMENT)
@@ -146,13 +154,13 @@ def collect_spoken(
 def collect_behind(
     model: nn.Module, adapter: Adapter, renderer: Renderer, statements: Iterable[tuple[str, Sequence[str]]]
 ) -> SpokenValues:
-    """Words, each behind the statement it comes with. The model carries the adapter."""
+    """Words, each behind the statement's beginning it comes with. The adapter must be attached to the model."""
     told: list[Tensor] = []
     target: list[Tensor] = []
     for said, words in statements:
-        lead = _said(renderer, said)
-        spoken = [_said(renderer, f"{said} {word}") for word in words]
-        # Hardly ever do the tokens before a word depend on it.
+        lead = _tokens_up_to(renderer, said)
+        spoken = [_tokens_up_to(renderer, f"{said} {word}") for word in words]
+        # Skip the rare words that change the tokens before them.
         tokens = [whole[len(lead) :] for whole in spoken if torch.equal(whole[: len(lead)], lead)]
         padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
         valid = torch.arange(padded.shape[1]) < torch.tensor([len(one) for one in tokens])[:, None]
@@ -167,14 +175,14 @@ def collect_behind(
 
 
 def _before_the_value(episode: Episode) -> str:
-    """What the user says up to the value asked for first, empty where that begins a message or none tells it."""
+    """The user's message up to the first question's value; "" if the value begins it or no user told it."""
     told = episode.questions[0].told
     if told is None or episode.messages[told.message].role != "user":
         return ""
     return episode.messages[told.message].content[: told.start].rstrip()
 
 
-def _said(renderer: Renderer, text: str) -> Tensor:
-    """The tokens of a conversation up to the end of a user's first words."""
+def _tokens_up_to(renderer: Renderer, text: str) -> Tensor:
+    """The tokens of a conversation that begins with the user's `text`, up to the end of `text`."""
     rendered = renderer.render([Message("user", text)], generation_prompt=False)
     return torch.tensor(rendered.ids[: max(place for place, owner in enumerate(rendered.owner) if owner == 0) + 1])

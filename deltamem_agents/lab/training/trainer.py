@@ -1,4 +1,4 @@
-"""The training loop: resumable, logged line by line, on CPU or GPU."""
+"""The training loop: resumable, with one log line per step, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ from deltamem_agents.errors import ConfigError, TrainingDivergedError
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations
 from deltamem_agents.lab.training.batches import Renderer, history_batch, neutral_batch, question_batch
+from deltamem_agents.lab.training.composing import (
+    ERASED,
+    KEEP_LOGIT,
+    Conversation,
+    WriteWeights,
+    compose_conversation,
+    logit,
+    never_told,
+)
 from deltamem_agents.lab.training.direct_path import gate_loss
 from deltamem_agents.lab.training.gate_fit import HIDDEN, LINEAR, fit_gates
 from deltamem_agents.lab.training.material import Material
@@ -35,15 +44,6 @@ from deltamem_agents.lab.training.probe import Probe
 from deltamem_agents.lab.training.recipe import GateFit, Recipe, Rehearsal, Stage
 from deltamem_agents.lab.training.replay import replay
 from deltamem_agents.lab.training.run_folder import LOG_FILE, Checkpoint, RunFolder
-from deltamem_agents.lab.training.strung import (
-    ERASED,
-    KEEP_LOGIT,
-    Conversation,
-    WriteWeights,
-    logit,
-    never_told,
-    string_together,
-)
 from deltamem_agents.lab.training.told_tokens import draw_asked
 from deltamem_agents.lab.training.warm_start import warm_start
 from deltamem_agents.loading import LoadedModel
@@ -57,25 +57,27 @@ EVALUATED_QUESTIONS = 48
 PROBE = "probe."
 
 FACTS_BESIDE_ASIDES = 8
-"""A stage's exchanges of neutral text stand beside each so many facts that a conversation tells."""
+"""A stage's `asides` is the number of filler exchanges per this many facts of a conversation."""
 
 PROBED_AT_ONCE = 64
-"""Of so many facts at once a probe also matches questions with what is told."""
+"""Number of facts among which the probe's matching loss has each question find its own."""
 
 USUAL_SIZE = 0.05
-"""Root mean square of most weights. Larger ones, which say what is read, learn at a rate as many times higher: Adam's
-steps have the size of the rate, and would hardly move them."""
+"""Root mean square of most weights. Larger weights, such as the readout's, get a learning rate larger by the same
+factor: the size of Adam's steps is the learning rate, which would hardly move them."""
 
 NEUTRAL_EXCHANGES = 8
-"""So many exchanges a step that looks at what is to be left alone."""
+"""Number of neutral exchanges in a step that computes the neutral loss."""
 
 
 @dataclass(frozen=True)
 class Report:
     """One step's line in the log.
 
-    `untold`, `neutral`: nats by which replies to what was never told, and other prompts, were disturbed; `direct`:
-    share of the answers' tokens that a probe got right; null, and `untold` 0, where it was not measured.
+    `loss`, `answer_nats`, `noise`: as in Outcome. `first`, `whole`: share of answers whose first token, or every token,
+    was the likeliest. `untold`, `neutral`: KL divergence, in nats, from the frozen model in replies to questions about
+    facts never told, and to unrelated prompts. `direct`: share of answer tokens that the probe got right. Where not
+    measured, `neutral` and `direct` are null and `untold` is 0.
     """
 
     step: int
@@ -92,10 +94,10 @@ class Report:
 
 
 class Trainer:
-    """One run in one folder. Starting it again continues where it was saved last.
+    """One training run in one folder. A new Trainer on the same folder continues from the last checkpoint.
 
-    `step`: how many steps are done; `seconds`: how long they took; `adapter`: what is trained. `say` gets a
-    line for people now and then.
+    `step`: steps done so far. `seconds`: their wall time. `adapter`: the adapter being trained. `say` is called with
+    progress lines.
     """
 
     def __init__(
@@ -107,10 +109,10 @@ class Trainer:
         say: Callable[[str], None],
         start: Adapter | None = None,
     ) -> None:
-        """`start`: an adapter of the recipe's geometry to begin from, in place of what a rehearsal fits.
+        """`start`: an adapter of the recipe's geometry to begin from, instead of a rehearsal.
 
-        Raises ConfigError when the folder holds a run of another recipe, or a damaged one, and where `start` is of
-        another geometry.
+        Raises ConfigError when the folder holds a damaged run or a run of another recipe, or when `start` has another
+        geometry.
         """
         self._model, self._renderer, self._recipe, self._say = loaded.model, renderer, recipe, say
         self._device = next(loaded.model.parameters()).device
@@ -122,7 +124,7 @@ class Trainer:
         self._probe = Probe(self.adapter).to(self._device) if any(s.probe_weight for s in recipe.stages) else None
         self._names = dict(self.adapter.named_parameters())
         if self._probe is not None:
-            # Named apart: it goes on with the run, and is left behind when the adapter is saved.
+            # The prefix keeps the probe in checkpoints but out of the saved adapter.
             self._names |= {PROBE + name: value for name, value in self._probe.named_parameters()}
         kinds: dict[str, list[Tensor]] = {}
         for name, value in self._names.items():
@@ -135,21 +137,21 @@ class Trainer:
             self._restore(saved)
 
     def run(self) -> None:
-        """Train to the recipe's end, saving on the way. The model carries the adapter meanwhile.
+        """Trains to the recipe's end and saves checkpoints. The adapter is attached to the model meanwhile.
 
-        Raises TrainingDivergedError when a loss is not finite, ConfigError when the folder is in use.
+        Raises TrainingDivergedError when a loss is not finite, ConfigError when another process trains in the folder.
         """
         with self._folder.claimed():
             attachment = attach(self._model, self.adapter)
             try:
                 self._folder.cut_log(self.step if self._begun else -1)
-                with _quickest_attention(self._model):
+                with _eager_attention_on_cpu(self._model):
                     self._train()
             finally:
                 attachment.detach()
 
     def save(self) -> None:
-        """Make this the point to go on from."""
+        """Saves a checkpoint from which a later Trainer continues."""
         moments = {
             (kind, name): value
             for name, parameter in self._names.items()
@@ -176,7 +178,7 @@ class Trainer:
             self.step += 1
             self.seconds = time.monotonic() - begun
             last = self.step == self._recipe.steps
-            # Evaluated before it is saved: what the log lacks after an interruption is then always done again.
+            # Evaluate before saving, so an interruption in between repeats the evaluation instead of skipping it.
             if last or self.step % self._recipe.evaluate_every == 0:
                 self._evaluate()
             if last or self.step % self._recipe.save_every == 0:
@@ -188,7 +190,7 @@ class Trainer:
         initialise(adapter, self._recipe.erased)
         if start is not None:
             _check_geometry(start.config, adapter.config)
-            # Strict in all but hidden units of gates, which may be new.
+            # Strict, except that the gates' hidden units may be new.
             adapter.load_state_dict(adapter.state_dict() | start.state_dict())
         return adapter.to(self._device)
 
@@ -198,7 +200,7 @@ class Trainer:
             for name, parameter in self._names.items():
                 parameter.copy_(saved.weights[name])
         for (kind, name), value in saved.moments.items():
-            # The optimiser counts its steps on the CPU wherever it runs.
+            # The optimiser's step counter stays on the CPU on every device.
             self._optimiser.state[self._names[name]][kind] = value if kind == "step" else value.to(self._device)
 
     def _warm_start(self, plan: Rehearsal) -> None:
@@ -229,7 +231,7 @@ class Trainer:
         loss = loss + stage.untold_weight * outcome.untold
         neutral = None
         if stage.neutral_every and self.step % stage.neutral_every == 0:
-            # Every other kind asks what was never told, which `untold` covers where a stage weighs it.
+            # Every other kind asks about facts never told. The untold loss, where used, already covers those.
             kinds = range(0, NEUTRAL_EXCHANGES, 2 if stage.untold_weight else 1)
             rows = [kind % len(episodes) for kind in kinds]
             generator = self._material.generator(drawn.shape, drawn.facts)
@@ -244,7 +246,7 @@ class Trainer:
         return _report(self.step, time.monotonic() - begun, drawn.facts, outcome, neutral)
 
     def _replayed(self, rng: random.Random, stage: Stage, facts: int) -> tuple[list[Episode], MemoryState, Outcome]:
-        """Episodes strung together from those collected, the states they leave behind, and how these answer."""
+        """Conversations composed of collected exchanges, as episodes; their states; how questions are answered."""
         episodes, found = self._material.collected(self.step)
         conversations = drawn_conversations(found, stage, facts, rng)
         lead = question_batch(self._renderer, episodes[:1]).lead.to(self._device)
@@ -267,7 +269,7 @@ class Trainer:
 
     def _descend(self, loss: Tensor, rate: float, *, gates_kept: bool) -> None:
         for group in self._optimiser.param_groups:
-            group["lr"] = rate * max(1.0, _size_of(group["params"]) / USUAL_SIZE)
+            group["lr"] = rate * max(1.0, _root_mean_square(group["params"]) / USUAL_SIZE)
         self._optimiser.zero_grad()
         loss.backward()
         if gates_kept:
@@ -278,13 +280,13 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             raise TrainingDivergedError(
                 f"step {self.step}: the loss is {float(loss.detach())}, its gradient's norm {float(norm)}, expected "
-                "finite numbers; nothing of it was saved. Lower the recipe's rates"
+                "finite numbers; this step was not saved. Lower the recipe's learning rates"
             )
         self._optimiser.step()
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Recall of the validation split's values, by number of facts: a progress figure without controls."""
+        """Logs recall of values of the validation split, by number of facts. It has no controls: for progress only."""
         recall: dict[str, float] = {}
         shape = replace(self._recipe.stages[-1].shapes[0], split="validation", changed=0.0)
         for facts in sorted({facts for stage in self._recipe.stages for facts in stage.facts}):
@@ -299,7 +301,7 @@ class Trainer:
         self._log({"step": self.step, "seconds": self.seconds, "held_out_values": recall})
 
     def _answered(self, episodes: Sequence[Episode]) -> Outcome:
-        """How questions about whole episodes are answered, run through the model as in use."""
+        """How questions about episodes are answered when the whole episodes run through the model, as in use."""
         history = history_batch(self._renderer, [episode.messages for episode in episodes]).to(self._device)
         questions = question_batch(self._renderer, episodes).to(self._device)
         state = write_history(self._model, self.adapter, history)
@@ -319,18 +321,18 @@ class Trainer:
 
 
 def drawn_conversations(found: Activations, stage: Stage, facts: int, rng: random.Random) -> list[Conversation]:
-    """A step's conversations of so many facts each, strung together from what was collected."""
-    # Longer conversations have more that tells nothing in them.
+    """A step's conversations of `facts` facts each, composed of the collected exchanges."""
+    # Conversations with more facts get more filler.
     share = -(-facts // FACTS_BESIDE_ASIDES)
     return [
-        string_together(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
+        compose_conversation(found, facts, share * rng.randint(*stage.asides), rng.randint(*stage.asides), rng)
         for _ in range(max(1, stage.questions // facts))
     ]
 
 
 @contextmanager
-def _quickest_attention(model: Any) -> Iterator[None]:
-    """On a CPU the fused attention's backward pass makes a step a quarter longer than plain products do."""
+def _eager_attention_on_cpu(model: Any) -> Iterator[None]:
+    """Uses eager attention on a CPU, where the fused attention's backward pass makes a step a quarter longer."""
     kept = model.config._attn_implementation
     if next(model.parameters()).device.type == "cpu":
         model.set_attn_implementation("eager")
@@ -340,14 +342,14 @@ def _quickest_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(kept)
 
 
-def _size_of(weights: Sequence[Tensor]) -> float:
-    """Root mean square over all of them."""
+def _root_mean_square(weights: Sequence[Tensor]) -> float:
+    """Root mean square of all the weights."""
     power = sum(float(value.detach().square().sum()) for value in weights)
     return math.sqrt(power / sum(value.numel() for value in weights))
 
 
 def _joined(episodes: Sequence[Episode]) -> Episode:
-    """One episode that tells what all of them tell."""
+    """One episode with the messages, questions and subjects of all of them."""
     return Episode(
         tuple(message for episode in episodes for message in episode.messages),
         tuple(question for episode in episodes for question in episode.questions),
@@ -356,7 +358,7 @@ def _joined(episodes: Sequence[Episode]) -> Episode:
 
 
 def _check_geometry(start: AdapterConfig, wanted: AdapterConfig) -> None:
-    """Refuses to begin from an adapter whose weights have other places. More of write gates may be wanted anew."""
+    """Raises ConfigError if `start` has another geometry. Hidden units or votes of write gates may be added."""
     start = replace(
         start,
         gate_hidden=start.gate_hidden or wanted.gate_hidden,
@@ -372,9 +374,9 @@ def _check_geometry(start: AdapterConfig, wanted: AdapterConfig) -> None:
 
 
 def initialise(adapter: Adapter, erased: float = ERASED) -> None:
-    """The published start for what no warm start sets: kaiming-uniform memory projections, small corrections.
+    """The paper's initialisation: kaiming-uniform memory projections, small output corrections.
 
-    `erased`: what erase gates take of what a key finds, above 0 and below 1.
+    A warm start overwrites what it fits. `erased`: initial value of erase gates, above 0 and below 1.
     """
     for name, value in adapter.named_parameters():
         kind = name.rsplit(".", 1)[-1]
@@ -391,7 +393,7 @@ def initialise(adapter: Adapter, erased: float = ERASED) -> None:
 
 
 def _logit_of(gate: float, floor: float) -> float:
-    """What a gate with this floor is `gate` at."""
+    """The logit at which a gate with this floor has the value `gate`."""
     return logit(floor + (1 - floor) * gate)
 
 

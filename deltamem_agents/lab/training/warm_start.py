@@ -1,14 +1,14 @@
-"""A data-aware start: the adapter's projections fitted to the frozen model's own activations.
+"""Warm start: fits the adapter's projections to the frozen model's activations before training through the model.
 
-End-to-end training from random projections first has to find out what to store, under which key, and how to say it
-again, through all frozen layers. All of this can be rehearsed on activations that are collected once, in seconds where
-training takes hours. Told exchanges are strung together as if they were conversations, written into states by the real
-update rule, and read at the places where their values are asked for; what is then said is judged on the direct path to
-the vocabulary (see `direct_path.py`). The memory thereby learns what to store, under which key, when to write and when
-to read, for as many facts at a time as wanted. What remains is how loud it should speak through the layers between, and
-that is tried out.
+From random projections, end-to-end training would first have to find out, through all frozen layers, what to store,
+under which key, and how to say it again. All of this can be learned from activations that are collected once, in
+seconds instead of hours. Exchanges that state facts are composed into conversations, written into states by the real
+update rule, and read at the positions that ask for their values. What is then said is judged on the direct path to the
+vocabulary (see `direct_path.py`). So the memory learns what to store, under which key, when to write and when to read,
+for any number of facts at once. Only the scale of its output through the layers in between is left; `set_gain` chooses
+it by trying several.
 
-Nothing here sees a value, phrasing or attribute that is held out.
+No held-out value, phrasing or attribute is used here.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.training.activations import Activations, Exchanges
 from deltamem_agents.lab.training.batches import Renderer, history_batch, question_batch
+from deltamem_agents.lab.training.composing import (
+    ERASED,
+    Conversation,
+    WriteWeights,
+    compose_conversation,
+    never_told,
+    write_composed,
+)
 from deltamem_agents.lab.training.direct_path import (
     ReadWeights,
+    added_output,
     directions,
     gate_loss,
     matching_loss,
     opening_loss,
-    said,
     speaking_weight,
     spoken_loss,
 )
 from deltamem_agents.lab.training.objective import answer_questions, judge, output_directions, write_history
 from deltamem_agents.lab.training.recipe import Rehearsal
-from deltamem_agents.lab.training.strung import (
-    ERASED,
-    Conversation,
-    WriteWeights,
-    never_told,
-    string_together,
-    write_strung,
-)
 from deltamem_agents.lab.training.told_tokens import Pairs, draw_asked
 from deltamem_agents.memory.attach import Adapter
 
 GAINS = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-"""Lengths that what is said of an answer may have on average, all layers together."""
+"""Candidates for the average length of what all layers together add at an answer."""
 
 TRIED_ON = 48
 
 GATE_WEIGHT = 1.0
-"""Weight of telling the gates apart, against 1 for the answers' cross-entropy."""
+"""Loss weight of the gates' classification, relative to 1 for the answers' cross-entropy."""
 
 QUIET_WEIGHT = 0.1
-"""Weight of what is said at the other places of a reply, as a share of what is said at answers."""
+"""Loss weight of the power added at other positions of a reply, relative to the power added at answers."""
 
 RATE = 2e-3
 ADDRESSING_RATE = 1e-3
 WARMUP = 20
 TOLD_AT_ONCE = (16, 32, 64)
-"""How many facts compete for a question's match."""
+"""Numbers of facts that compete for a question's match; each step draws one."""
 
 ELSEWHERE = 48
-"""Places beside the answers at which a step looks at the read gate."""
+"""Number of other positions of each kind per step at which the read gate is trained."""
 
 REPORT_EVERY = 100
 
 RIDGE = 0.01
-"""Share of the inputs' mean power that the fit of values is damped by."""
+"""Ridge penalty of the fit of value projections, as a share of the inputs' mean power."""
 
 
 def warm_start(
@@ -87,9 +87,9 @@ def warm_start(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the adapter's projections from what was `found` at `episodes`, and from `pairs`.
+    """Fits the adapter's projections on the activations `found` at `episodes`, and on `pairs`.
 
-    The model has to carry the adapter.
+    The adapter must be attached to the model.
     """
     rehearse(adapter, found, pairs, output_directions(model).cpu(), plan, seed=seed, say=say)
     tried = random.Random(seed).sample(episodes, min(TRIED_ON, len(episodes)))
@@ -98,7 +98,7 @@ def warm_start(
 
 @torch.no_grad()
 def set_gain(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: Sequence[Episode]) -> float:
-    """Scale what is said by whichever of GAINS makes the episodes' answers likeliest, and return that."""
+    """Scales the readout by the gain of GAINS under which the episodes' answers are likeliest. Returns the gain."""
     speaking = speaking_weight(adapter.config)
     if speaking is None:
         return 1.0
@@ -123,7 +123,7 @@ def set_gain(model: nn.Module, adapter: Adapter, renderer: Renderer, episodes: S
 
 
 class _Stacked:
-    """One tensor for each of the adapter's projections, over all layers (layers, …)."""
+    """The adapter's projections while they are fitted: one tensor each, stacked over layers (layers, …)."""
 
     def __init__(self, config: AdapterConfig, layers: int, hidden: int, generator: torch.Generator) -> None:
         self.config = config
@@ -209,10 +209,10 @@ def rehearse(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Fit the adapter's projections; what it says is left at length 1 for an average answer.
+    """Fits the adapter's projections. The readout is scaled to length 1 at an average answer.
 
-    `pairs`: what addresses are learned from, where the plan says so. `rows` (vocabulary, hidden): the directions in
-    which the model says each token.
+    `pairs`: training data of keys, queries and values if `plan.addressing` is above 0. `rows` (vocabulary, hidden):
+    output directions of the tokens.
     """
     layers, _, hidden = found.asked.shape
     stacked = _Stacked(adapter.config, layers, hidden, torch.Generator().manual_seed(seed))
@@ -229,7 +229,7 @@ def rehearse(
     for step in range(plan.steps):
         facts = rng.choice(plan.facts)
         conversations = [
-            string_together(found, facts, rng.randint(0, plan.asides), 0, rng)
+            compose_conversation(found, facts, rng.randint(0, plan.asides), 0, rng)
             for _ in range(max(1, plan.questions // facts))
         ]
         asked = [(row, q) for row, one in enumerate(conversations) for t in one.tellings for q in answers[t]]
@@ -237,7 +237,7 @@ def rehearse(
         loss, right, spoken = _step_loss(stacked, found, conversations, asked, never, heading, target, torch_rng)
         loss = loss + GATE_WEIGHT * gate_loss(stacked.writing, pairs, found.asides, rng)
         loss = loss + spoken_loss(stacked.value, stacked.say, stacked.sharpness, pairs.spoken, rows, rng)
-        _descend(optimiser, loss, RATE * _falling(step, plan.steps))
+        _descend(optimiser, loss, RATE * _learning_rate_factor(step, plan.steps))
         if step % REPORT_EVERY == 0 or step + 1 == plan.steps:
             say(f"rehearsal {step} of {plan.steps}: {facts} facts, loss {float(loss.detach()):.2f}, right {right:.2f}")
     stacked.say.data /= spoken * adapter.config.scale
@@ -254,7 +254,7 @@ def _learn_addresses(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Set the projections of values, keys and queries from told values alone, and the write gates."""
+    """Fits the projections of values, keys and queries, and the write gates, on told values alone."""
     config, rng = stacked.config, random.Random(f"{seed} addressing")
     values, says = values_that_say(config, pairs, rows, seed)
     with torch.no_grad():
@@ -270,17 +270,17 @@ def _learn_addresses(
         ]
         loss = torch.stack(losses).mean() + GATE_WEIGHT * gate_loss(stacked.writing, pairs, asides, rng)
         loss = loss + spoken_loss(stacked.value, stacked.say, stacked.sharpness, pairs.spoken, rows, rng)
-        _descend(optimiser, loss, ADDRESSING_RATE * _falling(step, plan.addressing))
+        _descend(optimiser, loss, ADDRESSING_RATE * _learning_rate_factor(step, plan.addressing))
         if step % REPORT_EVERY == 0 or step + 1 == plan.addressing:
             say(f"addressing {step} of {plan.addressing}: {facts} facts, loss {float(loss.detach()):.2f}")
 
 
 @torch.no_grad()
 def values_that_say(config: AdapterConfig, pairs: Pairs, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Value projections (layers, width, hidden), and what turns their values into tokens (layers, hidden, width).
+    """Value projections (layers, width, hidden), and readouts (layers, hidden, width) that map values back to tokens.
 
-    By ridge regression from what stands at told tokens to the directions of these tokens in `rows` (vocabulary,
-    hidden), of which each layer keeps other dimensions, as far as there are so many.
+    They come from ridge regression of the tokens' directions in `rows` (vocabulary, hidden) on the inputs at told
+    tokens. Each layer keeps different dimensions of these directions, as long as there are enough.
     """
     layers, _, hidden = pairs.told.shape
     target = pairs.target if pairs.spoken is None else torch.cat([pairs.target, pairs.spoken.target])
@@ -304,7 +304,7 @@ def _optimiser(weights: Sequence[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02)
 
 
-def _falling(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, steps: int) -> float:
     return min(1, (step + 1) / WARMUP) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -334,21 +334,22 @@ def _step_loss(
     target: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, float, Tensor]:
-    """The loss, the share of answers that come out right, and how long an answer's correction is on average.
+    """The loss, the share of right answers, and the average length of the correction at an answer.
 
-    `asked`: pairs of a conversation and an answer's place, `never` of a conversation and a telling it does not have.
+    `asked`: (conversation, answer position) pairs. `never`: (conversation, telling) pairs where the conversation lacks
+    the telling.
     """
-    written = write_strung(stacked.config, stacked.writing, found, conversations)
+    written = write_composed(stacked.config, stacked.writing, found, conversations)
     state = written.state
     row, place = (torch.tensor(column) for column in zip(*asked, strict=True))
-    added, opens = said(stacked.config, stacked.reading, stacked.say, state[:, row], found.asked[:, place])
+    added, opens = added_output(stacked.config, stacked.reading, stacked.say, state[:, row], found.asked[:, place])
     logits = F.normalize(added, dim=-1) @ heading.T * stacked.sharpness.exp()
     loss = F.cross_entropy(logits, target[place])
 
     def some(count: int, inputs_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
         picked = torch.randint(count, (ELSEWHERE,), generator=generator)
         of = torch.randint(len(conversations), (ELSEWHERE,), generator=generator)
-        return said(stacked.config, stacked.reading, stacked.say, state[:, of], inputs_at(picked))
+        return added_output(stacked.config, stacked.reading, stacked.say, state[:, of], inputs_at(picked))
 
     beside, opens_too = some(found.replies.shape[1], lambda places: found.replies[:, places])
     power = added.detach().square().sum(-1).mean()

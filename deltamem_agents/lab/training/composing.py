@@ -1,7 +1,7 @@
-"""Told exchanges strung together as if they were conversations, and written from activations that are cached.
+"""Conversations concatenated from single exchanges, and written from cached activations.
 
-The frozen model runs once over each exchange. Whatever is strung together from them afterwards, into as many
-conversations as wanted, costs the memory's own projections and the update rule, and no more.
+The frozen model runs once over each exchange. Any number of conversations can then be composed of these exchanges; each
+costs only the memory's own projections and the update rule.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from deltamem_agents.memory.attach import Adapter
 from deltamem_agents.memory.attention import Projections, scan_tokens, unit
 
 KEEP_LOGIT = 6.0
-"""Where a keep gate that is learned starts from: next to nothing fades."""
+"""Initial logit of learned keep gates: almost nothing fades."""
 
 ERASED = 0.7
-"""What an erase gate takes of what a key finds, to start from."""
+"""Initial value of erase gates: the share that is removed of what a key finds in the state."""
 
 Kind: TypeAlias = Literal["tellings", "statements", "earlier", "asides", "questions"]
-"""A telling is a whole exchange; a statement of the same number ends with the message that has the told value, and what
-was said earlier told the same fact with another value."""
+"""Kinds of pieces. "tellings": a whole exchange that states a fact. "statements": the same exchange up to the message
+with the told value. "earlier": an earlier message that stated the same fact with another value. "asides": filler.
+"questions": a question's own tokens."""
 
 ALIKE_SHARE = 0.25
-"""Chance that up to half of what a conversation tells is the same of several people."""
+"""Probability that up to half of a conversation's facts have one attribute, for different people."""
 
 STATEMENT_SHARE = 0.7
-"""Chance that a telling is written without the reply to it. Written each time, that reply would come to stand for there
-being something to say, and what a model replies in use is not what it was trained on."""
+"""Probability that a telling is written without the assistant's reply. If it were always written, the memory could
+learn to rely on it, although replies in use differ from those in training."""
 
 
 _TELLS: tuple[Kind, Kind] = ("tellings", "statements")
@@ -45,7 +46,7 @@ _TELLS: tuple[Kind, Kind] = ("tellings", "statements")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Which exchanges are strung together: `order`, and those of them that tell a fact."""
+    """A composed conversation: `order`, its pieces; `tellings`, the indices of the facts that it states."""
 
     tellings: tuple[int, ...]
     order: tuple[tuple[Kind, int], ...]
@@ -53,10 +54,10 @@ class Conversation:
 
 @dataclass(frozen=True)
 class WriteWeights:
-    """What the writes of all layers are computed with: the adapter's projections, stacked (layers, …).
+    """The adapter's projections for writing, stacked over layers (layers, …).
 
-    Without `keep` or `erase`, gates of that kind that are learned stand at KEEP_LOGIT or take `erased`. `votes`: as
-    AdapterConfig's `gate_votes`.
+    Where the adapter learns keep or erase gates but `keep` or `erase` is None, these gates are constant: at KEEP_LOGIT,
+    or at `erased`. `votes`: AdapterConfig's `gate_votes`.
     """
 
     key: Tensor
@@ -76,7 +77,7 @@ class WriteWeights:
 
     @classmethod
     def of(cls, adapter: Adapter) -> WriteWeights:
-        """The adapter's own, with gradient to them."""
+        """The adapter's own projections, with gradient."""
         config, stacked = adapter.config, partial(stacked_over_layers, adapter)
         return cls(
             key=stacked("memory_k_proj"),
@@ -95,12 +96,12 @@ class WriteWeights:
         )
 
     def keys(self, x: Tensor, shifted: Tensor) -> Tensor:
-        """Pre-activations (layers, n, width) of keys at x (layers, n, hidden); `shifted`: of the tokens before."""
+        """Key pre-activations (layers, n, width) at inputs `x` (layers, n, hidden); `shifted`: of the tokens before."""
         keys = product(x, self.key)
         return keys if self.before is None else keys + product(shifted, self.before)
 
     def gates(self, x: Tensor) -> Tensor:
-        """Logits (layers, n, gates) of the write gates at attention inputs x (layers, n, hidden)."""
+        """Write gate logits (layers, n, gates) at attention inputs x (layers, n, hidden)."""
         logits = product(x, self.gate) + self.gate_bias[:, None]
         if self.hidden is not None and self.hidden_bias is not None and self.gate_hidden is not None:
             logits = logits + F.silu(product(x, self.hidden) + self.hidden_bias[:, None]) @ self.gate_hidden.mT
@@ -112,20 +113,24 @@ class WriteWeights:
 
 @dataclass(frozen=True)
 class Written:
-    """`state` (layers, conversations, heads, r, r). For every token written, in no order that matters:
-    `gates` (layers, tokens, gates) are the logits of its write gates, and `aside` (tokens,) marks what tells nothing,
-    replies to what was told included."""
+    """The result of writing conversations.
+
+    `state` (layers, conversations, heads, r, r). For every written token, in arbitrary order: `gates` (layers, tokens,
+    gates), its write gate logits; `aside` (tokens,), True for filler and for replies to told facts.
+    """
 
     state: Tensor
     gates: Tensor
     aside: Tensor
 
 
-def string_together(found: Activations, facts: int, asides: int, questions: int, rng: random.Random) -> Conversation:
-    """Tellings about as many different subjects, as far as there are so many, among asides and questions.
+def compose_conversation(
+    found: Activations, facts: int, asides: int, questions: int, rng: random.Random
+) -> Conversation:
+    """A conversation of `facts` facts about different subjects (fewer if there are not enough), in random order.
 
-    As many of them as STATEMENT_SHARE says are statements alone. What was told earlier with another value stands
-    anywhere before them.
+    Filler and questions are mixed in. STATEMENT_SHARE of the facts come without the reply. An earlier value of a fact
+    is inserted anywhere before the fact.
     """
     alike = alike_tellings(found.attributes, facts // 2, rng) if facts > 1 and rng.random() < ALIKE_SHARE else []
     chosen = about_different(found.subjects, facts, rng, alike)
@@ -143,7 +148,7 @@ def string_together(found: Activations, facts: int, asides: int, questions: int,
 
 
 def alike_tellings(attributes: Sequence[str], count: int, rng: random.Random) -> list[int]:
-    """Numbers of at most `count` + 1 tellings of one attribute, of whomever."""
+    """Indices of at most `count` + 1 tellings of one random attribute, of any person."""
     attribute = rng.choice(attributes)
     alike = [number for number, other in enumerate(attributes) if other == attribute]
     return rng.sample(alike, min(len(alike), count + 1))
@@ -152,9 +157,9 @@ def alike_tellings(attributes: Sequence[str], count: int, rng: random.Random) ->
 def never_told(
     found: Activations, conversations: Sequence[Conversation], count: int, rng: random.Random
 ) -> list[tuple[int, int]]:
-    """`count` pairs of a conversation and a telling about what it tells nothing of.
+    """At most `count` pairs of a conversation and a telling whose subject the conversation does not mention.
 
-    Half of them, where there are such, about what it tells of others.
+    Half of them, where possible, have an attribute that the conversation tells of another person.
     """
     pairs = []
     for number in range(count):
@@ -172,7 +177,7 @@ def never_told(
 def about_different(
     subjects: Sequence[frozenset[str]], count: int, rng: random.Random, first: Sequence[int] = ()
 ) -> list[int]:
-    """Numbers of `count` of them that have nothing in common, those of `first` before others, as far as there are."""
+    """Indices of up to `count` tellings with disjoint subjects. Those in `first` are preferred."""
     chosen: list[int] = []
     about: set[str] = set()
     for number in (*first, *rng.sample(range(len(subjects)), min(len(subjects), 8 * count))):
@@ -182,16 +187,16 @@ def about_different(
     return chosen
 
 
-def write_strung(
+def write_composed(
     config: AdapterConfig,
     weights: WriteWeights,
     found: Activations,
     conversations: Sequence[Conversation],
     before: Tensor | None = None,
 ) -> Written:
-    """The states that the conversations leave behind, with gradient to the weights.
+    """The states after the conversations, with gradient to the weights.
 
-    `before` (layers, conversations, heads, r, r): the states in which they begin, zero unless given.
+    `before` (layers, conversations, heads, r, r): initial states, default zero.
     """
     rows, laid = len(conversations), _lay_out(found, conversations)
     longest = laid.longest
@@ -229,9 +234,12 @@ def write_strung(
 
 @dataclass(frozen=True)
 class _Laid:
-    """The tokens of all pieces, in no order that matters: attention inputs `here` and `shifted`, of the token before
-    each (layers, tokens, hidden); `aside` (tokens,) as in Written; `spots` (tokens,) where each stands in conversations
-    padded to `longest` and laid end to end."""
+    """The tokens of all pieces, in arbitrary order.
+
+    `here`, `shifted` (layers, tokens, hidden): attention inputs of each token and of the token before it. `aside`
+    (tokens,): as in Written. `spots` (tokens,): each token's index when all conversations are padded to `longest` and
+    concatenated.
+    """
 
     here: Tensor
     shifted: Tensor
@@ -264,17 +272,17 @@ def _lay_out(found: Activations, conversations: Sequence[Conversation]) -> _Laid
 
 
 def stacked_over_layers(adapter: Adapter, name: str) -> Tensor:
-    """One of the adapter's projections in all its layers (layers, …), with gradient to it."""
+    """One of the adapter's projections, stacked over its layers (layers, …), with gradient."""
     return torch.stack([adapter.layer(slot).get_parameter(name) for slot in range(len(adapter.indices))])
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """(layers, n, hidden) by (layers, rows, hidden), in the activations' own dtype, to (layers, n, rows) float32."""
+    """(layers, n, hidden) × (layers, rows, hidden) in the activations' dtype → (layers, n, rows) float32."""
     return torch.bmm(x, weight.to(x.dtype).transpose(1, 2)).float()
 
 
 def logit(share: float) -> float:
-    """What a sigmoid is `share` at."""
+    """The inverse of the sigmoid."""
     return math.log(share / (1 - share))
 
 
@@ -290,7 +298,7 @@ def _source(found: Activations, kind: Kind) -> Exchanges:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is written of an exchange: `places` (n,) in order, and which of them tell nothing, `aside` (n,)."""
+    """The written tokens of an exchange: `places` (n,) in order; `aside` (n,), those that state no fact."""
 
     places: Tensor
     aside: Tensor
@@ -303,7 +311,7 @@ def _piece(found: Activations, kind: Kind, index: int) -> _Piece:
     places = source.contents[index]
     if kind not in _TELLS:
         return _Piece(places, torch.ones(len(places), dtype=torch.bool))
-    # Between two messages stand tokens that are no contents.
+    # A gap in the positions separates two messages: template tokens are not content.
     message = F.pad(places.diff() > 1, (1, 0)).cumsum(0)
     aside = message > message[source.told[places]].max()
     return _Piece(places, aside) if kind == "tellings" else _Piece(places[~aside], aside[~aside])

@@ -1,0 +1,176 @@
+"""Questions that are heard at the same time share forward passes, and each is heard as it would be alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deltamem_agents.errors import StateError
+from deltamem_agents.inference.collecting import Hearing, _Taking, hear, queries_in
+from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.scheduling import BETWEEN, Errand, Scheduler, Seat
+from deltamem_agents.loading.int8 import FEW, decode_in_int8
+from deltamem_agents.memory.attach import attach
+from test_folding import FOLDS
+from test_scheduling import ENGINES, Counted, Numbered, ids_of, words
+from tiny_engine import tiny_engine
+from tiny_models import FAMILIES, random_adapter, tiny_model
+
+
+class Taken(Errand):
+    """An errand that counts, and breaks where it is told to."""
+
+    def __init__(self, number: int, tokens: int, kind: object, *, breaks: bool = False) -> None:
+        super().__init__(tokens, kind)
+        self.number, self.breaks = number, breaks
+        self.ran: list[list[int]] = []
+
+    def run(self, errands: Sequence[Errand]) -> None:
+        alike = [each for each in errands if isinstance(each, Taken)]
+        for each in alike:
+            each.ran.append([other.number for other in alike])
+        if any(each.breaks for each in alike):
+            raise ZeroDivisionError("the errand broke")
+
+
+def errands_at_once(scheduler: Scheduler[Numbered], errands: Sequence[Taken]) -> list[Any]:
+    """What came of errands that all wait at the same time."""
+    seats = [Seat(scheduler, admitted=True) for _ in errands]
+    threads: list[Any] = []
+    with scheduler.exclusively():
+        found: list[Any] = [None] * len(errands)
+
+        def one(number: int) -> None:
+            try:
+                seats[number].see_to(errands[number])
+            except Exception as error:
+                found[number] = error
+
+        for number in range(len(errands)):
+            threads.append(threading.Thread(target=one, args=(number,)))
+            threads[-1].start()
+            while len(scheduler._queue) <= number:
+                threading.Event().wait(0.001)
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@given(st.lists(st.tuples(st.integers(1, 140), st.sampled_from(["a", "b", None])), min_size=1, max_size=12))
+def test_errands_of_a_kind_share_a_pass_as_far_as_they_fit(drawn: list[tuple[int, str | None]]) -> None:
+    scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=4)
+    errands = [Taken(number, tokens, kind) for number, (tokens, kind) in enumerate(drawn)]
+    assert errands_at_once(scheduler, errands) == [None] * len(errands)
+    for errand in errands:
+        (together,) = errand.ran
+        shared = [errands[number] for number in together]
+        assert len(shared) == 1 or sum(each.tokens for each in shared) <= BETWEEN
+        assert len(shared) <= 4 and {each.kind for each in shared} == {errand.kind}
+        assert errand.kind is not None or len(shared) == 1
+    assert not scheduler._busy and not scheduler._queue
+
+
+def test_an_errand_that_breaks_leaves_those_beside_it_alone() -> None:
+    scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=8)
+    errands = [Taken(number, 3, "a", breaks=number == 2) for number in range(5)]
+    found = errands_at_once(scheduler, errands)
+    assert [isinstance(each, ZeroDivisionError) for each in found] == [number == 2 for number in range(5)]
+    assert all(each.ran == [[0, 1, 2, 3, 4], [each.number]] for each in errands)
+    assert not scheduler._busy and not scheduler._queue
+
+
+def test_short_prompts_go_first_as_far_as_one_long_one_would() -> None:
+    """So that they are in the next pass of those who decode, which waits no longer for them than for a long one."""
+    done: list[str] = []
+
+    class Saying(Counted):
+        def run(self, steps: Sequence[Any]) -> list[Tensor | Exception]:
+            done.append("token")
+            return super().run(steps)
+
+    scheduler: Scheduler[Numbered] = Scheduler(Saying(), at_once=8)
+
+    def prefilling(number: int) -> None:
+        with Seat(scheduler, admitted=True).exclusively(None, tokens=50):
+            done.append(f"prompt {number}")
+
+    threads = [threading.Thread(target=lambda: Seat(scheduler, admitted=True).share(Numbered(0)))]
+    threads += [threading.Thread(target=prefilling, args=(number,)) for number in range(4)]
+    with scheduler.exclusively(tokens=1):
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(scheduler._due) + len(scheduler._queue) <= number:
+                threading.Event().wait(0.001)
+    for thread in threads:
+        thread.join()
+    assert done == ["prompt 0", "prompt 1", "token", "prompt 2", "prompt 3"]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=2, max_size=6),
+    kept=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_questions_heard_together_are_heard_as_alone(lengths: list[int], kept: bool, seed: int) -> None:
+    engine = ENGINES["folded"]
+    speaker, lead = engine._speaker, ids_of(seed, 6)
+    known = hear(speaker, words(lead, writes=False)).layers if kept else None
+    prompts = [
+        words((*lead, *ids_of(seed + number, 1 + length)), writes=False) for number, length in enumerate(lengths)
+    ]
+    if kept:
+        prompts = [replace(each, reads=(False,) * 6 + each.reads[6:]) for each in prompts]
+    start = 6 if kept else 0
+    taken = [_Taking(speaker, each.ids[start:], known or (), start) for each in prompts]
+    assert len({each.kind for each in taken}) == 1
+    taken[0].run(taken)
+    storages: list[set[int]] = []
+    for prompt, each in zip(prompts, taken, strict=True):
+        alone = hear(speaker, prompt)
+        assert alone.layers is not None
+        for layer, wanted in zip(each.layers, alone.layers, strict=True):
+            for found, expected in zip(layer, wanted, strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        together = Hearing(prompt, start, each.inputs, each.layers)
+        queries = queries_in(speaker, together), queries_in(speaker, alone)
+        torch.testing.assert_close(*queries, atol=1e-4, rtol=1e-4)
+        held = (*each.inputs.values(), *(part for layer in each.layers for part in layer))
+        storages.append({part.untyped_storage().data_ptr() for part in held})
+        assert all(part.untyped_storage().nbytes() == part.numel() * part.element_size() for part in held)
+    # No reference holds what another agent said.
+    assert sum(map(len, storages)) == len(set().union(*storages))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_hears_together(family: str) -> None:
+    model = tiny_model(family, "eager")
+    adapter = random_adapter(model)
+    speaker = MemoryModel(model, None, adapter, None)  # type: ignore[arg-type]
+    attached = attach(model, adapter)
+    ids = [tuple(each % 60 + 1 for each in ids_of(number, 4 + 5 * number)) for number in range(3)]
+    taken = [_Taking(speaker, each, (), 0) for each in ids]
+    taken[0].run(taken)
+    for each in taken:
+        alone = hear(speaker, words(each.ids, writes=False))
+        for slot, x in alone.inputs.items():
+            torch.testing.assert_close(each.inputs[slot], x, atol=1e-4, rtol=1e-4)
+    assert None not in {each.kind for each in taken}
+    attached.detach()
+    with pytest.raises(StateError, match="is the adapter attached"):
+        hear(speaker, words(ids[0], writes=False))
+
+
+def test_few_tokens_that_are_computed_with_rounded_weights_go_alone() -> None:
+    """With others they would be computed with the model's own."""
+    engine = tiny_engine(config=FOLDS)
+    decode_in_int8(engine.model)
+    kinds = [_Taking(engine._speaker, ids_of(0, length), (), 0).kind is None for length in (1, FEW, FEW + 1)]
+    assert kinds == [True, True, False]
