@@ -21,6 +21,7 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
+from deltamem_agents.inference.compressed import CacheKind, cache_maker
 from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
@@ -86,8 +87,9 @@ class DeltaMemEngine:
     `store`: where the agents' memories are stored. `window_tokens`: maximum of a prompt and its reply together; older
     messages are only in the memory. `turns_at_once`: how many turns share forward passes and hold keys and values.
     `turns_waiting`: how many more turns may wait; one more raises OverloadedError. `kept_cache_bytes`: memory for keys
-    and values kept between turns, 0 for none. `policy`: what is written. `recall`: how the memory is read. `progress`:
-    show long work on stderr.
+    and values kept between turns, 0 for none. `cache`: how a turn holds its keys and values, "full" or "quantized" (8
+    bits: a half to a quarter of the memory, but slower; such a turn decodes alone and keeps nothing for the next turn).
+    `policy`: what is written. `recall`: how the memory is read. `progress`: show long work on stderr.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
         progress: bool = False,
     ) -> None:
         for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
@@ -125,11 +128,14 @@ class DeltaMemEngine:
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
         scheduler = Scheduler(Rows(), turns_at_once, turns_waiting)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler)
+        new_cache = cache_maker(cache, loaded.model.config)
+        self._speaker = MemoryModel(
+            loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler, new_cache
+        )
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
-        self._caches = KeptCaches(kept_cache_bytes)
+        self._caches = KeptCaches(kept_cache_bytes if cache == "full" else 0)
         watch(self._memories)
         watch(self._caches)
         self._matcher, self._pointer = adapter.recall
@@ -151,6 +157,7 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -166,7 +173,7 @@ class DeltaMemEngine:
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder. It is opened by the first call that needs it.
         `policy`: what is written to the memory. `recall`: how it is read, unless a turn says otherwise.
-        `turns_at_once`, `turns_waiting`, `kept_cache_bytes`: as for the class.
+        `turns_at_once`, `turns_waiting`, `kept_cache_bytes`, `cache`: as for the class.
         `device`: default "cpu". `dtype`: of the base model, "auto" for the dtype of its files; the memory is always
         float32. `decode_weights`: "int8" decodes with rounded weights, which is faster on most CPUs; prompts are
         computed with the model's own weights. `progress`: show loading and absorbing on stderr.
@@ -198,6 +205,7 @@ class DeltaMemEngine:
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
+            cache=cache,
             progress=progress,
         )
 
@@ -216,6 +224,7 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
         progress: bool = False,
     ) -> Self:
         """Makes an engine from a loaded transformers model and its tokenizer.
@@ -240,6 +249,7 @@ class DeltaMemEngine:
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
+            cache=cache,
             progress=progress,
         )
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.inference.compressed import CacheKind
 from deltamem_agents.inference.kept import KEPT_BYTES
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
@@ -74,6 +75,7 @@ def tiny_engine(
     seed: int = 0,
     template: str = CHATML,
     kept_cache_bytes: int = KEPT_BYTES,
+    cache: CacheKind = "full",
     progress: bool = False,
 ) -> DeltaMemEngine:
     model = tiny_llama(seed)
@@ -85,5 +87,6 @@ def tiny_engine(
         window_tokens=window_tokens,
         policy=policy,
         kept_cache_bytes=kept_cache_bytes,
+        cache=cache,
         progress=progress,
     )

@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
 
+from deltamem_agents.chat.blocks import steady_start
 from deltamem_agents.chat.encoding import Encoder, TokenizerLike
 from deltamem_agents.chat.layout import NOBODY, Segment, Slot, Traits, lay_out
 from deltamem_agents.chat.spans import Located, locate, shared_length
@@ -139,11 +140,32 @@ class ChatTemplate:
         return self.render(asked, tools=tools), replied.ids[replied.owner.index(len(asked)) :]
 
     def fit_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
-        """Index of the first of the newest messages that fit into `budget` tokens.
+        """Index of the message where a window of the newest messages begins that fits into `budget` tokens.
 
-        Leading system messages are kept and count. A tool's result is not separated from its call. Raises WindowError
-        if not even the newest message fits.
+        Leading system messages are kept and count. A tool's result is not separated from its call. Where something has
+        to be left out, more is left out than needed, so that the window begins at the same message for many turns (see
+        `blocks`). Raises WindowError if not even the newest message fits.
         """
+        lead, starts = lead_and_starts(messages)
+        first = starts.index(self.widest_window(messages, budget, tools=tools))
+        if first == 0:
+            return starts[0]
+        return steady_start(messages, *self._places(messages, lead, starts[first:], tools))
+
+    def _places(
+        self, messages: Sequence[Message], lead: int, starts: Sequence[int], tools: Sequence[Tool]
+    ) -> tuple[list[int], list[int]]:
+        """Those of `starts` that show anything, the first one in any case, and where each begins in tokens."""
+        owner = self.render([*messages[:lead], *messages[starts[0] :]], tools=tools).owner
+        place: dict[int, int] = {}
+        for at, message in enumerate(owner):
+            place.setdefault(message - lead + starts[0], at)
+        behind = {start: place[start] for start in starts if start in place}
+        places = {starts[0]: min(behind.values(), default=0), **behind}
+        return list(places), list(places.values())
+
+    def widest_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
+        """Where the newest messages that fit into `budget` tokens begin, with nothing left out that fits."""
         lead, starts = lead_and_starts(messages)
 
         def size(start: int) -> int:

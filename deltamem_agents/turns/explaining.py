@@ -18,7 +18,8 @@ def explain(runner: TurnRunner, request: TurnRequest) -> Explanation:
     """Runs a turn and compares each token of the reply with the frozen model's prediction."""
     outcome, turn = runner.whole(request)
     ids, tokenizer = outcome.reply.ids, runner.speaker.tokenizer
-    frozen = _said(runner.speaker.begin(None), runner.window(request, ()).prompt, ids, writes=False)
+    shown = runner.window(request, (), start=outcome.window.start)
+    frozen = _said(runner.speaker.begin(None), shown.prompt, ids, writes=False)
     tokens = []
     remembering = _with_memory(runner, request, outcome)
     for text, with_memory, without in zip(_pieces(runner, outcome), remembering, frozen, strict=True):

@@ -183,17 +183,23 @@ class TurnRunner:
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
         recollection: Recollection | None = None
         heard: Hearing | None = None
+        fitted: Window | None = None
+        start: int | None = None
         absorbed = 0
         if speaker.keeps_writes and plan is not None:
             reserve = shown_tokens(request.recall, self.matcher) if plan.memory.listed.newest else 0
-            ahead = self.window(request, new, reserve=reserve).absorbed
+            fitted = self.window(request, new, reserve=reserve)
+            # The same whatever returns to the window, so that the prompt goes on from the one before.
+            ahead, start = fitted.absorbed, None if fitted.unshown else fitted.start
             absorbed = yield from self._absorbing(run, request, ahead)
             recorder.record(run, plan, ahead)
             fresh, asked, recall = recorder.statements, request.messages, request.recall
             recollection, heard = recollect(speaker, plan.memory, fresh, asked, recall, self.matcher, self.caches, seat)
             run.state = recollection.state.to(speaker.model.device)
             new = tuple(position for position in new if position not in ahead)
-        window = self.window(request, new, recollection=recollection)
+            if ahead or recollection.shown or fitted.unshown:
+                fitted = None
+        window = fitted or self.window(request, new, recollection=recollection, start=start)
         absorbed += yield from self._absorbing(run, request, window.absorbed)
         if run.state is not None:
             run.state = run.state.settled()
@@ -238,22 +244,28 @@ class TurnRunner:
         *,
         recollection: Recollection | None = None,
         reserve: int = 0,
+        start: int | None = None,
     ) -> Window:
-        """The prompt of a turn; its positions are those of the request's messages. `reserve`: tokens to leave free."""
+        """The prompt of a turn; its positions are those of the request's messages.
+
+        `reserve`: tokens to leave free. `start`: where to begin, if that fits.
+        """
         prompts, tokens = self.speaker.prompts, request.sampling.max_tokens
         if recollection is None or not recollection.shown:
             reserve = max(0, min(reserve, (prompts.tokens - tokens) // 2))
-            return prompts.window(request.messages, request.tools, tokens + reserve, new)
+            return prompts.window(request.messages, request.tools, tokens + reserve, new, start=start)
         messages, at = recollection.shown_in(request.messages)
         more = len(recollection.shown)
         moved = {position + more if position >= at else position for position in new}
-        window = prompts.window(messages, request.tools, tokens, moved)
+        start = None if start is None or start > at else start
+        window = prompts.window(messages, request.tools, tokens, moved, start=start)
 
         def back(positions: Sequence[int]) -> tuple[int, ...]:
             return tuple(position - more if position >= at + more else position for position in positions)
 
         prompt = replace(window.prompt, positions=back(window.prompt.positions or ()))
-        return replace(window, prompt=prompt, absorbed=back(window.absorbed))
+        begins = window.start - more if window.start >= at + more else min(window.start, at)
+        return replace(window, prompt=prompt, absorbed=back(window.absorbed), start=begins)
 
     def _absorbing(self, run: Pass, request: TurnRequest, positions: Sequence[int]) -> Generator[str, None, int]:
         """Writes messages that are not in the prompt. Returns the number of their tokens."""
