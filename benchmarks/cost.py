@@ -9,7 +9,7 @@ Four questions, ratios first:
     agents   1, 4, 8 and 16 agents at once: tokens a second of all, and each one's wait for its first token
 
 Everything is on the same model, and in the same precision but for llama.cpp, which runs the .gguf (4 bits) that the
-embedded model is a dense copy of. It is left out, with a line that says so, where its wheel (`pip install xllamacpp`)
+embedded model is a dense copy of. It is left out, with a line that says so, where its wheel (the extra "benchmark")
 or that of the embedded model is not installed. Figures are medians of rounds in which the contestants alternate.
 
 The conversation is made up. A history that is longer than the model's context is fitted to it, newest messages first,

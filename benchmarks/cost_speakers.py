@@ -125,7 +125,7 @@ class LlamaCpp:
         try:
             import xllamacpp
         except ImportError:
-            print("llama.cpp is left out: no wheel is installed (pip install xllamacpp)", file=sys.stderr)
+            print("llama.cpp is left out: no wheel is installed (the extra 'benchmark')", file=sys.stderr)
             return None
         if gguf is None:
             print("llama.cpp is left out: the .gguf of this model is not installed", file=sys.stderr)
