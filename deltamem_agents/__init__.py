@@ -1,7 +1,7 @@
-"""Agents that remember inside the model: versioned δ-mem memory for frozen language models.
+"""Versioned δ-mem memory for frozen language models: agents remember inside the model.
 
-Everything public is a name of this module. Importing it loads neither torch nor transformers; a name's own
-module is imported when the name is first used.
+All public names are in this module. Importing it loads neither torch nor transformers: the module of a name is
+imported when the name is first used.
 """
 
 from typing import TYPE_CHECKING

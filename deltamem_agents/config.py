@@ -1,4 +1,4 @@
-"""What an adapter is: the geometry of its memory and the rules it updates by."""
+"""The configuration of an adapter: the size of its memory and its update rule."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "readout": True,
     },
 }
-"""Settings that belong together: "published" has the defaults, "shipped" what both adapters that ship share."""
+"""Named groups of settings. "published" is the defaults; "shipped" is what both adapters in the package share."""
 
-# Keys of the published configuration that switch on mechanisms outside the method described in the
-# paper. Each maps to the value at which it does nothing; any other value would change the result.
+# Keys of the published configuration that switch on mechanisms outside the method of the paper. Each maps to the value
+# at which it has no effect. Any other value would change the result.
 _INERT_PUBLISHED_KEYS: Mapping[str, object] = {
     "normalize_qk": True,
     "num_memory_partitions": 1,
@@ -53,21 +53,23 @@ _INERT_PUBLISHED_KEYS: Mapping[str, object] = {
 class AdapterConfig:
     """Geometry and update rule of a δ-mem adapter. Defaults are the published preset.
 
-    `target_layers` empty means every layer. `key_shift` adds a projection of the previous token's hidden state to the
-    memory key. `read_gate` scales what a token reads by a gate of its own, one a state. `gate_floor`: a write or read
-    gate whose sigmoid is below it is shut, and what is above is stretched to reach from 0 to 1; 0 shuts none.
-    `read_scope`: "replies" lets only those tokens read from which a token of an assistant's message is predicted, so
-    that what others say is read as by the frozen model. `erase_gate`: a token takes only as much of what its key finds
-    out of the state as a gate of its own says. `readout`: what every layer reads is also added, through a projection of
-    its own, to the output of the last layer with a state, past all layers between. `gate_hidden`: write gates also see
-    the attention input through so many hidden units of a small network; 0 for linear gates. `gate_on_reads`: a read
-    gate also sees what its own layer and those before it read, so that what was never told can be told from what was.
-    `gate_votes`: a write gate is opened by the mean of what its own layer and those before it make of a token. The
-    published method has none of these nine. `layers`, `hidden_size` and `base_model` name the model the adapter
-    was made for; None means unknown (the published files do not say).
+    `target_layers`: layers with a state; empty means every layer. `layers`, `hidden_size`, `base_model`: the model that
+    the adapter was made for; None means unknown, because the published files do not say.
 
-    Only adapters of the published method need the following, which are here to compute what its reference does (tests
-    compare); no adapter or recipe that ships uses them: `num_state_heads` above 1, the heads k and v,
+    The published method has none of the following nine settings. `key_shift`: adds a projection of the previous token's
+    hidden state to the memory key. `read_gate`: scales what a token reads by a learned gate, one per state.
+    `gate_floor`: a write or read gate whose sigmoid is below this value is closed (0), and the rest is rescaled to
+    0…1; 0 closes none. `read_scope`: "replies" lets only those tokens read that predict a token of an assistant
+    message, so all other messages are processed exactly as by the frozen model. `erase_gate`: a learned gate per token
+    that scales how much of the value found under its key is removed from the state. `readout`: adds what every layer
+    reads, through a separate projection, to the output of the last layer with a state, skipping the layers between.
+    `gate_hidden`: number of hidden units of a small network through which write gates also see the attention input; 0
+    for linear gates. `gate_on_reads`: read gates also see what their own and the earlier layers read, so that they can
+    tell known from unknown subjects. `gate_votes`: a write gate uses the mean of the gate logits of its own and the
+    earlier layers.
+
+    The following are only for adapters of the published method: they reproduce its reference implementation (tests
+    compare), and no adapter or recipe in the package uses them. `num_state_heads` above 1, the heads k and v,
     `state_update_mode` other than "no_lambda", `couple_lambda`, `rankwise_gates`, `memory_write_granularity`
     "message_mean", `delta_o_rmsnorm` and its eps, `trainable_delta_scale` and all `delta_scale_` settings.
     """
@@ -111,27 +113,27 @@ class AdapterConfig:
         for name in ("key_shift", "gate_votes"):
             if getattr(self, name) and self.memory_write_granularity == "message_mean":
                 raise ConfigError(
-                    f"adapter config: {name} follows single tokens, memory_write_granularity='message_mean' writes "
-                    "whole messages; choose one of them"
+                    f"adapter config: {name} works on single tokens, but memory_write_granularity='message_mean' "
+                    "writes whole messages; choose one of them"
                 )
         if self.gate_on_reads and not self.read_gate:
-            raise ConfigError("adapter config: gate_on_reads is about read gates, and read_gate is false; set it too")
+            raise ConfigError("adapter config: gate_on_reads needs read gates, but read_gate is false; set it to true")
 
     @classmethod
     def of_preset(cls, preset: str, **settings: Any) -> AdapterConfig:
-        """A preset of PRESETS with other settings beside it. Raises ConfigError for a name that is not there."""
+        """The config of a preset in PRESETS, with `settings` changed. Raises ConfigError for an unknown preset."""
         if preset not in PRESETS:
             raise ConfigError(f"adapter config: preset is {preset!r}, expected one of {', '.join(PRESETS)}")
         return cls.from_json({"format": ADAPTER_FORMAT, **PRESETS[preset], **settings})
 
     @property
     def scale(self) -> float:
-        """α/r, the factor on every correction."""
+        """α/r, the factor by which every correction is multiplied."""
         return self.alpha / self.rank
 
     @property
     def width(self) -> int:
-        """Numbers read per token and layer: state heads times rank."""
+        """How many numbers a token reads per layer: state heads times rank."""
         return self.num_state_heads * self.rank
 
     @property
@@ -144,40 +146,40 @@ class AdapterConfig:
 
     @property
     def keeps_writes(self) -> bool:
-        """Whether the state is what its few writes make of it: most tokens leave it alone, bit for bit.
+        """Whether the state can be computed from a few stored writes, because most tokens do not change it at all.
 
-        So it is with gates that shut, one write a token, and no gate by which the state fades in between.
+        That needs gates that close completely, one write per token, and no separate gate that decays the state.
         """
         return self.gate_floor > 0 and self.memory_write_granularity == "token" and not self.learns_lambda
 
     def half_life(self, beta: float | None) -> float | None:
-        """Tokens after which half of a state is gone, were every token written with gate `beta`.
+        """Number of tokens after which half of a state has decayed, if every token were written with gate `beta`.
 
-        None where β is unknown, zero, or does not set the decay.
+        None if β is unknown, zero, or does not control the decay.
         """
         if beta is None or not 0 < beta < 1 or self.state_update_mode == "no_lambda" or not self.couple_lambda:
             return None
         return math.log(0.5) / math.log1p(-beta)
 
     def layer_indices(self, model_layers: int) -> tuple[int, ...]:
-        """The layers that carry a state, in order, for a model of `model_layers` layers."""
+        """The layers with a state, in order. Raises ConfigError if the model, of `model_layers` layers, lacks one."""
         beyond = [i for i in self.target_layers if i >= model_layers]
         if beyond:
             raise ConfigError(f"adapter targets layers {beyond}, but the model has {model_layers} layers (0-based)")
         return tuple(sorted(self.target_layers)) or tuple(range(model_layers))
 
     def to_json(self) -> dict[str, object]:
-        """A JSON-ready mapping that `from_json` turns back into an equal config."""
+        """A JSON mapping. `from_json` turns it back into an equal config."""
         return {"format": ADAPTER_FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AdapterConfig:
-        """From this package's own file or the published `delta_mem_config.json`.
+        """Reads this package's own config or the published `delta_mem_config.json`.
 
-        Missing keys take the published defaults. Keys known to do nothing at their present value are
-        ignored; a key never heard of is ignored with a warning in a published file and refused in our own,
-        which names its format. Raises ConfigError for those, for a value of a wrong kind and for a key that
-        asks for a mechanism that is not implemented, NewerFormatError for a file of a later version.
+        Missing keys take the published defaults. Known keys that have no effect at their value are ignored. An unknown
+        key is ignored with a warning in a published file. In this package's own file, which has a "format" key, it is
+        an error. Raises ConfigError for such a key, for a value of a wrong type and for a mechanism that is not
+        implemented; NewerFormatError for a file of a later version.
         """
         version = data.get("format", ADAPTER_FORMAT)
         if not _is_whole(version):
@@ -216,7 +218,7 @@ def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
     return lambda value: isinstance(value, str) and value in allowed, f"one of {', '.join(allowed)}"
 
 
-# For each group of settings: which values are accepted, and how a message names them.
+# For each group of settings: a check of the value, and the text for the error message.
 _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("rank", "num_state_heads"), _is_whole, "a whole number of at least 1"),
     (
@@ -265,7 +267,7 @@ _ACCEPTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     ),
 )
 
-# Settings of the published file that only matter at initialisation, or tune mechanisms refused above.
+# Keys of the published file that matter only at initialisation, or that tune mechanisms refused above.
 _ARCHIVED_KEYS = frozenset(
     {
         "beta_bias_init",

@@ -1,8 +1,7 @@
-"""The engine: a frozen model with a memory, serving any number of agents.
+"""The engine: a frozen model with a memory, for any number of agents.
 
-Each turn loads the agent's newest snapshot, reads it while it answers, writes what is new, and commits
-once. What the engine keeps of conversations besides can be read or computed again, and is dropped when an agent is
-forgotten.
+Each turn loads the agent's newest snapshot, reads it while answering, writes what is new, and commits once. Everything
+else that the engine keeps is a cache. The cached data of an agent is dropped when the agent is forgotten.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
+from deltamem_agents.inference.compressed import CacheKind, cache_maker
 from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.prompts import Prompts
@@ -84,9 +84,12 @@ WINDOW_TOKENS = 4096
 class DeltaMemEngine:
     """A frozen language model whose agents remember. Safe to use from many threads.
 
-    `store` keeps the agents' memories; `window_tokens` bounds every prompt and its reply together, older
-    messages living in the state only. `turns_at_once`: how many turns share forward passes and hold keys and values;
-    `turns_waiting`: how many more may wait for one of them to be over before a turn raises OverloadedError.
+    `store`: where the agents' memories are stored. `window_tokens`: maximum of a prompt and its reply together; older
+    messages are only in the memory. `turns_at_once`: how many turns share forward passes and hold keys and values.
+    `turns_waiting`: how many more turns may wait; one more raises OverloadedError. `kept_cache_bytes`: memory for keys
+    and values kept between turns, 0 for none. `cache`: how a turn holds its keys and values, "full" or "quantized" (8
+    bits: a half to a quarter of the memory, but slower; such a turn decodes alone and keeps nothing for the next turn).
+    `policy`: what is written. `recall`: how the memory is read. `progress`: show long work on stderr.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
         progress: bool = False,
     ) -> None:
         for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
@@ -124,11 +128,14 @@ class DeltaMemEngine:
         )
         self._prompts = Prompts(ChatTemplate(loaded.tokenizer), self.window_tokens, policy.roles, policy.message_tokens)
         scheduler = Scheduler(Rows(), turns_at_once, turns_waiting)
-        self._speaker = MemoryModel(loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler)
+        new_cache = cache_maker(cache, loaded.model.config)
+        self._speaker = MemoryModel(
+            loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler, new_cache
+        )
         self._attachment = attach(loaded.model, adapter)
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
-        self._caches = KeptCaches(kept_cache_bytes)
+        self._caches = KeptCaches(kept_cache_bytes if cache == "full" else 0)
         watch(self._memories)
         watch(self._caches)
         self._matcher, self._pointer = adapter.recall
@@ -150,6 +157,7 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -158,32 +166,32 @@ class DeltaMemEngine:
         quantization_config: Any = None,
         torch_dtype: torch.dtype | str | None = None,
     ) -> Self:
-        """An engine from names.
+        """Loads a model and an adapter by name and makes an engine.
 
-        `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub
-        id, or "small" for the 8×8 one that ships for the embedded model; None takes the model's default.
+        `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. `adapter`: a folder or Hub id, or
+        "small" for the 8×8 adapter that ships with the embedded model; None is the model's default adapter.
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
-        $DELTAMEM_HOME or the user's data folder, opened by the first call that needs it.
-        `policy`: what is remembered; `recall`: how it is read, unless a turn says otherwise. `turns_at_once`,
-        `turns_waiting`, `kept_cache_bytes`: as for the class.
-        `device`: "cpu" where nothing is said. `dtype`: of the base model, "auto" for that of its files; the memory
-        is always float32. `decode_weights`: "int8" decodes with rounded weights, faster on most CPUs; prompts are
-        computed with the model's own. `progress`: show long work on stderr, loading and later absorbing alike.
+        $DELTAMEM_HOME or the user's data folder. It is opened by the first call that needs it.
+        `policy`: what is written to the memory. `recall`: how it is read, unless a turn says otherwise.
+        `turns_at_once`, `turns_waiting`, `kept_cache_bytes`, `cache`: as for the class.
+        `device`: default "cpu". `dtype`: of the base model, "auto" for the dtype of its files; the memory is always
+        float32. `decode_weights`: "int8" decodes with rounded weights, which is faster on most CPUs; prompts are
+        computed with the model's own weights. `progress`: show loading and absorbing on stderr.
 
-        The others are those of transformers' `from_pretrained`. `revision` is of a model on the Hub; `token` is for
-        the Hub, for the adapter too. `device_map`, in place of `device`, has to put the whole model on one device.
-        `torch_dtype` is the older name of `dtype`. Code that comes with a model is never run.
+        The other arguments are those of transformers' `from_pretrained`. `revision`: of a model on the Hub. `token`:
+        for the Hub, for model and adapter. `device_map`: in place of `device`; it must put the whole model on one
+        device. `torch_dtype`: the older name of `dtype`. Code that comes with a model is never run.
 
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
         """
         if dtype is not None and torch_dtype is not None:
-            raise ConfigError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}, two names of one thing; give dtype")
+            raise ConfigError(f"dtype is {dtype!r} and torch_dtype {torch_dtype!r}, the same option; give only dtype")
         options = ModelOptions(revision, token, device_map, attn_implementation, quantization_config)
         chosen = torch_dtype if dtype is None else dtype
         loaded = load_model(
             model, device=device, dtype=chosen, decode_weights=decode_weights, progress=progress, options=options
         )
-        # A path says nothing about which model lies there; the adapter's own sizes are checked in any case.
+        # A path does not say which model it holds. The adapter's sizes are checked in any case.
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = _fitted(adapter, loaded, base_model, token)
         opened = LazyStore.of(None if store is None else open_store(store))
@@ -197,6 +205,7 @@ class DeltaMemEngine:
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
+            cache=cache,
             progress=progress,
         )
 
@@ -215,14 +224,15 @@ class DeltaMemEngine:
         turns_at_once: int = AT_ONCE,
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
+        cache: CacheKind = "full",
         progress: bool = False,
     ) -> Self:
-        """An engine from a transformers model and its tokenizer that are in memory.
+        """Makes an engine from a loaded transformers model and its tokenizer.
 
-        The model object is frozen and carries the memory until `close`. `adapter`: an `Adapter`, as
-        `Adapter.for_model(config, model)` builds it from an `AdapterConfig` (its weights are zeros: load yours with
-        `load_state_dict`; it is moved to the model's device, and not to be changed while the engine lives), or what
-        `from_pretrained` takes. `name`: what the model is called, None for what its config says.
+        The model object is frozen, and the memory stays attached to it until `close`. `adapter`: anything that
+        `from_pretrained` takes, or an `Adapter` object. `Adapter.for_model(config, model)` builds one from an
+        `AdapterConfig` with zero weights; load yours with `load_state_dict`. The adapter is moved to the model's
+        device; do not change it while the engine is open. `name`: the model's name, None for the name in its config.
 
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.
         """
@@ -239,13 +249,14 @@ class DeltaMemEngine:
             turns_at_once=turns_at_once,
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
+            cache=cache,
             progress=progress,
         )
 
     def run_turn(self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]) -> Turn:
-        """One reply of `agent` to `messages`; returns once the memory is committed.
+        """One reply of `agent` to `messages`. Returns when the memory is committed.
 
-        Takes the options of `stream_turn`, and raises what it raises.
+        Options and errors are those of `stream_turn`.
         """
         for chunk in self.stream_turn(agent, messages, **options):
             turn = chunk.turn
@@ -266,23 +277,23 @@ class DeltaMemEngine:
         response_schema: Mapping[str, Any] | None = None,
         recall: Recall | None = None,
     ) -> Generator[TurnChunk, None, None]:
-        """One reply of `agent` to `messages`, text and tool calls as they are decided; the committed Turn last.
+        """Streams one reply of `agent` to `messages`: pieces of text and tool calls, and last the committed Turn.
 
-        `messages`: the history as the caller has it, whole, trimmed, or only what is new. `thread`: names
-        the conversation. Only in a named one may the memory go back, where `messages` show that the conversation was
-        edited or cut short (see `docs/memory-semantics.md`); `facts.undone_messages` says how much went.
-        `agent`: text, or a whole number or UUID for the agent of that text; None is a memory that ends with the
-        turn. `memory`: "readonly" reads and leaves the agent as it was, "off" is the base model. `recall`: how the
-        memory is read, None for the engine's own; `facts.recalled` says which statements the reply rests on.
+        `messages`: the history as the caller has it: complete, trimmed, or only the new messages. `thread`: name of the
+        conversation. Only in a named thread can the memory undo messages, when `messages` show that the conversation
+        was edited or cut short (see `docs/memory-semantics.md`); `facts.undone_messages` says how many.
+        `agent`: text, or a whole number or UUID, which is converted to text. None is a temporary memory that ends with
+        the turn. `memory`: "readonly" reads and does not change the agent, "off" is the base model. `recall`: how the
+        memory is read, None for the engine's setting; `facts.recalled` lists the statements used for the reply.
 
         `tool_choice`: "auto", "any" (call at least one of `tools`), "none" or the name of the tool to call.
-        `parallel_tool_calls`: whether one reply may hold several. `response_schema`: a JSON schema which the
-        reply has to fit, unless it calls tools. These are held by a grammar and need the extra "tools";
-        "auto" and "none" work without it. A forced reply for which `max_tokens` is too short is cut off; a
-        stop string ends text only, never a call that is held.
+        `parallel_tool_calls`: whether one reply may contain several calls. `response_schema`: a JSON schema that the
+        reply has to fit, unless it calls tools. "any", a tool's name and `response_schema` are enforced by a grammar
+        and need the extra "tools"; "auto" and "none" work without it. If `max_tokens` is too small, an enforced reply
+        is truncated. A stop string ends text, never an enforced call.
 
-        Closing the iterator early stops within a token and changes nothing, nor does a turn that fails.
-        Turns that are under way at the same time, in threads or on an event loop, share forward passes.
+        Closing the iterator early stops within one token and changes nothing. A turn that fails changes nothing either.
+        Turns that run at the same time, in threads or on an event loop, share forward passes.
         Raises ConfigError, GrammarError, MessageError, WindowError, HistoryDivergedError, AgentForgottenError,
         OverloadedError, ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError.
         """
@@ -303,7 +314,10 @@ class DeltaMemEngine:
     async def arun_turn(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> Turn:
-        """`run_turn` off the event loop. Cancelling it stops within a token and changes nothing."""
+        """`run_turn` for asyncio; it does not block the event loop. Cancelling it stops within one token.
+
+        A cancelled turn changes nothing.
+        """
         async for chunk in self.astream_turn(agent, messages, **options):
             turn = chunk.turn
         assert turn is not None
@@ -312,43 +326,45 @@ class DeltaMemEngine:
     def astream_turn(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> AsyncGenerator[TurnChunk, None]:
-        """`stream_turn` off the event loop."""
+        """`stream_turn` for asyncio; it does not block the event loop."""
         return _heard(self.stream_turn(agent, messages, **options))
 
     def statements(self, agent: str, at: str | None = None, *, superseded: bool = False) -> list[Statement]:
-        """What the agent's memory holds, message by message, oldest first.
+        """The statements in the agent's memory, oldest first.
 
-        A statement is a message that left something in the memory: `id`, `text`, `role`, `thread`, `created`, and how
-        strongly each of its `tokens` was written (`strengths`). `at`: a snapshot, None for the newest. `superseded`:
-        with the earlier versions of corrected statements.
+        A statement is a message that wrote to the memory. It has `id`, `text`, `role`, `thread`, `created`, and the
+        write strength of each of its `tokens` (`strengths`). `at`: a snapshot, None for the newest. `superseded`:
+        include the earlier versions of corrected statements.
         Raises AgentNotFoundError, ForeignSnapshotError, StoreError or DamagedSnapshotError.
         """
         return self._editor().listed(_name(agent), at, superseded=superseded)
 
     def search_statements(self, agent: str, query: str, *, limit: int = 4) -> list[tuple[Statement, float]]:
-        """The statements that a query is about with their scores, best first, as a reply to it would choose them.
+        """The statements that best match a query, with their scores, best first. A reply ranks them the same way.
 
-        At most `limit`, however low their scores. Raises what `statements` raises.
+        Returns up to `limit` statements, even with low scores. Raises ConfigError for a `limit` below 1, and the errors
+        of `statements`.
         """
         if limit < 1:
             raise ConfigError(f"limit is {limit}, expected at least 1")
         return self._editor().matching(_name(agent), query, limit, self.recall)
 
     def forget_statement(self, agent: str, id: str) -> StatementReceipt:
-        """Forget one statement: no byte of its text or its writes stays in the store's files, nor in any state.
+        """Deletes one statement: no byte of its text or its writes stays in the store's files or in any state.
 
-        `id`: as `statements` lists it, or its first six or more digits. The receipt names other statements that say the
-        same words, such as the reply to it, so that they can be forgotten too, and forks that still hold it. A client
-        that sends the message again does not bring it back. Backups and exports are outside the store.
-        Raises StatementNotFoundError, StateError for an adapter whose gates never shut, or what `statements` raises.
+        `id`: as `statements` lists it, or its first six or more digits. The receipt names forks that still hold the
+        statement, and other statements that say the same words, such as the reply to it, so that they can be forgotten
+        too. The statement does not come back when a client sends the message again. Backups and exports are outside
+        the store. Raises StatementNotFoundError, StateError for an adapter whose gates never shut, and the errors of
+        `statements`.
         """
         return self._editor().forget(_name(agent), id)
 
     def correct_statement(self, agent: str, id: str, text: str) -> Statement:
-        """Put a true text in a statement's place; returns the new statement.
+        """Replaces a statement with a corrected text. Returns the new statement.
 
-        The earlier version is not read any more. It stays in the store until it, or the new one, is forgotten.
-        Raises what `forget_statement` raises, and ConfigError for a text that leaves nothing in the memory.
+        The earlier version is no longer read. It stays in the store until it or the new one is forgotten.
+        Raises the errors of `forget_statement`, and ConfigError for a text that writes nothing to the memory.
         """
         return self._editor().correct(_name(agent), id, text)
 
@@ -360,13 +376,13 @@ class DeltaMemEngine:
         name: str | None = None,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> Migration:
-        """Move a memory that another model or adapter made to this engine, by absorbing its texts again.
+        """Moves a memory that another model or adapter made to this engine, by absorbing its texts again.
 
-        `source`, `agent`: the store and the agent it is read from, which stay as they are. `name`: what the agent is
-        called here, None for the same. Threads, roles, order and times are kept. What has no text cannot move; the
-        report says what that is. `advance(tokens)` is called as tokens have been read.
-        Raises AlreadyExistsError where there is such an agent, StateError where nothing can move, or what `statements`
-        raises, and then nothing was changed.
+        `source`, `agent`: the store and agent to read from; they are not changed. `name`: the agent's id here, None for
+        the same id. Threads, roles, order and times are kept. Statements without text cannot be moved; the report lists
+        them. `advance(tokens)`: called with the number of tokens read since the last call.
+        Raises AlreadyExistsError if the agent exists here, StateError if nothing can be moved, and the errors of
+        `statements`. Nothing is changed after an error.
         """
         self._require_usable()
         return migrate(self._turns(), source, _name(agent), _name(agent if name is None else name), advance)
@@ -374,10 +390,10 @@ class DeltaMemEngine:
     def explain(
         self, agent: str | None, messages: Sequence[MessageLike], **options: Unpack[TurnOptions]
     ) -> Explanation:
-        """A turn, the statements that its reply rests on, and which of the reply's tokens the memory changed.
+        """Runs a turn and reports which statements its reply used and which tokens of the reply the memory changed.
 
-        Takes the options of `stream_turn`, but only reads where `memory` does not say "readwrite". Costs a turn, and
-        the reply's tokens twice more. Raises what `stream_turn` raises.
+        Options and errors are those of `stream_turn`, but the default of `memory` is "readonly". It costs one turn, and
+        processing the reply's tokens twice more.
         """
         asked: TurnOptions = {"memory": "readonly", **options}
         return explain(self._turns(), self._request(agent, messages, **asked))
@@ -393,10 +409,10 @@ class DeltaMemEngine:
         *,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> MemoryState:
-        """The memory after reading and writing `messages`. Pure: no agent or store is involved.
+        """Returns the memory after writing `messages`. A pure function: no agent or store is involved.
 
-        Works in bounded memory: the messages are processed in segments of at most `window_tokens`.
-        `advance(tokens)` is called as tokens have been read.
+        The messages are processed in segments of at most `window_tokens`, so the RAM it needs is bounded.
+        `advance(tokens)`: called with the number of tokens read since the last call.
         """
         self._require_usable()
         run = self._speaker.begin(state)
@@ -413,11 +429,12 @@ class DeltaMemEngine:
         thread: str | None = None,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> str | None:
-        """Write what the agent's thread has not absorbed of `messages`, without asking for a reply. One commit.
+        """Writes the messages that the agent's thread has not absorbed yet, without a reply, in one commit.
 
-        For clients whose messages leave their window. Returns the id of the new snapshot, None where nothing
-        was new. `advance(tokens)` is called as tokens have been read. Raises MessageError, AgentForgottenError,
-        ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError, and then nothing was changed.
+        For clients that drop old messages from their history. Returns the new snapshot's id, None if no message was
+        new. `advance(tokens)`: called with the number of tokens read since the last call. Raises MessageError,
+        AgentForgottenError, ForeignSnapshotError, InvalidAgentIdError, StoreError or DamagedSnapshotError. Nothing is
+        changed after an error.
         """
         self._require_usable()
         return self._turns().absorb_into(_name(agent), thread_name(thread), as_messages(messages), advance)
@@ -429,9 +446,9 @@ class DeltaMemEngine:
         *,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> list[MemoryState]:
-        """Each state after its conversation, as `absorb` gives it, many at once.
+        """`absorb` for many states at once, each with its own conversation.
 
-        `advance(tokens)` is called as tokens have been read.
+        `advance(tokens)`: called with the number of tokens read since the last call.
         """
         self._require_usable()
         spoken = [as_messages(messages) for messages in conversations]
@@ -440,7 +457,7 @@ class DeltaMemEngine:
 
     @property
     def selects(self) -> bool:
-        """Whether a reply reads statements that are chosen for it, and not one state of everything."""
+        """Whether a reply reads only statements selected for it, instead of one state of all statements."""
         return self._speaker.keeps_writes and self.recall.read == "selected"
 
     def remember_batch(
@@ -450,9 +467,10 @@ class DeltaMemEngine:
         *,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> list[AgentMemory]:
-        """What memories hold after conversations, each a thread of its own: `absorb_batch` for statements.
+        """The memories after conversations, each in its own thread. It is `absorb_batch` for statements.
 
-        `memories`: those before, empty ones where nothing is said. `advance(tokens)` is called as tokens are read.
+        `memories`: the memories before; None for empty ones. `advance(tokens)`: called with the number of tokens read
+        since the last call.
         """
         self._require_usable()
         before = [self._turns().empty] * len(conversations) if memories is None else memories
@@ -465,7 +483,7 @@ class DeltaMemEngine:
         *,
         whatever: bool = False,
     ) -> list[Recollection]:
-        """What the reply to each conversation rests on. `whatever`: read a statement even where none fits."""
+        """The statements recalled for a reply to each conversation. `whatever`: recall some even if none matches."""
         self._require_usable()
         turns = self._turns()
         if whatever:
@@ -479,15 +497,15 @@ class DeltaMemEngine:
         *,
         max_tokens: int,
     ) -> list[str]:
-        """`greedy_replies`, each resting on what was recalled for it."""
+        """`greedy_replies`, each using the statements that were recalled for it."""
         self._require_usable()
         spoken = [as_messages(messages) for messages in conversations]
         return recalled_replies(self._turns(), recollections, spoken, max_tokens)
 
     def score(self, state: MemoryState | None, messages: Sequence[MessageLike], answer: str) -> Score:
-        """How likely `answer` is as the reply to `messages`, reading `state` (None: memory off).
+        """The log-probability of `answer` as the reply to `messages`, reading `state` (None: memory off).
 
-        When the last message is the assistant's, `answer` continues it. Nothing is written.
+        If the last message is the assistant's, `answer` continues it. Nothing is written.
         """
         return self.score_batch(None if state is None else [state], [messages], [answer])[0]
 
@@ -497,14 +515,14 @@ class DeltaMemEngine:
         conversations: Sequence[Sequence[MessageLike]],
         answers: Sequence[str],
     ) -> list[Score]:
-        """`score` of several conversations at once, each reading its own state (None: memory off)."""
+        """`score` for several conversations at once, each reading its own state (None: memory off)."""
         self._require_usable()
         pairs = zip(conversations, answers, strict=True)
         prompts = [self._prompts.with_answer(as_messages(messages), answer) for messages, answer in pairs]
         return score_batch(self.model, self._joined(states), [p for p, _ in prompts], [tokens for _, tokens in prompts])
 
     def count_tokens(self, messages: Sequence[MessageLike]) -> int:
-        """Tokens of the messages' own contents, without the template's scaffolding."""
+        """Number of tokens in the messages' contents, without the chat template's own tokens."""
         self._require_usable()
         return self._prompts.content_tokens(as_messages(messages))
 
@@ -513,7 +531,7 @@ class DeltaMemEngine:
     ) -> list[str]:
         """Greedy replies to several conversations in one batch, each reading its own state (None: memory off).
 
-        Where the last message is the assistant's, the reply continues it. Nothing is written.
+        If the last message is the assistant's, the reply continues it. Nothing is written.
         """
         self._require_usable()
         prompts = [self._prompts.reading(as_messages(messages)) for messages in conversations]
@@ -524,14 +542,14 @@ class DeltaMemEngine:
 
     @property
     def store(self) -> Store:
-        """Where the agents' memories live. Raises what opening it raises, where it is not open yet."""
+        """The store of the agents' memories. Opens it if necessary, and raises what opening raises."""
         return self.lazy_store.open()
 
     def with_store(self, store: StoreLike | LazyStore) -> Self:
-        """This engine over another store. Model, adapter and tokenizer are shared.
+        """A second engine with another store. Model, adapter and tokenizer are shared.
 
-        Closing the twin leaves this engine as it is, and closes the twin's store unless it is this engine's. Once
-        this engine is closed, its twins are too.
+        Closing the second engine closes its store, unless it is this engine's store, and nothing else. Closing this
+        engine also closes the engines made from it.
         """
         twin = copy(self)
         twin.lazy_store = LazyStore.of(store)
@@ -539,9 +557,9 @@ class DeltaMemEngine:
         return twin
 
     def close(self) -> None:
-        """Take the memory off the model and close the store. A turn that is running fails and changes nothing.
+        """Detaches the memory from the model and closes the store. A turn that is running fails and changes nothing.
 
-        What is called afterwards raises EngineClosedError; closing again does nothing.
+        Later calls raise EngineClosedError. Closing again does nothing.
         """
         if self._life.closed:
             return
@@ -560,9 +578,9 @@ class DeltaMemEngine:
         self.close()
 
     def _require_usable(self) -> None:
-        """Raises EngineClosedError for an engine that was closed, ForkedProcessError where a model cannot compute."""
+        """Raises EngineClosedError if the engine is closed, ForkedProcessError in a fork that cannot compute."""
         if self._life.over:
-            raise EngineClosedError("this engine was closed, and nothing was changed; open another one")
+            raise EngineClosedError("this engine was closed; nothing was changed. Open a new engine")
         require_threads(needed=torch.get_num_threads() > 1 or self.model.device.type != "cpu")
 
     def _request(
@@ -579,7 +597,7 @@ class DeltaMemEngine:
         response_schema: Mapping[str, Any] | None = None,
         recall: Recall | None = None,
     ) -> TurnRequest:
-        """One turn as it was asked for, checked."""
+        """Checks the options of a turn and collects them in a request."""
         tools = as_tools(tools)
         if memory not in MEMORY_MODES:
             raise ConfigError(f"memory is {memory!r}, expected one of {', '.join(MEMORY_MODES)}")
@@ -617,10 +635,10 @@ class DeltaMemEngine:
 
 
 def _name(agent: str) -> str:
-    """The agent's name. Raises InvalidAgentIdError for None, whose memory ends with a turn."""
+    """The agent's id as text. Raises InvalidAgentIdError for None, which stands for a temporary memory."""
     name = agent_name(agent)
     if name is None:
-        raise InvalidAgentIdError("agent id is None, expected the name of who remembers")
+        raise InvalidAgentIdError("agent id is None, expected the id of an agent")
     return name
 
 
@@ -633,7 +651,7 @@ async def _heard(chunks: Generator[TurnChunk, None, None]) -> AsyncGenerator[Tur
 
 @dataclass
 class _Life:
-    """Whether an engine was closed. `original`: the engine whose model it shares, None for one with its own."""
+    """Whether an engine is closed. `original`: the engine whose model it shares, None if it has its own model."""
 
     original: DeltaMemEngine | None = None
     closed: bool = False

@@ -1,11 +1,11 @@
-"""Every error this package raises, each also a built-in error a caller may already catch.
+"""All errors of this package. Each is also a built-in exception, so that existing `except` clauses catch it.
 
-Messages say what was found, what was expected and what to do next.
+Every message says what was found, what was expected and what to do next.
 """
 
 
 class DeltaMemError(Exception):
-    """Base of every error raised on purpose by deltamem_agents."""
+    """Base class of all errors that deltamem_agents raises on purpose."""
 
 
 class ConfigError(DeltaMemError, ValueError):
@@ -13,7 +13,7 @@ class ConfigError(DeltaMemError, ValueError):
 
 
 class UnsupportedModelError(DeltaMemError, ValueError):
-    """The model's family, layout or tokenizer cannot carry a memory."""
+    """The model's family, layout or tokenizer is not supported."""
 
 
 class AdapterError(DeltaMemError, ValueError):
@@ -29,30 +29,30 @@ class MessageError(DeltaMemError, ValueError):
 
 
 class WindowError(DeltaMemError, ValueError):
-    """The newest messages alone do not fit the prompt budget."""
+    """The newest messages alone do not fit into the window (the prompt's token budget)."""
 
 
 class HistoryDivergedError(DeltaMemError, ValueError):
-    """Incoming messages contradict what the agent absorbed, and the policy is to refuse."""
+    """The messages contradict what the agent absorbed, and the policy is to raise an error."""
 
 
 class StoreError(DeltaMemError, OSError):
-    """The store could not read or write; nothing was changed."""
+    """The store could not be read or written; nothing was changed."""
 
 
 class AgentNotFoundError(DeltaMemError, KeyError):
-    """No such agent in the store; its subclasses: no such snapshot or tag."""
+    """The store has no such agent. Subclasses: no such snapshot, statement or tag, or a forgotten agent."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class SnapshotNotFoundError(AgentNotFoundError):
-    """The agent has no such snapshot, or several whose ids begin as given."""
+    """The agent has no such snapshot, or several whose ids begin with the given digits."""
 
 
 class StatementNotFoundError(AgentNotFoundError):
-    """The agent's memory holds no such statement, or several whose ids begin as given."""
+    """The agent's memory has no such statement, or several whose ids begin with the given digits."""
 
 
 class TagNotFoundError(AgentNotFoundError):
@@ -60,19 +60,19 @@ class TagNotFoundError(AgentNotFoundError):
 
 
 class AgentForgottenError(AgentNotFoundError):
-    """The agent was forgotten, or replaced by an import, while a turn was running; nothing of the turn was kept."""
+    """The agent was forgotten, or replaced by an import, during a turn; nothing of the turn was stored."""
 
 
 class AlreadyExistsError(DeltaMemError, ValueError):
-    """An agent or tag of that name is in the store; it was not overwritten."""
+    """The store already has an agent or tag of that name; it was not overwritten."""
 
 
 class InvalidAgentIdError(DeltaMemError, ValueError):
-    """An agent id is empty, too long, or not text."""
+    """An agent id is empty, blank, too long, or not text."""
 
 
 class StaleHeadError(DeltaMemError, RuntimeError):
-    """A compare-and-swap lost: the agent's newest snapshot is no longer the expected one."""
+    """A compare-and-swap failed: the agent's newest snapshot is no longer the expected one."""
 
 
 class DamagedSnapshotError(DeltaMemError, ValueError):
@@ -88,7 +88,7 @@ class NewerFormatError(DeltaMemError, ValueError):
 
 
 class DownloadError(DeltaMemError, OSError):
-    """A model asked for by name could not be fetched, or its checksum is wrong."""
+    """A model requested by name could not be downloaded, or its checksum is wrong."""
 
 
 class ModelFilesError(DeltaMemError, OSError):
@@ -100,26 +100,26 @@ class GrammarError(DeltaMemError, ValueError):
 
 
 class ReplyCutOffError(DeltaMemError, ValueError):
-    """`max_tokens` was too few for the object that a reply has to be."""
+    """The reply was truncated by `max_tokens`, so it is not a complete JSON object."""
 
 
 class TrainingDivergedError(DeltaMemError, ArithmeticError):
-    """A training step's loss or gradient is not a finite number; the last save point is intact."""
+    """The loss or gradient of a training step is not finite; the last save point is intact."""
 
 
 class EngineClosedError(DeltaMemError, RuntimeError):
-    """The engine was closed, so the model does not carry its memory any more; nothing was changed."""
+    """The engine was closed and its memory detached from the model; nothing was changed."""
 
 
 class OverloadedError(DeltaMemError, RuntimeError):
-    """As many turns are under way and waiting as may be; nothing was changed."""
+    """The maximum number of turns are running and waiting; nothing was changed."""
 
 
 class ForkedProcessError(DeltaMemError, RuntimeError):
     """The engine was opened before this process was forked, and cannot compute here."""
 
 
-# Earlier and shorter names, which are here to stay: code that catches them goes on working.
+# Earlier, shorter names. They stay, so that code that catches them keeps working.
 AgentNotFound = AgentNotFoundError
 AlreadyExists = AlreadyExistsError
 DamagedSnapshot = DamagedSnapshotError

@@ -1,4 +1,4 @@
-"""Packages whose modules are imported when one of their names is first used: importing the package stays quick."""
+"""Lazy imports: a package's modules are imported when one of their names is first used, so importing it is fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def names_of(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A package's `__getattr__`. `modules`: which names each module has, the module named from the package on."""
+    """Makes a package's `__getattr__`. `modules`: the names of each module, by its name relative to the package."""
     homes = {name: module for module, names in modules.items() for name in names}
 
     def found(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a forked process must not take over from its parent: held mutexes, and a thread pool that is not there."""
+"""Safety in forked processes: resets locks that the parent held, and detects torch threads that a fork lacks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _computing: int | None = None
 
 
 class Renewed(Protocol):
-    """What a forked child must not take over as its parent left it."""
+    """An object that must be reset in a forked child."""
 
     def renew(self) -> None: ...
 
 
 def renewed_in_forks(thing: Renewed) -> None:
-    """From now on, `thing` is renewed in every fork of this process."""
+    """Calls `thing.renew()` in every later fork of this process."""
     _renewed.add(thing)
 
 
 class Mutex:
-    """A lock that a forked child finds open, whichever thread of its parent held it; that thread is not there."""
+    """A lock that is open in a forked child, even if a thread of the parent held it: the child lacks that thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,22 +42,22 @@ class Mutex:
 
 
 def begin_computing() -> None:
-    """From now on, torch may have threads in this process which a fork of it lacks."""
+    """Records that torch may have threads in this process from now on. A fork would lack them."""
     global _computing
     _computing = _computing or os.getpid()
 
 
 def require_threads(*, needed: bool) -> None:
-    """Raises ForkedProcessError in a fork of a process that was computing, where threads (or a GPU) are `needed`.
+    """Raises ForkedProcessError in a fork of a process that has computed, if threads or a GPU are `needed`.
 
-    Computing there would wait forever for threads that were not copied.
+    Computing in such a fork would wait forever for threads that the fork does not have.
     """
     if needed and _computing not in (None, os.getpid()):
         raise ForkedProcessError(
             f"process {os.getpid()} was forked from process {_computing} after a model was opened there. A fork has "
-            "neither its threads nor its GPU, so that computing would hang. Use the start method 'spawn' "
-            "(multiprocessing.get_context('spawn'), ProcessPoolExecutor(mp_context=…)), or open the model in the "
-            "workers alone (gunicorn without --preload). On a CPU, torch.set_num_threads(1) in the worker will do too"
+            "neither its threads nor its GPU, so computing would hang. Use the start method 'spawn' "
+            "(multiprocessing.get_context('spawn'), ProcessPoolExecutor(mp_context=…)), or open the model only in "
+            "the workers (gunicorn without --preload). On a CPU, torch.set_num_threads(1) in the worker also helps"
         )
 
 

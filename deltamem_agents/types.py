@@ -1,4 +1,4 @@
-"""The values that cross the package's rooms. Frozen, plain, free of torch."""
+"""Value types that the package's layers share. They are frozen and do not need torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 MemoryMode: TypeAlias = Literal["readwrite", "readonly", "off"]
 ReadMode: TypeAlias = Literal["selected", "all", "none"]
 ToolChoice: TypeAlias = str
-"""Whether tools have to be called: "auto", "any", "none", or the name of the one to call."""
+"""Whether tools must be called: "auto", "any", "none", or the name of the tool to call."""
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 READ_MODES: tuple[ReadMode, ...] = ("selected", "all", "none")
@@ -26,7 +26,7 @@ MEMORY_MODES: tuple[MemoryMode, ...] = ("readwrite", "readonly", "off")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call the assistant asked for. `arguments` is the decoded JSON object."""
+    """A tool call that the assistant made. `arguments`: the decoded JSON object."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -35,7 +35,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool on offer. `parameters` is a JSON schema of type object."""
+    """A tool that the model may call. `parameters`: a JSON schema of type object."""
 
     name: str
     description: str = ""
@@ -46,7 +46,7 @@ class Tool:
 class Message:
     """One message of a conversation, text only.
 
-    `tool_calls` belongs to role assistant, `tool_call_id` and `name` to role tool.
+    `tool_calls`: for role assistant. `tool_call_id`, `name`: for role tool.
     """
 
     role: Role
@@ -69,9 +69,9 @@ MessageLike: TypeAlias = "Message | Mapping[str, Any]"
 
 
 def as_messages(messages: Sequence[MessageLike]) -> tuple[Message, ...]:
-    """Messages from `Message` objects or `{"role", "content", …}` dicts, in order.
+    """Converts `Message` objects or `{"role", "content", …}` dicts to messages, in order.
 
-    Raises MessageError naming the position of the first one that does not fit.
+    Raises MessageError with the position of the first invalid message.
     """
     if isinstance(messages, (str, bytes, Mapping)):
         raise MessageError(f"messages is a {type(messages).__name__}, expected a list of messages")
@@ -97,7 +97,7 @@ def _as_message(position: int, message: MessageLike) -> Message:
 
 
 def as_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
-    """The call of a `{"name", "arguments"}` dict, which may stand under "function". Raises MessageError."""
+    """Converts a `{"name", "arguments"}` dict, possibly nested under "function". Raises MessageError."""
     if isinstance(call, ToolCall):
         return call
     function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -107,7 +107,7 @@ def as_tool_call(call: ToolCall | Mapping[str, Any]) -> ToolCall:
 
 
 def _as_arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments as an object; chat APIs send them as JSON text."""
+    """The arguments as a mapping. Chat APIs send them as JSON text."""
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError):
@@ -121,7 +121,7 @@ def _as_arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the reply is drawn. The defaults are greedy decoding of up to 256 tokens."""
+    """Sampling options of a reply. The default is greedy decoding of up to 256 tokens."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -155,7 +155,7 @@ _DRAWN: Mapping[str, tuple[bool, Callable[[Any], bool], str]] = {
     "repetition_penalty": (False, lambda value: 0 < value < math.inf, "above 0"),
     "seed": (True, lambda value: True, ""),
 }
-"""What `Sampling` takes: whether only whole numbers, which of them, and how to say so."""
+"""Valid values of `Sampling`: whether only whole numbers, a check of the value, and the text for the error message."""
 
 
 def _as_stops(given: object) -> tuple[str, ...]:
@@ -173,11 +173,12 @@ def _as_stops(given: object) -> tuple[str, ...]:
 class Recall:
     """How a reply reads the memory.
 
-    `read`: "selected" reads the statements that the question is about, "all" the state of everything, "none" nothing.
-    An adapter whose gates never shut has one state and no writes of single statements: it reads "all" for "selected".
-    `window_tokens`: tokens of the prompt in which the chosen statements are shown, with what was said around them, as
-    the messages they were; 0 shows none. None is what was fitted to the adapter: of statements that say several things.
-    `roles`: whose statements may be chosen. `max_age`: older ones are not.
+    `read`: "selected" reads the statements that match the question, "all" the state of all statements, "none" nothing.
+    An adapter whose gates never shut has only one state and no separate statements, so "selected" means "all" for it.
+    `window_tokens`: tokens of the prompt for the text of the selected statements, shown as the messages they were
+    with the messages around them; 0 shows none. None uses the value fitted to the adapter; a statement that was
+    selected alone is then shown only if it says several things. `roles`: roles whose statements may be selected.
+    `max_age`: older statements are not selected.
     """
 
     read: ReadMode = "selected"
@@ -199,9 +200,9 @@ class Recall:
 
 @dataclass(frozen=True)
 class Recalled:
-    """A statement that a reply rests on. `score`: how well it matches what was asked, higher is better.
+    """A statement that was selected for a reply. `score`: how well it matches the question, higher is better.
 
-    `created`: ISO 8601, UTC. `read_from`: "state", "window" or both joined by "+".
+    `created`: ISO 8601, UTC. `read_from`: how the reply read it: "state", "window" or both joined by "+".
     """
 
     id: str
@@ -214,7 +215,7 @@ class Recalled:
 
 
 class TurnOptions(TypedDict, total=False):
-    """The options of a turn, as `DeltaMemEngine.stream_turn` describes them."""
+    """The options of a turn; `DeltaMemEngine.stream_turn` describes them."""
 
     thread: str | None
     tools: Sequence[Tool]
@@ -228,9 +229,9 @@ class TurnOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one turn. `absorbed_tokens` were written without staying in the prompt.
+    """Token counts of one turn. `absorbed_tokens`: written to the memory without being in the prompt.
 
-    `cached_tokens`: of the prompt, those whose keys and values were kept from earlier turns.
+    `cached_tokens`: prompt tokens whose keys and values were kept from earlier turns.
     """
 
     prompt_tokens: int
@@ -245,15 +246,15 @@ class Usage:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """What the memory did in one turn. Times in seconds, sizes in bytes, norms Frobenius over all layers.
+    """What the memory did in one turn. Times in seconds, sizes in bytes, Frobenius norms over all layers.
 
-    `tokens_read`: tokens of the prompt, the reply and what was absorbed that read the memory. `messages_written`: those
-    of which tokens were written, the reply included. `tokens_unwritten`: of these messages, beyond
-    `WritePolicy.message_tokens`. `tokens_unshown`: of the newest messages, left out of the prompt, which shows their
-    head and tail. `undone_messages`: how many messages the memory no longer holds, because the client showed that its
-    history was edited or cut short. `recalled`: the statements that the reply rests on, best first. `state_bytes` and
-    `state_norm` are of the state that the reply read. `prefilled_tokens`: of the prompt, those that went through the
-    model; the others are `Usage.cached_tokens`.
+    `tokens_read`: tokens that read the memory, in the prompt, the reply and the absorbed messages. `messages_written`:
+    number of messages with written tokens, including the reply. `tokens_unwritten`: tokens of these messages that were
+    not written, because they are beyond `WritePolicy.message_tokens`. `tokens_unshown`: tokens of the newest messages
+    that were left out of the prompt, which shows only their beginning and end. `undone_messages`: number of messages
+    removed from the memory, because the client's history was edited or cut short. `recalled`: the statements used for
+    the reply, best first. `state_bytes`, `state_norm`: of the state that the reply read. `prefilled_tokens`: prompt
+    tokens that went through the model; the others are `Usage.cached_tokens`.
     """
 
     agent: str
@@ -280,10 +281,10 @@ class TurnFacts:
 
 @dataclass(frozen=True)
 class CallChunk:
-    """A piece of a tool call that is being said. `index`: which of the turn's calls.
+    """A piece of a streamed tool call. `index`: number of the call in the turn, from 0.
 
-    A call's first piece carries its `name` and `id`, later ones only `arguments`. The `arguments` of all
-    its pieces, joined, are JSON text of the arguments.
+    A call's first piece has its `name` and `id`, later ones only `arguments`. The `arguments` of all pieces, joined,
+    are the JSON text of the arguments.
     """
 
     index: int
@@ -294,11 +295,11 @@ class CallChunk:
 
 @dataclass(frozen=True)
 class Turn:
-    """The outcome of one model call: what was said, and which memory it left behind.
+    """The result of one model call: the reply, and the snapshot it committed.
 
-    `snapshot` is the id of the committed snapshot, None when the memory was not written.
-    `finish_reason` is "stop", "length" or "tool_calls". `cut_call`: a tool call which `max_tokens` was too
-    few for, as far as it got; it is neither in `text` nor in `tool_calls`.
+    `snapshot`: id of the committed snapshot, None if nothing was written. `finish_reason`: "stop", "length" or
+    "tool_calls". `cut_call`: a partial tool call truncated by `max_tokens`; it is neither in `text` nor in
+    `tool_calls`.
     """
 
     text: str
@@ -316,7 +317,7 @@ class Turn:
 
     @property
     def report(self) -> dict[str, object]:
-        """What the memory did, as JSON: the fields of `facts`, and `snapshot`. An ephemeral agent is None."""
+        """What the memory did, as JSON: the fields of `facts`, and `snapshot`. A temporary memory has agent None."""
         facts = asdict(self.facts)
         return {
             **facts,
@@ -328,9 +329,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class TurnChunk:
-    """A piece of a streamed turn: of its text, or of one of its calls. The last one carries only `turn`.
+    """A piece of a streamed turn: of its text, or of one of its tool calls. The last piece has only `turn`.
 
-    The pieces add up to the turn's `text`, and to its `tool_calls` and `cut_call`.
+    All pieces together give the turn's `text`, `tool_calls` and `cut_call`.
     """
 
     text: str = ""
@@ -340,12 +341,11 @@ class TurnChunk:
 
 @dataclass(frozen=True)
 class ExplainedToken:
-    """What the memory did to one token of a reply.
+    """How the memory changed one token of a reply.
 
-    `text`: what the token adds to the reply. `kl`: how far the memory moved the model's odds for this place, the
-    Kullback–Leibler divergence in nats of those with the memory from those without it, before sampling and grammars.
-    `frozen`: what the frozen model finds likeliest here, after the same words. `changed`: whether that is another token
-    than with the memory.
+    `text`: the token's text. `kl`: Kullback–Leibler divergence in nats of the next-token distribution with the memory
+    from the one without it, before sampling and grammars. `frozen`: the frozen model's most likely token here, after
+    the same words. `changed`: whether the most likely token with the memory is another one.
     """
 
     text: str
@@ -356,19 +356,23 @@ class ExplainedToken:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A turn, and what the memory did to each token of its reply."""
+    """A turn, and how the memory changed each token of its reply."""
 
     turn: Turn
     tokens: tuple[ExplainedToken, ...]
 
     @property
     def recalled(self) -> tuple[Recalled, ...]:
-        """The statements that the reply rests on, best first."""
+        """The statements used for the reply, best first."""
         return self.turn.facts.recalled
 
 
 class Score(NamedTuple):
-    """How the model rates a given answer. `logprob` is the sum over `tokens`, natural log."""
+    """The model's score of a given answer.
+
+    `logprob`: natural log, summed over the answer's tokens. `tokens`: their number. `greedy`: whether each of them is
+    the most likely token.
+    """
 
     logprob: float
     tokens: int
@@ -379,9 +383,9 @@ class Score(NamedTuple):
 class ThreadLog:
     """Which messages of one thread an agent has absorbed, in constant space.
 
-    `count`: messages absorbed in all. `tail`: digests of the newest of them, oldest first, at most
-    TAIL_MESSAGES. `opening`: digests that clients showed first although the tail no longer reaches them, such as
-    a fixed prefix; at most OPENING_MESSAGES.
+    `count`: number of messages absorbed. `tail`: digests of the newest ones, oldest first, at most TAIL_MESSAGES.
+    `opening`: digests of messages that clients send first, such as a fixed prefix, although they are older than the
+    tail; at most OPENING_MESSAGES.
     """
 
     count: int = 0

@@ -1,4 +1,4 @@
-"""Replies that hold tool calls, or look like it, for laws that have to hold for all of them."""
+"""Replies that contain tool calls, or look as if they did."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""Child processes that do something, to their end or until they are killed in the midst of it."""
+"""Child processes that run to their end or are killed at a chosen moment."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 
 def fork_child(act: Callable[[], object]) -> int:
-    """Runs `act` in a child process; returns its pid. The child exits with 0, or 1 when `act` raises."""
+    """Runs `act` in a child process and returns its pid. The child exits with 0, or with 1 if `act` raises."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
-    # Should the parent fail before it ends the child, something does.
+    # Ends the child if the parent fails before it does.
     signal.alarm(120)
     try:
-        # A thread pool of the parent's does not exist in the child.
+        # The parent's thread pool does not exist in the child.
         torch.set_num_threads(1)
         act()
         status = 0
@@ -31,14 +31,14 @@ def fork_child(act: Callable[[], object]) -> int:
 
 
 def in_child(act: Callable[[], object]) -> int:
-    """Runs `act` in a child process to its end; returns the exit code, negative for a signal."""
+    """Runs `act` in a child process and returns its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(fork_child(act), 0)[1])
 
 
 def killed_at(count: int, calls: Sequence[str], act: Callable[[], object]) -> bool:
     """Runs `act` in a child that is killed just before its `count`-th of the system `calls`.
 
-    False when it came to its end without so many.
+    False if it ended with fewer calls.
     """
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Turns of a client, and what they leave behind."""
+"""Helpers that run a client's turns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def same_state(a: Snapshot, b: Snapshot) -> bool:
 
 
 def scripted() -> ScriptedEngine:
-    """Each of its replies is another one."""
+    """An engine that gives a different reply in every turn."""
     replies = itertools.count(1)
     return ScriptedEngine(lambda asked: f"Reply {next(replies)}.")
 

@@ -1,4 +1,4 @@
-"""Set before any library is imported: no test reaches the network, and none spins up threads it cannot use."""
+"""Environment of the tests, set before any library is imported: no network, and no threads that cannot be used."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tiny_folders import Tiny
 
-# A shared machine decides how long an example takes; no law is about that.
+# On a shared machine an example may take any time; no test depends on it.
 settings.register_profile("deltamem", deadline=None, max_examples=30)
 settings.register_profile("fast", settings.get_profile("deltamem"), max_examples=10)
 

@@ -1,4 +1,4 @@
-"""Which cases of a law are among the fast tests. `make test` runs them all."""
+"""Selects which cases of a test are among the fast tests. `make test` runs all cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def one_in(every: int, cases: Iterable[Any]) -> list[Any]:
-    """Cases for `parametrize`, all but each `every`-th marked slow. A case of several values is a tuple."""
+    """Cases for `parametrize`; all except every `every`-th are marked slow. A case with several values is a tuple."""
     return [
         pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=[pytest.mark.slow] if place % every else [])
         for place, case in enumerate(cases)

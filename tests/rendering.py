@@ -1,4 +1,4 @@
-"""What the laws of rendering are tried on: templates by name, texts that try to forge, conversations with tools."""
+"""Inputs for the tests of rendering: templates by name, texts that look like control tokens, tool conversations."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def owned(kind: ChatTemplate, rendered: Rendered, owner: int) -> str:
 
 
 def readable(text: str) -> str:
-    """What a tokenizer can give back of a text."""
+    """The text after encoding and decoding with a tokenizer."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Laws of messages that leave a client's window: absorbed once, behind everything else, in one commit."""
+"""Laws of messages that leave a client's window: absorbed once, after everything else, in one commit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_what_a_turn_wrote_is_known_when_it_leaves_the_window(engine: DeltaMemEn
     assert engine.absorb_into("ada", [U1, first], thread="another") is not None
 
 
-def test_other_threads_stay(engine: DeltaMemEngine) -> None:
+def test_other_threads_are_not_changed(engine: DeltaMemEngine) -> None:
     engine.run_turn("ada", [U1], sampling=SHORT, thread="t")
     engine.absorb_into("ada", [U2, A2], thread="flushed")
     head = engine.store.load("ada")

@@ -1,4 +1,4 @@
-"""Adapter configs: the published one and ours are read, anything that would change the result unnoticed is refused."""
+"""Adapter configs: the published and this package's own are read; anything that would change results is refused."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_both_adapters_that_ship_have_the_preset_named_after_them(folder: Path) 
     assert all(getattr(AdapterConfig(), name) != value for name, value in PRESETS["shipped"].items())
 
 
-def test_a_preset_takes_other_settings_beside_it_and_has_to_be_there() -> None:
+def test_a_preset_takes_other_settings_and_must_exist() -> None:
     assert AdapterConfig.of_preset("published", rank=4) == AdapterConfig(rank=4)
     gated = AdapterConfig.of_preset("shipped", rank=4, read_scope="all")
     assert (gated.rank, gated.read_scope, gated.erase_gate) == (4, "all", True)
@@ -140,7 +140,7 @@ def test_a_format_that_is_no_version_is_refused(version: object) -> None:
         AdapterConfig.from_json({"format": version, "surprise": 1})
 
 
-def test_a_read_gate_that_sees_what_is_read_has_to_be_there() -> None:
+def test_gate_on_reads_needs_a_read_gate() -> None:
     with pytest.raises(ConfigError, match=r"gate_on_reads .*read_gate is false"):
         AdapterConfig(gate_on_reads=True)
 

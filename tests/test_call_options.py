@@ -1,4 +1,4 @@
-"""Laws of a call's options: each value is taken or refused by name, alike in the engine and both frameworks."""
+"""Laws of a call's options: each value is accepted or refused, equally in the engine and both frameworks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BAD = {
 
 @pytest.mark.parametrize("framework", CALLS)
 @pytest.mark.parametrize("name", BAD)
-def test_a_value_that_sampling_cannot_have_is_refused_by_name(framework: str, name: str) -> None:
+def test_an_invalid_sampling_value_is_refused(framework: str, name: str) -> None:
     for value in BAD[name]:
         with pytest.raises(ConfigError, match=rf"Sampling\.{name} is .*expected"):
             Sampling(**{name: value})
@@ -93,13 +93,13 @@ def test_an_odd_option_is_refused_by_name_in_both_frameworks(framework: str, giv
 
 
 @pytest.mark.parametrize("framework", CALLS)
-def test_none_asks_for_nothing(framework: str) -> None:
+def test_the_value_none_is_ignored(framework: str) -> None:
     assert CALLS[framework](**dict.fromkeys(CALL_KEYWORDS))
     assert seen[-1].tools == ()
 
 
 @pytest.mark.parametrize("framework", CALLS)
-def test_a_tool_may_lack_all_but_its_name(framework: str) -> None:
+def test_a_tool_needs_only_a_name(framework: str) -> None:
     for more in ({}, {"description": None, "parameters": None}, {"parameters": {}}):
         CALLS[framework](tools=[{"type": "function", "function": {"name": "t", **more}}])
         (offered,) = seen[-1].tools

@@ -1,4 +1,4 @@
-"""Laws of closing: a twin ends alone, an engine takes its twins along, and what is running changes nothing."""
+"""Laws of closing: an engine closes the engines made from it, not the reverse; a running turn changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_closing_a_twin_leaves_its_parent_and_its_siblings_alone(tmp_path: Path)
     assert works(engine)
 
 
-def test_what_is_closed_says_so(tmp_path: Path) -> None:
+def test_a_closed_engine_raises_an_error(tmp_path: Path) -> None:
     engine = tiny_engine(SQLiteStore(tmp_path / "one.sqlite"))
     twin = engine.with_store(InMemoryStore())
     grandchild = twin.with_store(InMemoryStore())

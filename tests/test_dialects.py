@@ -1,4 +1,4 @@
-"""What other chat APIs call tools, choices and formats is understood, and what none of them says is refused."""
+"""Other chat APIs' spellings of tools, choices and formats are converted; unknown spellings are refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_response_format_has_many_spellings(said: object, meant: object) -> No
     assert as_response_schema(said) == meant
 
 
-def test_what_nobody_says_is_refused() -> None:
+def test_unknown_spellings_are_refused() -> None:
     for choice in (3, {"type": "maybe"}, ["f"]):
         with pytest.raises(ConfigError, match="tool_choice"):
             as_tool_choice(choice)
@@ -69,7 +69,7 @@ def test_what_nobody_says_is_refused() -> None:
             as_response_schema(response_format)
 
 
-def test_a_call_overrides_what_the_model_says() -> None:
+def test_a_calls_options_override_the_models() -> None:
     own = Sampling(max_tokens=7, temperature=0.5, stop=("x",))
     said: dict[str, Any] = {"temperature": 0.0, "stop": ["y"], "memory": "off", "thread": "t", "other": 1}
     options = turn_options(said, [Tool("f")], sampling=own, memory="readonly")
@@ -81,7 +81,7 @@ def test_a_call_overrides_what_the_model_says() -> None:
     assert turn_options({"stop": []}, [], sampling=own, memory="off")["sampling"].stop == ()
 
 
-def test_a_model_that_has_to_call_calls_once_unless_told_otherwise() -> None:
+def test_a_required_call_is_a_single_call_by_default() -> None:
     for choice, parallel, expected in (
         ("auto", None, True),
         ("any", None, False),
@@ -92,7 +92,7 @@ def test_a_model_that_has_to_call_calls_once_unless_told_otherwise() -> None:
         assert turn_options(said, [], sampling=Sampling(), memory="off")["parallel_tool_calls"] == expected
 
 
-def test_a_failed_tool_says_so_once() -> None:
+def test_a_failed_tools_result_starts_with_error_once() -> None:
     for text in ("no such city", "Error: no such city"):
         assert tool_result(text, call_id="c", name="f", failed=True).content == "Error: no such city"
     message = tool_result("fine", call_id="", name=None, failed=False)

@@ -1,4 +1,4 @@
-"""What is not in a store is refused by its own name, in every store."""
+"""Missing agents, snapshots and tags have their own errors, in every store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of explaining a reply: it is the turn's own reply, and what it says of the memory is so."""
+"""Laws of explaining a reply: it is the turn's own reply, and the reported effect of the memory is right."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_explained_is_the_turns_own_reply(adapter: str, recall: Recall, 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_greedy_reply_without_changed_tokens_is_the_frozen_models(adapter: str) -> None:
-    """And at the first token that is changed, the two replies part."""
+    """And the two replies differ from the first changed token on."""
     engine = told(ADAPTERS[adapter])
     explained = engine.explain("a", ASKED, sampling=SHORT)
     frozen = engine.explain("a", ASKED, sampling=SHORT, memory="off")
@@ -50,7 +50,7 @@ def test_a_greedy_reply_without_changed_tokens_is_the_frozen_models(adapter: str
 
 
 @pytest.mark.parametrize("memory", ["off", "readonly"])
-def test_where_no_memory_is_read_nothing_is_changed(memory: Any) -> None:
+def test_if_no_memory_is_read_no_token_is_changed(memory: Any) -> None:
     engine = told(SELECTIVE)
     explained = engine.explain("a", ASKED, sampling=SHORT, memory=memory, recall=Recall("none"))
     assert explained.recalled == ()

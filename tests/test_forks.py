@@ -1,4 +1,4 @@
-"""Law of forks: a forked worker either computes or says at once that it cannot. It never hangs."""
+"""Laws of forked processes: a fork either computes or raises an error at once. It never hangs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# What every child is forked from: a process whose torch has used its threads, and which opened an engine.
+# Every child is forked from a process whose torch has used its threads and which opened an engine.
 PARENT = """
 import asyncio, json, os, signal, sys, threading
 import torch
@@ -112,7 +112,7 @@ print(json.dumps({"refusals": refusals, "computed": computed}))
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the forks of one process came to, which takes seconds to start; 0 is as it should be."""
+    """Exit codes of the forks of one process, which takes seconds to start; 0 is success."""
     script = f"FOLDER = {str(tmp_path_factory.mktemp('model'))!r}\n{PARENT}\n{LAWS}"
     done = subprocess.run(
         [sys.executable, "-c", script], env=_environment(), timeout=300, capture_output=True, text=True
@@ -128,7 +128,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
 
 
-# One worker runs them both: they share the forks.
+# One test worker runs both, so that they share the forks.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork"),
@@ -136,7 +136,7 @@ pytestmark = [
 ]
 
 
-def test_every_entry_of_an_engine_is_refused_in_a_fork_that_lacks_its_threads(found: dict[str, Any]) -> None:
+def test_every_method_of_an_engine_is_refused_in_a_fork_without_its_threads(found: dict[str, Any]) -> None:
     assert len(found["refusals"]) > 10 and not any(found["refusals"].values()), found["refusals"]
 
 

@@ -1,4 +1,4 @@
-"""Laws of grammars: what is allowed parses, what parses not is refused, and a reply always finds its end."""
+"""Laws of grammars: allowed replies parse, invalid ones are refused, and a reply can always be finished."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def accepts(grammar: Grammar | None, text: str) -> bool:
 
 
 def wander(matcher: Matcher, seed: int, tokens: int) -> str:
-    """A reply drawn at random among what is allowed, as an untrained model would draw it."""
+    """A reply sampled at random from the allowed tokens, as an untrained model would produce it."""
     draw, said = random.Random(seed), list[int]()
     for _ in range(tokens):
         token = draw.choice(np.flatnonzero(matcher.allowed()).tolist())
@@ -90,7 +90,7 @@ def test_arguments_outside_the_schema_are_refused(arguments: dict[str, Any]) -> 
         assert not accepts(reply_grammar(TOOLS, choice), format_tool_calls([ToolCall("get_weather", arguments)]))
 
 
-def test_auto_takes_any_text_and_finishes_what_it_opened() -> None:
+def test_auto_allows_any_text_and_finishes_an_opened_call() -> None:
     auto = reply_grammar(TOOLS)
     for text in ("", "Hello.\nIt is <b>late</b>; {not JSON", "Let me look.\n" + format_tool_calls([CALL])):
         assert accepts(auto, text)
@@ -99,18 +99,18 @@ def test_auto_takes_any_text_and_finishes_what_it_opened() -> None:
     assert not accepts(reply_grammar(TOOLS, "any"), "Hello.")
 
 
-def test_without_tools_or_with_none_anything_may_be_said() -> None:
+def test_without_tools_or_with_choice_none_any_text_is_allowed() -> None:
     assert reply_grammar(()) is None and reply_grammar(TOOLS, "none") is None
 
 
-def test_a_choice_that_is_not_on_offer_is_refused() -> None:
+def test_a_choice_that_names_no_available_tool_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'fax'.*'get_weather', 'clock'"):
         reply_grammar(TOOLS, "fax")
     with pytest.raises(ConfigError, match="no tool"):
         reply_grammar((), "any")
 
 
-def test_a_response_schema_holds_and_leaves_room_for_calls() -> None:
+def test_a_response_schema_is_enforced_and_calls_stay_possible() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     for tools, choice in (((), "auto"), (TOOLS, "auto"), (TOOLS, "none")):
         grammar = reply_grammar(tools, choice, schema=schema)
@@ -134,7 +134,7 @@ def test_objects_have_the_properties_their_schema_lists() -> None:
         assert accepts(grammar, f"[{text}]" if schema.get("type") == "array" else text) == extra
 
 
-def test_schemas_with_definitions_and_nesting_hold() -> None:
+def test_schemas_with_definitions_and_nesting_are_enforced() -> None:
     schema = {
         "$defs": {"Pet": {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}},
         "type": "object",
@@ -151,7 +151,7 @@ def test_schemas_with_definitions_and_nesting_hold() -> None:
 
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from(["any", "get_weather", "clock"]), st.integers(160, 500))
-def test_a_forced_call_is_valid_however_wildly_it_is_drawn(seed: int, choice: str, tokens: int) -> None:
+def test_a_required_call_is_valid_however_randomly_it_is_sampled(seed: int, choice: str, tokens: int) -> None:
     grammar = reply_grammar(TOOLS, choice)
     assert grammar is not None
     text = wander(VOCABULARY.matcher(grammar, max_tokens=tokens), seed, tokens)
@@ -165,7 +165,7 @@ def test_a_forced_call_is_valid_however_wildly_it_is_drawn(seed: int, choice: st
 @pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(120, 300))
-def test_a_reply_near_its_last_token_is_led_to_a_valid_end(seed: int, tokens: int) -> None:
+def test_a_reply_near_max_tokens_is_steered_to_a_valid_end(seed: int, tokens: int) -> None:
     schema = {
         "type": "object",
         "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "string"}}},
@@ -205,7 +205,7 @@ def test_the_way_out_leads_out_of_strings_whatever_the_tokens_are() -> None:
     assert matcher.way_out() is not None
 
 
-def test_the_end_is_allowed_exactly_where_the_reply_is_whole() -> None:
+def test_the_end_is_allowed_exactly_when_the_reply_is_complete() -> None:
     grammar = reply_grammar(TOOLS, "clock")
     assert grammar is not None
     matcher = VOCABULARY.matcher(grammar)
@@ -230,7 +230,7 @@ def test_a_token_outside_the_grammar_is_an_error() -> None:
         VOCABULARY.matcher(grammar).accept(ids("H")[0])
 
 
-def test_what_no_grammar_can_say_is_refused_for_answers_and_left_to_tools() -> None:
+def test_keywords_no_grammar_can_express_are_refused_for_answers_only() -> None:
     odd = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
     grammar = reply_grammar((), schema=odd)
     assert grammar is not None
@@ -256,7 +256,7 @@ SAY = [{"role": "user", "content": "What is the weather in Oslo?"}]
 
 
 @pytest.mark.slow
-def test_an_untrained_model_makes_valid_calls_when_it_has_to() -> None:
+def test_an_untrained_model_makes_valid_required_calls() -> None:
     engine = tiny_engine()
     for choice in ("any", "get_weather"):
         turn = engine.run_turn("ada", SAY, tools=TOOLS, tool_choice=choice, sampling=Sampling(max_tokens=100))

@@ -1,4 +1,4 @@
-"""Laws of alignment: what of a history is new, reworded, tried again, edited or copied, by its digests alone."""
+"""Laws of comparing histories by digests: which messages are new, reworded, retried, edited or copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FRESH, EXTENDS, WINDOWED, DIVERGED = Alignment
 
 
 def said(words: str) -> list[str]:
-    """Digests of messages written as in the module's table: "u1 a1 ok" with "ok" a reply."""
+    """Digests of messages in the notation of the module's table: "u1 a1 ok", where "ok" is a reply."""
     roles = {"u": "user", "v": "user", "s": "user", "p": "user", "t": "tool"}
     return [digest(Message(roles.get(word[0], "assistant"), word)) for word in words.split()]
 
@@ -41,13 +41,13 @@ def log_of(words: str) -> ThreadLog:
         ("u1 a1 u2 a2", "u1", WINDOWED, "u1"),
         ("u1 a1 u2 a2 u3 a3", "u2", WINDOWED, "u2"),
         ("u1 a1 u2 a2 u3 a3", "u1 u2", WINDOWED, "u1 u2"),
-        # The newest turn tried again
+        # A retry of the newest turn
         ("u1 a1", "u1", WINDOWED, ""),
         ("u1 a1 u2 a2", "u2", WINDOWED, ""),
         ("u1 a1 u2 u3 a2", "u2 u3", WINDOWED, ""),
         ("u1 a1 u2 a2", "u2 u3", WINDOWED, "u2 u3"),
         ("u1 a1 u2 a2 u3 a3", "u2 a2 u3", WINDOWED, ""),
-        # A window, with a summary before it or not
+        # A window, with or without a summary before it
         ("u1 a1 u2 a2", "u2 a2 u3", WINDOWED, "u3"),
         ("u1 a1 u2 a2", "a2 u3", WINDOWED, "u3"),
         ("u1 a1 u2 a2", "u2 a2", WINDOWED, ""),
@@ -76,12 +76,12 @@ def log_of(words: str) -> ThreadLog:
         ("p1 q u1 a1", "p1 q u1 a1 u2", EXTENDS, "u2"),
         ("p1 q u1 a1 u2 a2", "p1 q u2 a2 u3", WINDOWED, "u3"),
         ("p1 q u1 a1 u2 a2", "p1 q u2 a2' u3", WINDOWED, "u3"),
-        # A past that is not known
+        # An unknown history
         ("u1 a1 u2 a2", "v1 b1 v2", WINDOWED, "v1 b1 v2"),
         ("u1 a1 u2 a2 u3 a3", "u9 a2 u9'", WINDOWED, "u9 a2 u9'"),
         ("u1 a1 u2 a2", "v1 b1 u1 b2 v3", WINDOWED, "v1 b1 u1 b2 v3"),
         ("u1 a1 u2 a2", "u1 a1 v2 b2 u3", None, "v2 b2 u3"),
-        # Messages that nobody answered
+        # Messages without a reply
         ("u1", "u1 u2", EXTENDS, "u2"),
         ("u1 a1 u2", "u1 a1 u2 u3", EXTENDS, "u3"),
         ("u1 a1 u2 u3", "u2 u3 u4", WINDOWED, "u4"),
@@ -140,25 +140,25 @@ def test_an_edit_in_place_goes_back_only_in_a_named_thread(absorbed, incoming, n
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_what_was_reworded_once_is_compared_in_the_clients_words_from_then_on(named):
+def test_a_reworded_message_is_later_compared_in_the_clients_words(named):
     found = align(log_of("u1 a1 u2 a2"), said("u1 a1' u2 a2' u3"), named=named)
     log = extend(found.log, said("u3 a3"))
     assert log == log_of("u1 a1' u2 a2' u3 a3")
     assert align(log, said("u1 a1' u2x"), named=True).stands == 2
 
 
-def test_a_reworded_first_input_is_told_by_its_place_in_a_named_thread():
+def test_a_reworded_first_input_is_recognised_by_its_position_in_a_named_thread():
     log, incoming = log_of("u1 ok"), said("u1' ok u2")
     assert (align(log, incoming, named=True).outcome, align(log, incoming, named=True).new) == (EXTENDS, (2,))
     assert align(log, incoming, named=False).new == (0, 1, 2), "it may be another conversation or a prefix"
 
 
-def test_a_reply_that_is_asked_for_again_takes_the_place_of_the_one_before_in_the_log():
+def test_a_regenerated_reply_replaces_the_one_before_in_the_log():
     found = align(log_of("u1 a1"), said("u1"), named=True)
     assert extend(found.log, said("a1b")) == log_of("u1 a1b")
 
 
-# Logs that are bounded
+# Bounded logs
 
 
 def test_a_log_stays_bounded_and_counts_everything():
@@ -195,7 +195,7 @@ def test_an_edit_older_than_the_log_reaches_undoes_nothing():
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_strange_history_does_not_send_a_long_thread_back(named):
+def test_an_unknown_history_does_not_make_a_long_thread_go_back(named):
     log = extend(ThreadLog(), long_history(300))
     for words in ("x1 b1 x2", "x1 a3 x2", "x1 u3 a3 x2"):
         assert align(log, said(words), named=named).outcome is WINDOWED
@@ -207,7 +207,7 @@ def test_a_fixed_prefix_stays_known_however_long_the_log_gets(prefix, named):
     log = extend(ThreadLog(), said(f"{prefix} u0 a0"))
     for turn in range(1, 400):
         incoming = said(f"{prefix} u{turn}")
-        # Where a named thread has no snapshot that ends with the prefix, it goes on as an unnamed one.
+        # If a named thread has no snapshot that ends with the prefix, it is treated as an unnamed one.
         found = align(log, incoming, named=named)
         if found.outcome is DIVERGED:
             assert found.stands <= len(incoming) - 1
@@ -217,7 +217,7 @@ def test_a_fixed_prefix_stays_known_however_long_the_log_gets(prefix, named):
     assert log.count == len(said(prefix)) + 800
 
 
-def test_two_prefixes_that_take_turns_both_stay_known():
+def test_two_alternating_prefixes_both_stay_known():
     log = extend(ThreadLog(), said("p1 q1 u0 a0 p2 q2 v0 b0"))
     for turn in range(1, 400):
         prefix = "p1 q1" if turn % 2 else "p2 q2"
@@ -233,7 +233,7 @@ def test_two_prefixes_that_take_turns_both_stay_known():
     st.integers(0, 300),
 )
 @settings(max_examples=500, deadline=None)
-def test_any_two_histories_have_an_answer(absorbed, incoming, before):
+def test_any_two_histories_can_be_compared(absorbed, incoming, before):
     log = extend(ThreadLog(), [*said("x0") * before, *absorbed])
     for named in (True, False):
         found = align(log, incoming, named=named)
@@ -306,7 +306,7 @@ def test_a_copy_of_a_long_thread_is_recognised_by_the_end_of_its_log():
         ("u1", "u1 a1", 1),
     ],
 )
-def test_what_leaves_a_window_is_known_by_its_exchanges(absorbed, leaving, known):
+def test_messages_that_leave_a_window_are_recognised_by_their_exchanges(absorbed, leaving, known):
     assert known_ahead(log_of(absorbed), said(leaving)) == known
 
 
@@ -337,7 +337,7 @@ def test_a_digest_ignores_what_frameworks_change_and_nothing_else():
     assert len({digest(message) for message in different}) == len(different)
 
 
-def test_a_digest_tells_the_role_and_is_fixed_for_good():
+def test_a_digest_contains_the_role_and_never_changes():
     assert digest(Message("user", "hello")) == "u:6e4f5c64564dd1b523be0049fa5b4a56"
     assert [digest(Message(role, "x"))[:2] for role in ("system", "user", "assistant", "tool")] == [
         "s:",

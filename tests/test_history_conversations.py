@@ -1,7 +1,7 @@
-"""Laws of whole conversations, whatever clients do: random tellings, retries, edits, windows and rewordings.
+"""Laws of whole conversations with random clients: new messages, retries, edits, windows and rewordings.
 
-The engine here is only the planner and a store. What each snapshot's state would hold is kept as a list of messages,
-so that a message written twice, lost, or left over from an abandoned branch can be seen.
+The engine here is only the planner and a store. The contents of each snapshot's state are kept as a list of messages,
+so that a message that is written twice, lost, or left over from an abandoned branch can be detected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Sends = Literal["whole", "window", "new"]
 
 @dataclass(frozen=True)
 class Said:
-    """One utterance. Two with equal texts are still two; reworded it is still the same."""
+    """One message. Two with equal texts are different objects; a reworded one is still the same object."""
 
     number: int
     message: Message
@@ -51,7 +51,7 @@ class Said:
 
 @dataclass
 class Agent:
-    """An agent whose memory can be read: `holds` has the messages of each snapshot's state."""
+    """An agent whose memory can be inspected: `holds` has the messages of each snapshot's state."""
 
     on_divergence: OnDivergence = "append"
     store: InMemoryStore = field(default_factory=InMemoryStore)
@@ -68,7 +68,7 @@ class Agent:
         return self.holds[self.store.head("ada")]
 
     def turn(self, thread: str | None, messages: Sequence[Said]) -> Said:
-        """Plan as the engine does, write what is new and the reply, commit."""
+        """Plans as the engine does, writes the new messages and the reply, and commits."""
         policy = WritePolicy(on_divergence=self.on_divergence)
         planner = Planner(
             LazyStore(self.store), AgentMemory(EMPTY), Memories(fades=False), MADE_BY, policy, drops=False
@@ -85,7 +85,7 @@ class Agent:
 
 @dataclass
 class Client:
-    """An app with one conversation. `history`: as it has stored it. `abandoned`: what its user edited away."""
+    """An app with one conversation. `history`: as the app stores it. `abandoned`: messages that an edit removed."""
 
     agent: Agent
     name: str
@@ -105,7 +105,7 @@ class Client:
         return [*self.prefix, *new]
 
     def tell(self, texts: Sequence[str], history: Sequence[Said] | None = None) -> None:
-        """A turn. `history`: what the user went back to, where that is not all."""
+        """Runs a turn. `history`: the part that the user went back to, if not all."""
         kept = list(self.history if history is None else history)
         new = [self.agent.say(f"{text} ({self.name})") for text in texts]
         self.abandoned |= {each.number for each in self.history} - {each.number for each in kept}
@@ -113,7 +113,7 @@ class Client:
         self.history = [*kept, *new, reply.reworded if self.rewords else reply]
 
     def newest_input(self) -> list[str]:
-        """The texts of what was last said, without the name."""
+        """The texts of the last input, without the name."""
         replies = [place for place, each in enumerate(self.history) if each.message.role == "assistant"]
         first = replies[-2] + 1 if len(replies) > 1 else 0
         return [each.message.content.rsplit(" (", 1)[0] for each in self.history[first:-1]]
@@ -125,10 +125,10 @@ def prefix_of(agent: Agent, name: str, size: int) -> list[Said]:
 
 
 class Conversations(RuleBasedStateMachine):
-    """Clients of every kind talk to one agent at the same time, with names for their threads or without.
+    """Clients of every kind talk to one agent at the same time, with or without thread names.
 
-    Texts of users repeat; replies do not. A client that shows no replies does not say the same twice in a row, as that
-    is how it tries again.
+    User texts repeat; replies do not. A client that sends no replies does not repeat a message, because that is
+        is how it tries again.
     """
 
     on_divergence: OnDivergence = "append"
@@ -173,7 +173,7 @@ class Conversations(RuleBasedStateMachine):
     @precondition(lambda self: self.spoke is not None)
     @rule()
     def try_again(self):
-        """The client whose turn was the newest did not get the reply, and asks once more."""
+        """The client with the newest turn did not get the reply and retries."""
         client = self.spoke
         inputs = len(client.newest_input())
         kept, new = client.history[: -inputs - 1], client.history[-inputs - 1 : -1]
@@ -184,12 +184,12 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 3), place=st.integers(0, 100), text=TEXTS, edits=st.booleans())
     def go_back(self, number, place, text, edits):
-        """The user edits a message, or asks for a reply again, and what followed is gone."""
+        """The user edits a message or regenerates a reply, and the later messages are dropped."""
         client = self.client(number)
         if client.thread is None or client.sends != "whole":
             return
         told = [each.message.role for each in client.history]
-        # Before the first reply there is nothing that could tell an edit from something new.
+        # Before the first reply an edit cannot be distinguished from a new message.
         asked = [at for at, role in enumerate(told) if role == "user" and "assistant" in told[:at]]
         if asked:
             at = asked[place % len(asked)]
@@ -199,7 +199,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 3), place=st.integers(0, 100), text=TEXTS)
     def edit_in_place(self, number, place, text):
-        """An old message is replaced where it stands, and the conversation goes on."""
+        """An old message is replaced in place, and the conversation continues."""
         client = self.client(number)
         asked = [
             at
@@ -234,7 +234,7 @@ class Conversations(RuleBasedStateMachine):
 
 
 class OneConversation(Conversations):
-    """With a single client that shows its whole history, going back is exact."""
+    """With a single client that sends its whole history, going back is exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class OneConversation(Conversations):
 
     @invariant()
     def what_was_edited_away_is_gone(self):
-        """But for replies to the very first input: saying that again cannot be told from asking for a reply again."""
+        """Except replies to the first input: repeating it looks the same as regenerating its reply."""
         client = self.clients[0]
         first = {message.number for message in self.agent.said if message.message.role == "assistant"} - self.later
         assert {each.number for each in self.agent.memory} - {each.number for each in client.history} <= first
@@ -334,8 +334,8 @@ class CountingStore(InMemoryStore):
 
 @pytest.mark.parametrize("sends", ["whole", "window", "new"])
 @pytest.mark.parametrize("thread", [None, "thread"])
-def test_what_a_turn_looks_at_does_not_grow_with_the_number_of_snapshots(thread, sends):
-    """Also where no reply that the client sends is known."""
+def test_the_snapshots_a_turn_loads_do_not_grow_with_the_history(thread, sends):
+    """Also if none of the client's replies is known."""
     store = CountingStore()
     agent = Agent(store=store)
     client = Client(agent, "client", thread, sends, False, [], window=20)

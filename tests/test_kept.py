@@ -139,6 +139,14 @@ def test_a_turn_that_continues_prefills_what_is_new(options: dict[str, Any]) -> 
     assert any(turn.facts.recalled for turn in turns) != bool(options)
 
 
+@pytest.mark.parametrize("shown", [0, 120], ids=["nothing comes back", "messages come back"])
+def test_where_the_window_slides_most_turns_prefill_what_is_new(shown: int) -> None:
+    engine = tiny_engine(config=SELECTIVE, window_tokens=900)
+    turns = talk(engine, "ada", 60, recall=Recall(window_tokens=shown))[30:]
+    assert all(turn.usage.prompt_tokens > 300 for turn in turns)
+    assert sum(turn.facts.prefilled_tokens < 300 for turn in turns) > 0.6 * len(turns)
+
+
 def test_nothing_but_the_lead_is_taken_from_another_conversation() -> None:
     engine = tiny_engine(config=SELECTIVE)
     said = [

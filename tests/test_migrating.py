@@ -1,4 +1,4 @@
-"""Laws of moving a memory to another model or adapter: everything with a text arrives, in order, and once."""
+"""Laws of moving a memory to another model or adapter: every text arrives once and in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def user(text: str) -> dict[str, str]:
 
 
 def source(**options: object) -> DeltaMemEngine:
-    """An agent of two threads that take turns."""
+    """An agent with two alternating threads."""
     engine = tiny_engine(seed=3, **options)  # type: ignore[arg-type]
     for number in range(6):
         engine.run_turn("ada", [user(f"Fact {number} is blue.")], thread="ab"[number % 2], sampling=SHORT)
@@ -52,7 +52,7 @@ def test_texts_roles_threads_and_times_arrive_in_their_order(here: str, there: s
     assert new.store.load("eve").snapshot.state.norm() > 0
 
 
-def test_a_client_goes_on_where_it_was() -> None:
+def test_a_client_can_continue_its_thread() -> None:
     old, new = tiny_engine(seed=3, config=SELECTIVE), tiny_engine(config=SELECTIVE)
     history = [user("My name is Ada.")]
     history.append({"role": "assistant", "content": old.run_turn("ada", history, thread="t", sampling=SHORT).text})
@@ -75,7 +75,7 @@ def test_a_forgotten_statement_does_not_come_back_with_its_client() -> None:
     assert "My name is Ada." not in [each.text for each in new.store.statements("ada")]
 
 
-def test_the_state_is_what_the_texts_leave() -> None:
+def test_the_state_is_that_of_the_texts() -> None:
     old, new = source(config=SELECTIVE), tiny_engine(config=SELECTIVE)
     new.adopt(old.store, "ada")
     again = tiny_engine(config=SELECTIVE)
@@ -83,7 +83,7 @@ def test_the_state_is_what_the_texts_leave() -> None:
     assert torch.equal(new.store.load("ada").snapshot.state.matrices, again.store.load("ada").snapshot.state.matrices)
 
 
-def test_what_has_no_text_cannot_move_and_is_named() -> None:
+def test_statements_without_text_are_not_moved_and_are_reported() -> None:
     old = source(config=SELECTIVE, policy=WritePolicy(keep_text=False))
     found = survey(old.store, "ada")
     assert found.statements == 0
@@ -94,7 +94,7 @@ def test_what_has_no_text_cannot_move_and_is_named() -> None:
     assert new.store.agents() == []
 
 
-def test_an_agent_that_is_there_is_not_replaced() -> None:
+def test_an_existing_agent_is_not_replaced() -> None:
     old, new = source(config=SELECTIVE), tiny_engine(config=SELECTIVE)
     new.run_turn("ada", [user("Hello.")], sampling=SHORT)
     head = new.store.head("ada")

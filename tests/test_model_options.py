@@ -1,4 +1,4 @@
-"""Opening as users of transformers do: its options reach it or are refused by name, and a model in memory will do."""
+"""transformers' options when opening a model: each is passed on or refused. Also models that are already loaded."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_revision_is_of_a_model_on_the_hub(tiny: Tiny, tmp_path: Path) -> None
             DeltaMemEngine.from_pretrained(name, revision="main", store="memory:")
 
 
-def test_what_is_for_the_hub_and_for_transformers_reaches_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_for_the_hub_and_for_transformers_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
     def recording(source: str, **options: Any) -> Any:
@@ -102,7 +102,7 @@ def test_what_is_for_the_hub_and_for_transformers_reaches_them(monkeypatch: pyte
         **tokenizer,
         "dtype": torch.float32,
         "quantization_config": config,
-        # What is quantised cannot be moved afterwards.
+        # A quantised model cannot be moved afterwards.
         "device_map": {"": torch.device("cpu")},
     }
 
@@ -127,12 +127,12 @@ def test_an_option_that_needs_a_missing_package_names_it(tiny: Tiny) -> None:
         opened(tiny, quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True))
 
 
-def test_nothing_said_is_nothing_passed_on(tiny: Tiny) -> None:
+def test_options_that_are_not_given_are_not_passed_on(tiny: Tiny) -> None:
     one, other = load_model(tiny.model), load_model(tiny.model, options=ModelOptions())
     assert one.model_fingerprint == other.model_fingerprint
 
 
-def test_a_model_and_an_adapter_in_memory_are_as_good_as_their_files(tiny: Tiny) -> None:
+def test_a_loaded_model_and_adapter_equal_their_files(tiny: Tiny) -> None:
     files = opened(tiny, dtype="float32")
     model = tiny_llama()
     engine = DeltaMemEngine.from_model(model, byte_tokenizer(), adapter=random_adapter(model), store="memory:")
@@ -150,7 +150,7 @@ def test_an_adapter_is_built_from_a_config_in_memory(tiny: Tiny) -> None:
         assert engine.fingerprint == opened(tiny, dtype="float32").fingerprint
     with pytest.raises(EngineClosedError):
         engine.run_turn(None, SAID)
-    # The model object is the user's again, and can carry another memory.
+    # The model object is free again: another memory can be attached.
     DeltaMemEngine.from_model(model, byte_tokenizer(), adapter=tiny.adapter, store="memory:").close()
 
 

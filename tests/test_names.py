@@ -1,4 +1,4 @@
-"""Laws of ids: one rule for the engine and both frameworks, and nothing is said before an id was checked."""
+"""Laws of ids: one rule for the engine and both frameworks, checked before the model is called."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def test_a_number_and_its_text_are_one_agent_everywhere(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", AGENTS)
-def test_what_names_nobody_leaves_no_memory(way: str) -> None:
+def test_a_blank_id_leaves_no_memory(way: str) -> None:
     for name in NOBODY:
         AGENTS[way](name)
     assert engine.store.agents() == []
 
 
-def test_what_names_nobody_hides_who_comes_further_down() -> None:
+def test_a_blank_id_is_not_replaced_by_a_later_rule() -> None:
     for name in NOBODY:
         langchain(agent_id="ada").invoke("hi", agent_id=name)
         langchain(agent_id="ada").invoke("hi", _as_configured(deltamem_agent_id=name, thread_id="t"))
@@ -128,7 +128,7 @@ def test_what_names_nobody_hides_who_comes_further_down() -> None:
 
 
 @pytest.mark.parametrize("way", [*AGENTS, *VIEWS])
-def test_what_is_no_id_is_refused_in_both_frameworks(way: str) -> None:
+def test_an_invalid_id_is_refused_in_both_frameworks(way: str) -> None:
     for name in NO_NAMES:
         with pytest.raises((InvalidAgentIdError, ValidationError), match="agent id"):
             (AGENTS | VIEWS)[way](name)
@@ -139,7 +139,7 @@ def test_what_is_no_id_is_refused_in_both_frameworks(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ENGINES)
-def test_the_engine_refuses_what_is_no_id_when_it_is_called(way: str) -> None:
+def test_the_engine_refuses_an_invalid_id_when_it_is_called(way: str) -> None:
     for name in (*NOBODY, *NO_NAMES):
         with pytest.raises(InvalidAgentIdError, match="agent id"):
             ENGINES[way](name)
@@ -154,7 +154,7 @@ def test_threads_are_named_by_the_same_rule(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", THREADS)
-def test_a_blank_thread_is_none_and_what_is_no_name_is_refused_before_a_word(way: str) -> None:
+def test_a_blank_thread_is_none_and_an_invalid_name_is_refused_at_once(way: str) -> None:
     for name in ("", " "):
         THREADS[way](name)
     before = engine.store.head("ada")
@@ -195,7 +195,7 @@ def test_every_text_is_an_agent_or_is_refused_and_never_changed(text: str) -> No
         assert thread_name(text) == which_thread(text) == text
 
 
-def test_awkward_ids_are_ids() -> None:
+def test_unusual_ids_are_valid() -> None:
     assert [agent_name(name) for name in AWKWARD_IDS] == list(AWKWARD_IDS)
 
 

@@ -1,4 +1,4 @@
-"""Laws of a blocking iterator on an event loop: nothing blocks, and nothing runs ahead of who asks."""
+"""Laws of a blocking generator on an event loop: the loop is not blocked, and no item is made ahead of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltamem_agents.turns.off_loop import off_loop
 
 
 class Counting:
-    """Counts to `stop`; says how far it got, and whether it was closed. Waits for `gate` before each number."""
+    """Counts to `stop` and records how far it got and whether it was closed. Waits for `gate` before each number."""
 
     def __init__(self, stop: int, gate: threading.Event | None = None) -> None:
         self.stop, self.gate = stop, gate
@@ -38,7 +38,7 @@ async def test_the_items_arrive_in_order_and_the_generator_is_closed() -> None:
     assert counting.closed
 
 
-async def test_nothing_is_made_before_it_is_asked_for() -> None:
+async def test_no_item_is_made_before_it_is_requested() -> None:
     counting = Counting(5)
     stream = off_loop(counting.numbers())
     assert counting.made == 0
@@ -85,7 +85,7 @@ async def test_an_error_arrives_where_the_item_would_have() -> None:
         await anext(stream)
 
 
-def test_streams_that_wait_for_their_readers_leave_the_workers_to_others() -> None:
+def test_waiting_streams_do_not_block_other_streams_threads() -> None:
     async def interleave() -> list[int]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
         streams = [off_loop(Counting(2).numbers()) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""Laws of one memory in two frameworks: what either wrote, the other reads bit for bit, and continues."""
+"""Laws of one memory in two frameworks: each reads what the other wrote, bit for bit, and continues it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_what_one_saved_the_other_reads_with_identical_logits(
 
     def asked(reader: str, memory: MemoryMode) -> tuple[dict[str, Any], torch.Tensor]:
         logits.clear()
-        # An engine and a store of its own, as in another process.
+        # A separate engine and store, as in another process.
         with SQLiteStore(tmp_path / "m.sqlite") as store:
             return FRAMEWORKS[reader](tiny_engine(), store, "What is my dog's name?", memory), logits[0]
 

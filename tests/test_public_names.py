@@ -1,4 +1,4 @@
-"""The public names are a promise: this list changes only on purpose, with the changelog."""
+"""The public names are stable: this list changes only on purpose, with the changelog."""
 
 import importlib
 
@@ -62,7 +62,7 @@ PROMISED = [
     "WritePolicy",
 ]
 
-# Names of version 0.1 that errors had before all of them ended alike, and what else they are called.
+# Names of errors in version 0.1, before all of them ended in "Error", with the current names.
 EARLIER = {
     "AgentNotFound": "AgentNotFoundError",
     "AlreadyExists": "AlreadyExistsError",
@@ -77,11 +77,11 @@ EARLIER = {
 }
 
 
-def test_public_names_are_those_promised() -> None:
+def test_public_names_are_the_documented_ones() -> None:
     assert sorted(deltamem_agents.__all__) == sorted([*PROMISED, *EARLIER])
 
 
-def test_errors_end_in_one_way_and_their_earlier_names_mean_the_same() -> None:
+def test_errors_end_in_error_and_their_earlier_names_are_aliases() -> None:
     errors = [
         name
         for name in PROMISED

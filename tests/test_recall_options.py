@@ -1,4 +1,4 @@
-"""Laws of `recall` in the engine and both frameworks: how a memory is read, and what a reply says that it rests on."""
+"""Laws of `recall` in the engine and both frameworks: how a memory is read, and what a reply reports as recalled."""
 
 from __future__ import annotations
 
@@ -62,16 +62,14 @@ recalls = st.builds(
 
 
 @given(recalls)
-def test_what_is_written_of_a_recall_is_json_and_reads_as_it_was(recall: Recall) -> None:
+def test_a_recall_survives_json(recall: Recall) -> None:
     assert as_recall(json.loads(json.dumps(written_recall(recall)))) == recall
     assert as_recall(recall) is recall
     assert as_recall(None) is None and written_recall(None) is None
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_call_says_how_the_memory_is_read_else_the_model_else_the_engine(
-    engine: DeltaMemEngine, framework: str
-) -> None:
+def test_recall_comes_from_the_call_then_the_model_then_the_engine(engine: DeltaMemEngine, framework: str) -> None:
     reply = FRAMEWORKS[framework]
     assert reply(engine, {})["recalled"]
     assert not reply(engine, {}, recall=Recall("none"))["recalled"]
@@ -86,7 +84,7 @@ def test_a_call_says_how_the_memory_is_read_else_the_model_else_the_engine(
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("wrong", ["all", {"reed": "all"}, {"read": "some"}, {"window_tokens": "5"}, {"max_age": "1h"}])
-def test_a_recall_that_cannot_be_is_refused_by_name(engine: DeltaMemEngine, framework: str, wrong: object) -> None:
+def test_an_invalid_recall_is_refused(engine: DeltaMemEngine, framework: str, wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"[Rr]ecall"):
         FRAMEWORKS[framework](engine, {"recall": wrong})
     with pytest.raises((ConfigError, ValidationError), match=r"[Rr]ecall"):
@@ -94,7 +92,7 @@ def test_a_recall_that_cannot_be_is_refused_by_name(engine: DeltaMemEngine, fram
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_what_a_reply_rests_on_is_json_and_the_same_in_the_engine(engine: DeltaMemEngine, framework: str) -> None:
+def test_recalled_statements_are_json_and_the_same_as_in_the_engine(engine: DeltaMemEngine, framework: str) -> None:
     report = FRAMEWORKS[framework](engine, {})
     assert json.loads(json.dumps(report)) == report
     turn = engine.run_turn("ada", [{"role": "user", "content": ASKED}], memory="readonly")
@@ -104,7 +102,7 @@ def test_what_a_reply_rests_on_is_json_and_the_same_in_the_engine(engine: DeltaM
     ]
 
 
-def test_streams_say_what_they_rest_on_too(engine: DeltaMemEngine) -> None:
+def test_streams_report_recalled_statements_too(engine: DeltaMemEngine) -> None:
     model = ChatDeltaMem(engine=engine, agent_id="ada", memory="readonly", max_tokens=3)
     llm = DeltaMemLLM(engine=engine, agent_id="ada", memory="readonly", max_tokens=3)
     whole = model.invoke(ASKED).response_metadata["deltamem"]["recalled"]
@@ -121,7 +119,7 @@ def test_streams_say_what_they_rest_on_too(engine: DeltaMemEngine) -> None:
     assert list(llm.stream_chat([ChatMessage(ASKED)]))[-1].raw["deltamem"]["recalled"] == whole
 
 
-def test_llamaindex_has_them_as_source_nodes(engine: DeltaMemEngine) -> None:
+def test_llamaindex_returns_recalled_statements_as_source_nodes(engine: DeltaMemEngine) -> None:
     llm = DeltaMemLLM(engine=engine, agent_id="ada", memory="readonly", max_tokens=3)
     for response in (llm.chat([ChatMessage(ASKED)]), llm.complete(ASKED)):
         (found,) = source_nodes(response)
@@ -131,7 +129,7 @@ def test_llamaindex_has_them_as_source_nodes(engine: DeltaMemEngine) -> None:
     assert source_nodes(llm.chat([ChatMessage(ASKED)], memory="off")) == []
 
 
-def test_langchain_binds_configures_and_writes_down_how_the_memory_is_read(engine: DeltaMemEngine) -> None:
+def test_langchain_binds_configures_and_serialises_recall(engine: DeltaMemEngine) -> None:
     model = ChatDeltaMem(engine=engine, agent_id="ada", memory="readonly", max_tokens=3)
 
     def recalled(runnable: Any, **config: Any) -> Any:
@@ -148,7 +146,7 @@ def test_langchain_binds_configures_and_writes_down_how_the_memory_is_read(engin
     assert ChatDeltaMem(**named.model_dump()).recall == read
 
 
-def test_llamaindex_writes_down_how_the_memory_is_read() -> None:
+def test_llamaindex_serialises_recall() -> None:
     read = Recall("all", window_tokens=99, roles=("user",), max_age=timedelta(hours=1))
     llm = DeltaMemLLM(model="scripted", recall=read)
     assert DeltaMemLLM.from_json(llm.to_json()).recall == read

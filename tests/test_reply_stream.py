@@ -1,4 +1,4 @@
-"""Laws of a reply that is shown while it is being said: pieces are never taken back and add up to the reply."""
+"""Laws of a streamed reply: pieces are never taken back and add up to the reply."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=9)
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:
-    """The text in pieces of these sizes, over and over."""
+    """The text in pieces of these sizes, repeated."""
     pieces: list[str] = []
     while text:
         size = sizes[len(pieces) % len(sizes)]
@@ -31,7 +31,7 @@ def cut(text: str, sizes: Sequence[int]) -> list[str]:
 
 
 def shown(text: str, sizes: Sequence[int], *, held: bool) -> tuple[list[TurnChunk], Message, CallChunk | None]:
-    """All chunks of a reply that arrives in such pieces, and the reply."""
+    """All chunks of a reply that arrives in these pieces, and the reply."""
     stream = ReplyStream(calls=True, held=held, salt="turn")
     chunks = [chunk for piece in cut(text, sizes) for chunk in stream.push(piece)]
     message, unfinished = reply_message(text, ["f"], "turn", held=held)
@@ -87,7 +87,7 @@ def distinct(calls: Iterable[ToolCall]) -> list[ToolCall]:
     return kept
 
 
-def test_a_held_call_is_shown_while_it_is_said() -> None:
+def test_an_enforced_call_is_streamed_while_it_is_decoded() -> None:
     text = format_tool_calls([ToolCall("f", {"x": "long enough"}), ToolCall("g", {})])
     stream = ReplyStream(calls=True, held=True, salt="turn")
     seen: list[CallChunk] = []
@@ -97,7 +97,7 @@ def test_a_held_call_is_shown_while_it_is_said() -> None:
     assert "".join(chunk.arguments for chunk in seen) == '{"x": "long '
 
 
-def test_a_call_that_nothing_holds_is_shown_when_it_is_complete() -> None:
+def test_a_call_without_a_grammar_is_shown_when_it_is_complete() -> None:
     text = format_tool_calls([ToolCall("f", {"x": 1}), ToolCall("g", {})])
     stream = ReplyStream(calls=True, held=False, salt="turn")
     at = text.index("</tool_call>") + len("</tool_call>")
@@ -137,7 +137,7 @@ def test_a_streamed_turn_adds_up_to_the_turn(choice: str) -> None:
     assert engine.store.load("ada").snapshot.absorbed.count == 2
 
 
-def test_a_call_for_which_tokens_are_too_few_is_no_call_and_no_text() -> None:
+def test_a_truncated_call_is_neither_a_call_nor_text() -> None:
     pytest.importorskip("llguidance")
     said = Message("assistant", "Well.", (ToolCall("clock", {}), ToolCall("add", {"x": 12345})))
     spelled = "Well.\n" + format_tool_calls(said.tool_calls)

@@ -1,4 +1,4 @@
-"""Laws of schemas: in any form that users have, a reply fits, or the schema is refused by what is wrong with it."""
+"""Laws of schemas: a reply fits any form of schema, or the schema is refused with an error that names the fault."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_any_type_that_pydantic_knows_has_a_schema(given: Any, name: str | None,
 
 
 @pytest.mark.parametrize("given", [7, "yaml", True, b"bytes", Point(x=1), Opaque, lambda x: x])
-def test_what_has_no_schema_is_refused(given: Any) -> None:
+def test_types_without_a_schema_are_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match="schema"):
         json_schema(given)
 
@@ -158,7 +158,7 @@ OBJECT_Y = {"type": "object", "properties": {"y": {"type": "integer"}}, "require
         ({"const": 3}, 3, 4),
     ],
 )
-def test_a_schema_holds_a_reply_to_what_it_says(schema: dict[str, Any], right: object, wrong: object) -> None:
+def test_a_reply_fits_its_schema(schema: dict[str, Any], right: object, wrong: object) -> None:
     assert fits(schema, right) and not fits(schema, wrong)
 
 
@@ -180,14 +180,14 @@ def test_a_schema_holds_a_reply_to_what_it_says(schema: dict[str, Any], right: o
         ({"type": "object", "properties": {"x": {"default": {1}}}}, "not JSON"),
     ],
 )
-def test_a_schema_that_cannot_hold_is_refused_by_its_part(schema: Any, part: str) -> None:
+def test_an_unusable_schema_is_refused_and_the_error_names_the_part(schema: Any, part: str) -> None:
     engine = ScriptedEngine("No.")
     with pytest.raises((ConfigError, GrammarError), match=part) as raised:
         engine.run_turn("ada", [{"role": "user", "content": "hi"}], response_schema=schema)
     assert "llguidance {}" not in str(raised.value) and engine.store.agents() == []
 
 
-def test_a_tool_leaves_to_itself_what_no_grammar_can_express() -> None:
+def test_keywords_no_grammar_can_express_are_ignored_in_tools() -> None:
     tool = Tool("t", parameters={"type": "object", "properties": {"x": {"type": "string", "pattern": "^(?!a)b$"}}})
     grammar = reply_grammar([tool], "any")
     assert grammar is not None and VOCABULARY.matcher(grammar).way_out() is not None
@@ -202,7 +202,7 @@ def test_a_tool_leaves_to_itself_what_no_grammar_can_express() -> None:
         {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 3},
     ],
 )
-def test_a_way_out_is_found_of_forms_that_the_easiest_token_does_not_finish(schema: dict[str, Any]) -> None:
+def test_a_reply_can_be_finished_even_if_the_best_token_never_ends_it(schema: dict[str, Any]) -> None:
     grammar = reply_grammar((), schema=schema)
     assert grammar is not None
     way = VOCABULARY.matcher(grammar).way_out()
@@ -221,7 +221,7 @@ def test_a_way_out_is_found_of_forms_that_the_easiest_token_does_not_finish(sche
         (Tool("t"), "list of tools"),
     ],
 )
-def test_what_is_no_tool_is_refused_by_name(tools: Any, part: str) -> None:
+def test_a_value_that_is_no_tool_is_refused(tools: Any, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         ScriptedEngine("No.").run_turn(None, [{"role": "user", "content": "hi"}], tools=tools, tool_choice="any")
 

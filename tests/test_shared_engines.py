@@ -1,4 +1,4 @@
-"""Laws of engines by name: opened once, shared by all who name them, over stores that are their own."""
+"""Laws of engines by name: each is opened once and shared, but every chat model has its own stores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_model_is_opened_once_however_many_name_it(opened: list[str]) -> None:
     assert shared_engine(EngineSpec("a", window_tokens=100)) is not engines[0] and opened == ["a", "a"]
 
 
-def test_a_name_may_mean_an_engine_for_a_while(opened: list[str]) -> None:
+def test_a_name_can_refer_to_a_given_engine_inside_a_block(opened: list[str]) -> None:
     mine, inner = ScriptedEngine(), ScriptedEngine()
     with named_engines({"a": mine}):
         with named_engines({"a": inner, "b": inner}):
@@ -72,7 +72,7 @@ def test_an_engine_that_is_given_serves_its_own_model_only(opened: list[str]) ->
     assert other.model is not given.model and other.store is given.store and opened == ["other"]
 
 
-def test_without_a_store_the_users_own_is_opened(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_store_the_users_default_is_opened(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[object] = []
 
     def opening(store: object) -> InMemoryStore:

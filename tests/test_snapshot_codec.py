@@ -1,4 +1,4 @@
-"""A snapshot's bytes: what goes in comes out, and nothing else comes out."""
+"""The snapshot file format: a round trip is exact, and any other bytes are refused."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_encoding_and_decoding_is_the_identity(snapshot: Snapshot) -> None:
     assert torch.equal(back.state.matrices.view(torch.int32), snapshot.state.matrices.view(torch.int32))
     for name in ("fingerprint", "thread", "absorbed", "parent", "counters", "created", "note", "origin"):
         assert getattr(back, name) == getattr(snapshot, name), name
-    # Order matters: it says which thread was idle for longest.
+    # Order matters: it says which thread was idle longest.
     assert list(back.threads.items()) == list(snapshot.threads.items())
     assert encode(back) == data
 
 
 @given(snapshots())
-def test_the_links_alone_are_those_of_the_whole(snapshot: Snapshot) -> None:
+def test_decode_links_agrees_with_decode(snapshot: Snapshot) -> None:
     links = decode_links(encode(snapshot))
     assert (links.thread, links.threads, links.parent) == (snapshot.thread, snapshot.threads, snapshot.parent)
     assert list(links.threads) == list(snapshot.threads)
@@ -91,7 +91,7 @@ def test_the_id_is_the_sha256_of_the_bytes() -> None:
 def test_equal_snapshots_have_equal_bytes_and_any_difference_changes_the_id() -> None:
     first = example_snapshot()
     assert encode(replace(first)) == encode(first)
-    # A view, other strides and another autograd history are the same numbers.
+    # A view, other strides or another autograd history do not change the numbers.
     strided = first.state.matrices.transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_()
     assert encode(replace(first, state=MemoryState(strided))) == encode(first)
     others = [replace(first, note="x"), replace(first, thread="x"), replace(first, parent="f" * 64)]
@@ -139,7 +139,7 @@ def test_other_bytes_are_damage(data: bytes) -> None:
 
 
 def forged(change: dict[str, object], *, drop: str = "", tensors: str = "", data: bytes | None = None) -> bytes:
-    """A snapshot whose checksum is right and whose contents are not."""
+    """A snapshot with a valid checksum and invalid contents."""
     length = int.from_bytes(DATA[:8], "little")
     header = json.loads(DATA[8 : 8 + length])
     fields = json.loads(header["__metadata__"]["deltamem"][65:]) | change
@@ -159,7 +159,7 @@ def test_a_forgery_without_changes_decodes() -> None:
     assert decode(forged({})).note == "a note"
 
 
-def test_a_newer_format_is_refused_by_name_whatever_else_it_holds() -> None:
+def test_a_newer_format_is_refused_whatever_else_the_file_contains() -> None:
     for data in (
         forged({"format": FORMAT + 1}),
         forged({"format": 99, "threads": {"a": 1}, "new key": []}, drop="absorbed"),
@@ -211,12 +211,12 @@ def test_a_newer_format_is_refused_by_name_whatever_else_it_holds() -> None:
         forged({}, data=b""),
     ],
 )
-def test_well_sealed_nonsense_is_damage(data: bytes) -> None:
+def test_invalid_contents_with_a_valid_checksum_are_damage(data: bytes) -> None:
     with pytest.raises(DamagedSnapshotError, match="expected"):
         decode(data)
 
 
-# What version 0.1 wrote.
+# Bytes that version 0.1 wrote.
 FORMAT_1 = (
     b'X\x02\0\0\0\0\0\0{"__metadata__":{"deltamem":"36120652b6f1eb9fee304a1c2567166e4ead9ea2f3368e811f7ec1b2c5b8d801 '
     b'{\\"absorbed\\":{\\"count\\":300,\\"tail\\":[\\"u:1\\",\\"a:1\\"]},\\"counters\\":[3,300,900],'
@@ -239,7 +239,7 @@ def test_a_snapshot_of_format_1_is_read() -> None:
     assert encode(decode(encode(snapshot))) == encode(snapshot) != FORMAT_1
 
 
-def test_an_agent_of_format_1_goes_on_is_forked_and_exported() -> None:
+def test_an_agent_of_format_1_can_be_continued_forked_and_exported() -> None:
     store, at = InMemoryStore(), snapshot_id(FORMAT_1)
     store._append("a", Move("turn", at, "2025-11-01T12:00:00.000+00:00"), FORMAT_1, None)
     later = store.save("a", example_snapshot(1, store.load("a")), expected=at)
@@ -251,7 +251,7 @@ def test_an_agent_of_format_1_goes_on_is_forked_and_exported() -> None:
     assert store._blob("b", at) == store._blob("c", at) == FORMAT_1
 
 
-def test_a_foreign_fingerprint_is_refused_by_the_parts_that_differ() -> None:
+def test_a_foreign_fingerprint_is_refused_and_the_error_names_the_parts() -> None:
     MADE_BY.require(Fingerprint("model", "tokenizer", "adapter"))
     with pytest.raises(ForeignSnapshotError, match="adapter is 'adapter', expected 'other'") as caught:
         MADE_BY.require(replace(MADE_BY, adapter="other"))

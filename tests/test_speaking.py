@@ -1,4 +1,4 @@
-"""Laws of where a memory takes part in a prompt, and where the model speaks."""
+"""Laws of which tokens of a prompt predict a reply, and where the memory begins to be used."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TALK = (Message("user", "My cat is Tom."), Message("assistant", "Noted."), Messa
 
 
 @given(st.lists(st.integers(-1, 2), max_size=40), st.booleans())
-def test_a_token_speaks_if_it_or_the_next_one_is_the_assistants(owner: list[int], prompted: bool) -> None:
+def test_a_token_counts_if_it_or_the_next_one_is_the_assistants(owner: list[int], prompted: bool) -> None:
     marked = replies(owner, TALK, prompted=prompted)
-    # Replies before the one that is prompted for are history.
+    # Replies before the one to be generated are history.
     said = [not prompted and one == 1 for one in owner]
     assert len(marked) == len(owner)
     for place, speaks in enumerate(marked):
@@ -24,13 +24,13 @@ def test_a_token_speaks_if_it_or_the_next_one_is_the_assistants(owner: list[int]
         assert speaks == (said[place] or following)
 
 
-def test_a_reply_that_goes_on_speaks_from_its_beginning() -> None:
+def test_a_continued_reply_counts_from_its_beginning() -> None:
     assert replies([-1, 0, -1, 1, 1], TALK[:2], prompted=True) == (False, False, True, True, True)
 
 
 @each_template
 @pytest.mark.parametrize("prompted", [True, False])
-def test_no_content_of_a_user_speaks(template: str, prompted: bool) -> None:
+def test_no_user_content_counts(template: str, prompted: bool) -> None:
     rendered = renderer(template).render(TALK, generation_prompt=prompted)
     marked = replies(rendered.owner, TALK, prompted=prompted)
     assert not any(speaks for speaks, owner in zip(marked, rendered.owner, strict=True) if owner in (0, 2))
@@ -48,6 +48,6 @@ def test_the_lead_ends_before_the_token_that_shifts_the_first_spoken_content(
     assert rendered.owner[lead_length(rendered.owner, messages)] == -1
 
 
-def test_a_lead_is_never_shorter_than_nothing() -> None:
+def test_the_lead_is_never_negative() -> None:
     assert lead_length([0, 0, -1], TALK) == 0
     assert lead_length([], ()) == 0

@@ -1,4 +1,4 @@
-"""Laws of a bound on statements: how many there are, which go first, what is left of them, and where."""
+"""Laws of the bound on statements: how many are kept, which are dropped first, and what remains of them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ turns_said = st.lists(st.lists(spoken, min_size=1, max_size=4), max_size=12)
 def grown(
     turns: Sequence[Sequence[tuple[str, bool]]], most: int | None
 ) -> Iterator[tuple[AgentMemory, list[Statement]]]:
-    """The memory after each turn, and all that went so far, in the order in which it went."""
+    """The memory after each turn, and all statements dropped so far, in that order."""
     memory, gone, number = empty(), [], 0
     for turn in turns:
         new = [made(number + place, role, wrote) for place, (role, wrote) in enumerate(turn)]
@@ -95,16 +95,14 @@ def grown(
 
 @settings(deadline=None, max_examples=25)
 @given(turns_said, st.integers(1, 40))
-def test_there_are_never_more_than_the_bound_and_nothing_leaves_the_whole_state(
-    turns: list[list[tuple[str, bool]]], most: int
-) -> None:
+def test_the_bound_is_kept_and_the_full_state_loses_nothing(turns: list[list[tuple[str, bool]]], most: int) -> None:
     said = 0
     for turn, (memory, gone) in zip(turns, grown(turns, most), strict=True):
         said += len(turn)
         held = [each.id for each in memory.statements]
         assert len(held) <= most and memory.went == len(gone) and len(held) + len(gone) == said
         assert held == sorted(held)
-        # The state is the scan of those that are left from what the others left, to the bit.
+        # The state is the scan of the remaining statements on top of the folded state, bit for bit.
         assert torch.equal(memory.state.matrices, scan_statements(memory.statements, memory.start, False).matrices)
         every = scan_statements([*gone, *memory.statements], memory.base, False)
         torch.testing.assert_close(memory.state.matrices, every.matrices)
@@ -112,26 +110,26 @@ def test_there_are_never_more_than_the_bound_and_nothing_leaves_the_whole_state(
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(1, 3), max_size=10), st.integers(1, 20))
-def test_where_the_oldest_go_the_whole_state_is_that_without_a_bound(counts: list[int], most: int) -> None:
+def test_if_the_oldest_are_dropped_the_full_state_is_as_without_a_bound(counts: list[int], most: int) -> None:
     turns = [[("user", True)] * count for count in counts]
     for (memory, gone), (free, _) in zip(grown(turns, most), grown(turns, None), strict=True):
         assert [each.id for each in gone] == [each.id for each in free.statements][: len(gone)]
         torch.testing.assert_close(memory.state.matrices, free.state.matrices)
 
 
-def test_first_goes_what_wrote_nothing_then_the_assistants_own_then_the_oldest() -> None:
+def test_dropped_first_are_empty_ones_then_the_assistants_then_the_oldest() -> None:
     said = [("user", True), ("assistant", True), ("user", False), ("tool", True), ("assistant", True), ("user", True)]
     memory, order = empty().changed(None, "", [made(place, *each) for place, each in enumerate(said)], most=None)[0], []
     for number in range(5):
         memory, _, gone = memory.changed(None, "", [made(100 + number, "user", True)], most=6)
         order += [each.place for each in gone]
     assert order == [2, 1, 4, 0, 3]
-    # What is new goes behind all others, whatever it is.
+    # New statements are dropped last, whatever they are.
     memory, _, gone = memory.changed(None, "", [made(200, "assistant", False)], most=6)
     assert [each.place for each in gone] == [5]
 
 
-def test_at_a_large_bound_a_sixteenth_goes_at_once() -> None:
+def test_with_a_large_bound_a_sixteenth_is_dropped_at_once() -> None:
     new = [made(place, "user", True) for place in range(161)]
     memory, _, gone = empty().changed(None, "", new[:160], most=160)
     assert not gone
@@ -154,7 +152,7 @@ def test_turns_absorbing_and_correcting_stay_within_the_bound(store: Store) -> N
     named = engine.statements("a")[0].id
     engine.correct_statement("a", named, "Fact 2 is 15.")
     assert len(store.statements("a")) == 4 and store.load("a").snapshot.went == entry.snapshot.went
-    # Another engine reads the same, and so does the snapshot's own bytes.
+    # Another engine reads the same, and so do the snapshot's own bytes.
     snapshot = store.load("a").snapshot
     again = decode(encode(snapshot))
     assert again.folded is not None and torch.equal(again.folded.matrices, snapshot.folded.matrices)  # type: ignore[union-attr]
@@ -174,20 +172,20 @@ def test_an_import_with_more_is_brought_within_the_bound_by_the_next_commit(tmp_
     assert texts(engine) == ["Fact 5.", "Fact 6.", "Fact 7.", "Fact 88."]
     free.correct_statement("a", named, "Fact 88.")
     torch.testing.assert_close(state(engine), state(free))
-    # An export keeps what went.
+    # An export keeps the dropped statements' writes.
     engine.store.export("a", tmp_path / "b")
     other = bounded()
     other.store.import_(tmp_path / "b")
     assert torch.equal(state(other), state(engine)) and other.store.load("a").snapshot.went == 5
 
 
-def test_a_message_that_is_not_over_the_bound_alone_is_kept() -> None:
+def test_a_single_message_within_the_bound_is_kept() -> None:
     engine = bounded(statements=1)
     engine.run_turn("a", [user("I live in Oslo.")], sampling=SHORT)
     assert texts(engine) == ["I live in Oslo."] and texts(engine, "assistant") == []
 
 
-def test_a_chosen_statement_is_read_without_those_that_went() -> None:
+def test_a_selected_statement_is_read_without_dropped_ones() -> None:
     engine = bounded()
     engine.absorb_into("a", [user(f"Fact {number} is {number * 7}.") for number in range(9)])
     question = [user("Fact 8 is what?")]
@@ -202,7 +200,7 @@ def test_a_chosen_statement_is_read_without_those_that_went() -> None:
     assert everything.facts.state_norm == pytest.approx(MemoryState(state(engine)).norm())
 
 
-def test_what_went_cannot_be_forgotten_alone_and_the_error_says_what_to_do(store: Store) -> None:
+def test_a_dropped_statement_cannot_be_forgotten_and_the_error_says_what_to_do(store: Store) -> None:
     engine = bounded(store)
     engine.absorb_into("a", [user(f"Fact {number}.") for number in range(4)])
     first = engine.statements("a")[0].id
@@ -215,11 +213,11 @@ def test_what_went_cannot_be_forgotten_alone_and_the_error_says_what_to_do(store
         with pytest.raises(StatementNotFoundError, match=f"{first}.*1 that went over the bound.*memory migrate"):
             change()
     assert store.head("a") == head
-    # What the error says to do does it.
+    # Following the error's advice works.
     assert survey(store, "a").whole_state and survey(store, "a").statements == 4
 
 
-def test_pruning_releases_what_went_unless_a_fork_holds_it(store: Store) -> None:
+def test_pruning_deletes_dropped_statements_unless_a_fork_holds_them(store: Store) -> None:
     engine = bounded(store)
     engine.absorb_into("a", [user(f"Fact {number}.") for number in range(4)])
     first = engine.statements("a")[0].id
@@ -229,7 +227,7 @@ def test_pruning_releases_what_went_unless_a_fork_holds_it(store: Store) -> None
     before = state(engine)
     store.prune("a", keep_last=1)
     held = store._objects("a", [first])
-    # Where the fork began is kept, and so is what it lists.
+    # The snapshot where the fork began is kept, and so are its statements.
     assert held
     store.forget("b")
     store.prune("a", keep_last=1)
@@ -237,7 +235,7 @@ def test_pruning_releases_what_went_unless_a_fork_holds_it(store: Store) -> None
     assert torch.equal(state(bounded(store)), before)
 
 
-def test_edits_of_what_is_left_stay_exact_and_of_what_went_are_new() -> None:
+def test_edits_of_kept_statements_are_exact_and_of_dropped_ones_are_new() -> None:
     engine = bounded(statements=6)
     history: list[dict[str, str]] = []
     for text in ("I live in Oslo.", "My name is Ada.", "My dog is Rex.", "I like tea."):
@@ -263,13 +261,13 @@ def test_a_memory_of_one_state_lists_no_more_than_the_bound_either() -> None:
     assert torch.equal(state(engine), state(free)) and engine.store.load("a").snapshot.went == 1
 
 
-def test_it_is_said_when_statements_go(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_is_logged_when_statements_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     engine = bounded()
     with caplog.at_level(logging.WARNING):
         engine.absorb_into("a", [user(f"Fact {number}.") for number in range(4)])
         assert not caplog.records
         engine.absorb_into("a", [user("Fact 4.")])
-    assert "1 of them are in its full state alone" in caplog.text
+    assert "1 of them are now only in its full state" in caplog.text
 
 
 def test_a_bound_below_one_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Laws of an agent's statements: what is kept of a turn, what a reply reads, what forgetting and correcting leave."""
+"""Laws of statements: what a turn stores, what a reply reads, and what forgetting and correcting leave."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_state_is_the_scan_of_the_live_statements_writes(store: Store) -> No
     assert torch.equal(scanned(fresh), scanned(engine))
 
 
-def test_a_statement_says_what_was_said_where_and_how_strongly(store: Store) -> None:
+def test_a_statement_has_text_thread_and_write_strengths(store: Store) -> None:
     engine = tiny_engine(store, config=SELECTIVE)
     tell(engine, "My name is Ada.", thread="first")
     tell(engine, "I live in Oslo.", thread="second")
@@ -114,7 +114,7 @@ def test_a_forgotten_statement_leaves_no_byte_in_any_file_and_nothing_in_any_sta
         assert receipt.removed == (secret.id,) and not receipt.kept and receipt.nbytes > len(keys)
         assert b"XYZZY" not in bytes_of(tmp_path) and keys not in bytes_of(tmp_path)
         assert told(engine) == ["My name is Ada.", "I live in Oslo."]
-        # Nor in the states of the snapshots that knew it.
+        # It is not in the states of older snapshots either.
         for entry in store.log("a"):
             assert entry.snapshot.base is not None and not entry.snapshot.base.matrices.any()
             assert secret.id not in [each.id for each in store.statements("a", entry.id)]
@@ -142,7 +142,7 @@ def test_forgetting_names_forks_that_hold_it_and_others_that_say_the_same(store:
     assert first.id not in [each.id for each in engine.statements("a")]
 
 
-def test_what_is_not_there_cannot_be_forgotten(store: Store) -> None:
+def test_forgetting_an_unknown_statement_is_an_error(store: Store) -> None:
     engine = tiny_engine(store, config=SELECTIVE)
     tell(engine, "My name is Ada.")
     statement, head = engine.statements("a")[0].id, store.head("a")
@@ -165,7 +165,7 @@ def test_a_corrected_statement_takes_the_earlier_ones_place(store: Store) -> Non
     assert told(engine, superseded=True) == ["My name is Ada.", "I live in Oslo.", "I live in Rome."]
     turn = engine.run_turn("a", [user("Where do I live?")], sampling=SHORT, memory="readonly")
     assert old.id not in [each.id for each in turn.facts.recalled]
-    # Both versions go together.
+    # Both versions are deleted together.
     assert set(engine.forget_statement("a", new.id).removed) == {old.id, new.id}
     assert told(engine, superseded=True) == ["My name is Ada."]
     with pytest.raises(ConfigError, match="empty"):
@@ -174,7 +174,7 @@ def test_a_corrected_statement_takes_the_earlier_ones_place(store: Store) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"recall": Recall("none")}, {"recall": Recall(roles=())}])
-def test_where_nothing_is_read_the_reply_is_the_frozen_models(options: dict[str, Recall]) -> None:
+def test_if_nothing_is_recalled_the_reply_is_the_frozen_models(options: dict[str, Recall]) -> None:
     engine = tiny_engine(config=SELECTIVE)
     tell(engine, "My name is Ada.", "I live in Oslo.")
     question = [user("Who am I?")]
@@ -186,7 +186,7 @@ def test_where_nothing_is_read_the_reply_is_the_frozen_models(options: dict[str,
     assert selected.text != asked.text and selected.facts.recalled
 
 
-def test_a_reply_reads_the_statement_that_it_is_about_alone() -> None:
+def test_a_reply_reads_only_the_matching_statement() -> None:
     engine = tiny_engine(config=SELECTIVE)
     tell(engine, "My name is Ada.", "I live in Oslo.", "My dog is called Rex.")
     turn = engine.run_turn("a", [user("My dog is called Rex.")], memory="readonly", sampling=SHORT)
@@ -199,7 +199,7 @@ def test_a_reply_reads_the_statement_that_it_is_about_alone() -> None:
     assert not everything.facts.recalled
 
 
-def test_streamed_and_awaited_a_turn_recalls_the_same() -> None:
+def test_sync_async_and_streamed_turns_recall_the_same() -> None:
     engine = tiny_engine(config=SELECTIVE)
     tell(engine, "My name is Ada.", "I live in Oslo.")
     question, options = [user("Where do I live?")], {"memory": "readonly", "sampling": SHORT}
@@ -210,7 +210,7 @@ def test_streamed_and_awaited_a_turn_recalls_the_same() -> None:
     assert fresh.run_turn("a", question, **options).facts.recalled == turn.facts.recalled  # type: ignore[arg-type]
 
 
-def test_chosen_exchanges_return_to_the_window_as_messages_once() -> None:
+def test_selected_exchanges_are_shown_in_the_prompt_once() -> None:
     engine = tiny_engine(config=SELECTIVE)
     tell(engine, "My dog is called Rex.", thread="then")
     question = user("My dog is called what?")
@@ -244,7 +244,7 @@ def test_how_a_memory_is_read_does_not_change_what_is_written(recall: Recall) ->
 
 
 def conversation(engine: DeltaMemEngine, *texts: str) -> list[dict[str, str]]:
-    """The history of a thread "t" in which these were said."""
+    """The history of a thread "t" with these messages."""
     history: list[dict[str, str]] = []
     for text in texts:
         history.append(user(text))
@@ -262,7 +262,7 @@ def test_an_edited_message_is_replaced_whatever_other_threads_wrote_since(store:
     assert turn.facts.alignment == "diverged" and turn.facts.undone_messages == 1
     texts = told(engine)
     assert "I live in Rome." in texts and "I live in Oslo." not in texts
-    # Everything else is as it was, to the byte.
+    # Everything else is unchanged, to the byte.
     assert others <= {each.id for each in engine.statements("a")}
     assert torch.equal(state(engine), scanned(engine))
     # The edited message can be edited again.
@@ -281,7 +281,7 @@ def test_messages_behind_an_edit_are_dropped_whatever_other_threads_wrote_since(
     assert torch.equal(state(engine), scanned(engine))
 
 
-def test_a_reply_asked_for_again_takes_the_place_of_the_first() -> None:
+def test_a_regenerated_reply_replaces_the_first() -> None:
     engine = tiny_engine(config=SELECTIVE)
     question = [user("My name is Ada.")]
     for seed in (1, 2):
@@ -292,7 +292,7 @@ def test_a_reply_asked_for_again_takes_the_place_of_the_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
-def test_without_text_there_is_none_and_statements_are_still_found_and_forgotten(kind: str, tmp_path: Path) -> None:
+def test_without_keep_text_statements_are_still_found_and_forgotten(kind: str, tmp_path: Path) -> None:
     with STORES[kind](tmp_path) as store:
         engine = tiny_engine(store, config=SELECTIVE, policy=WritePolicy(keep_text=False))
         tell(engine, "My name is Ada XYZZY.", "I live in Oslo.")
@@ -331,7 +331,7 @@ def test_pruning_drops_the_statements_that_no_snapshot_lists(store: Store) -> No
     assert told(engine) == ["My name is Ada.", "I live in Rome."]
 
 
-def test_an_export_takes_statements_along(store: Store, tmp_path: Path) -> None:
+def test_an_export_includes_statements(store: Store, tmp_path: Path) -> None:
     engine = tiny_engine(store, config=SELECTIVE)
     tell(engine, "I live in Oslo.", "My name is Ada.", "My secret is XYZZY.")
     engine.forget_statement("a", engine.statements("a")[-1].id)
@@ -356,7 +356,7 @@ def test_going_back_to_an_older_snapshot_brings_its_statements(store: Store) -> 
     assert told(engine) == ["I live in Oslo.", "My dog is called Rex."]
 
 
-def test_what_another_engine_wrote_is_seen(store: Store) -> None:
+def test_statements_of_another_engine_are_seen(store: Store) -> None:
     one, two = tiny_engine(store, config=SELECTIVE), tiny_engine(store, config=SELECTIVE)
     tell(one, "I live in Oslo.")
     assert told(two) == ["I live in Oslo."]
@@ -412,7 +412,7 @@ def test_a_lost_race_writes_its_statements_once() -> None:
         ({"max_age": 3}, "max_age is 3"),
     ],
 )
-def test_recall_refuses_what_it_cannot_be(fields: dict[str, object], match: str) -> None:
+def test_invalid_recall_options_are_refused(fields: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Recall(**fields)  # type: ignore[arg-type]
 
@@ -461,7 +461,7 @@ def test_forgetting_needs_no_model(store: Store) -> None:
     assert told(engine) == ["I live in Oslo.", "Ada likes tea."]
 
 
-def test_no_single_statement_is_taken_out_of_one_state(store: Store) -> None:
+def test_forgetting_one_statement_of_a_single_state_is_an_error(store: Store) -> None:
     engine = tiny_engine(store)
     tell(engine, "My name is Ada.")
     with pytest.raises(StateError, match="gates never shut"):

@@ -1,6 +1,6 @@
-"""What happens to a memory when its process is killed, its disk fills up, or many write at once.
+"""A memory survives when its process is killed, its disk fills up, or many processes write at once.
 
-Processes are forked from the test's own: they start at once and need no import of their own.
+Child processes are forked from the test's process, so that they start at once without importing anything.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_
         pid = fork_child(partial(commit_forever, writing))
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
-            # Some commits are waited for, so that a slow machine tests as much; the moment after them is random.
+            # It waits for some commits, so that it tests as much on a slow machine. The moment after them is random.
             started = time.monotonic()
             data = pipe.read(64 * pick.randint(1, 4))
             assert data, "the child failed"
@@ -82,7 +82,7 @@ SYSTEM_CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir"
 
 
 def changes(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
-    """One of each change, on the agents of `prepared`."""
+    """One change of each kind, on the agents of `prepared`."""
     export = io.BytesIO()
     store.export("a", export)
     head = store.head("a")
@@ -99,7 +99,7 @@ def changes(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def holdings(store: Store) -> object:
-    """All that a store holds, each snapshot read and verified."""
+    """The whole contents of a store, with each snapshot read and verified."""
     return {
         agent: (
             [(move.verb, encode(store.load(agent, move.snapshot).snapshot)) for move in store.moves(agent)],
@@ -148,7 +148,7 @@ def test_a_folder_killed_between_any_two_steps_holds_the_old_or_the_new(change: 
             commit_by_retry(reopened, "a", thread="", note="and on it goes")
             assert reopened.moves("a")[1:] == moves
     assert False in seen
-    # Once it has happened it does not come undone.
+    # A change that happened is not undone.
     assert seen == sorted(seen)
 
 
@@ -166,7 +166,7 @@ def test_a_folder_whose_disk_fails_at_any_step_is_as_it_was(
 
         def failing(real: Callable[..., object], *args: object) -> object:
             nonlocal left
-            # A folder is synced after the change shows in it; to fail there undoes nothing.
+            # A folder is synced after the change is visible in it; a failure there undoes nothing.
             left -= not (isinstance(args[0], int) and stat.S_ISDIR(os.fstat(args[0]).st_mode))
             if left == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -275,7 +275,7 @@ def test_a_store_opened_before_a_fork_loses_nothing(opened: Opener, tmp_path: Pa
 
 
 def check_nothing_changed_and_all_goes_on(opened: Opener, folder: Path, ids: list[str]) -> None:
-    """The memory after a failed commit: as before, and writable once there is room again."""
+    """Checks the memory after a failed commit: it is unchanged, and writable once there is room again."""
     with opened(folder) as store:
         assert [entry.id for entry in store.log("a")] == ids[::-1]
         assert store.agents() == ["a"]
@@ -284,7 +284,7 @@ def check_nothing_changed_and_all_goes_on(opened: Opener, folder: Path, ids: lis
 
 
 def fail_to_write(store: Store, ids: list[str]) -> None:
-    """Every change is refused as a StoreError, and the memory still loads in the same process."""
+    """Every change raises StoreError, and the memory still loads in the same process."""
     snapshot = example_snapshot(50, store.load("a"))
     for act in (
         lambda: store.save("a", snapshot, expected=ids[-1]),
@@ -307,7 +307,7 @@ def fail_to_write(store: Store, ids: list[str]) -> None:
 
 @each_store
 def test_a_read_only_folder_is_read_and_refuses_every_change(opened: Opener, tmp_path: Path) -> None:
-    # Not under tmp_path, which only its owner may enter: root writes anywhere, so the child becomes nobody.
+    # Root can write anywhere, so the child becomes the user nobody. Only its owner may enter tmp_path, so not there.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with opened(folder) as store:
@@ -331,7 +331,7 @@ def test_a_read_only_folder_is_read_and_refuses_every_change(opened: Opener, tmp
 
 
 @each_store
-def test_a_disk_that_takes_no_more_bytes_fails_the_commit_alone(opened: Opener, tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_bytes_fails_only_the_commit(opened: Opener, tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         ids = grow(store, "a", 3)
 
@@ -339,7 +339,7 @@ def test_a_disk_that_takes_no_more_bytes_fails_the_commit_alone(opened: Opener, 
         with opened(tmp_path) as store:
             grow(store, "a", 1, seed=30)
             largest = max(path.stat().st_size for path in tmp_path.rglob("*") if path.suffix != ".db")
-            # A file may grow by a little only, as on a disk with a little room: writes stop midway.
+            # A file may grow only a little, as on an almost full disk: writes stop midway.
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 100, resource.RLIM_INFINITY))
             head = store.head("a")
             big = replace(example_snapshot(31, store.load("a")), note="x" * 4096)
@@ -363,7 +363,7 @@ def test_a_disk_that_takes_no_more_bytes_fails_the_commit_alone(opened: Opener, 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of one megabyte, where the machine lets us mount one."""
+    """A real file system of one megabyte, if the machine allows mounting one."""
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
@@ -383,7 +383,7 @@ def test_a_full_disk_fails_the_commit_and_the_memory_loads(opened: Opener, small
                 file.write(b"\0" * 1024)
         head = store.head("a")
         refused = 0
-        # What is left of the last blocks may take a commit or two.
+        # The rest of the last blocks may have room for a commit or two.
         for turn in range(20):
             try:
                 head = store.save("a", example_snapshot(40 + turn, store.load("a")), expected=head)
@@ -393,7 +393,7 @@ def test_a_full_disk_fails_the_commit_and_the_memory_loads(opened: Opener, small
                 assert "The memory is as it was" in str(error)
             assert [entry.id for entry in store.log("a")] == ids[::-1]
         assert refused >= 10
-    # Opened anew while the disk is still full.
+    # Opened again while the disk is still full.
     with opened(small_disk) as store:
         assert [entry.id for entry in store.log("a")] == ids[::-1]
     filler.unlink()
@@ -413,7 +413,7 @@ def test_a_disk_that_turns_read_only_is_read_and_refuses_every_change(opened: Op
 
 
 @each_store
-def test_a_new_store_where_none_can_be_made_is_refused_by_name(opened: Opener, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_made_is_an_error_that_names_it(opened: Opener, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(StoreError, match=r"cannot .* the store .*: (Not a directory|File exists)"):
         opened(tmp_path / "file" / "below")

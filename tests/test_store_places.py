@@ -1,4 +1,4 @@
-"""Where a store is: how it is named, when it is opened, and that it is noticed when its files are others."""
+"""Store locations: URLs and paths, when a store is opened, and detection of moved or replaced files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ NO_STORE = (
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that is the current one, and the home."""
+    """An empty folder, which is the current folder and the home folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path
@@ -62,14 +62,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 class TestNames:
     @pytest.mark.parametrize("name", IN_MEMORY)
-    def test_every_name_of_memory_means_memory_and_makes_no_file(self, name: str, here: Path) -> None:
+    def test_every_spelling_of_an_in_memory_store_makes_no_file(self, name: str, here: Path) -> None:
         for given in (name, Path(name)) if name == ":memory:" else (name,):
             assert isinstance(open_store(given), InMemoryStore)
             assert opening.store_path(given) is None
         assert list(here.iterdir()) == []
 
     @pytest.mark.parametrize("name", NO_STORE)
-    def test_what_names_no_store_is_refused_by_name_and_makes_no_file(self, name: object, here: Path) -> None:
+    def test_text_that_names_no_store_is_refused_and_makes_no_file(self, name: object, here: Path) -> None:
         for refuse in (open_store, LazyStore):
             with pytest.raises(ConfigError, match="store"):
                 refuse(name)  # type: ignore[arg-type]
@@ -77,9 +77,7 @@ class TestNames:
 
     @pytest.mark.parametrize("kind", [SQLiteStore, FileStore])
     @pytest.mark.parametrize("name", ["", ":memory:", "memory:", "sqlite:///x", "folder:///x", "file::memory:"])
-    def test_a_store_of_files_takes_a_path_alone(
-        self, kind: type[SQLiteStore | FileStore], name: str, here: Path
-    ) -> None:
+    def test_a_file_store_takes_only_a_path(self, kind: type[SQLiteStore | FileStore], name: str, here: Path) -> None:
         with pytest.raises(ConfigError, match=r"is no path|names no file"):
             kind(name)
         assert list(here.iterdir()) == []
@@ -87,7 +85,7 @@ class TestNames:
     @pytest.mark.parametrize(
         "name", ["a b.sqlite", "a%20b.sqlite", "a#b.sqlite", "q?.sqlite", "ü.sqlite", "-.sqlite", "12:30.sqlite"]
     )
-    def test_a_path_is_taken_letter_by_letter(self, name: str, here: Path) -> None:
+    def test_a_path_is_used_exactly_as_given(self, name: str, here: Path) -> None:
         forms: list[str | Path] = [name, Path(name), here / name, str(here / name)]
         if "?" not in name:
             forms += [f"sqlite:///{name}", f"sqlite:///{here / name}"]
@@ -107,7 +105,7 @@ class TestNames:
             assert str(locate(form).path).endswith("C:/data/m.sqlite")
         assert not (here / "~").exists()
 
-    def test_a_folder_and_a_file_are_not_taken_for_each_other(self, tmp_path: Path) -> None:
+    def test_a_folder_and_a_file_are_not_confused(self, tmp_path: Path) -> None:
         FileStore(tmp_path / "folder").close()
         SQLiteStore(tmp_path / "file").close()
         with pytest.raises(StoreError, match=r"is a folder, expected a SQLite file; .*folder:///PATH"):
@@ -124,7 +122,7 @@ class TestNames:
 
 
 class TestTheDefault:
-    def test_what_remembers_nobody_opens_no_store(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_call_without_a_memory_opens_no_store(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (here / "file").write_text("no folder")
         monkeypatch.setenv("DELTAMEM_HOME", str(here / "file" / "below"))
         engine = ScriptedEngine(store=None)
@@ -143,7 +141,7 @@ class TestTheDefault:
                 needs()
         engine.close()
         assert [path.name for path in here.iterdir()] == ["file"]
-        # Once there is a place for it, the same engine opens it.
+        # Once the folder can be made, the same engine opens the store.
         monkeypatch.setenv("DELTAMEM_HOME", str(here / "folder"))
         engine = ScriptedEngine(store=None)
         assert engine.run_turn("ada", message).snapshot == engine.store.head("ada")
@@ -219,7 +217,7 @@ class TestMoved:
 
 
 class TestParted:
-    """A SQLite file and its log belong together."""
+    """A SQLite file that was separated from its log."""
 
     def test_a_file_copied_without_its_log_is_refused_by_name(self, tmp_path: Path) -> None:
         path, copied = tmp_path / "memory.sqlite", tmp_path / "copy" / "memory.sqlite"
@@ -252,7 +250,7 @@ class TestParted:
                 shutil.copy(path, tmp_path / "copy.sqlite")
                 with pytest.raises(StoreError, match="is not beside it"):
                     SQLiteStore(tmp_path / "copy.sqlite")
-            # Merged several times, and never much larger than the limit.
+            # The log was merged several times, and was never much larger than the limit.
             assert sizes != sorted(sizes) and max(sizes) < 100_000
             grow(store, "b", 1)
             store.forget("b")
@@ -262,7 +260,7 @@ class TestParted:
         with SQLiteStore(path) as store:
             assert store.load("a").snapshot.counters.turns == 40
 
-    def test_an_empty_log_says_that_the_old_one_is_lost_for_good(self, tmp_path: Path) -> None:
+    def test_an_empty_log_means_that_the_old_log_is_lost(self, tmp_path: Path) -> None:
         path, copied = tmp_path / "memory.sqlite", tmp_path / "copy.sqlite"
         with SQLiteStore(path) as store:
             grow(store, "a", 1)
@@ -298,11 +296,11 @@ class TestParted:
             for act in everything(store, ids[-1]):
                 with pytest.raises(StoreError, match=r"'memory\.sqlite-wal' is not there any more"):
                     act()
-        # What was committed before is in the file, as closing merges.
+        # Earlier commits are in the file, because closing merges the log.
         with SQLiteStore(path) as store:
             assert [entry.id for entry in store.log("a")] == ids[::-1]
 
-    def test_a_second_store_of_a_file_leaves_the_firsts_locks_alone(self, tmp_path: Path) -> None:
+    def test_a_second_store_of_a_file_keeps_the_locks_of_the_first(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.sqlite"
         with SQLiteStore(path) as one, SQLiteStore(path) as two:
             grow(one, "a", 1)
@@ -313,7 +311,7 @@ class TestParted:
                 db.execute("SELECT count(*) FROM moves").fetchone()
                 db.close()
 
-            # Without our locks, the last to close a file merges its log and deletes it.
+            # Without this store's locks, the last process to close the file merges its log and deletes it.
             assert in_child(open_and_close) == 0
             assert (tmp_path / "memory.sqlite-wal").exists()
             ids = grow(one, "b", 1)
@@ -324,7 +322,7 @@ class TestParted:
 
             assert in_child(sees_both) == 0
 
-    def test_a_newer_schema_in_the_log_counts(self, tmp_path: Path) -> None:
+    def test_a_newer_schema_in_the_log_is_detected(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.sqlite"
         with SQLiteStore(path) as store:
             grow(store, "a", 1)
@@ -350,7 +348,7 @@ class TestParted:
             assert store.head("a") == more[0]
 
     @pytest.mark.parametrize("mode", [0o755, 0o777], ids=["folder too", "file alone"])
-    def test_a_file_that_may_only_be_read_is_read(self, mode: int, tmp_path: Path) -> None:
+    def test_a_read_only_file_can_be_read(self, mode: int, tmp_path: Path) -> None:
         path = tmp_path / "memory.sqlite"
         with SQLiteStore(path) as store:
             ids = grow(store, "a", 2)

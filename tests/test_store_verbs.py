@@ -1,4 +1,4 @@
-"""The verbs, over every store: what they do, what they refuse, and that all stores answer alike."""
+"""The public methods of every store: what they do, what they refuse, and that all stores give the same results."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestForget:
         names = [text.encode() for text in (self.AGENT, self.THREAD, self.TAG)]
         return [*names, *(json.dumps(self.AGENT)[1:-1].encode(), b"of the forgotten"), *states]
 
-    # With SQLite many names, so that the index of names grows over several pages and moves its entries about.
+    # With SQLite many names, so that the index of names grows over several pages and moves its entries.
     @pytest.mark.parametrize(("kind", "others"), [("files", 5), ("sqlite", 120)])
     def test_no_byte_of_a_forgotten_agent_is_in_the_store(self, kind: str, others: int, tmp_path: Path) -> None:
         store = STORES[kind](tmp_path / "store")
@@ -108,8 +108,8 @@ class TestForget:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
-    def test_nothing_is_left_of_any_of_many_whatever_else_was_done(self, seed: int, tmp_path: Path) -> None:
-        """In SQLite, whose trees move small rows about as they grow and shrink."""
+    def test_nothing_is_left_of_any_of_many_forgotten_agents(self, seed: int, tmp_path: Path) -> None:
+        """For SQLite, whose trees move small rows as they grow and shrink."""
         pick = random.Random(seed)
         with SQLiteStore(tmp_path / "memory.sqlite") as store:
             for number in range(60):
@@ -131,7 +131,7 @@ class TestForget:
                 grow(store, f"later {count}", 1, seed=5000 + count)
             assert len(store.agents()) == 60
 
-    def test_what_others_remember_stays_where_it_lies_in_the_file(self, tmp_path: Path) -> None:
+    def test_other_agents_rows_are_not_moved_in_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.sqlite"
         with SQLiteStore(path) as store:
             grow(store, "first", 3)
@@ -143,7 +143,7 @@ class TestForget:
             store.forget("first")
             assert [path.read_bytes().find(each.numpy().tobytes()[:16]) for each in others] == places
             assert min(places) > 0 and len(set(places)) == 40
-            # A file of which more than half is free is rewritten, smaller.
+            # A file of which more than half is free is rewritten to a smaller one.
             before = path.stat().st_size
             for number in range(32):
                 store.forget(f"other {number}")
@@ -182,7 +182,7 @@ class TestForget:
 
 
 def everything_in(folder: Path) -> bytes:
-    """Every file's bytes and every file's name."""
+    """The bytes and names of all files."""
     paths = list(folder.rglob("*"))
     return b"\n".join(
         [*(path.read_bytes() for path in paths if path.is_file()), *(str(path).encode() for path in paths)]
@@ -240,7 +240,7 @@ class TestLog:
         store.prune("a", keep_last=3)
         assert [entry.id for entry in log] == ids[4:2:-1]
 
-    def test_is_lazy_but_refuses_at_once(self) -> None:
+    def test_is_lazy_but_raises_errors_at_once(self) -> None:
         store, _ = in_memory()
         with pytest.raises(AgentNotFoundError):
             store.log("nobody")
@@ -269,7 +269,7 @@ class TestFork:
             assert sorted(store.prune("a", keep_last=2).kept) == sorted(ids[:4])
         assert [entry.id for entry in store.log("b")] == ids[::-1]
 
-    def test_of_a_pruned_agent_takes_its_threads_along(self, store: Store) -> None:
+    def test_of_a_pruned_agent_includes_its_threads(self, store: Store) -> None:
         quiet = grow(store, "a", 3, thread="quiet")
         grow(store, "a", 5, seed=9, thread="busy")
         store.prune("a", keep_last=1)
@@ -278,7 +278,7 @@ class TestFork:
         assert newest == quiet[2]
         assert store.load("b", newest).snapshot.thread == "quiet"
 
-    def test_leaves_out_what_came_after_and_other_branches(self, store: Store) -> None:
+    def test_leaves_out_later_snapshots_and_other_branches(self, store: Store) -> None:
         ids = grow(store, "a", 3)
         store.rewind("a", ids[0])
         branch = grow(store, "a", 2, seed=9)
@@ -321,7 +321,7 @@ class TestArchive:
                 assert "expected" in str(error)
                 assert store.agents() == []
             else:
-                # What it hit is a field of the zip that carries nothing, such as a time of day.
+                # The bit was in a field of the zip without meaning, such as a time of day.
                 assert store.agents() == ["a"]
                 assert store.tags("a") == reference.tags("a")
                 assert store.moves("a")[1:] == reference.moves("a")[1:]
@@ -396,7 +396,7 @@ class TestArchive:
             store.import_(io.BytesIO(damaged))
         assert store.agents() == []
 
-    def test_an_import_brings_a_damaged_agent_back(self, tmp_path: Path) -> None:
+    def test_an_import_repairs_a_damaged_agent(self, tmp_path: Path) -> None:
         for kind, spoil in (("files", spoil_files), ("sqlite", spoil_sqlite)):
             with STORES[kind](tmp_path / kind) as store:
                 ids = grow(store, "a", 3)
@@ -408,7 +408,7 @@ class TestArchive:
                 store.import_(tmp_path / "backup", replace=True)
                 assert [entry.id for entry in store.log("a")] == ids[::-1]
 
-    def test_an_export_that_fails_leaves_the_old_file(self, tmp_path: Path) -> None:
+    def test_a_failed_export_keeps_the_old_file(self, tmp_path: Path) -> None:
         store, ids = in_memory()
         path = tmp_path / "export"
         store.export("a", path)
@@ -447,7 +447,7 @@ PICKS = st.integers(0, 7)
 
 
 class AlikeStores(RuleBasedStateMachine):
-    """Whatever is asked of them, all stores answer the same and come to hold the same."""
+    """After any sequence of calls, all stores give the same results and have the same contents."""
 
     folder: Path
     counter = 0
@@ -473,7 +473,7 @@ class AlikeStores(RuleBasedStateMachine):
         assert answers[0] == answers[1] == answers[2]
 
     def pick(self, agent: str, pick: int) -> str:
-        """Any snapshot of the agent, whether it still has it or not; some id when it never had one."""
+        """Any snapshot that the agent has or had; some id if it never had one."""
         moves = [] if self.stores[0].head(agent) is None else self.stores[0].moves(agent)
         return moves[pick % len(moves)].snapshot if moves else "f" * 64
 
@@ -534,13 +534,13 @@ class AlikeStores(RuleBasedStateMachine):
 
 
 def timeless(answer: object) -> object:
-    """The answer without when it was given and in which order a store lists what it removed."""
+    """The result without its time, and without the order in which a store lists removed ids."""
     if isinstance(answer, Receipt):
         return replace(answer, at="", removed=tuple(sorted(answer.removed)), kept=tuple(sorted(answer.kept)))
     return answer.id if isinstance(answer, Entry) else answer
 
 
 @pytest.mark.slow
-def test_all_stores_answer_alike(tmp_path: Path) -> None:
+def test_all_stores_give_the_same_results(tmp_path: Path) -> None:
     AlikeStores.folder = tmp_path
     run_state_machine_as_test(AlikeStores, settings=settings(max_examples=12, stateful_step_count=20, deadline=None))

@@ -1,4 +1,4 @@
-"""Another process holds a store's write lock: reading goes on, and a change waits as long as its user says."""
+"""While another process holds a store's write lock, reading continues and a change waits up to its timeout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Make = Callable[..., SQLiteStore | FileStore]
 
 @contextmanager
 def locked_elsewhere(lock: Callable[[Path], object], path: Path) -> Iterator[Callable[[], None]]:
-    """Another process that holds the lock until the block ends, or what it gives is called."""
+    """Another process that holds the lock until the block ends or the yielded function is called."""
     ready, done = os.pipe(), os.pipe()
 
     def hold() -> None:
@@ -48,7 +48,7 @@ def locked_elsewhere(lock: Callable[[Path], object], path: Path) -> Iterator[Cal
         held = lock(path)
         os.write(ready[1], b"x" if held else b"")
         os.read(done[0], 1)
-        # At once, so that nothing is tidied up.
+        # Exits at once, so that nothing is cleaned up.
         os._exit(0)
 
     child = fork_child(hold)
@@ -73,7 +73,7 @@ def test_reading_waits_for_no_writer(make: Make, lock: Callable[[Path], object],
     with make(path, timeout=600) as store:
         ids = grow(store, "a", 3)
         with locked_elsewhere(lock, path) as release:
-            # This one waits in this process, for as long as all the reading takes.
+            # This writer waits in this process while all the reading is done.
             writing = Thread(target=lambda: grow(store, "a", 1, seed=50))
             writing.start()
             with make(path, timeout=0) as other:
@@ -87,7 +87,7 @@ def test_reading_waits_for_no_writer(make: Make, lock: Callable[[Path], object],
 
 
 @each_kind
-def test_a_change_waits_as_long_as_the_timeout_and_says_what_for(
+def test_a_change_waits_up_to_the_timeout_and_the_error_names_the_lock(
     make: Make, lock: Callable[[Path], object], tmp_path: Path
 ) -> None:
     path = tmp_path / "memory"
@@ -106,7 +106,7 @@ def test_a_change_waits_as_long_as_the_timeout_and_says_what_for(
 
 
 @each_kind
-def test_a_change_that_waits_says_so_in_the_log(
+def test_a_change_that_waits_logs_a_warning(
     make: Make,
     lock: Callable[[Path], object],
     tmp_path: Path,
@@ -131,7 +131,7 @@ def test_a_change_that_waits_says_so_in_the_log(
     assert "waits for another program or thread that writes there, at most 30 s longer" in caplog.text
 
 
-def test_a_turn_waits_at_its_commit_and_the_text_is_shown_by_then(tmp_path: Path) -> None:
+def test_a_turn_waits_at_its_commit_after_its_text_was_shown(tmp_path: Path) -> None:
     path = tmp_path / "memory.sqlite"
     with SQLiteStore(path, timeout=0.05) as store:
         engine = ScriptedEngine("Hello, Ada.", store)

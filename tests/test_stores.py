@@ -1,4 +1,4 @@
-"""Every store passes the conformance suite, and each keeps the promises that are its own."""
+"""Every store passes the conformance suite and its own tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TestInMemoryStore(StoreConformance, StatementConformance):
 
 
 class TestAStoreThatTellsIncarnationsByItsJournal(TestInMemoryStore):
-    """As one of somebody else's, which has only what a store must have."""
+    """A third-party store that implements only the required methods."""
 
     def make_store(self, folder: Path) -> Store:
         class Plain(InMemoryStore):
@@ -72,7 +72,7 @@ class TestSQLiteFile:
             assert pragmas == {"synchronous": 2, "journal_mode": "wal"}
             assert db.execute("PRAGMA secure_delete").fetchone()[0] == 1
 
-    def test_is_made_with_its_folders_and_nothing_else(self, tmp_path: Path) -> None:
+    def test_creates_its_folders_and_nothing_else(self, tmp_path: Path) -> None:
         with SQLiteStore(tmp_path / "deep" / "down" / "memory.db") as store:
             grow(store, "a", 1)
         assert [path.name for path in (tmp_path / "deep" / "down").iterdir()] == ["memory.db"]
@@ -82,14 +82,14 @@ class TestSQLiteFile:
         [b"", b"notes, not a database", b"SQLite format 3\x00", b"\0" * 4096, b"PK\x03\x04" + b"\0" * 200],
         ids=["empty", "text", "header only", "zeros", "zip"],
     )
-    def test_what_is_no_database_is_refused_and_left_alone(self, data: bytes, tmp_path: Path) -> None:
+    def test_a_file_that_is_no_database_is_refused_and_not_changed(self, data: bytes, tmp_path: Path) -> None:
         path = tmp_path / "notes.txt"
         path.write_bytes(data)
         with pytest.raises(StoreError, match=r"notes\.txt' .*expected a SQLite file.*left alone"):
             SQLiteStore(path)
         assert contents(tmp_path) == {"notes.txt": data}
 
-    def test_another_programs_database_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+    def test_another_programs_database_is_refused_and_not_changed(self, tmp_path: Path) -> None:
         path = tmp_path / "other.db"
         with sqlite3.connect(path) as db:
             db.executescript("CREATE TABLE cookies (name TEXT); PRAGMA journal_mode = WAL;")
@@ -99,7 +99,7 @@ class TestSQLiteFile:
             SQLiteStore(path)
         assert contents(tmp_path) == before
 
-    def test_a_newer_schema_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+    def test_a_newer_schema_is_refused_and_not_changed(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.db"
         with SQLiteStore(path) as store, store._reading() as db:
             db.execute("PRAGMA user_version = 3")
@@ -108,7 +108,7 @@ class TestSQLiteFile:
             SQLiteStore(path)
         assert contents(tmp_path) == before
 
-    def test_a_truncated_file_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+    def test_a_truncated_file_is_refused_and_not_changed(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.db"
         with SQLiteStore(path) as store:
             grow(store, "a", 30)
@@ -126,14 +126,14 @@ class TestSQLiteFile:
             SQLiteStore(path)
         assert contents(tmp_path) == {"memory.db-wal": b"frames"}
 
-    def test_a_closed_store_says_so(self, tmp_path: Path) -> None:
+    def test_a_closed_store_raises_an_error(self, tmp_path: Path) -> None:
         store = SQLiteStore(tmp_path / "memory.db")
         store.close()
         store.close()
         with pytest.raises(StoreError, match="closed"):
             store.head("a")
 
-    def test_an_erasure_that_was_cut_short_is_finished_at_the_next_opening(self, tmp_path: Path) -> None:
+    def test_an_interrupted_erasure_is_finished_at_the_next_opening(self, tmp_path: Path) -> None:
         path = tmp_path / "memory.db"
         with SQLiteStore(path) as store:
             grow(store, "secret agent", 3)
@@ -169,7 +169,7 @@ class TestFileFolder:
         (found,) = folder.glob(f"agents/*/{name}")
         return found
 
-    def test_another_folder_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+    def test_a_folder_that_is_no_store_is_refused_and_not_changed(self, tmp_path: Path) -> None:
         (tmp_path / "photo.jpg").write_bytes(b"jpeg")
         with pytest.raises(StoreError, match=r"holds 'photo\.jpg' and no store\.json"):
             FileStore(tmp_path)
@@ -177,7 +177,7 @@ class TestFileFolder:
         with pytest.raises(StoreError, match=r"photo\.jpg' is a file, expected a folder"):
             FileStore(tmp_path / "photo.jpg")
 
-    def test_a_newer_or_damaged_layout_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+    def test_a_newer_or_damaged_layout_is_refused_and_not_changed(self, tmp_path: Path) -> None:
         with FileStore(tmp_path) as store:
             grow(store, "a", 1)
         marker = tmp_path / "store.json"
@@ -194,7 +194,7 @@ class TestFileFolder:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["ref", "journal-*"])
-    def test_any_flipped_bit_or_truncation_of_the_books_is_refused_by_name(self, name: str, tmp_path: Path) -> None:
+    def test_any_flipped_bit_or_truncation_of_ref_or_journal_is_refused(self, name: str, tmp_path: Path) -> None:
         store = FileStore(tmp_path)
         ids = grow(store, "a", 2)
         path = self.agent_file(tmp_path, name)
@@ -211,7 +211,7 @@ class TestFileFolder:
         path.write_bytes(whole)
         assert [entry.id for entry in store.log("a")] == ids[::-1]
 
-    def test_a_commit_on_a_cut_journal_is_refused(self, tmp_path: Path) -> None:
+    def test_a_commit_on_a_truncated_journal_is_refused(self, tmp_path: Path) -> None:
         store = FileStore(tmp_path)
         ids = grow(store, "a", 2)
         path = self.agent_file(tmp_path, "journal-*")
@@ -221,7 +221,7 @@ class TestFileFolder:
             store.save("a", example_snapshot(9), expected=ids[1])
         assert contents(tmp_path) == before
 
-    def test_lost_books_are_damage_and_not_a_new_agent(self, tmp_path: Path) -> None:
+    def test_a_lost_ref_or_journal_is_damage_and_not_a_new_agent(self, tmp_path: Path) -> None:
         store = FileStore(tmp_path)
         grow(store, "a", 2)
         self.agent_file(tmp_path, "ref").unlink()
@@ -248,7 +248,7 @@ class TestFileFolder:
         assert list((tmp_path / "agents").iterdir()) == []
 
     @pytest.mark.parametrize("name", ["ref", "journal-*"])
-    def test_damaged_books_come_back_with_an_import(self, name: str, tmp_path: Path) -> None:
+    def test_an_import_repairs_a_damaged_ref_or_journal(self, name: str, tmp_path: Path) -> None:
         store = FileStore(tmp_path / "store")
         ids = grow(store, "a", 2)
         store.export("a", tmp_path / "backup")
@@ -258,7 +258,7 @@ class TestFileFolder:
         store.import_(tmp_path / "backup", replace=True)
         assert [entry.id for entry in store.log("a")] == ids[::-1]
 
-    def test_what_a_killed_writer_left_is_swept_at_the_next_opening(self, tmp_path: Path) -> None:
+    def test_leftovers_of_a_killed_writer_are_deleted_at_the_next_opening(self, tmp_path: Path) -> None:
         with FileStore(tmp_path) as store:
             ids = grow(store, "a", 2)
             leftover = store._folder("gone").with_suffix(".0badf00d")
@@ -269,7 +269,7 @@ class TestFileFolder:
             assert not leftover.exists()
             assert store.load("a").id == ids[1]
 
-    def test_prune_sweeps_torn_writes(self, tmp_path: Path) -> None:
+    def test_prune_deletes_interrupted_writes(self, tmp_path: Path) -> None:
         store = FileStore(tmp_path)
         grow(store, "a", 3)
         folder = store._folder("a")

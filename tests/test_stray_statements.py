@@ -1,4 +1,4 @@
-"""Statements that a process wrote and did not commit, because it died: no snapshot lists them, and they go."""
+"""Statements that a process wrote but did not commit, because it died: no snapshot lists them; they are deleted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bytes_of(store: FileStore) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweeps", ["prune", "erase"])
-def test_whatever_moment_a_commit_broke_off_nothing_of_it_stays(sweeps: str, tmp_path: Path) -> None:
+def test_nothing_stays_of_a_commit_interrupted_at_any_moment(sweeps: str, tmp_path: Path) -> None:
     original = FileStore(tmp_path / "original")
     ids = tell(original, "a", ["one", "two", "three"])
     statement, data = example_statement(SECRET)
@@ -60,7 +60,7 @@ def test_whatever_moment_a_commit_broke_off_nothing_of_it_stays(sweeps: str, tmp
     assert left_something
 
 
-def test_what_older_snapshots_and_forks_list_is_no_stray(tmp_path: Path) -> None:
+def test_statements_of_older_snapshots_and_forks_are_kept(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "store")
     ids = tell(store, "a", [f"fact {number}" for number in range(70)])
     store.fork("a", "b")

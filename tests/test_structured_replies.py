@@ -1,4 +1,4 @@
-"""Laws of structured replies in both frameworks: the value, or an error that says what is wrong; never half of it."""
+"""Laws of structured replies in both frameworks: a complete value, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from deltamem_agents.testing import ScriptedEngine
 from langchain_deltamem import ChatDeltaMem
 from llama_index.llms.deltamem import DeltaMemLLM
 
-# LlamaIndex's own StructuredLLM streams by a method that pydantic means to drop.
+# LlamaIndex's own StructuredLLM uses a method that pydantic deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
 
 ENGINE = ScriptedEngine("I would rather talk.")
@@ -218,7 +218,7 @@ def test_in_langchain_every_schema_gives_its_value(name: str, method: Any, way: 
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_as_a_response_format_a_schema_holds_in_both_frameworks_and_the_engine(name: str) -> None:
+def test_a_response_format_is_enforced_in_both_frameworks_and_the_engine(name: str) -> None:
     schema, kind = SCHEMAS[name]
     if "tool" in name:
         for ask in (
@@ -270,14 +270,14 @@ def test_tools_that_take_no_object_are_refused_by_name(model: type[BaseModel]) -
 
 
 @pytest.mark.parametrize("kind", [Place, Spot, Colour, int, list[Point], "Point", None])
-def test_in_llamaindex_what_is_no_model_is_refused_by_name(kind: Any) -> None:
+def test_in_llamaindex_a_class_that_is_no_model_is_refused(kind: Any) -> None:
     for way in ("structured_predict", "stream_structured_predict"):
         with pytest.raises(ConfigError, match="output_cls"):
             PREDICTIONS[way](llm(), kind)
 
 
 @pytest.mark.parametrize("kind", [7, True, "Point", {}, OBJECT_X | {"type": "objekt"}, {"type": "web_search"}])
-def test_in_langchain_what_is_no_schema_is_refused(kind: Any) -> None:
+def test_in_langchain_a_value_that_is_no_schema_is_refused(kind: Any) -> None:
     for method in METHODS:
         with pytest.raises(ValueError, match=r"schema|objekt|tool"):
             chat().with_structured_output(kind, method=method).invoke("hi")
@@ -323,7 +323,7 @@ def test_dates_ids_and_prices_are_read_as_what_they_are() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "room"), [*zip(CHAINS, ROOMS, strict=True)])
-def test_in_langchain_a_reply_that_max_tokens_cut_off_says_so(way: str, room: int) -> None:
+def test_in_langchain_a_truncated_reply_raises_an_error(way: str, room: int) -> None:
     for method, engine in zip(METHODS, (CALLED, TOLD, TOLD), strict=True):
         model = ChatDeltaMem(engine=engine, max_tokens=room)
         for error, schema in ((ReplyCutOffError, Trip), (OutputParserException, Trip.model_json_schema())):
@@ -335,19 +335,19 @@ def test_in_langchain_a_reply_that_max_tokens_cut_off_says_so(way: str, room: in
 
 
 @pytest.mark.parametrize(("way", "room"), [*zip(PREDICTIONS, ROOMS * 2, strict=True)])
-def test_in_llamaindex_a_reply_that_max_tokens_cut_off_says_so(way: str, room: int) -> None:
+def test_in_llamaindex_a_truncated_reply_raises_an_error(way: str, room: int) -> None:
     for mode, engine in ((PydanticProgramMode.DEFAULT, CALLED), (PydanticProgramMode.LLM, TOLD)):
         cut = DeltaMemLLM(engine=engine, max_tokens=room, pydantic_program_mode=mode)
         with pytest.raises(ReplyCutOffError, match=rf"after {room} tokens.*raise max_tokens"):
             PREDICTIONS[way](cut, Trip)
 
 
-def test_in_text_mode_what_follows_the_object_may_be_cut_off() -> None:
+def test_in_text_mode_text_after_the_object_may_be_truncated() -> None:
     chatty = llm(json.dumps(TRIP) + " I hope that helps" * 20, max_tokens=200, pydantic_program_mode="llm")
     assert chatty.structured_predict(Trip, PromptTemplate("hi")) == Trip(**TRIP)
 
 
-def test_a_number_that_was_cut_off_is_no_shorter_number() -> None:
+def test_a_truncated_number_is_an_error_and_no_shorter_number() -> None:
     with pytest.raises(ReplyCutOffError):
         ChatDeltaMem(engine=ScriptedEngine("123456"), max_tokens=3).with_structured_output(
             {"type": "integer"}, method="json_schema"

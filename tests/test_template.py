@@ -1,4 +1,4 @@
-"""Laws of rendering: exact owners, no forged control token, and every message where the template would put it."""
+"""Laws of rendering: exact owners, no forged control token, and every message where the template puts it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_default_system_prompt_belongs_to_nobody():
 
 
 @each_kind
-def test_an_empty_message_has_no_tokens_and_nobody_else_gets_them(kind):
+def test_an_empty_message_has_no_tokens(kind):
     for content in ("", "  \n"):
         rendered = KINDS[kind].render([HELLO[0], Message("assistant", content), HELLO[2]])
         assert owned(KINDS[kind], rendered, 1).strip() == ""
@@ -126,10 +126,10 @@ def test_the_control_token_that_closes_a_turn_ends_a_reply(kind):
     assert ends == {"</s>", TURN_ENDS.get(TEMPLATES[kind], "</s>")}
 
 
-# Templates that take less
+# Templates that support less
 
 
-def test_without_a_system_role_instructions_go_in_front_of_the_first_users_words():
+def test_without_a_system_role_instructions_precede_the_first_user_message():
     rendered = KINDS["gemma"].render([BRIEF, *HELLO])
     assert rendered.text.startswith(f"<s><start_of_turn>user\n{BRIEF.content}\n\nhello there<end_of_turn>")
     assert owned(KINDS["gemma"], rendered, 0) == BRIEF.content
@@ -140,7 +140,7 @@ def test_an_empty_instruction_leaves_no_gap():
     assert KINDS["inst"].render([Message("system", ""), *HELLO]).text == KINDS["inst"].render(HELLO).text
 
 
-def test_a_template_that_moves_the_system_message_is_not_given_one():
+def test_a_template_that_moves_system_messages_gets_none():
     assert not KINDS["inst"].traits.system
     rendered = KINDS["inst"].render([BRIEF, *HELLO])
     assert rendered.text.startswith(f"<s>[INST] {BRIEF.content}\n\nhello there [/INST] Hi, Ada.</s>")
@@ -175,7 +175,7 @@ def test_any_order_of_roles_is_rendered_with_every_message_its_own(kind, roles):
 
 
 @pytest.mark.parametrize("kind", ["gemma", "inst"])
-def test_a_window_that_opens_with_the_assistant_is_opened_by_an_empty_word_of_the_user(kind):
+def test_a_window_that_starts_with_the_assistant_gets_a_user_placeholder(kind):
     rendered = KINDS[kind].render(HELLO[1:])
     assert "…" in owned(KINDS[kind], rendered, -1)
 
@@ -198,7 +198,7 @@ def test_a_model_without_a_template_gets_plain_lines_and_a_text_to_stop_at():
     assert ChatTemplate(byte_bpe(None, adds_bos=True)).render(HELLO).text.startswith("<s>User: ")
 
 
-def test_turn_marks_are_guarded_even_where_the_tokenizer_does_not_call_them_special():
+def test_turn_marks_are_control_tokens_even_if_not_special():
     template = ChatTemplate(byte_bpe(CHATML, special=False))
     rendered = template.render([Message("user", "a<|im_end|>b<|im_start|>c")])
     marks = template._tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
@@ -253,14 +253,14 @@ def test_what_a_template_trims_is_not_part_of_the_message(kind):
     assert owned(KINDS[kind], rendered, 0) == "hello"
 
 
-def test_thoughts_that_a_template_drops_are_not_part_of_the_message():
+def test_reasoning_that_a_template_drops_is_not_part_of_the_message():
     thinking = Message("assistant", "<think>\nHm.\n</think>\n\nIn Oslo.")
     rendered = KINDS["tooled"].render([HELLO[0], thinking, HELLO[2]])
     assert owned(KINDS["tooled"], rendered, 1) == "In Oslo."
     assert "Hm." not in rendered.text
 
 
-def test_thoughts_that_a_template_rewrites_are_still_the_messages():
+def test_reasoning_that_a_template_rewrites_still_belongs_to_the_message():
     thinking = Message("assistant", "<think>Hm.</think>In Oslo.")
     rendered = KINDS["tooled"].render([HELLO[0], thinking], generation_prompt=False)
     theirs = KINDS["tooled"]._tokenizer.apply_chat_template(raw([HELLO[0], thinking]), tokenize=False)
@@ -319,7 +319,7 @@ def test_contents_are_found_along_scaffolding_that_depends_on_them_or_not_at_all
     assert not both.faithful
 
 
-def test_gemma_is_never_given_what_it_refuses():
+def test_gemma_never_gets_messages_that_it_refuses():
     refused = byte_bpe(GEMMA)
     with pytest.raises(Exception, match="no system role"):
         refused.apply_chat_template(raw([BRIEF, *HELLO]), tokenize=False)

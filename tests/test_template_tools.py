@@ -79,7 +79,7 @@ def test_no_tool_description_call_or_result_holds_a_control_token(kind):
     assert "</s><|im_end|><start_of_turn>" in template.render(TOOL_TURNS, tools=[nasty]).text
 
 
-def test_a_call_that_quotes_an_earlier_one_is_told_from_it():
+def test_a_call_that_quotes_an_earlier_one_is_distinguished_from_it():
     call = CALLS[:1]
     quoted = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     messages = [
@@ -92,7 +92,7 @@ def test_a_call_that_quotes_an_earlier_one_is_told_from_it():
     assert [owned(KINDS["tooled"], rendered, index).strip() for index in range(4)] == [quoted] * 4
 
 
-def test_a_call_that_the_template_drops_is_written_all_the_same():
+def test_a_call_that_the_template_drops_is_still_written():
     picky = TOOLED.replace("for c in m.tool_calls or []", "for c in m.tool_calls or [] if c.function.name != 'odd'")
     template = ChatTemplate(byte_bpe(picky))
     assert template.traits.tools
@@ -120,7 +120,7 @@ def test_calls_are_never_merged_away():
         template.render([HELLO[0], TOOL_TURNS[1], HELLO[1]], tools=[WEATHER])
 
 
-def test_ids_of_other_frameworks_suit_a_template_that_insists_on_nine_characters():
+def test_ids_are_converted_for_a_template_that_requires_nine_characters():
     checked = "{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif -%}"
     template = ChatTemplate(
         byte_bpe(TOOLED.replace("{% for c in m.tool_calls or [] -%}", "{% for c in m.tool_calls or [] %}" + checked))
@@ -141,7 +141,7 @@ def test_ids_of_other_frameworks_suit_a_template_that_insists_on_nine_characters
         ("set content = m.content -", "set content = '' if m.tool_calls else m.content -"),
     ],
 )
-def test_a_template_that_drops_something_of_tools_or_spells_calls_unreadably_is_given_none(written, instead):
+def test_a_template_with_incomplete_tool_support_gets_no_tools(written, instead):
     assert written in TOOLED
     template = ChatTemplate(byte_bpe(TOOLED.replace(written, instead)))
     assert not template.traits.tools

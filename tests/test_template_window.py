@@ -1,11 +1,15 @@
-"""Laws of answers, of replies that are begun, and of the window of messages that fits."""
+"""Laws of given answers, of replies that are continued, and of the window of messages that fits."""
 
 from __future__ import annotations
+
+import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltamem_agents.chat.blocks import FRONT, steady_start
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import MessageError, WindowError
 from deltamem_agents.types import Message
@@ -100,7 +104,7 @@ def conversation(system: int, kinds: list[str]) -> list[Message]:
 @pytest.mark.parametrize("kind", ["chatml", "gemma", "tooled"])
 @given(system=st.integers(0, 2), kinds=WINDOWS, budget=st.integers(1, 400))
 @settings(max_examples=40)
-def test_a_window_holds_the_newest_messages_that_fit_and_no_fewer(kind, system, kinds, budget):
+def test_the_widest_window_holds_the_newest_messages_that_fit_and_no_fewer(kind, system, kinds, budget):
     template = KINDS[kind]
     messages = conversation(system, kinds)
     lead = messages[:system]
@@ -110,7 +114,7 @@ def test_a_window_holds_the_newest_messages_that_fit_and_no_fewer(kind, system, 
 
     cuts = [i for i in range(system, len(messages)) if i == system or messages[i].role != "tool"]
     try:
-        start = template.fit_window(messages, budget)
+        start = template.widest_window(messages, budget)
     except WindowError as error:
         assert size(cuts[-1]) > budget
         assert str(size(cuts[-1])) in str(error) and str(budget) in str(error)
@@ -118,6 +122,12 @@ def test_a_window_holds_the_newest_messages_that_fit_and_no_fewer(kind, system, 
     assert start in cuts
     assert size(start) <= budget
     assert start == cuts[0] or size(cuts[cuts.index(start) - 1]) > budget
+    # What is taken of it begins no earlier, and with all of what is asked that fits.
+    begins = template.fit_window(messages, budget)
+    assert begins in cuts and begins >= start
+    assert start > cuts[0] or begins == start
+    asked = max((i for i, message in enumerate(messages) if message.role == "user"), default=begins)
+    assert start > asked or begins <= asked
 
 
 def test_a_window_keeps_a_result_with_its_call():
@@ -129,7 +139,7 @@ def test_a_window_keeps_a_result_with_its_call():
         template.fit_window(messages, budget - 1)
 
 
-def test_tools_take_their_room_in_the_window():
+def test_tools_count_in_the_window():
     template = KINDS["chatml"]
     budget = template.count(HELLO)
     assert template.fit_window(HELLO, budget) == 0
@@ -146,3 +156,74 @@ def test_a_long_history_is_measured_in_few_renderings(monkeypatch):
     start = template.fit_window(messages, 300)
     assert 0 < start < 512
     assert len(sizes) <= 11
+
+
+# Where a window that slid begins
+
+
+def places(sizes: list[int], start: int) -> list[int]:
+    return [sum(sizes[start:at]) for at in range(start, len(sizes))]
+
+
+def begins(messages: list[Message], sizes: list[int], budget: int) -> int:
+    """Where a window of messages of these sizes begins."""
+    first, size = len(sizes), 0
+    while first and size + sizes[first - 1] <= budget:
+        first -= 1
+        size += sizes[first]
+    if first == 0:
+        return 0
+    return steady_start(messages, range(first, len(messages)), places(sizes, first))
+
+
+def talk(seed: int, turns: int, tokens: int) -> tuple[list[Message], list[int]]:
+    """A conversation up to a user's message, whose replies are all the same."""
+    chance = random.Random(seed)
+    messages = [
+        Message(("user", "assistant")[at % 2], f"{seed} {at}" if at % 2 == 0 else "Yes.") for at in range(2 * turns - 1)
+    ]
+    return messages, [chance.randint(tokens // 2, 3 * tokens // 2) for _ in messages]
+
+
+@given(seed=st.integers(0, 999), turns=st.integers(20, 60), cut=st.integers(0, 30))
+def test_a_start_is_found_in_what_is_shown_alone(seed, turns, cut):
+    messages, sizes = talk(seed, turns, 40)
+    start = begins(messages, sizes, 600)
+    # A client that cut its history short itself, somewhere before what fits, finds the same message.
+    first = next(at for at in range(len(messages)) if sum(sizes[at:]) <= 600)
+    gone = min(cut, first - 1)
+    assert begins(messages[gone:], sizes[gone:], 600) + gone == start
+    assert first <= start < len(messages)
+    past = sum(sizes[first:-1])
+    assert sum(sizes[start:-1]) >= (1 - FRONT) * past
+
+
+def test_a_start_only_moves_on_and_stays_for_most_turns():
+    prefilled: dict[int, list[float]] = {50: [], 500: []}
+    for seed in range(10):
+        messages, sizes = talk(seed, 550, 40)
+        for around, found in prefilled.items():
+            # Turn by turn: a user's message is the newest.
+            ends = range(2 * (around - 40), 2 * (around + 40), 2)
+            starts = [begins(messages[: end + 1], sizes[: end + 1], 800) for end in ends]
+            assert starts == sorted(starts)
+            stays = [a == b for a, b in pairwise(starts)]
+            for end, start, stayed in zip(ends[1:], starts[1:], stays, strict=True):
+                found.append(sum(sizes[end - 1 : end + 1]) if stayed else sum(sizes[start : end + 1]))
+            assert sum(stays) > 0.5 * len(stays)
+    early, late = (sum(found) / len(found) for found in prefilled.values())
+    assert late <= 1.05 * early
+    # Rather than the whole window, of 800 tokens, about 2 / FRONT − 1 times what is new, of 80.
+    assert late < (2 / FRONT) * 80
+
+
+def test_what_is_asked_is_shown_with_the_steps_taken_for_it():
+    asked = [Message("user", "Which of them is oldest?"), *(Message("assistant", f"Step {n}") for n in range(4))]
+    messages = [*talk(0, 20, 40)[0], *asked]
+    at = len(messages) - len(asked)
+    assert steady_start(messages, range(at, len(messages)), places([200] * len(messages), at)) == at
+    assert steady_start(messages, range(at - 1, len(messages)), places([200] * len(messages), at - 1)) == at - 1
+    # Where not even that fits, what is left of it moves in blocks as well.
+    assert (
+        at + 1 <= steady_start(messages, range(at + 1, len(messages)), places([200] * len(messages), at + 1)) <= at + 2
+    )

@@ -1,11 +1,11 @@
-"""Laws of terms: one number for a word however it is written, none for what is no word."""
+"""Laws of terms: one number per word, whatever its case, accents and ending."""
 
 from __future__ import annotations
 
 from deltamem_agents.chat.terms import terms_of
 
 
-def test_case_accents_and_endings_make_no_other_term() -> None:
+def test_case_accents_and_endings_do_not_change_a_term() -> None:
     assert terms_of("Café") == terms_of("cafe") == terms_of("CAFE\u0301")
     assert terms_of("vegetarian") == terms_of("Vegetarians")
     assert terms_of("dog") != terms_of("cat")

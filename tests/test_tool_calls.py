@@ -1,4 +1,4 @@
-"""Laws of tool calls as text: what is written can be read back, and a stream never shows half a call."""
+"""Laws of tool calls as text: a round trip is exact, and a stream never shows part of a call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_what_is_formatted_parses_back_to_the_same_calls(calls):
 @pytest.mark.slow
 @given(CALLS, st.text(alphabet="ab \n.", max_size=12))
 @settings(max_examples=100, deadline=None)
-def test_calls_behind_prose_leave_the_prose(calls, prose):
+def test_text_before_calls_is_kept(calls, prose):
     parsed = parse_tool_calls(prose + "\n" + format_tool_calls(calls))
     assert parsed.text == prose.rstrip()
     assert named(parsed.calls) == named(calls)
@@ -134,7 +134,7 @@ def test_text_around_and_between_calls_is_kept_in_order():
     assert len(parsed.calls) == 2
 
 
-def test_a_broken_block_does_not_hide_a_good_one_behind_it():
+def test_a_broken_block_does_not_hide_a_valid_one_after_it():
     good = format_tool_calls([ToolCall("f", {"x": 1})])
     parsed = parse_tool_calls(f"<tool_call>{{broken\n{good}")
     assert named(parsed.calls) == [("f", {"x": 1})]
@@ -162,7 +162,7 @@ def test_arguments_may_be_any_mapping():
     assert json.loads(text.splitlines()[1]) == {"name": "f", "arguments": {"x": {"y": 1}}}
 
 
-def test_a_call_said_twice_counts_once() -> None:
+def test_a_repeated_call_counts_once() -> None:
     f, g, again = ToolCall("f", {"x": 1, "y": 2}, "1"), ToolCall("g", {}, "2"), ToolCall("f", {"y": 2, "x": 1}, "3")
     assert distinct_calls([f, g, again]) == (f, g)
     assert distinct_calls([f, ToolCall("f", {"x": 2}, "4")]) == (f, ToolCall("f", {"x": 2}, "4"))

@@ -1,4 +1,4 @@
-"""Laws of tools' names: a tool is offered, chosen, called and found again by its own name, however odd that is."""
+"""Laws of tool names: a tool is offered, chosen, called and looked up by its own name, however unusual."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tiny_engine import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 VOCABULARY = Vocabulary(TOKENIZER.backend_tokenizer.to_str(), 300, {257})
-# Of these, LlamaIndex would make two that are equal.
+# LlamaIndex's own conversion would make two of these equal.
 NAMES = (
     "web.search",
     "web search",
@@ -49,7 +49,7 @@ class Query(BaseModel):
 
 
 def by_turns(asked: Asked) -> Message | str:
-    """Calls every tool on offer, then tells what they returned."""
+    """Calls every available tool, then repeats what they returned."""
     if asked.messages[-1].role == "tool":
         return "\n".join(sorted(f"{m.name}: {m.content}" for m in asked.messages if m.role == "tool"))
     return Message("assistant", "", tuple(ToolCall(tool.name, {"words": "δ"}) for tool in asked.tools))
@@ -124,7 +124,7 @@ def test_a_history_with_such_calls_is_read_and_written_once() -> None:
 @settings(max_examples=40, deadline=None)
 @example("\x7f")
 @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(str.strip))
-def test_a_call_of_any_name_is_spelled_held_and_read_back(name: str) -> None:
+def test_a_call_of_any_name_is_written_enforced_and_parsed(name: str) -> None:
     text = format_tool_calls([ToolCall(name, {"words": "x"})])
     grammar = reply_grammar([Tool(name, parameters=Query.model_json_schema())], "any")
     assert grammar is not None

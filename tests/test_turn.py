@@ -1,4 +1,4 @@
-"""Laws of the turn: what it reads, writes and says, and what an interrupted one leaves behind."""
+"""Laws of a turn: what it reads, writes and replies, and that an interrupted turn changes nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_state_changes_what_is_said(engine: DeltaMemEngine) -> None:
     assert told.logprob != engine.score(engine.new_state(), [U3], "Oslo").logprob
 
 
-def test_readonly_reads_and_leaves_the_agent_as_it_was(engine: DeltaMemEngine) -> None:
+def test_readonly_reads_and_does_not_change_the_agent(engine: DeltaMemEngine) -> None:
     engine.run_turn("ada", [U1], sampling=SHORT)
     before = engine.store.head("ada")
     turn = engine.run_turn("ada", [U3], sampling=SHORT, memory="readonly")
@@ -149,7 +149,7 @@ def test_two_agents_never_touch(engine: DeltaMemEngine) -> None:
 
 
 @pytest.mark.slow
-def test_turns_at_once_lose_no_write(tmp_path: Any) -> None:
+def test_concurrent_turns_lose_no_write(tmp_path: Any) -> None:
     store = SQLiteStore(tmp_path / "memory.sqlite")
     engine = tiny_engine(store)
 
@@ -251,7 +251,7 @@ def test_a_memory_made_by_another_adapter_is_refused_and_kept() -> None:
     assert store.head("ada") == before
 
 
-def test_a_second_process_goes_on_where_the_first_stopped(tmp_path: Any) -> None:
+def test_a_second_process_continues_the_memory(tmp_path: Any) -> None:
     path = tmp_path / "memory.sqlite"
     with SQLiteStore(path) as store:
         first = tiny_engine(store)
@@ -272,7 +272,7 @@ def test_the_base_weights_are_the_same_after_any_use() -> None:
     assert weights_hash(engine.model) == before == weights_hash(tiny_llama())
 
 
-def test_one_model_carries_one_memory() -> None:
+def test_a_model_can_have_only_one_memory_attached() -> None:
     engine = tiny_engine()
     from deltamem_agents.memory.attach import attach
 

@@ -1,4 +1,4 @@
-"""Laws of facts: they say what happened, and are compared with what can be watched from outside."""
+"""Laws of `TurnFacts`: they agree with what can be observed from outside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCOPES = {scope: AdapterConfig(rank=4, read_scope=scope) for scope in ("all", "r
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What the first layer's tokens read, call by call."""
+    """What the first layer's tokens read, for each forward pass."""
     found: list[Tensor] = []
     real = attach.read_and_write
 
@@ -46,7 +46,7 @@ def count(found: list[Tensor]) -> int:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("memory", ["readwrite", "readonly", "off"])
 @pytest.mark.parametrize("window", [None, 150])
-def test_tokens_read_are_those_that_read(
+def test_tokens_read_counts_the_tokens_that_read(
     scope: str, memory: MemoryMode, window: int | None, heard: list[Tensor]
 ) -> None:
     engine = tiny_engine(config=SCOPES[scope], window_tokens=window)
@@ -66,7 +66,7 @@ def counters(engine: DeltaMemEngine) -> tuple[int, int]:
 @pytest.mark.parametrize("roles", [("user",), ("user", "tool"), ("user", "assistant", "tool"), ("assistant",)])
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("granularity", ["token", "message_mean"])
-def test_messages_and_tokens_written_are_those_that_were(roles: tuple, window: int | None, granularity: str) -> None:
+def test_messages_and_tokens_written_are_counted(roles: tuple, window: int | None, granularity: str) -> None:
     config = AdapterConfig(rank=4, memory_write_granularity=granularity)  # type: ignore[arg-type]
     engine = tiny_engine(config=config, policy=WritePolicy(roles=roles), window_tokens=window)
     turn = engine.run_turn("ada", TALK, sampling=SHORT)
@@ -79,29 +79,29 @@ def test_messages_and_tokens_written_are_those_that_were(roles: tuple, window: i
 
 
 @pytest.mark.parametrize("memory", ["readonly", "off"])
-def test_nothing_is_written_where_nothing_may_be(memory: MemoryMode) -> None:
+def test_a_mode_that_does_not_write_counts_no_writes(memory: MemoryMode) -> None:
     facts = tiny_engine().run_turn("ada", TALK, sampling=SHORT, memory=memory).facts
     assert (facts.messages_written, facts.tokens_written, facts.tokens_unwritten) == (0, 0, 0)
 
 
-def test_an_agent_that_ends_with_its_turn_writes_too() -> None:
+def test_a_temporary_memory_counts_its_writes_too() -> None:
     facts = tiny_engine().run_turn(None, TALK, sampling=SHORT).facts
     assert facts.messages_written == 4
 
 
-def test_what_is_known_is_not_written_again() -> None:
+def test_known_messages_are_not_counted_again() -> None:
     engine = tiny_engine()
     first = engine.run_turn("ada", TALK, sampling=SHORT)
     facts = engine.run_turn("ada", [*TALK, first.message, U1], sampling=SHORT).facts
     assert facts.messages_written == 2
 
 
-def test_an_empty_reply_is_no_message_that_was_written() -> None:
+def test_an_empty_reply_is_not_counted_as_written() -> None:
     facts = ScriptedEngine("").run_turn("ada", [U1]).facts
     assert (facts.messages_written, facts.tokens_written) == (1, len(U1.content))
 
 
-def test_a_turn_that_was_run_again_counts_what_its_last_attempt_did() -> None:
+def test_a_repeated_turn_counts_only_its_last_attempt() -> None:
     class Contended(InMemoryStore):
         refusals = 2
 

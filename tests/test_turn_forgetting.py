@@ -1,4 +1,4 @@
-"""Laws of turns in flight: forgetting wins over them, and nothing else does."""
+"""Laws of turns in progress: forgetting the agent cancels them, and nothing else does."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def pruned(engine: DeltaMemEngine) -> None:
 
 
 class PlainStore(InMemoryStore):
-    """As a store that somebody else wrote, without a way of its own to tell incarnations."""
+    """A third-party store without its own `_incarnation` method."""
 
     _incarnation = Store._incarnation
 
@@ -72,11 +72,11 @@ def stored(request: pytest.FixtureRequest, tmp_path: Any) -> DeltaMemEngine:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("meanwhile", [forgotten, forgotten_and_made_anew, replaced, restored])
-def test_forgetting_wins_over_a_turn_in_flight(stored: DeltaMemEngine, meanwhile: Any) -> None:
+def test_forgetting_wins_over_a_turn_in_progress(stored: DeltaMemEngine, meanwhile: Any) -> None:
     stored.run_turn("ada", [U1], sampling=SHORT)
     stream = stored.stream_turn("ada", [U3], sampling=SHORT)
     text = next(stream).text
-    time.sleep(0.002)  # a plain store tells incarnations by the millisecond
+    time.sleep(0.002)  # this store's incarnations are times in milliseconds
     meanwhile(stored)
     left = stored.store.head("ada")
     with pytest.raises(AgentForgottenError, match=r"'ada' was forgotten, or replaced .* Nothing of the turn"):
@@ -86,7 +86,7 @@ def test_forgetting_wins_over_a_turn_in_flight(stored: DeltaMemEngine, meanwhile
 
 
 @pytest.mark.parametrize("meanwhile", [forgotten, forgotten_and_made_anew, replaced])
-def test_forgetting_wins_over_absorbing_in_flight(
+def test_forgetting_wins_over_absorbing_in_progress(
     stored: DeltaMemEngine, meanwhile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored.absorb_into("ada", [U1])
@@ -107,9 +107,7 @@ def test_forgetting_wins_over_absorbing_in_flight(
 
 
 @pytest.mark.parametrize("meanwhile", [another_turn, pruned])
-def test_a_turn_in_flight_takes_neither_turns_nor_pruning_for_forgetting(
-    stored: DeltaMemEngine, meanwhile: Any
-) -> None:
+def test_other_turns_and_pruning_do_not_cancel_a_turn_in_progress(stored: DeltaMemEngine, meanwhile: Any) -> None:
     stored.run_turn("ada", [U1], sampling=SHORT)
     stored.run_turn("ada", [U2], sampling=SHORT)
     stream = stored.stream_turn("ada", [U3], sampling=SHORT)
@@ -120,7 +118,7 @@ def test_a_turn_in_flight_takes_neither_turns_nor_pruning_for_forgetting(
     assert turn.snapshot == stored.store.head("ada") and head(stored).absorbed.count == 6
 
 
-def test_a_first_turn_in_flight_goes_on_from_another_first_turn(engine: DeltaMemEngine) -> None:
+def test_a_first_turn_continues_another_first_turn_that_came_before_it(engine: DeltaMemEngine) -> None:
     stream = engine.stream_turn("ada", [U1], sampling=SHORT)
     next(stream)
     another_turn(engine)

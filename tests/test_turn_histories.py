@@ -1,4 +1,4 @@
-"""Laws of histories: each message is written once, and only what a client shows to be changed is dropped."""
+"""Laws of histories: each message is written once, and only messages that the client changed are dropped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_trimmed_history_is_windowed(engine: DeltaMemEngine) -> None:
     assert head(engine).counters.messages == 6
 
 
-def test_a_reply_asked_for_again_in_a_named_thread_takes_the_place_of_the_one_before(engine: DeltaMemEngine) -> None:
+def test_a_regenerated_reply_in_a_named_thread_replaces_the_one_before(engine: DeltaMemEngine) -> None:
     history: list[Message] = []
     grow(engine, "ada", history, U1, thread="a")
     first = engine.run_turn("ada", [*history, U2], sampling=SHORT, thread="a")
@@ -60,7 +60,7 @@ def test_a_reply_asked_for_again_in_a_named_thread_takes_the_place_of_the_one_be
 
 @pytest.mark.parametrize("thread", [None, "a"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_an_input_tried_again_is_not_written_twice_and_drops_nothing(thread: str | None, whole: bool) -> None:
+def test_a_retried_input_is_not_written_twice_and_drops_nothing(thread: str | None, whole: bool) -> None:
     engine = ScriptedEngine(["Hello.", "Sorry?", "A fine name.", "A fine name."])
     engine.run_turn("ada", [U1], thread=thread)
     again = engine.run_turn("ada", [U1], thread=thread)
@@ -74,7 +74,7 @@ def test_an_input_tried_again_is_not_written_twice_and_drops_nothing(thread: str
     assert same.facts.state_norm == pytest.approx(head(engine).state.norm())
 
 
-def test_an_edit_in_a_named_thread_goes_back_exactly_and_says_so(
+def test_an_edit_in_a_named_thread_goes_back_exactly_and_is_logged(
     engine: DeltaMemEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     history: list[Message] = []
@@ -92,7 +92,7 @@ def test_an_edit_in_a_named_thread_goes_back_exactly_and_says_so(
     other: list[Message] = []
     grow(straight, "ada", other, U1, thread="a")
     grow(straight, "ada", other, U3, thread="a")
-    # What one of them prefilled, the other kept, which rounds in another way.
+    # One of them computed what the other had cached, which rounds differently.
     torch.testing.assert_close(head(engine).state.matrices, head(straight).state.matrices, atol=1e-5, rtol=0)
     assert head(engine).counters == head(straight).counters
 
@@ -137,7 +137,7 @@ def test_a_fixed_prefix_is_written_once_and_drops_nothing(prefix: list[Message],
 
 @pytest.mark.parametrize("order", ["ABBA", "AABBAB", "ABABBBA"])
 def test_a_client_that_names_no_thread_never_makes_a_memory_go_back(order: str) -> None:
-    """Two conversations of one agent, with their whole histories, later with edits and replies asked for again."""
+    """Two conversations of one agent with whole histories, and later with edits and regenerated replies."""
     engine = scripted()
     histories: dict[str, list[Message]] = {"A": [], "B": []}
     for turns, name in enumerate(order, 1):
@@ -151,7 +151,7 @@ def test_a_client_that_names_no_thread_never_makes_a_memory_go_back(order: str) 
 
 
 @pytest.mark.parametrize("thread", [None, "ada"])
-def test_one_user_message_said_again_is_no_proof_of_going_back(thread: str | None) -> None:
+def test_one_repeated_user_message_does_not_make_the_memory_go_back(thread: str | None) -> None:
     engine = scripted()
     for turns, text in enumerate(["hi", "My cat is Miu.", "hi", "It is late.", "My cat is Miu.", "hi", "hi there"], 1):
         turn = engine.run_turn("ada", [Message("user", text)], thread=thread)
@@ -197,7 +197,7 @@ def test_a_copied_thread_is_not_written_twice(engine: DeltaMemEngine) -> None:
 
 
 @pytest.mark.parametrize("policy", ["append", "rewind", "raise"])
-def test_divergence_behind_another_threads_writes_follows_the_policy(policy: Any) -> None:
+def test_an_edit_before_another_threads_writes_follows_the_policy(policy: Any) -> None:
     engine = tiny_engine(policy=WritePolicy(on_divergence=policy))
     a: list[Message] = []
     grow(engine, "ada", a, U1, thread="a")
@@ -215,4 +215,4 @@ def test_divergence_behind_another_threads_writes_follows_the_policy(policy: Any
     assert head(engine).absorbed.count == 4
 
 
-# Forgetting while a turn is in flight
+# Forgetting during a turn

@@ -1,4 +1,4 @@
-"""A whole engine on a random two-layer Llama with a byte-level tokenizer: every law, offline, in milliseconds."""
+"""A complete engine on a random two-layer Llama with a byte-level tokenizer, for fast offline tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
+from deltamem_agents.inference.compressed import CacheKind
 from deltamem_agents.inference.kept import KEPT_BYTES
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
@@ -25,7 +26,7 @@ CONTEXT = 2048
 
 
 def byte_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """One token a byte, and two control tokens."""
+    """One token per byte, and two control tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -55,7 +56,7 @@ def tiny_llama(seed: int = 0, vocabulary: int = 258) -> LlamaForCausalLM:
 
 
 def random_adapter(model: LlamaForCausalLM, config: AdapterConfig | None = None, seed: int = 1) -> Adapter:
-    """An adapter whose corrections are large enough to change what is said."""
+    """An adapter whose corrections are large enough to change replies."""
     config = config or AdapterConfig(rank=4, key_shift=True)
     adapter = Adapter.for_model(config, model)
     generator = torch.Generator().manual_seed(seed)
@@ -74,6 +75,7 @@ def tiny_engine(
     seed: int = 0,
     template: str = CHATML,
     kept_cache_bytes: int = KEPT_BYTES,
+    cache: CacheKind = "full",
     progress: bool = False,
 ) -> DeltaMemEngine:
     model = tiny_llama(seed)
@@ -85,5 +87,6 @@ def tiny_engine(
         window_tokens=window_tokens,
         policy=policy,
         kept_cache_bytes=kept_cache_bytes,
+        cache=cache,
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""Tokenizers trained in milliseconds, and chat templates in the manners of known model families."""
+"""Tokenizers trained in milliseconds, and chat templates like those of known model families."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_excep
 {{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor -%}
 {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
-# Turns without control tokens of their own, a space before the content, and strict about everything.
+# Turns without control tokens, a space before the content, and strict about roles.
 INST = """{{ bos_token }}{% if messages[0]['role'] == 'system' -%}
 {% set told = messages[0]['content'] %}{% set rest = messages[1:] -%}
 {% else %}{% set rest = messages %}{% endif -%}
@@ -41,7 +41,7 @@ INST = """{{ bos_token }}{% if messages[0]['role'] == 'system' -%}
 {% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif -%}
 {% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}"""
 
-# Writes tools, calls and results itself, puts results of one round into one turn, and drops old thoughts.
+# Writes tools, calls and results itself, joins results of one round in one turn, and drops old reasoning.
 TOOLED = """{% if tools -%}
 {{ '<|im_start|>system\\n' }}{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif -%}
 {{ 'Tools:\\n<tools>' }}{% for t in tools %}{{ '\\n' }}{{ t | tojson }}{% endfor %}{{ '\\n</tools><|im_end|>\\n' -}}
@@ -66,7 +66,7 @@ TOOLED = """{% if tools -%}
 {% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}{% endif -%}
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
-# The same with calls between control tokens, right behind one and right before one.
+# The same with calls directly between two control tokens.
 TIGHT = (
     TOOLED.replace("'<|im_start|>assistant' -", "'<|assistant|>' -")
     .replace("'\\n<tool_call>\\n{", "'<|python_tag|>{")
@@ -98,7 +98,7 @@ TEMPLATES = {
 
 @cache
 def byte_bpe(template: str | None, *, special: bool = True, adds_bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE. `special` False: turn marks are added tokens which the tokenizer does not call special."""
+    """A byte-level BPE. `special` False: turn marks are added tokens that the tokenizer does not call special."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -111,7 +111,7 @@ def byte_bpe(template: str | None, *, special: bool = True, adds_bos: bool = Fal
 
 @cache
 def sentence_bpe(template: str | None, *, spells_bytes: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFast:
-    """A BPE in the manner of SentencePiece: "▁" for a space, one before the first word, bytes for the unknown."""
+    """A BPE like SentencePiece: "▁" for a space, one before the first word, bytes for unknown characters."""
     spaces = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = spaces

@@ -1,7 +1,7 @@
-"""What every framework integration shares: whose memory a call uses, engines by name, and how each
-framework names roles, tools and options.
+"""Shared code of the framework integrations: which agent a call uses, engines by name, and conversions of each
+framework's roles, tools and options.
 
-`use_agent` says whose memory a block of code uses; `named_engines` puts engines behind model names in tests.
+`use_agent` selects the agent for a block of code. `named_engines` replaces engines by model name in tests.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Whose memory a block of code uses: for chat models of frameworks that tell them nothing about their callers."""
+"""Selects the agent for a block of code. Needed where a framework tells a chat model nothing about its caller."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from deltamem_agents.snapshots import StoreLike
 from deltamem_agents.types import MemoryMode
 
 AgentId: TypeAlias = str | int | UUID
-"""How frameworks' users name agents and threads; see `deltamem_agents.names`."""
+"""The types accepted as agent id and thread name; see `deltamem_agents.names`."""
 
 EPHEMERAL = ""
-"""The agent id of a memory that ends with the call; no stored agent can have it."""
+"""The agent id of a temporary memory that ends with the call. No stored agent can have it."""
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What `use_agent` says. `store`: where this agent lives, None for the chat model's own store."""
+    """The arguments of `use_agent`. `store`: the agent's store, None for the chat model's store."""
 
     agent_id: str
     thread: str | None = None
@@ -31,22 +31,22 @@ class Binding:
 
 
 def whose(given: object) -> str:
-    """The agent of an id in any form that a framework passes on; EPHEMERAL for None, False and blank text.
+    """The agent id, from any value that a framework passes on. EPHEMERAL for None, False and blank text.
 
-    Such an id is nobody's: an empty user id must not open another's memory, nor make an agent of that name.
-    Raises InvalidAgentIdError for what names nobody clearly and is no agent id either.
+    An empty user id must not open another user's memory, nor create an agent of that name.
+    Raises InvalidAgentIdError for any other value that is not an agent id.
     """
     nobody = given is None or given is False or (isinstance(given, str) and not given.strip())
     return EPHEMERAL if nobody else agent_name(given) or EPHEMERAL
 
 
 def own_agent(given: object) -> str | None:
-    """The agent that a chat model is made with, by the same rule; None where it is made without one."""
+    """The agent id in a chat model's constructor, by the rule of `whose`. None if it was made without one."""
     return None if given is None else whose(given)
 
 
 def which_thread(given: object) -> str | None:
-    """The thread's name in any form that a framework passes on; None for False and blank text too."""
+    """The thread name, from any value that a framework passes on. None for None, False and blank text."""
     return None if given is False else thread_name(given)
 
 
@@ -54,7 +54,7 @@ _bound: ContextVar[Binding | None] = ContextVar("deltamem_agent", default=None)
 
 
 def bound() -> Binding | None:
-    """What the enclosing `use_agent` says."""
+    """The arguments of the enclosing `use_agent`, None outside of one."""
     return _bound.get()
 
 
@@ -62,11 +62,11 @@ def bound() -> Binding | None:
 def use_agent(
     agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None, store: StoreLike = None
 ) -> Iterator[None]:
-    """Every chat model on δ-mem called inside uses this agent's memory, unless its call names another.
+    """Inside this block every δ-mem chat model uses this agent's memory, unless a call names another agent.
 
-    `thread`: which of the agent's conversations. `memory`: "readonly" or "off" instead of what the model
-    says. `store`: where the agent lives, instead of the model's store. Raises InvalidAgentIdError or ConfigError for
-    ids and names that are none; a blank id is nobody's.
+    `thread`: which of the agent's conversations. `memory`: "readonly" or "off", instead of the model's setting.
+    `store`: the agent's store, instead of the model's store. A blank `agent_id` is a temporary memory that ends with
+    the call. Raises InvalidAgentIdError or ConfigError for invalid ids and names.
     """
     token = _bound.set(Binding(whose(agent_id), which_thread(thread), memory, store))
     try:

@@ -1,4 +1,4 @@
-"""What other chat APIs call the same things: roles, tools, tool choices, formats, results; options as JSON. Pure."""
+"""Converts other chat APIs' roles, tools, tool choices, response formats, tool results and options. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROLE_NAMES: Mapping[str, Role] = {
     "function": "tool",
 }
 SAMPLING_NAMES = tuple(field.name for field in fields(Sampling) if field.name != "stop")
-"""Fields of `Sampling` that chat models have under the same names; stop strings come in several forms."""
+"""Fields of `Sampling` that chat models have under the same name. `stop` is separate, because it has several forms."""
 
 CALL_KEYWORDS = (
     "agent_id",
@@ -41,7 +41,7 @@ CALL_KEYWORDS = (
     *SAMPLING_NAMES,
     "stop",
 )
-"""What a call of a chat model may say besides its messages."""
+"""Keywords that a call of a chat model accepts besides its messages."""
 
 _JSON_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
@@ -49,7 +49,10 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def refuse_unknown(what: str, kind: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raises ConfigError for a name that `what` does not know: ignored, it would mislead."""
+    """Raises ConfigError for an unknown name. Ignoring it silently would mislead the caller.
+
+    `what`, `kind`: the object and the kind of name, for the message.
+    """
     for name in given:
         if name not in known:
             close = get_close_matches(name, known, n=1)
@@ -58,16 +61,16 @@ def refuse_unknown(what: str, kind: str, given: Iterable[str], known: Collection
 
 
 def listed(tools: object) -> list[Any]:
-    """The tools of a call in whatever form, none for None. Raises ConfigError for a single one."""
+    """The tools of a call as a list; empty for None. Raises ConfigError if it is not a list or tuple."""
     if tools is None or isinstance(tools, list | tuple):
         return list(tools or ())
     raise ConfigError(f"tools is {tools!r}, expected a list of tools")
 
 
 def as_tool(described: Mapping[str, Any]) -> Tool:
-    """The tool of a {"name", "description", "parameters"} or {"function": {…}} dict.
+    """Converts a {"name", "description", "parameters"} or {"function": {…}} dict to a tool.
 
-    A tool without parameters takes none. Raises ConfigError for a dict that describes no tool.
+    Without "parameters" the tool takes none. Raises ConfigError if the dict does not describe a tool.
     """
     function = described.get("function", described) if isinstance(described, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
@@ -78,7 +81,7 @@ def as_tool(described: Mapping[str, Any]) -> Tool:
 
 
 def as_tool_choice(choice: object) -> ToolChoice:
-    """The engine's word for a tool choice in any provider's spelling. Raises ConfigError for one it does not know."""
+    """Converts a tool choice in any provider's spelling to the engine's. Raises ConfigError if it is unknown."""
     if choice is None or choice is False:
         return "auto"
     if choice is True or choice in ("required", "any"):
@@ -121,9 +124,9 @@ def as_response_schema(response_format: object) -> Mapping[str, Any] | None:
 
 
 def as_recall(given: object) -> Recall | None:
-    """How a memory is read: a `Recall`, or its fields in a dict as JSON has them (`max_age` in seconds).
+    """Converts a `Recall`, or a JSON dict of its fields (`max_age` in seconds). None means the engine's setting.
 
-    None stands for the engine's own. Raises ConfigError for anything else.
+    Raises ConfigError for anything else.
     """
     if given is None or isinstance(given, Recall):
         return given
@@ -140,7 +143,7 @@ def as_recall(given: object) -> Recall | None:
 
 
 def written_recall(recall: Recall | None) -> dict[str, Any] | None:
-    """A `Recall` as JSON, which `as_recall` reads."""
+    """A `Recall` as JSON that `as_recall` reads."""
     if recall is None:
         return None
     age = recall.max_age
@@ -159,10 +162,10 @@ def turn_options(
     memory: MemoryMode,
     recall: Recall | None = None,
 ) -> TurnOptions:
-    """The options of one call from its keywords; `sampling`, `memory` and `recall` where these say nothing.
+    """The options of one call, from its keywords. `sampling`, `memory` and `recall` are the defaults.
 
-    Read are `thread`, `memory`, `recall`, `tool_choice`, `parallel_tool_calls`, `response_format` and the fields of
-    `Sampling`. Raises ConfigError for a value that none of them can have.
+    The keywords are `thread`, `memory`, `recall`, `tool_choice`, `parallel_tool_calls`, `response_format` and the
+    fields of `Sampling`. Raises ConfigError for an invalid value.
     """
     choice, parallel = as_tool_choice(given.get("tool_choice")), given.get("parallel_tool_calls")
     if parallel not in (None, True, False):
@@ -174,7 +177,7 @@ def turn_options(
         sampling=replace(sampling, **drawn),
         tools=tools,
         tool_choice=choice,
-        # A small model that has to call does not know when to stop calling.
+        # A small model that is forced to call tools does not know when to stop, so it gets one call.
         parallel_tool_calls=choice == "auto" if parallel is None else bool(parallel),
         response_schema=as_response_schema(given.get("response_format")),
         recall=as_recall(given.get("recall")) or recall,
@@ -182,7 +185,7 @@ def turn_options(
 
 
 def tool_result(text: str, *, call_id: str | None, name: str | None, failed: bool) -> Message:
-    """The message of what a tool returned; a failure says so in its text, once."""
+    """The message with a tool's result. The text of a failure starts with "Error"."""
     if failed and not text.lower().startswith("error"):
         text = f"Error: {text}"
     return Message("tool", text, tool_call_id=call_id or None, name=name)

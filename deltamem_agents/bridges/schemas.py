@@ -1,6 +1,6 @@
-"""Schemas in the forms that users have them, as JSON schemas and as the parameters of a tool. Pure.
+"""Converts users' schemas to JSON schemas and to the parameters of a tool. Pure functions.
 
-What is not a dict is read with pydantic, which every framework brings along; this package does without it.
+A schema that is not a dict is read with pydantic. Every framework depends on pydantic; this package does not.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _WRAPPED = "value"
 
 @dataclass(frozen=True)
 class Arguments:
-    """A schema as the parameters of a tool, which are an object always.
+    """A schema as the parameters of a tool, which are always an object.
 
-    `key`: the one parameter that holds the value, where the schema asks for something else than an object.
+    `key`: if the schema does not describe an object, the name of the single parameter that holds the value.
     """
 
     parameters: Mapping[str, Any]
     key: str | None = None
 
     def value(self, arguments: Mapping[str, Any]) -> Any:
-        """The value that a call with these arguments gives; None where it lacks it."""
+        """The value in a call's arguments; None if the call lacks it."""
         return arguments if self.key is None else arguments.get(self.key)
 
 
 def json_schema(schema: Any) -> Mapping[str, Any]:
-    """The JSON schema of a pydantic model, a dataclass, a TypedDict, a union or another type; a dict is one.
+    """The JSON schema of a pydantic model, a dataclass, a TypedDict, a union or another type. A dict is returned as is.
 
-    Raises ConfigError for anything else, and for types that have none.
+    Raises ConfigError for anything else, and for types without a JSON schema.
     """
     if isinstance(schema, Mapping):
         return schema
@@ -44,14 +44,14 @@ def json_schema(schema: Any) -> Mapping[str, Any]:
 
     try:
         if not hasattr(schema, "model_json_schema") and hasattr(schema, "__fields__"):
-            return dict(schema.schema())  # a model of pydantic's first version
+            return dict(schema.schema())  # a model of pydantic 1
         return TypeAdapter(schema).json_schema()
     except (PydanticUserError, NameError, TypeError) as error:
         raise ConfigError(f"{schema!r} has no JSON schema: {error}") from None
 
 
 def as_arguments(schema: Mapping[str, Any]) -> Arguments:
-    """The schema as a tool's parameters: itself where it asks for an object, else its value in one parameter."""
+    """The schema as a tool's parameters: unchanged if it describes an object, else wrapped in one parameter."""
     if _is_object(schema, schema):
         return Arguments({**_unfolded(schema), "type": "object"})
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
@@ -61,14 +61,14 @@ def as_arguments(schema: Mapping[str, Any]) -> Arguments:
 
 
 def schema_name(schema: Mapping[str, Any]) -> str | None:
-    """What the schema calls itself: its title, or the definition that it stands for."""
+    """The schema's name: its title, or the name of the definition it refers to."""
     unfolded, ref = _unfolded(schema), schema.get("$ref")
     name = unfolded.get("title") or (ref.rpartition("/")[2] if isinstance(ref, str) else None)
     return name if isinstance(name, str) and name.strip("# ") else None
 
 
 def is_recursive(schema: Mapping[str, Any]) -> bool:
-    """Whether a part of the schema contains itself, so that it cannot be written out without references."""
+    """Whether a part of the schema contains itself, so that its references cannot be expanded."""
     cleared: set[str] = set()
 
     def returns(part: object, within: frozenset[str]) -> bool:
@@ -82,7 +82,7 @@ def is_recursive(schema: Mapping[str, Any]) -> bool:
 
 
 def _is_object(schema: object, root: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> bool:
-    """Whether only objects fit, as far as can be told."""
+    """Whether the schema accepts only objects, as far as can be determined."""
     if not isinstance(schema, Mapping):
         return False
     if "type" in schema:
@@ -99,7 +99,7 @@ def _is_object(schema: object, root: Mapping[str, Any], seen: frozenset[str] = f
 
 
 def _unfolded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema with its own properties where it only refers to a definition, as those of recursive models do."""
+    """The schema with a top-level reference replaced by its definition. Schemas of recursive models have one."""
     seen: set[str] = set()
     while isinstance(ref := schema.get("$ref"), str) and ref not in seen:
         seen.add(ref)
@@ -111,7 +111,7 @@ def _unfolded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _moved(schema: Any, to: str) -> Any:
-    """The schema with its references into itself, but for those to definitions, as they are below `to`."""
+    """The schema with its internal references adjusted to its new place `to`. References to definitions stay."""
     if isinstance(schema, list):
         return [_moved(each, to) for each in schema]
     if not isinstance(schema, Mapping):
@@ -141,7 +141,7 @@ def _references(part: object) -> Iterator[str]:
 
 
 def _target(root: Mapping[str, Any], ref: str) -> object:
-    """What a reference of this schema stands for; None where that is not in it."""
+    """The target of a reference in this schema; None if the schema does not contain it."""
     found: object = root if ref.startswith("#") else None
     for step in ref.split("/")[1:]:
         found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None

@@ -1,4 +1,4 @@
-"""Engines by name, each opened once in a process however many chat models name it."""
+"""Engines by name. Each is opened once per process, and all chat models that name it share it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENGINES_OWN = f"{OPEN_MARK}the engine's own"
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Which engine: arguments of `DeltaMemEngine.from_pretrained`. `adapter` None: the one that ships."""
+    """Which engine: arguments of `DeltaMemEngine.from_pretrained`. `adapter`: None for the model's default adapter."""
 
     model: str
     adapter: str | None = None
@@ -29,7 +29,7 @@ class EngineSpec:
 
 
 class _Slot:
-    """Where one engine is opened, by one of those who wait for it; nobody waits for another's."""
+    """One engine and the lock under which it is opened. Opening one engine does not block another."""
 
     def __init__(self) -> None:
         self.opening = Mutex()
@@ -43,7 +43,7 @@ _naming = Mutex()
 
 @contextmanager
 def named_engines(engines: Mapping[str, DeltaMemEngine]) -> Iterator[None]:
-    """Inside, these names of models mean these engines: for tests of code that names its model."""
+    """Inside this block, these model names refer to these engines. For tests of code that names its model."""
     with _naming:
         before = dict(_given)
         _given.update(engines)
@@ -56,7 +56,7 @@ def named_engines(engines: Mapping[str, DeltaMemEngine]) -> Iterator[None]:
 
 
 def shared_engine(spec: EngineSpec) -> DeltaMemEngine:
-    """The engine of this specification, with a store of its own that nobody should use: see `with_store`."""
+    """The engine of this specification. Use it only through `with_store`: its own store is in memory and shared."""
     with _naming:
         if spec.model in _given:
             return _given[spec.model]
@@ -78,25 +78,25 @@ def _open(spec: EngineSpec) -> DeltaMemEngine:
 
 
 class Serving:
-    """What stands behind a chat model and its copies: engines, and stores that are opened at their first use."""
+    """The engines and stores of a chat model and its copies. Stores are opened at their first use."""
 
     def __init__(self) -> None:
         self._naming = Mutex()
         self._stores: dict[str | None, LazyStore] = {}
 
     def __reduce__(self) -> tuple[type[Serving], tuple[()]]:
-        # Pickled with its chat model: another process opens its own stores.
+        # It is pickled with its chat model; the other process opens its own stores.
         return Serving, ()
 
     def __deepcopy__(self, memo: object) -> Serving:
         return self
 
     def engine(self, spec: EngineSpec, given: DeltaMemEngine | None, store: StoreLike, agent: str) -> DeltaMemEngine:
-        """The engine for one call of `agent`, over the store where that agent lives; the store is not opened yet.
+        """The engine for one call of `agent`, with the agent's store, which is not opened yet.
 
-        `given`: an engine that is open already, used where the call names no other model. `store`: None is
-        the given engine's own store, or the SQLite file in the user's data folder; an enclosing `use_agent`
-        may name another for its agent. Raises what opening an engine raises, and ConfigError for what names no store.
+        `given`: an open engine, used unless the call names another model. `store`: None is the given engine's store, or
+        the SQLite file in the user's data folder. An enclosing `use_agent` may name another store for its agent. Raises
+        the errors of opening an engine, and ConfigError if `store` names no store.
         """
         engine = given if given is not None and given.model_name == spec.model else shared_engine(spec)
         binding = bound()
@@ -117,10 +117,10 @@ class Serving:
 
 
 def written_store(store: StoreLike, engine: DeltaMemEngine | None) -> str | None:
-    """What is written down of a chat model's store: its name.
+    """The text that stands for a chat model's store when the model is serialised: its URL or path.
 
-    An open store has none, nor has that of an open engine. What stands for it is refused when the chat model is
-    loaded, as another store would hold other memories.
+    An open store, or that of an open engine, has none. Its placeholder is refused when the chat model is loaded,
+    because another store would hold other memories.
     """
     if isinstance(store, Store):
         return f"{OPEN_MARK}{type(store).__name__}"
@@ -130,7 +130,7 @@ def written_store(store: StoreLike, engine: DeltaMemEngine | None) -> str | None
 
 
 def read_store(written: StoreLike, engine: DeltaMemEngine | None) -> StoreLike:
-    """The store that a chat model is given, or that was written down of it. Raises ConfigError for what names none."""
+    """The store of a chat model, as given or as serialised by `written_store`. Raises ConfigError if it names none."""
     if engine is not None and written == _ENGINES_OWN:
         return None
     LazyStore(written)
@@ -138,7 +138,7 @@ def read_store(written: StoreLike, engine: DeltaMemEngine | None) -> StoreLike:
 
 
 def require_names(kind: str, store: StoreLike, engine: DeltaMemEngine | None) -> None:
-    """Raises ConfigError unless a chat model of this kind can be pickled: it has to name its model and its store."""
+    """Raises ConfigError unless a chat model of this kind can be pickled, which needs a named model and store."""
     if engine is not None or isinstance(store, Store):
         raise ConfigError(
             f"a {kind} with an open engine or Store cannot be pickled; "

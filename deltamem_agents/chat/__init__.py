@@ -1,1 +1,1 @@
-"""Conversations as text and token ids: alignment, templates, tool calls. Knows nothing of tensors."""
+"""Conversations as text and token ids: comparing histories, chat templates, tool calls, grammars. No torch."""

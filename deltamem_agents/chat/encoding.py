@@ -1,4 +1,7 @@
-"""Text to tokens in two ways: scaffolding, where control tokens count, and content, where they never do."""
+"""Encodes text to tokens: with control tokens for the template's own text, without them for message contents.
+
+The template's own text is called scaffolding throughout this package.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from typing import Any, Protocol, Self
 from deltamem_agents.errors import MessageError
 from deltamem_agents.processes import Mutex
 
-# The second merges with nothing: a rune, which tokenizers spell in bytes.
+# The second anchor is a rune, which tokenizers encode as bytes, so that it merges with nothing.
 _ANCHORS = ("\n", "ᚠ")
 
-# A fast tokenizer keeps "split special tokens" as a switch on itself, set by each call: two threads
-# encoding at once could read a user's text with the template's setting.
+# A fast tokenizer stores "split special tokens" as its own attribute, which each call sets. Without this lock, a user's
+# text could be encoded with the setting that another thread made for the template.
 _switch = Mutex()
 
 
@@ -25,7 +28,7 @@ class AddedTokenLike(Protocol):
 
 
 class TokenizerLike(Protocol):
-    """What is used of a fast tokenizer of the transformers library."""
+    """The part of transformers' fast tokenizers that this package uses."""
 
     chat_template: str | dict[str, str] | None
     bos_token: str | None
@@ -44,10 +47,10 @@ class TokenizerLike(Protocol):
 
 
 class Encoder:
-    """Encodes pieces of a prompt. Each piece on its own, so that its tokens do not depend on neighbours.
+    """Encodes pieces of a prompt. Each piece is encoded separately, so that its tokens do not depend on neighbours.
 
-    Control tokens are the tokenizer's special tokens and whichever of its added tokens are passed
-    to `treat_as_control`. Nothing is kept of what was encoded, except in `for_one_call`.
+    Control tokens are the tokenizer's special tokens and the added tokens passed to `treat_as_control`. Encoded texts
+    are not cached, except in `for_one_call`.
     """
 
     def __init__(self, tokenizer: TokenizerLike) -> None:
@@ -59,9 +62,9 @@ class Encoder:
         self._known: dict[tuple[str, bool, bool], tuple[int, ...]] | None = None
 
     def for_one_call(self) -> Self:
-        """This encoder, for work that encodes the same texts over and over; it keeps their tokens as long as it lives.
+        """A copy of this encoder with a cache, for work that encodes the same texts repeatedly.
 
-        An encoder that lives as long as the engine must not: a forgotten agent's texts would stay in it.
+        The engine's own encoder must not have a cache, because texts of a forgotten agent would stay in it.
         """
         twin = copy(self)
         twin._known = {}
@@ -72,25 +75,25 @@ class Encoder:
         return frozenset(self._controls.values())
 
     def treat_as_control(self, tokens: Iterable[int]) -> None:
-        """Guard these added tokens like special ones: the template marks turns with them."""
+        """Treats these added tokens like special tokens, because the template marks turns with them."""
         self._controls |= {token: self._added[token] for token in tokens if token in self._added}
 
     def is_control(self, token: int) -> bool:
         return token in self._controls
 
     def cuts_token(self, text: str, *places: int) -> bool:
-        """Whether one of these places lies inside an added token that the text spells."""
+        """Whether one of these positions is inside an added token's text."""
         spelled = re.finditer(_any_of(self._added.values()), text)
         return any(found.start() < place < found.end() for found in spelled for place in places)
 
     def scaffold(self, text: str, *, opens: bool = False) -> tuple[int, ...]:
-        """Tokens of a template's own text. `opens`: it stands at the very beginning of the prompt."""
+        """Tokens of the template's own text. `opens`: whether the text is the beginning of the prompt."""
         return self._kept(text, False, opens)
 
     def content(self, text: str) -> tuple[int, ...]:
-        """Tokens of somebody's text, never a control token, whatever the text spells.
+        """Tokens of a message's text. They never include a control token, even if the text looks like one.
 
-        Raises MessageError where the tokenizer offers no other way to write a text.
+        Raises MessageError if the tokenizer cannot encode the text without a control token.
         """
         return self._kept(text, True, False)
 
@@ -117,17 +120,17 @@ class Encoder:
         return tokens
 
     def _forged(self, tokens: Sequence[int]) -> set[int]:
-        """Control tokens among these. The unknown token stands for any strange character and is none here."""
+        """The control tokens among these. The unknown token does not count, because it stands for any character."""
         return (set(tokens) & self._controls.keys()) - {self._tokenizer.unk_token_id}
 
     def _broken_up(self, text: str) -> list[str]:
-        """The text in parts which end after the first character of each control token it spells."""
+        """The text split after the first character of each control token's text."""
         spelled = re.finditer(_any_of(self.control_texts), text)
         cuts = [0, *(found.start() + 1 for found in spelled), len(text)]
         return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
     def _tokens_inside(self, text: str, plain: bool) -> tuple[int, ...]:
-        """Tokens of text in the middle of a prompt, without the space some tokenizers put before a first word."""
+        """Tokens of a text inside a prompt, without the space that some tokenizers add before the first word."""
         for anchor, tokens in self._anchors.items():
             anchored = self._tokens(anchor + text, plain)
             if anchored[: len(tokens)] == tokens:
@@ -135,7 +138,7 @@ class Encoder:
         return self._tokens(text, plain)
 
     def _find_anchors(self) -> dict[str, tuple[int, ...]]:
-        """Texts to encode behind, with their tokens; none where it makes no difference to stand at the beginning."""
+        """Texts to put in front of a text to encode, with their tokens. Empty if the beginning makes no difference."""
         anchors = {anchor: self._tokens(anchor, True) for anchor in _ANCHORS}
         behind = self._tokens(_ANCHORS[0] + "x", True)[len(anchors[_ANCHORS[0]]) :]
         return {} if behind == self._tokens("x", True) else anchors
@@ -146,10 +149,10 @@ class Encoder:
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern of these texts, the longest first; of none, it matches nothing."""
+    """A regular expression for these texts, the longest first. Without texts it matches nothing."""
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _encodable(text: str) -> str:
-    """The text with lone surrogates, which no tokenizer takes, replaced as a decoder would replace them."""
+    """The text with lone surrogates replaced as a decoder replaces them, because no tokenizer accepts them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,8 +1,8 @@
-"""Grammars: what a reply may say, enforced token by token.
+"""Grammars that restrict a reply, token by token.
 
-`reply_grammar` writes down which replies are valid; a `Vocabulary` turns that into a `Matcher`, which
-tells after every token which ones may follow. Grammars are compiled by
-llguidance, which is installed with the extra "tools"; nothing else of this package needs it.
+`reply_grammar` describes the valid replies. A `Vocabulary` compiles the description into a `Matcher`, which says after
+every token which tokens may follow. llguidance compiles grammars; it is installed with the extra "tools", and nothing
+else in this package needs it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 MOST_CALLS = 8
-"""Calls in one reply. A small model that repeats itself would else go on until its tokens run out."""
+"""Maximum number of calls in one reply. Otherwise a small model may repeat calls until `max_tokens`."""
 
 CLOSING_TOKENS = 128
-"""From how many remaining tokens on a matcher looks for the way out."""
+"""Number of remaining tokens at which a matcher starts to look for a way to finish the reply."""
 
 _MARGIN = 8
 _FORK = 8
-"""Up to how many allowed tokens count as a fork of the grammar, each of whose ways is looked along."""
+"""Maximum number of allowed next tokens for which every alternative is tried in the search for an ending."""
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CLOSERS = frozenset(b'"}]')
@@ -45,7 +45,7 @@ _PLACE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
 
 @dataclass(frozen=True)
 class Grammar:
-    """A set of replies, in llguidance's dialect of Lark. `source` names what it was made from, for errors."""
+    """A set of valid replies, in llguidance's dialect of Lark. `source`: what it was made from, for error messages."""
 
     lark: str
     source: str
@@ -58,25 +58,23 @@ def reply_grammar(
     parallel: bool = True,
     schema: Mapping[str, Any] | None = None,
 ) -> Grammar | None:
-    """Replies that call these tools as `format_tool_calls` writes calls; None where anything may be said.
+    """The grammar of replies that call these tools, in the form of `format_tool_calls`. None allows any reply.
 
-    `choice` "auto": any text, in which an opened call has to be finished as a valid one; "any": calls
-    and nothing else; a tool's name: one call of it; "none": no call. `parallel`: whether several calls
-    may follow each other. `schema`: a JSON schema that whatever is said instead of a call has to fit, on
-    one line; `{"type": "object"}` is any object.
+    `choice`: "auto" is any text, but a call that is opened must be finished as a valid call; "any" is only calls; a
+    tool's name is one call of that tool; "none" is no call. `parallel`: whether several calls may follow each other.
+    `schema`: a JSON schema that a reply without calls must fit, on one line; `{"type": "object"}` is any object.
 
-    Objects have the properties that their schema lists and no others, unless it speaks of others.
-    A tool checks its own arguments, so keywords of a parameter schema that no grammar can express are
-    left to it. Whoever reads a reply relies on the whole `schema`: there such a keyword is an error, when
-    the grammar is compiled. Raises ConfigError when `choice` names no tool on offer, and for tools and
-    schemas that are none.
+    Objects may have only the properties that their schema lists, unless the schema allows others. Keywords that no
+    grammar can express are ignored in a tool's parameters, because the tool checks its own arguments. In `schema` such
+    a keyword is an error when the grammar is compiled, because the caller relies on the whole schema. Raises
+    ConfigError if `choice` names no tool of `tools`, and for invalid tools and schemas.
     """
     offered = () if choice == "none" else tools
     chosen = offered if choice in ("auto", "any", "none") else [tool for tool in tools if tool.name == choice]
     if not chosen and choice not in ("auto", "none"):
         names = ", ".join(repr(tool.name) for tool in tools) or "no tool"
         raise ConfigError(
-            f"tool_choice is {choice!r}, but on offer is {names}; expected 'auto', 'any', 'none' or a tool's name"
+            f"tool_choice is {choice!r}, but the call offers {names}; expected 'auto', 'any', 'none' or a tool's name"
         )
     if not chosen and schema is None:
         return None
@@ -104,18 +102,18 @@ def grammars_available() -> bool:
 
 
 class Vocabulary:
-    """A tokenizer's tokens as grammars see them. Costs about a second to make; share one per model.
+    """A tokenizer's tokens in the form that grammars need. Takes about a second to make; share one per model.
 
-    `definition`: the tokenizer in the JSON form of the tokenizers library. `size`: how many logits the
-    model has. `end_ids`: tokens that end a reply.
+    `definition`: the tokenizer as JSON of the tokenizers library. `size`: the model's number of logits. `end_ids`:
+    tokens that end a reply.
 
-    Raises GrammarError without llguidance, or when it cannot read the tokenizer.
+    Raises GrammarError if llguidance is not installed or cannot read the tokenizer.
     """
 
     def __init__(self, definition: str, size: int, end_ids: Collection[int]) -> None:
         if not grammars_available():
             raise GrammarError(
-                "a forced tool call or a response schema needs llguidance, which is not installed; "
+                "a required tool call or a response schema needs llguidance, which is not installed; "
                 "run: pip install 'deltamem-agents[tools]'"
             )
         from llguidance import LLTokenizer
@@ -128,9 +126,9 @@ class Vocabulary:
         self._end_ids = frozenset(end_ids)
 
     def matcher(self, grammar: Grammar, *, max_tokens: int | None = None) -> Matcher:
-        """A fresh matcher. `max_tokens`: how long the reply may be; near it the reply is led to its end.
+        """A new matcher. `max_tokens`: maximum length of the reply. Near it, the matcher steers the reply to an end.
 
-        Raises GrammarError when the grammar does not compile.
+        Raises GrammarError if the grammar does not compile.
         """
         from llguidance import LLMatcher
 
@@ -141,15 +139,16 @@ class Vocabulary:
                 "leave that part out of the schema, or check it in the caller"
             )
         if not _mask(compiled).any() or (compiled.is_stopped() and not compiled.is_accepting()):
-            raise GrammarError(f"nothing fits the {grammar.source}; expected a schema that something fits")
+            raise GrammarError(f"nothing fits the {grammar.source}; expected a schema that allows some value")
         return Matcher(compiled, self, max_tokens)
 
     @cached_property
     def endings(self) -> NDArray[np.int64]:
-        """(tokens,) how well each token serves to finish a JSON text, the least first."""
+        """(tokens,) rank of each token for finishing a JSON text; the lowest rank is the best."""
         ranks = np.empty(len(self._texts), dtype=np.int64)
         for token, text in enumerate(self._texts):
-            # Only with a quote: inside a string braces are letters, and would be chosen for ever.
+            # A closing token must contain a quote: inside a string, braces are ordinary letters, and would be chosen
+            # forever.
             closes = b'"' in text and _CLOSERS.issuperset(text)
             kind = 0 if closes else 1 if text in (b"0", b"null") else 3 if text.startswith(b",") else 2
             length = min(len(text), 63)
@@ -158,12 +157,12 @@ class Vocabulary:
 
     @cached_property
     def braces(self) -> NDArray[np.bool_]:
-        """(tokens,) which tokens are nothing but closing braces and brackets."""
+        """(tokens,) which tokens consist only of closing braces and brackets."""
         return np.array([bool(text) and set(text) <= set(b"]}") for text in self._texts])
 
     @cached_property
     def letter(self) -> int:
-        """A token that is one letter, so that it is allowed inside strings and nowhere else."""
+        """A token that is a single letter. It is allowed only inside strings, so it shows where the grammar is."""
         return self._texts.index(b"Z") if b"Z" in self._texts else 0
 
     @cached_property
@@ -182,14 +181,14 @@ class Matcher:
         self._remaining = max_tokens
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Bool (vocabulary,): True where the next token may be. Never all False."""
+        """Bool (vocabulary,): which tokens may come next. Never all False."""
         mask = _mask(self._compiled)
         if self._remaining is not None and self._remaining <= CLOSING_TOKENS:
-            mask = self._homeward(mask, self._remaining)
-        return self._sized(mask)
+            mask = self._toward_an_end(mask, self._remaining)
+        return self._padded(mask)
 
     def accept(self, token: int) -> None:
-        """Go on with `token`. Raises GrammarError when the grammar does not allow it."""
+        """Advances by `token`. Raises GrammarError if the grammar does not allow it."""
         if self._remaining is not None:
             self._remaining -= 1
         if self._vocabulary.is_end(token) and self._compiled.is_accepting():
@@ -198,61 +197,61 @@ class Matcher:
             raise GrammarError(f"token {token} does not fit the grammar: {_reason(self._compiled.get_error())}")
 
     def accepts(self, tokens: Sequence[int]) -> bool:
-        """Whether these tokens from here on are a whole reply. Changes nothing."""
+        """Whether these tokens complete the reply. Changes nothing."""
         ahead = self._compiled.deep_copy()
         return bool(ahead.consume_tokens(list(tokens)) and ahead.is_accepting())
 
     @property
     def finished(self) -> bool:
-        """Whether the reply is whole and nothing may be added to it."""
+        """Whether the reply is complete and no token may be added."""
         return bool(self._compiled.is_stopped())
 
     def way_out(self, limit: int = 4 * CLOSING_TOKENS) -> list[int] | None:
-        """A short continuation that makes the reply whole, [] if it is; None if none was found within `limit`."""
-        way = self._way(limit)
-        # Some forms, such as a number above 0, are not finished by taking the easiest token for ever.
-        return self._way(limit, varied=True) if way is None else way
+        """A short continuation that completes the reply: [] if it is complete, None if none is found within `limit`."""
+        way = self._ending(limit)
+        # Some forms, such as a number above 0, are never finished by always taking the best-ranked token.
+        return self._ending(limit, varied=True) if way is None else way
 
-    def _homeward(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
-        """The part of `mask` from which the reply can still be finished in time, as far as that can be told."""
+    def _toward_an_end(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
+        """The tokens of `mask` after which the reply can still be finished in time, as far as can be determined."""
         way = self.way_out()
         if way and len(way) + _MARGIN >= remaining:
-            return _only(mask, way[:1])
+            return _mask_of(mask, way[:1])
         choices = np.flatnonzero(mask).tolist()
         if len(choices) > _FORK:
             return mask
-        return _only(mask, [token for token in choices if self._in_time(token, remaining - 1)] or choices)
+        return _mask_of(mask, [token for token in choices if self._in_time(token, remaining - 1)] or choices)
 
     def _in_time(self, token: int, remaining: int) -> bool:
         if self._vocabulary.is_end(token):
             return True
-        return self._way(remaining, first=[token]) is not None
+        return self._ending(remaining, first=[token]) is not None
 
-    def _way(self, limit: int, first: Sequence[int] = (), *, varied: bool = False) -> list[int] | None:
-        """What finishes the reply after `first`. `varied`: each time a token was taken, others come before it."""
+    def _ending(self, limit: int, first: Sequence[int] = (), *, varied: bool = False) -> list[int] | None:
+        """Tokens that finish the reply after `first`. `varied`: a token that was used is ranked behind the others."""
         ahead, way, ranks = self._compiled.deep_copy(), list[int](), self._vocabulary.endings
         if not ahead.consume_tokens(list(first)):
             return None
         ranks = ranks.copy() if varied else ranks
         while not ahead.is_accepting():
-            step = ahead.compute_ff_tokens() or [self._easiest(_mask(ahead), ranks)]
+            step = ahead.compute_ff_tokens() or [self._best_token(_mask(ahead), ranks)]
             if len(way) + len(step) > limit or not ahead.consume_tokens(step):
                 return None
             way += step
             if varied and len(step) == 1 and ranks[step[0]] >= 64 * len(ranks):
-                # Closing quotes keep their place: each string needs one.
+                # Closing quotes keep their rank, because each string needs one.
                 ranks[step[0]] += 4 * 64 * len(ranks)
         return way
 
-    def _easiest(self, mask: NDArray[np.bool_], ranks: NDArray[np.int64]) -> int:
+    def _best_token(self, mask: NDArray[np.bool_], ranks: NDArray[np.int64]) -> int:
         candidates = np.flatnonzero(mask[: len(ranks)])
-        # A brace ends an object, but is a letter like any other inside a string.
+        # A brace ends an object, but inside a string it is an ordinary letter.
         if not mask[self._vocabulary.letter]:
             closing = candidates[self._vocabulary.braces[candidates]]
             candidates = closing if len(closing) else candidates
         return int(candidates[ranks[candidates].argmin()])
 
-    def _sized(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _padded(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         size = self._vocabulary.size
         return mask[:size] if len(mask) >= size else np.pad(mask, (0, size - len(mask)))
 
@@ -262,7 +261,7 @@ def _mask(compiled: LLMatcher) -> NDArray[np.bool_]:
     return np.unpackbits(packed, bitorder="little").view(np.bool_)
 
 
-def _only(mask: NDArray[np.bool_], tokens: Sequence[int]) -> NDArray[np.bool_]:
+def _mask_of(mask: NDArray[np.bool_], tokens: Sequence[int]) -> NDArray[np.bool_]:
     few = np.zeros_like(mask)
     few[list(tokens)] = True
     return few
@@ -277,7 +276,7 @@ def _call_rules(place: int, tool: Tool) -> str:
 
 
 def _spaced(schema: Mapping[str, Any], source: str, *, lenient: bool) -> str:
-    """The schema as JSON, asking for the same white space as `format_tool_calls` and no more."""
+    """The schema as JSON for llguidance, with the white space that `format_tool_calls` writes."""
     guidance = {**_SPACING, "lenient": lenient}
     try:
         said = held(without_lookaround(schema) if lenient else schema)
@@ -287,11 +286,11 @@ def _spaced(schema: Mapping[str, Any], source: str, *, lenient: bool) -> str:
 
 
 def _text(text: str) -> str:
-    # The grammar reader takes no raw DEL.
+    # llguidance's parser does not accept a raw DEL character.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")
 
 
 def _reason(error: str) -> str:
-    """llguidance's complaint, without the grammar, which the caller has never seen."""
+    """llguidance's error message without the listing of the grammar, which the caller has never seen."""
     lines = takewhile(lambda line: not _LISTING.match(line), error.strip().splitlines())
     return _PLACE.sub("", " ".join(" ".join(lines).split())) or "unknown error"

@@ -1,31 +1,31 @@
-"""What of the messages a client sends an agent has absorbed already, decided from digests alone.
+"""Compares a client's messages with what the agent has absorbed, using only message digests.
 
 A client may send its whole history every turn, the newest part of it, a fixed prefix, a summary, only the new
-messages, or an edited past. What it sends is compared with the thread's log. Messages of users and tools are
-the anchors. A reply is soft evidence, as apps reword replies before they store them.
+messages, or an edited history. Its messages are compared with the thread's log. Messages of users and tools are strong
+evidence. A reply is weak evidence, because apps reword replies before they store them.
 
-An *exchange* is a reply together with the message right before it. An exchange of the client's is known if
+An *exchange* is a reply together with the message right before it. An exchange of the client is known if
 
-1. the log holds it word for word; a reply that the client's messages begin with is known by itself;
-2. or the log holds the message with another reply, and the exchange stands at the front or follows a known one:
-   it is that exchange, and the app reworded the reply;
-3. or it is the newest of the log, told by a reply that stands nowhere else in it, or, in a named thread, by its
-   place: the app reworded the message.
+1. the log contains it word for word; a reply at the very beginning of the client's messages is known by itself;
+2. or the log contains the message with another reply, and the exchange is at the front or follows a known one:
+   then it is the same exchange, and the app reworded the reply;
+3. or it is the newest exchange of the log, recognised by a reply that occurs only there, or, in a named thread, by
+   its position: then the app reworded the message.
 
-What stands up to the last known exchange is not new: it was absorbed, or it is a summary or a past told
-otherwise. What follows is new, but for two cases. Exactly the input of the newest turn, where its reply is not
-shown, is that turn tried again. Messages at the end of the log that nobody answered are known.
+Messages up to the last known exchange are not new: they were absorbed, or they are a summary or a reworded history.
+Messages after it are new, with two exceptions. If they are exactly the input of the newest turn and its reply is
+missing, the client is retrying that turn. Messages at the end of the log that have no reply are known.
 
-A client that names no thread never makes a memory go back. One that names its thread does in two cases, as
-`align` finds them and as far as there is a snapshot to go back to:
+A client that names no thread never makes a memory go back. A client that names its thread does so in two cases, which
+`align` finds, and only if there is a snapshot to go back to:
 
-- a departure: its messages begin as the log does, word for word and with a reply, and then end or go on in
-  another way, and the newest exchange of the log is not among them (an edit, a reply asked for again, time travel);
-- an edit in place: every message of the log stands at its place up to the newest exchange, by role, and a user
-  message of an older turn than the newest one has another text.
+- a departure: its messages start as the log does, word for word and including a reply, and then end or continue
+  differently, and the newest exchange of the log is missing (an edit, a regenerated reply, time travel);
+- an edit in place: every message of the log up to the newest exchange is at its position, by role, and a user
+  message of a turn before the newest one has another text.
 
-In the table u, a and t are messages of role user, assistant and tool, x' is an x that was changed, s a summary,
-p q a fixed prefix. "named": only where the thread is named.
+In the table u, a and t are messages of role user, assistant and tool, x' is a changed x, s a summary, p q a fixed
+prefix. "named": only if the thread is named.
 
 | log              | the client sends     | outcome          | new    | why                                        |
 |------------------|----------------------|------------------|--------|--------------------------------------------|
@@ -33,19 +33,19 @@ p q a fixed prefix. "named": only where the thread is named.
 | u1 a1            | u1 a1 u2             | EXTENDS          | u2     | the log in its place, then more            |
 | u1 a1            | u1 a1' u2            | EXTENDS          | u2     | the reply was reworded                     |
 | u1 a1 u2 a2      | s u2 a2' u3          | WINDOWED         | u3     | the newest exchange, reworded              |
-| u1 a1 u2 a2      | v1 b1 u2 a2 u3       | WINDOWED         | u3     | what stands before a known exchange        |
+| u1 a1 u2 a2      | v1 b1 u2 a2 u3       | WINDOWED         | u3     | messages before a known exchange           |
 | p q u1 a1        | p q u2               | WINDOWED         | u2     | a prefix; no snapshot ends there           |
 | u1 a1 v1 b1      | u1 a1 u2             | WINDOWED         | u2     | another conversation of an unnamed thread  |
 | u1 a1 u2 a2      | u3                   | WINDOWED         | u3     | only new messages                          |
-| u1 a1 u2 a2      | u1                   | WINDOWED         | u1     | a message said again                       |
-| u1 a1 u2 a2      | u2                   | WINDOWED         | none   | the newest turn tried again                |
+| u1 a1 u2 a2      | u1                   | WINDOWED         | u1     | a repeated message                         |
+| u1 a1 u2 a2      | u2                   | WINDOWED         | none   | a retry of the newest turn                 |
 | u1 a1 u2 a2      | u1 a1 u3             | DIVERGED (named) | u3     | a departure: an edit                       |
-| u1 a1 u2 a2      | u1 a1 u2             | DIVERGED (named) | none   | a departure: the reply asked for again     |
+| u1 a1 u2 a2      | u1 a1 u2             | DIVERGED (named) | none   | a departure: the reply is regenerated      |
 | u1 a1 u2 a2      | u1 a1                | DIVERGED (named) | none   | a departure: time travel                   |
 | u1 a1 u2 a2      | u1' a1 u2 a2 u3      | DIVERGED (named) | u1' u3 | an edit in place                           |
 
-Digests cannot tell a client that says its newest message again from one that tries again; it is taken for trying
-again. A window of a conversation in which all turns are equal is taken for a longer one.
+Two ambiguities remain. A client that repeats its newest message looks like a retry and is treated as one. A window of
+a conversation in which all turns are equal looks like a longer window.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _USER, _REPLY = "u:", "a:"
 
 
 class Alignment(StrEnum):
-    """How a client's messages relate to what was absorbed; see the module's table."""
+    """How a client's messages relate to the absorbed messages; see the module's table."""
 
     FRESH = "fresh"
     EXTENDS = "extends"
@@ -75,11 +75,11 @@ class Alignment(StrEnum):
 
 @dataclass(frozen=True)
 class Aligned:
-    """How a client's messages relate to one log.
+    """The result of comparing a client's messages with one log.
 
-    `new`: which of them are not absorbed, ascending. `log`: the log that these extend when the turn goes on from
-    the newest memory. `stands`: where DIVERGED, how many of the log's messages come before the first one changed.
-    `changed`: how many of its messages the client shows to be changed.
+    `new`: indices of the messages that are not absorbed, ascending. `log`: the log that they extend if the turn
+    continues the newest memory. `stands`: for DIVERGED, the number of log messages before the first changed one.
+    `changed`: the number of log messages that the client changed or removed.
     """
 
     outcome: Alignment
@@ -90,16 +90,16 @@ class Aligned:
 
     @property
     def edited(self) -> bool:
-        """Whether messages were changed in place, and the later ones still stand."""
+        """Whether messages were changed in place while the later ones are unchanged."""
         return self.outcome is Alignment.DIVERGED and self.log.count > self.stands
 
 
 def digest(message: Message) -> str:
-    """A message's identity: its role's first letter, a colon and 32 hex digits.
+    """A digest of a message: its role's first letter, a colon and 32 hex digits.
 
-    Equal for messages with the same role, content up to surrounding white space, and tool calls
-    with the same names and arguments. Ids, and the names of tool results, differ between
-    frameworks and are left out. Raises MessageError for arguments which are not JSON.
+    It is equal for messages with the same role, the same content apart from surrounding white space, and tool calls
+    with the same names and arguments. Ids and names of tool results are left out, because they differ between
+    frameworks. Raises MessageError for arguments that are not JSON.
     """
     calls = [[call.name, _canonical(call.arguments)] for call in message.tool_calls]
     try:
@@ -113,7 +113,7 @@ def digest(message: Message) -> str:
 
 
 def _canonical(value: object) -> object:
-    """JSON data in one spelling: text keys, lists, and 1.0 as 1, which some serialisers exchange."""
+    """JSON data in one canonical form: text keys, lists, and 1.0 as 1, because serialisers differ in these."""
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,44 +126,50 @@ def _canonical(value: object) -> object:
 def extend(log: ThreadLog, digests: Sequence[str], shown: Sequence[str] = ()) -> ThreadLog:
     """The log after absorbing more messages. Its size stays bounded.
 
-    `shown`: the known messages at the front of what the client sent. They stay known when the tail no longer
-    reaches them, however long the log gets.
+    `shown`: the known messages at the front of the client's messages. They stay known even when the tail no longer
+    contains them.
     """
     tail = (*log.tail, *digests)[-ThreadLog.TAIL_MESSAGES :]
     front, opening = tuple(shown[: ThreadLog.OPENING_MESSAGES // 2]), log.opening
-    # Early enough that prefixes which take turns are all noted before the tail has lost them.
+    # Done early, so that alternating prefixes are all recorded before they leave the tail.
     if not set(front) <= set(tail[-ThreadLog.TAIL_MESSAGES // 2 :]):
         opening = (*front, *(each for each in opening if each not in front))[: ThreadLog.OPENING_MESSAGES]
     return ThreadLog(log.count + len(digests), tail, opening)
 
 
 def align(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
-    """Relate incoming digests to the log of one thread, by the module's rules.
+    """Compares incoming digests with the log of one thread, by the module's rules.
 
-    `incoming`: digests of the messages that may be written, in order. `named`: whether the caller names the thread.
+    `incoming`: digests of the messages that may be written, in order. `named`: whether the caller named the thread.
     """
     if log.count == 0:
         return Aligned(Alignment.FRESH, tuple(range(len(incoming))), log)
     known, at_end = _known(_Exchanges.of(log), incoming, newest_at=log.count - 1 if named else None)
-    stands = _standing(log, incoming)
+    stands = _common_start(log, incoming)
     if stands == log.count or (at_end and known == log.count and _same_roles(log, incoming)):
         return _in_place(log, incoming, named=named)
-    # With equal turns, the log but for its newest reply also ends with the newest exchange.
+    # If all turns are equal, the log without its newest reply also ends with the newest exchange.
     again = stands == len(incoming) == log.count - 1
     if named and _has_reply(incoming[log.count - len(log.tail) : stands]) and (again or not at_end):
-        return Aligned(Alignment.DIVERGED, _from(stands, incoming), _first(log, stands), stands, log.count - stands)
+        return Aligned(
+            Alignment.DIVERGED,
+            _positions_from(stands, incoming),
+            _first_messages(log, stands),
+            stands,
+            log.count - stands,
+        )
     rest = tuple(incoming[known:])
     if again or (rest and not at_end and rest == _newest_input(log.tail)):
-        # The reply that is asked for again takes the place of the one that nobody got to see.
-        return Aligned(Alignment.WINDOWED, (), _first(log, log.count - 1))
-    return Aligned(Alignment.WINDOWED, _from(known + _unanswered(log.tail, rest), incoming), log)
+        # The regenerated reply replaces the one that the client did not keep.
+        return Aligned(Alignment.WINDOWED, (), _first_messages(log, log.count - 1))
+    return Aligned(Alignment.WINDOWED, _positions_from(known + _unanswered(log.tail, rest), incoming), log)
 
 
 def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
-    """How many leading messages of those that leave a client's window the log holds.
+    """How many of the messages that leave a client's window, from the first on, the log contains.
 
-    All up to the first exchange that is not known count, and what stands behind them in the log as well. A single
-    exchange that has another reply in the log is another one: people say "hello" more than once.
+    Counted are all messages up to the first unknown exchange, and the messages that follow them in the log too. A
+    single exchange with another reply in the log is not the same exchange, because people say "hello" more than once.
     """
     exchanges = _Exchanges.of(log)
     known, at_end = _known(exchanges, leaving, unbroken=True)
@@ -173,14 +179,14 @@ def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
     rest = tuple(leaving[known:])
     if not at_end and rest == _newest_input(log.tail):
         return len(leaving)
-    return known + max(_continued(log.tail, leaving, known), _unanswered(log.tail, rest))
+    return known + max(_following(log.tail, leaving, known), _unanswered(log.tail, rest))
 
 
 def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
-    """How many leading messages of a never seen thread another thread with this log has absorbed.
+    """How many leading messages of a new thread were already absorbed by another thread with this log.
 
-    A copied or forked thread brings the history of its source, which must not be written twice. It is told by an
-    exchange that both hold word for word; else the answer is 0. A summary may stand before what they share.
+    A copied or forked thread contains the history of its source, which must not be written twice. It is recognised by
+    an exchange that both contain word for word; otherwise the result is 0. A summary may precede the shared part.
     """
     exchanges = _Exchanges.of(log)
     places = enumerate(incoming)
@@ -188,11 +194,11 @@ def shared_prefix(log: ThreadLog, incoming: Sequence[str]) -> int:
     known, _ = _known(exchanges, incoming[start:], unbroken=True)
     if not exchanges.hold_whole(incoming[start : start + known]):
         return 0
-    return start + known + _continued(log.tail, incoming[start:], known)
+    return start + known + _following(log.tail, incoming[start:], known)
 
 
 def stands_in(log: ThreadLog, incoming: Sequence[str]) -> bool:
-    """Whether every message of the log that is no reply has its place in `incoming`."""
+    """Whether every message of the log, except replies, is in `incoming` at its position."""
     places = incoming[log.count - len(log.tail) : log.count]
     return len(places) == len(log.tail) and all(
         known == seen or _is_reply(known) for known, seen in zip(log.tail, places, strict=True)
@@ -200,15 +206,15 @@ def stands_in(log: ThreadLog, incoming: Sequence[str]) -> bool:
 
 
 def as_shown(log: ThreadLog, incoming: Sequence[str]) -> ThreadLog:
-    """A log that stands in `incoming`, in the client's own words, which are compared from then on."""
+    """The log with the client's versions of its messages, which later comparisons use."""
     return ThreadLog(log.count, tuple(incoming[log.count - len(log.tail) : log.count]), log.opening)
 
 
 @dataclass(frozen=True)
 class _Exchanges:
-    """The exchanges of a log. `whole`: message and reply; `answered`: the messages; `newest`: the last exchange.
+    """The exchanges of a log. `whole`: pairs of message and reply. `answered`: their messages. `newest`: the last one.
 
-    `messages`: all that the log holds. `telling`: whether the newest reply alone tells the newest exchange.
+    `messages`: all messages in the log. `telling`: whether the newest reply alone identifies the newest exchange.
     """
 
     whole: frozenset[tuple[str, str]]
@@ -234,7 +240,7 @@ class _Exchanges:
         )
 
     def hold(self, before: str | None, reply: str, *, follows: bool) -> bool:
-        """Whether this exchange is known, perhaps reworded. `follows`: it comes after a known one, or first."""
+        """Whether this exchange is known, possibly reworded. `follows`: whether it is first or follows a known one."""
         if before is None:
             return reply in self.messages
         return (before, reply) in self.whole or (follows and before in self.answered)
@@ -244,11 +250,11 @@ class _Exchanges:
         return None if self.newest is None else self.newest[1]
 
     def hold_whole(self, messages: Sequence[str]) -> bool:
-        """Whether one of the messages' exchanges is known word for word."""
+        """Whether one of the exchanges in these messages is known word for word."""
         return any(pair in self.whole for pair in pairwise(messages))
 
     def end_with(self, before: str | None, reply: str) -> bool:
-        """Whether this exchange is the log's newest, of which one of the two may be reworded."""
+        """Whether this exchange is the log's newest one. Its message or its reply may be reworded."""
         if self.newest is None:
             return False
         if before is not None and (before, reply) in self.whole:
@@ -259,10 +265,10 @@ class _Exchanges:
 def _known(
     exchanges: _Exchanges, incoming: Sequence[str], *, newest_at: int | None = None, unbroken: bool = False
 ) -> tuple[int, bool]:
-    """How many leading messages stand up to the last known exchange, and whether that is the log's newest.
+    """The number of messages up to the last known exchange, and whether that is the log's newest exchange.
 
-    `newest_at`: where a client that shows its whole history has the newest reply. `unbroken`: stop at the first
-    exchange that is not known, or message that the log does not hold.
+    `newest_at`: position of the newest reply if the client sends its whole history. `unbroken`: stop at the first
+    exchange that is not known, or at the first message that is not in the log.
     """
     known, at_end, follows = 0, False, True
     for place, reply in enumerate(incoming):
@@ -276,7 +282,7 @@ def _known(
         if exchanges.hold(before, reply, follows=follows) or (newest and told and not unbroken):
             known, at_end, follows = place + 1, newest, True
         elif before is not None and not _is_reply(before):
-            # A reply without a message before it was cut off from it by a window.
+            # If no message precedes the reply, the client's window cut it off.
             follows = False
             if unbroken:
                 break
@@ -284,14 +290,14 @@ def _known(
 
 
 def _in_place(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
-    """The client shows every message of the log at its place, some of them in other words, and maybe more."""
+    """The result if every message of the log is at its position in `incoming`, possibly reworded or with more after."""
     start = log.count - len(log.tail)
     older = log.count - len(_newest_input(log.tail)) - 1
     told = zip(range(start, older), log.tail, incoming[start:older], strict=False)
     edited = [place for place, known, seen in told if known != seen and seen.startswith(_USER)]
     if not named or not edited:
-        return Aligned(Alignment.EXTENDS, _from(log.count, incoming), as_shown(log, incoming))
-    new = (*edited, *_from(log.count, incoming))
+        return Aligned(Alignment.EXTENDS, _positions_from(log.count, incoming), as_shown(log, incoming))
+    new = (*edited, *_positions_from(log.count, incoming))
     return Aligned(Alignment.DIVERGED, new, as_shown(log, incoming), edited[0], len(edited))
 
 
@@ -300,18 +306,19 @@ def _same_roles(log: ThreadLog, incoming: Sequence[str]) -> bool:
     return [each[0] for each in log.tail] == [each[0] for each in incoming[start : log.count]]
 
 
-def _standing(log: ThreadLog, incoming: Sequence[str]) -> int:
-    """How many messages log and incoming have in common from the thread's start on.
+def _common_start(log: ThreadLog, incoming: Sequence[str]) -> int:
+    """How many messages `log` and `incoming` have in common from the start of the thread.
 
-    Where the log no longer reaches the thread's start, from where it does, if they have anything in common there.
+    If the tail no longer contains the start, the comparison begins at the tail's first message, and earlier ones count
+    as common if that message matches.
     """
     start = log.count - len(log.tail)
     same = _common(log.tail, incoming[start:])
     return start + same if same else 0
 
 
-def _continued(tail: Sequence[str], incoming: Sequence[str], known: int) -> int:
-    """How many messages behind `incoming[:known]` stand in the log right behind the same exchange."""
+def _following(tail: Sequence[str], incoming: Sequence[str], known: int) -> int:
+    """How many messages after `incoming[:known]` also follow the same exchange in the log."""
     if known < 2:
         return 0
     last = (incoming[known - 2], incoming[known - 1])
@@ -320,13 +327,13 @@ def _continued(tail: Sequence[str], incoming: Sequence[str], known: int) -> int:
 
 
 def _unanswered(tail: Sequence[str], rest: Sequence[str]) -> int:
-    """How many leading messages of `rest` stand at the log's end without a reply."""
+    """How many leading messages of `rest` are at the end of the log without a reply."""
     waiting = len(tail) - next((place + 1 for place in reversed(range(len(tail))) if _is_reply(tail[place])), 0)
     return next((size for size in range(min(waiting, len(rest)), 0, -1) if [*tail[-size:]] == [*rest[:size]]), 0)
 
 
 def _newest_input(tail: Sequence[str]) -> tuple[str, ...]:
-    """The messages that the newest reply answered; empty when no reply stands at the end."""
+    """The messages that the newest reply answered; empty if the log does not end with a reply."""
     if not tail or not _is_reply(tail[-1]):
         return ()
     first = len(tail) - 1
@@ -335,8 +342,8 @@ def _newest_input(tail: Sequence[str]) -> tuple[str, ...]:
     return tuple(tail[first:-1])
 
 
-def _first(log: ThreadLog, count: int) -> ThreadLog:
-    """The log without its newest messages, `count` being left."""
+def _first_messages(log: ThreadLog, count: int) -> ThreadLog:
+    """The log's first `count` messages."""
     return ThreadLog(count, log.tail[: len(log.tail) - (log.count - count)], log.opening)
 
 
@@ -347,7 +354,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     return same
 
 
-def _from(place: int, incoming: Sequence[str]) -> tuple[int, ...]:
+def _positions_from(place: int, incoming: Sequence[str]) -> tuple[int, ...]:
     return tuple(range(place, len(incoming)))
 
 

@@ -1,8 +1,8 @@
-"""From messages to the turns that a given chat template can render.
+"""Converts messages to the turns that a given chat template can render.
 
-Templates differ in what they take: some refuse system messages, two messages of a role in a row or
-an assistant who speaks first, and most know nothing of tools. `lay_out` puts what a template would
-refuse or drop into a form that it takes, and keeps note of whose every stretch of text is.
+Templates differ in what they accept: some refuse system messages, two messages of the same role in a row or an
+assistant message at the start, and most do not support tools. `lay_out` rewrites what a template would refuse or drop,
+and records which message each piece of text belongs to.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ What the tool returns comes back between <tool_response> and </tool_response>. I
 
 @dataclass(frozen=True)
 class Traits:
-    """What a chat template takes.
+    """What a chat template supports.
 
-    `system`: a system message in front. `system_anywhere`: also later. `repeats`: messages of the
-    same role in a row. `assistant_first`: an assistant's message in front. `tools`: tool
-    descriptions, several calls beside a text, and results, all of it shown.
+    `system`: a system message at the start. `system_anywhere`: system messages later too. `repeats`: messages of the
+    same role in a row. `assistant_first`: an assistant message at the start. `tools`: tool descriptions, a text with
+    several calls, and results, none of them dropped.
     """
 
     system: bool = True
@@ -49,7 +49,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text and the index of the message it belongs to, NOBODY for what was added."""
+    """A piece of text and the index of the message it belongs to; NOBODY for text that was added."""
 
     text: str
     owner: int = NOBODY
@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Slot:
-    """One turn as the template sees it. `calls` are those the template itself writes out, for message `owner`."""
+    """One turn as the template sees it. `calls`: tool calls of message `owner` that the template itself writes."""
 
     role: Role
     segments: tuple[Segment, ...]
@@ -72,7 +72,7 @@ class Slot:
 
 
 def lay_out(messages: Sequence[Message], tools: Sequence[Tool], traits: Traits) -> list[Slot]:
-    """The turns that say what these messages say, in a form that the template takes."""
+    """The turns for these messages, in a form that the template accepts."""
     slots = [_slot(index, message, traits) for index, message in enumerate(messages)]
     slots = _join_results(slots) if not traits.tools else slots
     if tools and not traits.tools:
@@ -99,7 +99,7 @@ def _slot(index: int, message: Message, traits: Traits) -> Slot:
 
 
 def _join_results(slots: Sequence[Slot]) -> list[Slot]:
-    """Results of the tools one message called, as one turn of the user."""
+    """Joins the tool results that follow one message into one user turn."""
     joined: list[Slot] = []
     for position, slot in enumerate(slots):
         if slot.role != "tool":
@@ -120,7 +120,7 @@ def _instruct(slots: Sequence[Slot], tools: Sequence[Tool]) -> list[Slot]:
 
 
 def _place_system(slots: Sequence[Slot], traits: Traits) -> list[Slot]:
-    """System messages where the template takes them: in front as one, else in front of the next user's message."""
+    """Moves system messages to where the template accepts them: joined at the start, or before a user message."""
     placed: list[Slot] = []
     held: list[Slot] = []
     for slot in slots:
@@ -138,13 +138,13 @@ def _place_system(slots: Sequence[Slot], traits: Traits) -> list[Slot]:
             placed += [_folded(held), slot]
             held = []
         else:
-            # Nothing may come between a call and its result, so instructions wait for the next speaker.
+            # Nothing may come between a call and its result, so instructions move to the next turn.
             placed.append(slot)
     return [*placed, _folded(held)] if held else placed
 
 
 def _folded(slots: Sequence[Slot]) -> Slot:
-    """One user's turn of instructions and what the user says."""
+    """One user turn that contains the instructions and the user's message."""
     whole = reduce(partial(_joined, gap=_GAP), slots)
     return Slot("user", whole.segments, whole.owner)
 
@@ -170,7 +170,7 @@ def _first_speaker(slots: Sequence[Slot]) -> Role | None:
 
 
 def description(tool: Tool) -> str:
-    """A tool as a JSON object in one line. Raises ConfigError if it is not JSON."""
+    """A tool as a JSON object on one line. Raises ConfigError if its parameters are not JSON."""
     function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
     try:
         return json.dumps(function, ensure_ascii=False)

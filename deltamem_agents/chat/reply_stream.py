@@ -1,4 +1,4 @@
-"""A reply as a message, and as the pieces of text and of calls that can be shown while it is being said."""
+"""Parses a finished reply to a message, and streams the text and tool calls of a reply that is being decoded."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from deltamem_agents.types import CallChunk, Message, ToolCall, TurnChunk
 
 
 def reply_message(text: str, tools: Collection[str], salt: str, *, held: bool) -> tuple[Message, CallChunk | None]:
-    """A whole reply as a message, and the call in the middle of which it ends. Arguments: see `parse_tool_calls`."""
+    """A finished reply as a message, and its truncated last call, if any. Arguments: see `parse_tool_calls`."""
     parsed = parse_tool_calls(text, names=tools, salt=salt, held=held)
-    # A small model likes to say a call twice; the second would only be run for nothing.
+    # Small models often repeat a call; running the repetition would be useless.
     calls = distinct_calls(parsed.calls)
     cut = None if parsed.cut is None else replace(parsed.cut, index=len(calls))
     return Message("assistant", parsed.text, calls), cut
@@ -31,11 +31,11 @@ def reply_message(text: str, tools: Collection[str], salt: str, *, held: bool) -
 
 @dataclass
 class ReplyStream:
-    """Follows one reply. `calls`: whether it may hold tool calls. `salt`: as for `parse_tool_calls`.
+    """Streams one reply. `calls`: whether it may contain tool calls. `salt`: as for `parse_tool_calls`.
 
-    `held`: a grammar sees to it that an opened call is finished, so that it can be shown while it is being
-    said; otherwise calls are shown when they are complete. A call of a tool that was called before in the
-    same reply is shown when it is complete in any case, as it may be a repetition, which counts once.
+    `held`: whether a grammar guarantees that an opened call is finished. Then a call is streamed while it is decoded;
+    otherwise it is shown when it is complete. A second call of the same tool in a reply is always shown only when it
+    is complete, because it may be a repetition, which is left out.
     """
 
     calls: bool
@@ -44,13 +44,13 @@ class ReplyStream:
     _said: str = ""
     _text_shown: int = 0
     _decided: int = 0
-    """Calls of the reply so far that were shown, begun, or left out."""
+    """Number of calls so far that were shown, begun, or left out."""
     _shown: int = 0
-    """Calls that were shown or begun: the index of the next one."""
+    """Number of calls that were shown or begun; also the index of the next one."""
     _live: _Live | None = None
 
     def push(self, piece: str) -> list[TurnChunk]:
-        """What can be shown now that `piece` was said; one empty chunk if that is nothing."""
+        """The chunks that can be shown after `piece`; one empty chunk if there are none."""
         self._said += piece
         if not self.calls:
             return [self._text_up_to(self._said)]
@@ -59,7 +59,7 @@ class ReplyStream:
         return [chunk for chunk in chunks if chunk.text or chunk.call] or [TurnChunk()]
 
     def finish(self, text: str, calls: Sequence[ToolCall], cut: CallChunk | None) -> Iterator[TurnChunk]:
-        """What was not shown yet of the final text, calls and cut call."""
+        """The chunks of the final text, calls and truncated call that were not shown yet."""
         yield self._text_up_to(text)
         for call in calls[self._shown :]:
             yield self._first(call.name, call.id, json.dumps(dict(call.arguments), ensure_ascii=False))
@@ -111,7 +111,7 @@ class ReplyStream:
 
 @dataclass
 class _Live:
-    """A call that is being said. Its arguments begin at `start`, and were shown up to `shown`."""
+    """A call that is being decoded. Its arguments begin at `start` and were shown up to `shown`."""
 
     index: int
     start: int

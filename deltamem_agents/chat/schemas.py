@@ -1,4 +1,4 @@
-"""JSON schemas of tools and replies: what is checked of them, and what a grammar is told."""
+"""JSON schemas of tools and replies: checks, and the form that is given to a grammar."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from deltamem_agents.errors import ConfigError, GrammarError
 from deltamem_agents.types import Tool
 
 RESPONSE_SCHEMA = "response schema"
-"""What errors call the schema of a reply."""
+"""Name of a reply's schema in error messages."""
 
 _COMBINING = frozenset(("allOf", "anyOf", "oneOf"))
 _OPENING = frozenset(("additionalProperties", "patternProperties", "$ref", *_COMBINING))
-# Under these names stand schemas: by name, or one or a list of them. Under all others stand data.
+# Values of these keywords are schemas: _MAPS by name, _PARTS one or a list. Values of all other keywords are data.
 _MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions"))
 _PARTS = frozenset(("items", "prefixItems", "additionalItems", "additionalProperties", "contains", "propertyNames"))
-# Any other format says nothing about what fits, as JSON Schema has it.
+# By the JSON Schema standard, any other format does not restrict the value.
 _FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 _LOOKAROUND = re.compile(r"\(\?<?[=!]")
 _DESCRIBING = frozenset(
@@ -35,9 +35,9 @@ _ASSERTING = frozenset(
 
 
 def as_tools(tools: object) -> tuple[Tool, ...]:
-    """The tools on offer, none for None.
+    """The tools of a call as a tuple, () for None.
 
-    Raises ConfigError for what is no tool, a name that cannot be said, and two tools of one name.
+    Raises ConfigError for a value that is not a Tool, a name that is blank or not Unicode, and two tools of one name.
     """
     if tools is not None and not (isinstance(tools, Iterable) and not isinstance(tools, str | bytes | Mapping)):
         raise ConfigError(f"tools is {tools!r}, expected a list of tools")
@@ -47,15 +47,15 @@ def as_tools(tools: object) -> tuple[Tool, ...]:
         if not isinstance(tool, Tool):
             raise ConfigError(f"tools holds {tool!r}, expected Tool objects")
         name: object = tool.name
-        if not isinstance(name, str) or not name.strip() or not _sayable(name):
+        if not isinstance(name, str) or not name.strip() or not _is_unicode(name):
             raise ConfigError(f"a tool is named {name!r}, expected Unicode text that is not blank; give it a name")
         if known.setdefault(name, tool) != tool:
-            raise ConfigError(f"two tools are named {name!r}; a call could not tell them apart, so rename one")
+            raise ConfigError(f"two tools are named {name!r}; a call could not distinguish them, so rename one")
     return offered
 
 
 def as_schema(schema: object) -> Mapping[str, Any]:
-    """The schema of a reply. Raises ConfigError for what is no dict, GrammarError for one that is no JSON schema."""
+    """Checks a reply's schema. Raises ConfigError if it is not a dict, GrammarError if it is not a JSON schema."""
     if not isinstance(schema, Mapping):
         raise ConfigError(f"the {RESPONSE_SCHEMA} is {schema!r}, expected a JSON schema as a dict")
     unknown = schema.keys() - _DESCRIBING
@@ -66,7 +66,7 @@ def as_schema(schema: object) -> Mapping[str, Any]:
 
 
 def as_parameters(tool: Tool) -> Mapping[str, Any]:
-    """A tool's parameters as the schema of an object. Raises ConfigError where they ask for something else."""
+    """A tool's parameters as the schema of an object. Raises ConfigError if they describe another type."""
     given: object = tool.parameters
     kind = given.get("type", "object") if isinstance(given, Mapping) else given
     if not isinstance(given, Mapping) or (kind != "object" and not (isinstance(kind, list) and "object" in kind)):
@@ -77,10 +77,10 @@ def as_parameters(tool: Tool) -> Mapping[str, Any]:
 
 
 def held(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema as a grammar is told it, with what it means and does not say.
+    """The schema in the form for a grammar, with implicit rules made explicit.
 
-    Objects have the properties that are listed and no others, unless the schema speaks of others: what it
-    does not forbid, a small model makes up. A part that lists properties is an object, one with items an array.
+    Objects may have only the listed properties, unless the schema mentions others, because a small model invents
+    properties that are not forbidden. A part with "properties" is an object, a part with "items" an array.
     """
     shared: frozenset[str] = frozenset()
     while True:
@@ -93,7 +93,7 @@ def held(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_lookaround(schema: Any) -> Any:
-    """The schema without patterns that look ahead or behind, which no grammar can express."""
+    """The schema without patterns that use lookahead or lookbehind, because no grammar can express them."""
     if isinstance(schema, list):
         return [without_lookaround(each) for each in schema]
     if not isinstance(schema, Mapping):
@@ -106,17 +106,17 @@ def without_lookaround(schema: Any) -> Any:
 
 
 def _part(schema: Any, at: str, shared: set[str], *, alone: bool) -> Any:
-    """The part of a schema at the reference `at`.
+    """Converts the part of a schema at the reference `at`; see `held`.
 
-    `alone`: nothing else says which properties its object has. `shared`: references to parts of which that
-    is not true; those found are added.
+    `alone`: whether no other part of the schema defines properties of the same object. `shared`: references to parts
+    for which that is false; newly found ones are added.
     """
     if isinstance(schema, list):
         return [_part(each, f"{at}/{place}", shared, alone=alone) for place, each in enumerate(schema)]
     if not isinstance(schema, Mapping):
         return schema
     alone = alone and at not in shared
-    undivided = alone and _says_properties(schema) <= 1
+    undivided = alone and _count_property_parts(schema) <= 1
     if not undivided and isinstance(schema.get("$ref"), str):
         shared.add(schema["$ref"])
     said = dict(schema)
@@ -144,14 +144,14 @@ def _with_meaning(schema: dict[str, Any], alone: bool) -> dict[str, Any]:
     return schema
 
 
-def _says_properties(schema: Mapping[str, Any]) -> int:
-    """How many parts of the schema, each apart, say which properties its object has."""
+def _count_property_parts(schema: Mapping[str, Any]) -> int:
+    """How many separate parts of the schema define properties of its object."""
     own = bool(schema.keys() & {"properties", "patternProperties", "additionalProperties", "required"})
     combined = schema.get("allOf")
     return own + len(combined if isinstance(combined, list) else ()) + len(schema.keys() & {"$ref", "anyOf", "oneOf"})
 
 
-def _sayable(name: str) -> bool:
+def _is_unicode(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Long messages as their head and tail. Cuts tokens, not text: what is kept has the tokens it has in the whole."""
+"""Shortens long messages to their beginning and end. It cuts tokens, not text, so the kept tokens do not change."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TypeAlias
 from deltamem_agents.chat.layout import NOBODY
 
 Stretch: TypeAlias = range
-"""Consecutive content tokens of a message, counted from its first."""
+"""A range of consecutive content tokens of a message, counted from 0."""
 
 
 def head_and_tail(tokens: int, limit: int) -> tuple[Stretch, ...]:
-    """What is kept of a message of so many tokens: all of them, or the first and last half of `limit`."""
+    """The kept ranges of a message of `tokens` tokens: all of it, or its first and last `limit`/2 tokens."""
     if tokens <= limit:
         return (range(tokens),)
     return range(limit - limit // 2), range(tokens - limit // 2, tokens)
 
 
 def in_parts(stretches: Sequence[Stretch], size: int) -> list[tuple[Stretch, ...]]:
-    """The stretches one after another, cut into parts of at most `size` tokens."""
+    """The stretches in order, split into parts of at most `size` tokens."""
     parts: list[tuple[Stretch, ...]] = [()]
     room = size
     for stretch in stretches:
@@ -35,7 +35,7 @@ def in_parts(stretches: Sequence[Stretch], size: int) -> list[tuple[Stretch, ...
 
 
 def counts(owner: Sequence[int]) -> dict[int, int]:
-    """How many content tokens each message has."""
+    """The number of content tokens of each message, by message index."""
     found: dict[int, int] = {}
     for who in owner:
         if who != NOBODY:
@@ -45,7 +45,7 @@ def counts(owner: Sequence[int]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens and their owners after a cut, as in `Rendered`. `place[i]`: which content token of its message i is."""
+    """Tokens and their owners after a cut, as in `Rendered`. `place[i]`: index of token i in its message's content."""
 
     ids: tuple[int, ...]
     owner: tuple[int, ...]
@@ -58,9 +58,9 @@ def keep(
     kept: Mapping[int, Sequence[Stretch]],
     mark: Callable[[int], Sequence[int]],
 ) -> Kept:
-    """The tokens without those of messages in `kept` that lie in none of the message's stretches.
+    """Removes tokens that are outside the stretches in `kept` of their message. Other messages are kept in full.
 
-    Between two stretches stand the tokens of `mark(number left out)`, which are nobody's.
+    Between two stretches the tokens of `mark(number left out)` are inserted, which belong to no message.
     """
     found: list[tuple[int, int, int]] = []
     seen: dict[int, int] = {}
@@ -77,7 +77,7 @@ def keep(
 
 
 def _gap(stretches: Sequence[Stretch], place: int, mark: Callable[[int], Sequence[int]]) -> Sequence[int]:
-    """The mark, where a gap between two stretches begins."""
+    """The mark if a gap between two stretches begins at `place`, else nothing."""
     for before, behind in pairwise(stretches):
         if place == before.stop:
             return mark(behind.start - before.stop)

@@ -1,4 +1,4 @@
-"""Where each content lies in the text that a chat template renders."""
+"""Finds each message's content in the text that a chat template renders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from deltamem_agents.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class Located:
-    """Rendered text, and for each content its (start, end) there, None for an empty content.
+    """Rendered text with the (start, end) of each content, None for an empty content.
 
-    `faithful` is False where the template changed contents in a way that could not be followed, so
-    that they were put, unchanged, where the template puts contents.
+    `faithful`: False if the template changed contents in a way that could not be followed. Then the unchanged contents
+    were inserted where the template puts contents.
     """
 
     text: str
@@ -22,11 +22,11 @@ class Located:
 
 
 def locate(render: Callable[[Sequence[str]], str], contents: Sequence[str]) -> Located:
-    """Render a conversation and find its contents.
+    """Renders a conversation and finds its contents.
 
-    `render`: gives the template's text for a list of contents, everything else being fixed. It is
-    called with marks in the place of contents to learn the scaffolding, then with the contents.
-    Raises UnsupportedModelError if the template drops, repeats or reorders contents.
+    `render`: returns the template's text for a list of contents, with everything else fixed. It is called with marks in
+    place of contents to find the scaffolding (the template's own text), then with the contents. Raises
+    UnsupportedModelError if the template drops, repeats or reorders contents.
     """
     stem = unused_mark(contents)
     marks = [f"{stem}{index}z" if content else "" for index, content in enumerate(contents)]
@@ -39,7 +39,7 @@ def locate(render: Callable[[Sequence[str]], str], contents: Sequence[str]) -> L
 
 
 def unused_mark(texts: Sequence[str]) -> str:
-    """Letters and digits that occur in none of the texts, and survive trimming and JSON."""
+    """A mark of letters and digits that occurs in none of the texts and is unchanged by trimming and JSON."""
     number = 0
     while any(f"zq{number}x" in text for text in texts):
         number += 1
@@ -47,7 +47,7 @@ def unused_mark(texts: Sequence[str]) -> str:
 
 
 def _split(skeleton: str, marks: Sequence[str]) -> list[str]:
-    """The text before, between and behind the marks."""
+    """The text before, between and after the marks."""
     scaffold = []
     cursor = 0
     for index, mark in enumerate(marks):
@@ -57,7 +57,7 @@ def _split(skeleton: str, marks: Sequence[str]) -> list[str]:
         if at < 0 or skeleton.count(mark) != 1:
             raise UnsupportedModelError(
                 f"the chat template drops, repeats or moves the content of message {index}; "
-                "expected each content once and in order. Use a tokenizer with a plainer chat_template"
+                "expected each content once and in order. Use a tokenizer with a simpler chat_template"
             )
         scaffold.append(skeleton[cursor:at])
         cursor = at + len(mark)
@@ -71,7 +71,7 @@ def _follow(
     marks: Sequence[str],
     scaffold: Sequence[str],
 ) -> list[tuple[int, int] | None] | None:
-    """Read the text along the scaffolding; None where it cannot be read so to its end."""
+    """Finds the contents by following the scaffolding through the text. None if that fails before the end."""
     spans: list[tuple[int, int] | None] = [None] * len(contents)
     pieces = iter(scaffold)
     before = next(pieces)
@@ -93,7 +93,7 @@ def _follow(
 
 
 def _forms(content: str) -> Iterator[str]:
-    """What templates commonly make of a content: nothing, trimmed, or without the thoughts before the answer."""
+    """Common forms of a content in a template: unchanged, trimmed, or without the reasoning before the answer."""
     yield content
     yield content.strip()
     yield content.rpartition("</think>")[2].lstrip("\n")
@@ -102,7 +102,7 @@ def _forms(content: str) -> Iterator[str]:
 def _changed(
     render: Callable[[Sequence[str]], str], text: str, contents: Sequence[str], marks: Sequence[str], index: int
 ) -> tuple[int, int]:
-    """The part of the text that changes when this one content is replaced by its mark."""
+    """The part of the text that changes when only this content is replaced by its mark."""
     other = render([*contents[:index], marks[index], *contents[index + 1 :]])
     ahead, _, behind = other.partition(marks[index])
     start = shared_length(ahead, text)
@@ -111,7 +111,7 @@ def _changed(
 
 
 def shared_length(first: str, second: str) -> int:
-    """Length of the beginning that both texts have in common."""
+    """Length of the common beginning of two texts."""
     differing = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differing, min(len(first), len(second)))
 

@@ -1,4 +1,4 @@
-"""Where in a prompt the memory begins to take part, and where the model speaks."""
+"""Finds the tokens of a prompt that predict a reply, and those before the memory is used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from deltamem_agents.types import Message
 
 
 def replies(owner: Sequence[int], messages: Sequence[Message], *, prompted: bool) -> tuple[bool, ...]:
-    """For each token, whether a token of an assistant's message is predicted from it, or what ends one.
+    """For each token, whether it predicts a token of an assistant message, or the end of one.
 
-    `owner`: the message whose content each token is, −1 for scaffolding. `prompted`: the last token is where the
-    next reply begins, or goes on; the replies before it are history and do not count, so that what they make of the
-    model does not depend on what this reply reads.
+    `owner`: index of the message that each token's content belongs to, −1 for the template's own text. `prompted`:
+    whether the next reply begins or continues after the last token. Then earlier replies are history and do not count,
+    so that their activations do not depend on what this reply reads.
     """
     spoken = range(len(messages) - 1 if prompted else 0, len(messages))
     said = [place in spoken and messages[place].role == "assistant" for place in owner]
@@ -20,10 +20,10 @@ def replies(owner: Sequence[int], messages: Sequence[Message], *, prompted: bool
 
 
 def lead_length(owner: Sequence[int], messages: Sequence[Message]) -> int:
-    """How many tokens of a prompt have no part in the memory, being the same for every memory.
+    """Number of leading tokens of a prompt that neither read nor write the memory, so they are equal for every memory.
 
-    They end one token before the first content that is not a system message's. That token shifts the content's first
-    key, as the one before any later content does.
+    They end one token before the first content that is not of a system message. That token is left out because it
+    shifts the content's first key, as the token before any later content does.
     """
     spoken = {index for index, message in enumerate(messages) if message.role != "system"}
     return max(0, next((place for place, index in enumerate(owner) if index in spoken), len(owner)) - 1)

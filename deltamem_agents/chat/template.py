@@ -1,12 +1,12 @@
-"""Messages to token ids through the model's own chat template, with every content token's owner known.
+"""Converts messages to token ids with the model's chat template, and records which message each token belongs to.
 
-The template is rendered once with a mark in place of each content, which gives the scaffolding, and
-once with the contents, which shows what the template makes of them. Scaffolding is encoded with
-control tokens, contents without: a user's "<|im_end|>" stays text, spans are exact, and a message
-has the same tokens wherever it stands. A single space that scaffolding ends with is encoded with
-the content behind it, as words are.
+The template is rendered once with a mark in place of each content, which gives the scaffolding (the template's own
+text), and once with the contents, which shows how the template changes them. Scaffolding is encoded with control
+tokens, contents without. So a user's "<|im_end|>" stays text, spans are exact, and a message has the same tokens at
+every position. A single space at the end of scaffolding is encoded with the content after it, because tokenizers join
+it to the word.
 
-A model without a template gets "User: …" and "Assistant: …" lines behind the plain system text.
+A model without a template gets "User: …" and "Assistant: …" lines after the plain system text.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
 
+from deltamem_agents.chat.blocks import steady_start
 from deltamem_agents.chat.encoding import Encoder, TokenizerLike
 from deltamem_agents.chat.layout import NOBODY, Segment, Slot, Traits, lay_out
 from deltamem_agents.chat.spans import Located, locate, shared_length
@@ -35,7 +36,7 @@ PLAIN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as tokens. `owner[i]` is the message whose content token i belongs to, −1 for scaffolding."""
+    """A conversation as tokens. `owner[i]`: index of the message that token i belongs to, −1 for scaffolding."""
 
     ids: tuple[int, ...]
     owner: tuple[int, ...]
@@ -44,7 +45,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A stretch of the prompt that is encoded on its own. `plain`: somebody's text, without control tokens."""
+    """A part of the prompt that is encoded separately. `plain`: a message's text, encoded without control tokens."""
 
     text: str
     owner: int
@@ -52,10 +53,9 @@ class _Piece:
 
 
 class ChatTemplate:
-    """One tokenizer's chat template. Keeps nothing of what it renders.
+    """One tokenizer's chat template. It does not cache what it renders.
 
-    Raises UnsupportedModelError if the template cannot render even a plain exchange so that its
-    contents can be found again.
+    Raises UnsupportedModelError if the contents of even a plain exchange cannot be found in the rendered text.
     """
 
     def __init__(self, tokenizer: TokenizerLike) -> None:
@@ -66,7 +66,7 @@ class ChatTemplate:
         self._guard_turn_marks()
 
     def for_one_call(self) -> Self:
-        """This template, for work that renders the same messages over and over; it keeps their tokens meanwhile."""
+        """A copy of this template with a cache of tokens, for work that renders the same messages repeatedly."""
         twin = copy(self)
         twin._encoder = self._encoder.for_one_call()
         return twin
@@ -81,7 +81,7 @@ class ChatTemplate:
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
-        """What ends a reply where no token does: a model without a template goes on speaking for the user."""
+        """Texts that end a reply. A model without a template has no end token and would continue as the user."""
         return () if self._template is None else ("\nUser:",)
 
     def render(
@@ -94,12 +94,12 @@ class ChatTemplate:
     ) -> Rendered:
         """The prompt for these messages.
 
-        `generation_prompt`: end with the head of the assistant's next turn. `continue_final`: end
-        inside the last message instead, which has to be the assistant's, so that it is continued.
-        An assistant's tool calls belong to its content.
+        `generation_prompt`: whether to end with the start of the assistant's next turn. `continue_final`: end inside
+        the last message instead, which must be the assistant's, so that it is continued. An assistant's tool calls
+        count as its content.
 
-        Raises MessageError when there are no messages or the template refuses them,
-        UnsupportedModelError when contents cannot be found in what it renders.
+        Raises MessageError if there are no messages or the template refuses them, UnsupportedModelError if contents
+        cannot be found in the rendered text.
         """
         if not messages:
             raise MessageError("there are no messages to render; give at least one")
@@ -110,11 +110,11 @@ class ChatTemplate:
         return self._render(messages, tools, generation_prompt and not continue_final, continue_final)
 
     def content(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text as they stand inside a message."""
+        """Tokens of a text as they are inside a message."""
         return self._encoder.content(text)
 
     def count(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> int:
-        """Tokens of the prompt for these messages."""
+        """Number of tokens of the prompt for these messages."""
         return len(self.render(messages, tools=tools).ids)
 
     def encode_answer(
@@ -122,9 +122,8 @@ class ChatTemplate:
     ) -> tuple[Rendered, tuple[int, ...]]:
         """A prompt, and the tokens of `answer` as the reply to it.
 
-        Where the last message is the assistant's, the answer continues it: both are encoded as one
-        text, with a space between if two words would run together, and the prompt ends where that
-        text departs from the message alone.
+        If the last message is the assistant's, the answer continues it. Then both are encoded as one text, with a space
+        between two words, and the prompt ends at the first token that differs from the message alone.
         """
         if not answer.strip():
             raise MessageError("the answer is empty; give at least one word")
@@ -141,17 +140,38 @@ class ChatTemplate:
         return self.render(asked, tools=tools), replied.ids[replied.owner.index(len(asked)) :]
 
     def fit_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
-        """Where the newest messages that fit into `budget` tokens begin.
+        """Index of the message where a window of the newest messages begins that fits into `budget` tokens.
 
-        Leading system messages are kept and count. A tool's result is not separated from the call
-        it answers. Raises WindowError when not even the newest message fits.
+        Leading system messages are kept and count. A tool's result is not separated from its call. Where something has
+        to be left out, more is left out than needed, so that the window begins at the same message for many turns (see
+        `blocks`). Raises WindowError if not even the newest message fits.
         """
+        lead, starts = lead_and_starts(messages)
+        first = starts.index(self.widest_window(messages, budget, tools=tools))
+        if first == 0:
+            return starts[0]
+        return steady_start(messages, *self._places(messages, lead, starts[first:], tools))
+
+    def _places(
+        self, messages: Sequence[Message], lead: int, starts: Sequence[int], tools: Sequence[Tool]
+    ) -> tuple[list[int], list[int]]:
+        """Those of `starts` that show anything, the first one in any case, and where each begins in tokens."""
+        owner = self.render([*messages[:lead], *messages[starts[0] :]], tools=tools).owner
+        place: dict[int, int] = {}
+        for at, message in enumerate(owner):
+            place.setdefault(message - lead + starts[0], at)
+        behind = {start: place[start] for start in starts if start in place}
+        places = {starts[0]: min(behind.values(), default=0), **behind}
+        return list(places), list(places.values())
+
+    def widest_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
+        """Where the newest messages that fit into `budget` tokens begin, with nothing left out that fits."""
         lead, starts = lead_and_starts(messages)
 
         def size(start: int) -> int:
             return self.count([*messages[:lead], *messages[start:]], tools=tools)
 
-        # From the newest end, in steps that double, so that nothing far outside the window is looked at.
+        # Search from the newest message in doubling steps, so that messages far outside the window are not rendered.
         first = len(starts) - 1
         if (found := size(starts[first])) > budget:
             raise WindowError(
@@ -175,7 +195,7 @@ class ChatTemplate:
         except UnsupportedModelError:
             if not self.traits.tools:
                 raise
-            # One odd call must not make a whole conversation unreadable: write tools in the package's own form.
+            # One unusual call must not make the whole conversation fail, so tools are written in this package's form.
             own = replace(self.traits, tools=False)
             return self._render_with(own, messages, tools, generation_prompt, continue_final)
 
@@ -216,7 +236,7 @@ class ChatTemplate:
         return self._encoder.content(part) if hidden else self._encoder.scaffold(part, opens=opens)
 
     def _pieces(self, slots: Sequence[Slot], located: Located, tools: Sequence[Tool], mask: Mask) -> Iterator[_Piece]:
-        """The rendered text in order, cut where its owner changes."""
+        """The rendered text, split where the owner changes."""
         cursor = 0
         written: list[tuple[int, str]] = []
         for slot, span in zip(slots, located.spans, strict=True):
@@ -229,7 +249,7 @@ class ChatTemplate:
         yield from _gap_pieces(located.text[cursor:], written)
 
     def _calls_text(self, slot: Slot, tools: Sequence[Tool], mask: Mask) -> str:
-        """The calls of a message as the template writes them: one turn compared with and without them."""
+        """The calls of a message as the template writes them, found by rendering one turn with and without them."""
         asked = Slot("user", (Segment("x"),))
         contents = ["x", slot.content]
         with_calls = self._apply([asked, slot], contents, tools, mask)
@@ -237,12 +257,12 @@ class ChatTemplate:
         longest = shared_length(with_calls, without)
         shortest = len(without) - shared_length(with_calls[::-1], without[::-1])
         added = len(with_calls) - len(without)
-        # What was added may begin as what follows it does, or end as what precedes it: any of these cuts fits.
+        # The added text may share its beginning with what follows, or its end with what precedes. Any such cut fits.
         cuts = range(longest, shortest - 1, -1)
         cut = next((cut for cut in cuts if not self._encoder.cuts_token(with_calls, cut, cut + added)), None)
         if added <= 0 or cut is None:
             raise UnsupportedModelError(
-                f"the tool calls of message {slot.owner} cannot be told from the rest of what the chat template "
+                f"the tool calls of message {slot.owner} cannot be separated from the rest of what the chat template "
                 "renders; expected a template that adds them to the assistant's turn, or ignores tools altogether"
             )
         return with_calls[cut : cut + added]
@@ -259,7 +279,7 @@ class ChatTemplate:
         mask: Mask,
         generation_prompt: bool = False,
     ) -> str:
-        """The template's text for these turns with other contents."""
+        """The template's text for these turns with the given contents."""
         rows = [wire_slot(slot, content, mask) for slot, content in zip(slots, contents, strict=True)]
         schemas = [wire_tool(tool, mask) for tool in tools]
         try:
@@ -271,7 +291,7 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
             )
             return text
-        except Exception as error:  # A template is somebody's program: it may raise anything.
+        except Exception as error:  # A template is third-party code and may raise anything.
             roles = ", ".join(slot.role for slot in slots)
             raise MessageError(
                 f"the model's chat template refuses messages of roles {roles} ({error}); reorder or merge them"
@@ -301,7 +321,7 @@ class ChatTemplate:
         )
 
     def _takes(self, roles: str) -> bool:
-        """Whether the template renders these roles, with contents it can be followed through."""
+        """Whether the template renders these roles and its contents can be found."""
         slots = [Slot(role, (Segment(f"Probe {i}."),)) for i, role in enumerate(roles.split())]  # type: ignore[arg-type]
         try:
             return self._locate(slots, (), self._mask(slots, ()), False).faithful
@@ -309,9 +329,9 @@ class ChatTemplate:
             return False
 
     def _takes_tools(self) -> bool:
-        """Whether the template shows all there is to tools, with calls in a spelling that can be read back.
+        """Whether the template supports tools fully, and writes calls in a form that `parse_tool_calls` reads.
 
-        That is: descriptions, text beside calls, each of several calls, and each result.
+        Fully means: descriptions, a text with calls, each of several calls, and each result.
         """
         tools = (Tool("probe_tool", "Probes."),)
         calls = tuple(ToolCall("probe_tool", {"probe": value}, f"probe000{value}") for value in (1, 2))
@@ -336,13 +356,16 @@ class ChatTemplate:
         return located.faithful and readable and "probe_tool" in pieces[0].text
 
     def _guard_turn_marks(self) -> None:
-        """Added tokens that mark turns are control tokens, whether or not the tokenizer calls them special."""
+        """Treats added tokens that mark turns as control tokens, even if the tokenizer does not call them special."""
         marks = (self._encoder.scaffold(piece.text) for piece in self._exchange() if not piece.plain)
         self._encoder.treat_as_control(token for tokens in marks for token in tokens)
 
 
 def lead_and_starts(messages: Sequence[Message]) -> tuple[int, list[int]]:
-    """How many system messages come first, and where behind them a window may begin: not at a tool's result."""
+    """The number of leading system messages, and the indices after them where a window may begin.
+
+    A window may not begin at a tool's result.
+    """
     lead = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     return lead, [i for i in range(lead, len(messages)) if i == lead or messages[i].role != "tool"] or [lead]
 
@@ -369,14 +392,14 @@ def _same_calls(found: Sequence[ToolCall], expected: Sequence[ToolCall]) -> bool
 
 
 def _gap_pieces(gap: str, written: Sequence[tuple[int, str]]) -> Iterator[_Piece]:
-    """Scaffolding, with the calls that the template wrote into it as their messages' own."""
+    """Splits scaffolding at the calls that the template wrote into it. Calls belong to their messages."""
     cursor = 0
     for owner, calls in written:
         at = gap.find(calls, cursor)
         if at < 0:
             raise UnsupportedModelError(
                 f"the tool calls of message {owner} cannot be found in what the chat template renders; "
-                "expected them as it writes them for a single message. Use a plainer chat_template"
+                "expected them as it writes them for a single message. Use a simpler chat_template"
             )
         yield _Piece(gap[cursor:at], NOBODY, False)
         yield _Piece(calls, owner, False)
@@ -385,7 +408,7 @@ def _gap_pieces(gap: str, written: Sequence[tuple[int, str]]) -> Iterator[_Piece
 
 
 def _content_pieces(slot: Slot, text: str) -> Iterator[_Piece]:
-    """What became of a turn's content, cut into its segments again."""
+    """A turn's rendered content, split into its segments again."""
     whole = slot.content
     start = len(whole) - len(text) if whole.endswith(text) else whole.find(text)
     if start < 0:
@@ -401,7 +424,7 @@ def _content_pieces(slot: Slot, text: str) -> Iterator[_Piece]:
 
 
 def _with_leading_spaces(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
-    """The pieces with a space at the end of scaffolding moved to the front of the content behind it."""
+    """The pieces, with a space at the end of scaffolding moved to the start of the content after it."""
     carried = ""
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
         text = carried + piece.text

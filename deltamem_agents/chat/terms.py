@@ -1,4 +1,4 @@
-"""What a text is about, as numbers: one for each of its words, equal for words that are spelled almost alike."""
+"""The words of a text as numbers, for matching. Words with the same beginning have the same number."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import unicodedata
 from zlib import crc32
 
 STEM_LETTERS = 5
-"""Letters by which a word is known: an ending more or less changes nothing, in most languages that have endings."""
+"""Number of leading letters that identify a word, so that most languages' endings do not matter."""
 
 
 def terms_of(text: str) -> list[int]:
-    """A number for each word in order, without case, accents and endings."""
+    """A number for each word, in order. Case, accents and endings are ignored."""
     plain = text.casefold()
     if not plain.isascii():
         folded = unicodedata.normalize("NFKD", plain)

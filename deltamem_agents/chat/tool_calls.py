@@ -1,9 +1,9 @@
-"""Tool calls as text: written for the model to read, and read from what it wrote.
+"""Formats tool calls as text for the prompt, and parses them from a reply.
 
-Understood are `<tool_call>{…}</tool_call>` blocks anywhere in a reply (the closing mark may be
-missing), call objects behind `<|python_tag|>` or `[TOOL_CALLS]`, and a reply that is nothing but
-JSON call objects. A call object has a "name" and "arguments" (or "parameters"), possibly under
-"function". Text which only looks like a call stays text, unchanged.
+Three forms are parsed: `<tool_call>{…}</tool_call>` blocks anywhere in a reply (the closing mark may be missing),
+call objects after `<|python_tag|>` or `[TOOL_CALLS]`, and a reply that consists only of JSON call objects. A call
+object has a "name" and "arguments" (or "parameters"), possibly under "function". Text that only looks like a call is
+not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPENERS = (OPEN, "<|python_tag|>", "[TOOL_CALLS]")
 _BETWEEN_CALLS = frozenset(" \t\r\n;,")
 _MAY_START_BARE = re.compile(r"\s*(\[\s*)?(\{\s*(\"|\Z)|\Z)")
 _DECODER = json.JSONDecoder()
-# How a grammar has every call begin, and `format_tool_calls` writes it.
+# The start of every call that a grammar enforces and `format_tool_calls` writes.
 _HEAD = re.compile(r'\n\{"name": ("(?:[^"\\]|\\.)*"), "arguments": (?=\{)')
 
 NamedCall: TypeAlias = tuple[str, dict[str, Any]]
@@ -32,9 +32,9 @@ NamedCall: TypeAlias = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """A reply taken apart. Without calls `text` is the reply as it was, white space included.
+    """A parsed reply. Without calls, `text` is the reply unchanged, including white space.
 
-    `cut`: a call in the middle of which the reply ends. Its `index` counts all `calls` before it.
+    `cut`: a truncated call at the end of the reply. Its `index` is the number of `calls` before it.
     """
 
     text: str
@@ -44,12 +44,11 @@ class ParsedReply:
 
 @dataclass(frozen=True)
 class ReplySoFar:
-    """What of an unfinished reply is certain, however it goes on.
+    """The part of an unfinished reply that can no longer change.
 
-    `text`: always the beginning of the final text, so a client may be shown it. Held back are whatever may
-    still become a call, and white space at the end, which a call after it would swallow. `calls`: (name,
-    arguments) of those that are complete. `opened`: where the call behind them begins that a grammar will
-    finish; see `call_head`.
+    `text`: a beginning of the final text, so it may be shown. Text that may still become a call is held back, and so is
+    white space at the end, which is removed before a call. `calls`: (name, arguments) of the complete calls.
+    `opened`: start of the call after them that a grammar will finish; see `call_head`.
     """
 
     text: str
@@ -59,9 +58,9 @@ class ReplySoFar:
 
 @dataclass
 class _Found:
-    """Plain pieces around groups of calls; there is always one piece more than there are groups.
+    """Plain text pieces around groups of calls; there is always one more piece than groups.
 
-    `opened`: where a call begins that is not complete, behind its opener.
+    `opened`: start of an incomplete call, after its opening mark.
     """
 
     pieces: list[str] = field(default_factory=lambda: [""])
@@ -71,7 +70,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Block:
-    """What stands behind an opener. `decided`: no further text can change it."""
+    """The calls after an opening mark. `decided`: whether further text can no longer change them."""
 
     end: int
     calls: list[NamedCall]
@@ -79,9 +78,9 @@ class _Block:
 
 
 def format_tool_calls(calls: Sequence[ToolCall]) -> str:
-    """The calls as text, one block each; `parse_tool_calls` reads them back. Ids are not written.
+    """The calls as text, one block each. `parse_tool_calls` parses them. Ids are not written.
 
-    Raises MessageError for arguments which are not JSON.
+    Raises MessageError for arguments that are not JSON.
     """
     return "\n".join(f"{OPEN}\n{_call_json(call)}\n{CLOSE}" for call in calls)
 
@@ -89,12 +88,12 @@ def format_tool_calls(calls: Sequence[ToolCall]) -> str:
 def parse_tool_calls(
     text: str, *, names: Collection[str] | None = None, salt: str = "", held: bool = False
 ) -> ParsedReply:
-    """Split a finished reply into plain text and tool calls.
+    """Splits a finished reply into plain text and tool calls.
 
-    `names`: the tools on offer; a reply of bare JSON is a call only if it names these, since JSON
-    may as well be the answer (None: any name). `salt`: anything that differs from turn to turn;
-    ids are made from it and the call's name and place, and calls of two turns must not share one.
-    `held`: a grammar held the reply, so that a call which is not complete is one that was cut off.
+    `names`: names of the available tools. A reply of bare JSON is a call only if it names one of them, because JSON may
+    also be the answer; None allows any name. `salt`: a text that differs from turn to turn. Call ids are made from it,
+    the call's name and its position, so that calls of two turns have different ids. `held`: whether a grammar enforced
+    the reply; then an incomplete call was truncated.
     """
     bare = _bare_calls(text, names)
     found = _Found(calls=bare) if bare else _scan(text, finished=True, held=held)
@@ -109,9 +108,9 @@ def parse_tool_calls(
 
 
 def reply_so_far(text: str, *, held: bool = False) -> ReplySoFar:
-    """What is certain of an unfinished reply; `held`: a grammar sees to it that an opened call is finished.
+    """The part of an unfinished reply that can no longer change. `held`: whether a grammar will finish an opened call.
 
-    Agrees with `parse_tool_calls(whole, held=held)` for any `whole` that begins with `text`.
+    The result agrees with `parse_tool_calls(whole, held=held)` for any `whole` that begins with `text`.
     """
     if _may_become_bare(text):
         return ReplySoFar("", (), None)
@@ -120,13 +119,13 @@ def reply_so_far(text: str, *, held: bool = False) -> ReplySoFar:
 
 
 def call_head(text: str, opened: int) -> tuple[str, int] | None:
-    """The name of the call that begins at `opened`, and where its arguments begin; None before they do."""
+    """The name of the call that begins at `opened`, and the start of its arguments; None if they have not begun."""
     head = _HEAD.match(text, opened)
     return None if head is None else (str(json.loads(head[1])), head.end())
 
 
 def object_end(text: str, start: int) -> int | None:
-    """Where the JSON object that begins at `start` ends; None as long as it is not complete."""
+    """The end of the JSON object that begins at `start`; None if it is not complete."""
     try:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
@@ -134,24 +133,27 @@ def object_end(text: str, start: int) -> int | None:
 
 
 def distinct_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
-    """The calls without those that repeat an earlier one's name and arguments."""
+    """The calls without repetitions, which have an earlier call's name and arguments."""
     first = {call_key(call.name, call.arguments): call for call in reversed(calls)}
     kept = {id(call) for call in first.values()}
     return tuple(call for call in calls if id(call) in kept)
 
 
 def call_key(name: str, arguments: Mapping[str, Any]) -> str:
-    """The same for calls of one name with equal arguments, and for no others."""
+    """A key that is equal exactly for calls with the same name and equal arguments."""
     return json.dumps([name, arguments], sort_keys=True, default=_plain)
 
 
 def call_id(salt: str, position: int, name: str) -> str:
-    """Known as soon as the name is. Nine letters and digits, on which one well-known chat template insists."""
+    """A call's id, which can be made as soon as its name is known.
+
+    It has nine letters and digits, because one well-known chat template requires that.
+    """
     return hashlib.sha256(json.dumps([salt, position, name]).encode()).hexdigest()[:9]
 
 
 def _join(pieces: Sequence[str]) -> str:
-    """Plain pieces without the white space around calls; the indentation of the reply itself stays."""
+    """Joins plain pieces without the white space around calls. The reply's own indentation stays."""
     joined = pieces[0].rstrip()
     for piece in filter(None, map(str.strip, pieces[1:])):
         joined += f"\n{piece}" if joined else piece
@@ -159,7 +161,7 @@ def _join(pieces: Sequence[str]) -> str:
 
 
 def _cut_call(text: str, found: _Found, salt: str) -> CallChunk | None:
-    """The call that was cut off; it joins those found if nothing but closing marks is missing."""
+    """The truncated call. If only its closing marks are missing, it is added to the complete calls instead."""
     assert found.opened is not None
     position, head = len(found.calls), call_head(text, found.opened)
     if head is None:
@@ -173,7 +175,7 @@ def _cut_call(text: str, found: _Found, salt: str) -> CallChunk | None:
 
 
 def _scan(text: str, *, finished: bool, held: bool) -> _Found:
-    """Read a reply from left to right; an unfinished one only up to where it is not decided yet."""
+    """Reads a reply from left to right. An unfinished reply is read up to the point that may still change."""
     found = _Found()
     start = 0
     while (opening := _next_opener(text, start)) is not None:
@@ -204,14 +206,14 @@ def _next_opener(text: str, start: int) -> tuple[int, str] | None:
 
 
 def _partial_opener(text: str) -> int:
-    """Length of the longest end of `text` with which an opener begins."""
+    """Length of the longest end of `text` that is the beginning of an opening mark."""
     longest = min(max(map(len, _OPENERS)) - 1, len(text))
     sizes = (size for size in range(longest, 0, -1) if any(opener.startswith(text[-size:]) for opener in _OPENERS))
     return next(sizes, 0)
 
 
 def _read_block(text: str, start: int, opener: str) -> _Block:
-    """The calls behind an opener that ends at `start`; without calls the block ends there."""
+    """The calls after an opening mark that ends at `start`. Without calls the block ends there."""
     end, calls = _read_calls(text, start)
     following = _skip_between(text, end)
     rest = text[following:]
@@ -225,7 +227,7 @@ def _read_block(text: str, start: int, opener: str) -> _Block:
 
 
 def _read_calls(text: str, start: int, *, bare: bool = False) -> tuple[int, list[NamedCall]]:
-    """Call objects, or lists of them, that follow each other from `start` on: (where they end, calls)."""
+    """Reads consecutive call objects, or lists of them, from `start`. Returns (their end, calls)."""
     calls: list[NamedCall] = []
     end = start
     while (decoded := _decode(text, end)) is not None:
@@ -240,7 +242,7 @@ def _read_calls(text: str, start: int, *, bare: bool = False) -> tuple[int, list
 
 
 def _decode(text: str, start: int) -> tuple[int, object] | None:
-    """The JSON object or list that comes next, and where it ends."""
+    """The end and the value of the JSON object or list that comes next; None if there is none."""
     start = _skip_between(text, start)
     if not text.startswith(("{", "["), start):
         return None
@@ -267,7 +269,7 @@ def _bare_calls(text: str, names: Collection[str] | None) -> list[NamedCall]:
 
 
 def _may_become_bare(text: str) -> bool:
-    """Whether an unfinished reply may turn out to be nothing but JSON calls."""
+    """Whether an unfinished reply may still become a reply of only JSON calls."""
     if not _MAY_START_BARE.match(text):
         return False
     end, calls = _read_calls(text, 0, bare=True)
@@ -278,7 +280,7 @@ def _may_become_bare(text: str) -> bool:
 
 
 def _as_call(value: object, *, bare: bool) -> NamedCall | None:
-    """(name, arguments) of a call object, None for any other JSON. A bare one has to bring arguments."""
+    """(name, arguments) of a call object, None for any other JSON. A bare call object must have arguments."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:

@@ -1,4 +1,4 @@
-"""Turns, tools and tool calls in the shape that chat templates of the transformers library expect."""
+"""Converts turns, tools and tool calls to the dicts that transformers' chat templates expect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ID_LENGTH = 9
 
 @dataclass(frozen=True)
 class Mask:
-    """Stand-ins for control tokens in text that the template's own code writes out, such as tool schemas."""
+    """Placeholders for control tokens in text that the template itself writes, such as tool schemas."""
 
     stem: str
     texts: tuple[str, ...]
@@ -43,7 +43,7 @@ class Mask:
         return value
 
     def parts(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The text with what was hidden: (part, whether it was hidden)."""
+        """The text with placeholders replaced, as (part, whether it was a placeholder)."""
         for position, part in enumerate(re.split(f"{self.stem}(\\d+)z", text)):
             yield (self.texts[int(part)], True) if position % 2 else (part, False)
 
@@ -52,7 +52,7 @@ class Mask:
 
 
 def tool_schema(tool: Tool) -> Wire:
-    """A tool's description. Raises ConfigError if it is not JSON."""
+    """A tool's description in OpenAI's form. Raises ConfigError if its parameters are not JSON."""
     return {"type": "function", "function": json.loads(description(tool))}
 
 
@@ -77,6 +77,6 @@ def _wire_call(position: int, call: ToolCall, mask: Mask) -> Wire:
 
 
 def _wire_id(given: str) -> str:
-    """An id of nine letters and digits, which the strictest templates insist on."""
+    """The id if it has nine letters and digits, else a hash of that form. The strictest templates require it."""
     fits = len(given) == _ID_LENGTH and given.isascii() and given.isalnum()
     return given if fits else hashlib.sha256(given.encode()).hexdigest()[:_ID_LENGTH]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deltamem_agents.inference.collecting import Hearing, KeysAndValues
 from deltamem_agents.inference.decode import Heard, Pass, Prompt
-from deltamem_agents.memory.backbones import cache_of, cuts_anywhere, layers_of
+from deltamem_agents.memory.backbones import KeyValueCache, cache_of, cuts_anywhere, layers_of
 from deltamem_agents.processes import Mutex
 
 KEPT_BYTES = 256 * 2**20
@@ -159,7 +159,7 @@ class KeptCaches:
         `whose`: None for nobody, of whom nothing is kept. What is to be written is fed again, and the token before it,
         which shifts the first key; but what was heard is written from its inputs.
         """
-        if not cuts_anywhere(run.model.config):
+        if not cuts_anywhere(run.model.config) or type(run.cache) is not KeyValueCache:
             return None
         course = Course.of(run, prompt, writes_reply=writes_reply)
         written = _first(np.asarray(prompt.writes, bool))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from deltamem_agents.inference.scheduling import Scheduler, Seat
 from deltamem_agents.loading.int8 import rounded_up_to
 from deltamem_agents.loading.progress import step
 from deltamem_agents.memory.attach import Adapter
-from deltamem_agents.memory.backbones import empty_cache
+from deltamem_agents.memory.backbones import KeyValueCache, empty_cache
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Message
@@ -30,7 +30,8 @@ LONG_CHARACTERS = 16_000
 class MemoryModel:
     """What every pass of an engine runs with. Holds nothing of any conversation.
 
-    `progress`: show long absorption on stderr. `scheduler`: who runs the model next.
+    `progress`: show long absorption on stderr. `scheduler`: who runs the model next. `new_cache`: makes the keys and
+    values of no token, for a turn.
     """
 
     model: PreTrainedModel
@@ -39,6 +40,7 @@ class MemoryModel:
     prompts: Prompts
     progress: bool = False
     scheduler: Scheduler[OneToken] = field(default_factory=lambda: Scheduler(Rows()))
+    new_cache: Callable[[], KeyValueCache] = empty_cache
 
     @property
     def per_message(self) -> bool:
@@ -85,7 +87,8 @@ class MemoryModel:
             replies_read,
             Measures(),
             collect,
-            pieces=pieces,
+            self.new_cache(),
+            pieces,
             applies=applies,
             layers=layers,
             config=self.adapter.config,

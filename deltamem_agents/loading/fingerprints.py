@@ -1,4 +1,4 @@
-"""What identifies a model, a tokenizer, and a set of weights. Knows nothing about files or names."""
+"""Fingerprints of models, tokenizers and weights. They do not depend on files or names."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """What a memory was made with: sha256 over the architecture's numbers and a sample of the weights.
+    """Identifies the model that made a memory: sha256 over the architecture's sizes and a sample of the weights.
 
-    Of every parameter up to 4,096 evenly spaced elements enter, by their sign bit. Rounding from one
-    floating-point type to another never changes a sign, not even of a weight that underflows, so the
-    fingerprint is the same in float32, bfloat16 and float16. A fine-tuned model differs: among hundreds of
-    thousands of sampled weights some lie close enough to zero to change sides. Weights stored as integers
-    enter as their codes, so a quantised model is another model.
+    The sample is the sign bits of up to 4,096 evenly spaced elements of every parameter. Rounding to another
+    floating-point type never changes a sign, not even of a weight that underflows, so the fingerprint is the same in
+    float32, bfloat16 and float16. A fine-tuned model has another fingerprint, because some of the hundreds of thousands
+    of sampled weights are close enough to zero to change sign. Of weights stored as integers the codes are sampled, so
+    a quantised model is a different model.
 
-    Take it before attaching a memory. Raises ConfigError for weights that were never materialised.
+    Compute it before attaching a memory. Raises ConfigError for weights on the meta device, which have no values.
     """
     config = getattr(model, "config", None)
     config = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
@@ -37,8 +37,8 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ConfigError(
-                f"parameter {name} is on the meta device and has no values; load the model whole, "
-                "without offloading, before taking its fingerprint"
+                f"parameter {name} is on the meta device and has no values; load the complete model, "
+                "without offloading, before computing its fingerprint"
             )
         digest.update(f"\n{tuple(parameter.shape)}".encode())
         digest.update(_bytes_of(_sample(parameter.detach())))
@@ -46,9 +46,9 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what turns text into ids: vocabulary, merges, normalisation, chat template.
+    """sha256 over everything that turns text into ids: vocabulary, merges, normalisation, chat template.
 
-    The padding and truncation a caller may have left switched on are no part of it.
+    Padding and truncation settings are left out, because a caller may have changed them.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -64,8 +64,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def weights_hash(model: nn.Module) -> str:
     """sha256 over every byte of the parameters and saved buffers, with names, dtypes and shapes.
 
-    Unlike the fingerprint it depends on the dtype. Equal before and after, it proves that a model was not
-    modified.
+    Unlike the fingerprint it depends on the dtype. Equal hashes before and after prove that a model was not modified.
     """
     digest = hashlib.sha256(b"deltamem weights 1\n")
     for name, tensor in sorted(model.state_dict().items()):
@@ -76,7 +75,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _sample(weights: Tensor) -> Tensor:
-    """Sign bits of evenly spaced elements, or the elements themselves where they are integers."""
+    """Sign bits of evenly spaced elements, or the elements themselves if they are integers."""
     # An odd step visits every column of a matrix whose width is a power of two.
     step = -(-weights.numel() // _SAMPLED) | 1
     chosen = weights.reshape(-1)[::step]

@@ -1,7 +1,7 @@
-"""Weights of eight bits for passes of few tokens, as in decoding.
+"""Int8 weights for forward passes with few tokens, as in decoding.
 
-Such a pass waits for weights to arrive from memory longer than it computes, and these are a quarter of the size. A
-prompt is computed with the model's own weights: with many tokens arithmetic takes the time, and those are faster.
+Such a pass spends more time loading weights from memory than computing, and int8 weights are a quarter of the size. A
+prompt is computed with the model's own weights: with many tokens the arithmetic takes the time, and they are faster.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from deltamem_agents.errors import ConfigError
 
 FEW = 16
-"""Tokens in one pass up to which the int8 weights are used."""
+"""Maximum number of tokens in a pass for which the int8 weights are used."""
 
 _STEP = 16
-"""Inputs that the kernel multiplies at once. It reads past the end of a row that is no multiple of it."""
+"""Number of inputs that the kernel multiplies at once. It reads past the end of a row that is not a multiple of it."""
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer with a second, int8 copy of its weights, one scale for each output.
+    """A linear layer with a second, int8 copy of its weights and one scale per output.
 
-    PyTorch's kernel multiplies bfloat16 inputs and rounds its result to bfloat16. Each row is computed alone, so it
-    does not depend on the others of a batch.
+    PyTorch's kernel multiplies bfloat16 inputs and rounds its result to bfloat16. Each row is computed separately, so
+    it does not depend on the other rows of a batch.
     """
 
     codes: Tensor
@@ -33,12 +33,12 @@ class Int8Linear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         weights = linear.weight.detach().float()
         scales = (weights.abs().amax(dim=1) / 127).clamp_min(1e-12)
-        # Not saved with the model: whatever reads or hashes its weights finds those it came with.
+        # Not saved with the model: code that reads or hashes its weights finds only the original ones.
         self.register_buffer("codes", (weights / scales[:, None]).round().to(torch.int8), persistent=False)
         self.register_buffer("scales", scales.to(torch.bfloat16), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, in_features) to (…, out_features), in the dtype of the input."""
+        """(…, in_features) to (…, out_features), in the input's dtype."""
         rows = input.reshape(-1, self.in_features)
         if len(rows) > FEW or input.requires_grad:
             return super().forward(input)
@@ -53,9 +53,9 @@ def rounded_up_to(model: nn.Module) -> int:
 
 
 def decode_in_int8(model: nn.Module) -> None:
-    """Give each linear layer of `model` int8 weights beside its own. Their shapes and names stay.
+    """Adds int8 weights to each linear layer of `model`. The original weights keep their names and shapes.
 
-    Raises ConfigError where the model is not on the CPU or has no linear layer that can.
+    Raises ConfigError if the model is not on the CPU or has no suitable linear layer.
     """
     places = {parameter.device.type for parameter in model.parameters()}
     if places != {"cpu"}:

@@ -1,4 +1,4 @@
-"""Names, devices and dtypes in; a frozen model out."""
+"""Loads a frozen model by name, with a device, a dtype and options."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A frozen model in evaluation mode, its tokenizer, and what identifies the two.
+    """A frozen model in evaluation mode, its tokenizer, and their fingerprints.
 
-    `name`: what was asked for; the embedded model's alias in lower case.
-    The fingerprints are those of `model_fingerprint` and `tokenizer_fingerprint`, taken before anything is
-    attached to the model.
+    `name`: the requested name; the embedded model's alias in lower case. The fingerprints are those of
+    `model_fingerprint` and `tokenizer_fingerprint`, computed before anything is attached to the model.
     """
 
     model: PreTrainedModel
@@ -50,14 +49,14 @@ class LoadedModel:
 
     @property
     def context_tokens(self) -> int:
-        """The longest sequence the model was made for, in tokens."""
+        """The model's maximum sequence length, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
-        """Freeze a model that is already in memory. The model object itself is changed, not copied.
+        """Freezes a model that is already in memory. The model object is changed, not copied.
 
-        Raises ConfigError for weights that were never materialised, ForkedProcessError where nothing can be computed.
+        Raises ConfigError for weights on the meta device, ForkedProcessError in a fork that cannot compute.
         """
         require_threads(needed=torch.get_num_threads() > 1)
         begin_computing()
@@ -67,7 +66,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What goes on to transformers' `from_pretrained` as it is, under the names it has there; None says nothing."""
+    """Options passed unchanged to transformers' `from_pretrained`, under the same names. None is not passed."""
 
     revision: str | None = None
     token: str | bool | None = None
@@ -85,19 +84,19 @@ def load_model(
     progress: bool = True,
     options: ModelOptions = ModelOptions(),
 ) -> LoadedModel:
-    """Open a model by name, in evaluation mode, with its weights frozen.
+    """Loads a model by name, in evaluation mode, with its weights frozen.
 
-    `name`: `"smollm2-135m-instruct"` in any case, a folder with config.json and safetensors, a folder with
-    one .gguf, a .gguf file, or a Hub id such as "Qwen/Qwen3-0.6B". The alias wins over a folder of that
+    `name`: `"smollm2-135m-instruct"` in upper or lower case, a folder with config.json and safetensors, a folder with
+    one .gguf, a .gguf file, or a Hub id such as "Qwen/Qwen3-0.6B". The alias takes precedence over a folder of that
     name; write "./smollm2-135m-instruct" for the folder.
-    `device`: None is the CPU, or what `options.device_map` says.
-    `dtype`: a torch dtype or its name; "auto" takes that of the files, None `default_dtype(device)`.
-    `decode_weights`: "int8" decodes with rounded weights, on a CPU; see `int8.py`. None decodes with the model's own.
-    `progress`: show long work on stderr, as bars on a terminal and as one line a step elsewhere.
+    `device`: None is the CPU, or the device of `options.device_map`.
+    `dtype`: a torch dtype or its name. "auto" is the dtype of the files, None is `default_dtype(device)`.
+    `decode_weights`: "int8" decodes with rounded weights, on a CPU; see `int8.py`. None uses the model's own weights.
+    `progress`: show long work on stderr, as progress bars on a terminal and as one line per step elsewhere.
 
-    Raises ConfigError for an unknown name, device or dtype, or an option that this model cannot have,
-    DownloadError when a model asked for by name cannot be fetched or has the wrong checksum, ModelFilesError
-    when files are missing or damaged or the cache cannot be written.
+    Raises ConfigError for an unknown name, device or dtype, or an option that this model does not support,
+    DownloadError if the model cannot be downloaded or has the wrong checksum, ModelFilesError if files are missing or
+    damaged or the cache cannot be written.
     """
     asked = os.fspath(name)
     kind = _kind_of(asked)
@@ -106,7 +105,7 @@ def load_model(
     if decode_weights and options.quantization_config is not None:
         raise ConfigError("decode_weights and quantization_config were given, and each rounds the weights; give one")
     _check_options(asked, kind, device, options)
-    place = _usable_device(_first_device(options.device_map) if device is None else device)
+    place = _require_device(_first_device(options.device_map) if device is None else device)
     precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
     require_threads(needed=torch.get_num_threads() > 1)
     source = asked if kind == "hub" else str(_local_folder(asked, kind, progress))
@@ -120,7 +119,7 @@ def load_model(
 
 
 def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively (CUDA, AVX512-BF16, AMX), else float32.
+    """bfloat16 if the hardware multiplies it natively (CUDA, AVX512-BF16, AMX), else float32.
 
     On a CPU without those instructions bfloat16 is emulated and several times slower than float32.
     """
@@ -151,19 +150,19 @@ def _kind_of(name: str) -> _Kind:
 
 
 def _local_folder(name: str, kind: _Kind, progress: bool) -> Path:
-    """The folder with the model's config.json, converting or fetching first where needed."""
+    """The folder with the model's config.json. The model is converted or downloaded first if needed."""
     if kind == "embedded":
         return embedded_copy(progress)
     path = Path(name).expanduser()
     if kind == "folder":
         return path
-    gguf = _the_gguf(path)
+    gguf = _single_gguf(path)
     with step(f"reading {gguf.name}", progress, long=False):
         digest = sha256_of(gguf)
     return dense_copy(digest, lambda scratch: gguf, progress)
 
 
-def _the_gguf(path: Path) -> Path:
+def _single_gguf(path: Path) -> Path:
     if path.is_file():
         return path
     found = sorted(path.glob("*.gguf"))
@@ -174,7 +173,7 @@ def _the_gguf(path: Path) -> Path:
     return found[0]
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
+def _require_device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -184,7 +183,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
     )
     if absent:
         raise ConfigError(
-            f"device {str(place)!r} was asked for, and torch {torch.__version__} sees none here; "
+            f"device {str(place)!r} was asked for, but torch {torch.__version__} finds none here; "
             "use device='cpu', or install a torch build and a driver for it"
         )
     return place
@@ -193,7 +192,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 def _check_options(name: str, kind: _Kind, device: str | torch.device | None, options: ModelOptions) -> None:
     if options.revision is not None and kind != "hub":
         raise ConfigError(
-            f"revision {options.revision!r} was asked for, and {name!r} is no model on the Hub; "
+            f"revision {options.revision!r} was asked for, but {name!r} is no model on the Hub; "
             "leave revision out, or name the model 'organisation/name'"
         )
     if device is not None and options.device_map is not None:
@@ -201,7 +200,7 @@ def _check_options(name: str, kind: _Kind, device: str | torch.device | None, op
 
 
 def _first_device(device_map: object) -> str | torch.device:
-    """A device that the map names, "cpu" for none: what the default precision is chosen for."""
+    """A device named in the map, "cpu" if there is none. The default dtype is chosen for it."""
     named = next(iter(device_map.values()), "cpu") if isinstance(device_map, Mapping) else device_map
     if isinstance(named, int):
         return f"cuda:{named}"
@@ -214,7 +213,7 @@ def _require_one_device(name: str, model: nn.Module) -> None:
     places = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(places) > 1 or places == ["meta"]:
         raise ConfigError(
-            f"device_map spread {name!r} over {', '.join(places)}, and a memory is on one device with its model; "
+            f"device_map spread {name!r} over {', '.join(places)}, but model and memory must be on one device; "
             "give device_map={'': 'cuda:0'} or device='cuda:0', or a smaller model or a quantization_config"
         )
 
@@ -238,7 +237,7 @@ def _open(
     *,
     from_hub: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open a folder or a Hub id. A Hub download shows the bars of transformers, not ours."""
+    """Opens a folder or a Hub id. A Hub download shows transformers' progress bars, not this package's."""
     given = {key: value for key, value in vars(options).items() if value is not None}
     if options.quantization_config is not None:
         # Quantised weights cannot be moved later.
@@ -271,5 +270,5 @@ def _open(
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, without the pages of advice that model libraries add."""
+    """The first line of an error message, without the long advice that model libraries add."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Long work, shown on stderr."""
+"""Shows the progress of long work on stderr."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Report: TypeAlias = Callable[[int, int], None]
 
 @contextmanager
 def step(text: str, shown: bool, *, long: bool = True) -> Iterator[Report]:
-    """Show one step until the block ends; yields a function that takes (done, total).
+    """Shows one step until the block ends. Yields a function that takes (done, total).
 
-    On a terminal a bar that disappears; elsewhere one line, and none for a step that is not `long`.
+    On a terminal it is a progress bar that disappears. Elsewhere it is one line, and nothing if the step is not `long`.
     """
     if not shown:
         yield lambda done, total: None

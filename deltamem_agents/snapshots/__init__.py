@@ -1,4 +1,4 @@
-"""The versioned memory: immutable snapshots, and stores that hold each agent's."""
+"""Versioned memory: immutable snapshots, and the stores that hold each agent's snapshots."""
 
 from deltamem_agents.snapshots.codec import decode, encode, snapshot_id
 from deltamem_agents.snapshots.file_store import FileStore

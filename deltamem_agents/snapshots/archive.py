@@ -1,11 +1,11 @@
-"""One agent as one file: an uncompressed zip of its snapshots and a manifest.
+"""The export format: one agent in one file, an uncompressed zip of its snapshots and a manifest.
 
     manifest.json             format, agent, moves (oldest first) and tags
     <id>.safetensors          the bytes of each snapshot
     statements/<address>      the bytes of each statement, and of each page of statements
 
-Every byte that matters is covered: the manifest by the zip's CRC, each snapshot by its id, each statement by its
-address. An archive without statements is of format 1.
+Every byte that matters is covered by a checksum: the manifest by the zip's CRC, each snapshot by its id, each statement
+by its address. An archive without statements has format 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARCHIVE_FORMAT = 2
 _MANIFEST = "manifest.json"
 _FOLDER = "statements/"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-# Neither zipfile nor json says what it raises for arbitrary damage; these are what it comes to.
+# Neither zipfile nor json documents what it raises for damaged input; these are the errors seen in practice.
 _FAULTS = (
     zipfile.BadZipFile,
     ArithmeticError,
@@ -49,9 +49,9 @@ def write_archive(
     objects: Sequence[str] = (),
     found: Iterable[tuple[str, bytes]] = (),
 ) -> None:
-    """Writes the archive, one snapshot at a time; equal contents give equal bytes.
+    """Writes the archive, one snapshot at a time. Equal contents give equal bytes.
 
-    `objects`: the addresses of statements and pages, `found`: the bytes of those that are there.
+    `objects`: the addresses of statements and pages. `found`: address and bytes of each one that exists.
     """
     manifest = {
         "format": ARCHIVE_FORMAT if objects else 1,
@@ -70,13 +70,14 @@ def write_archive(
 
 
 class Archive(Mapping[str, bytes]):
-    """An archive open for reading: the bytes of each snapshot by its id, checked whenever they are read.
+    """An archive open for reading: the bytes of each snapshot by its id, verified at every read.
 
-    Raises NewerFormatError for an archive of a later version, DamagedSnapshotError for anything else that is not whole.
+    Raises NewerFormatError for an archive of a later version, DamagedSnapshotError for any other archive that is not
+    complete.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        with _unzipping():
+        with _as_damage():
             self._zip = zipfile.ZipFile(file)
             fields = json.loads(self._member(_MANIFEST))
             version = fields["format"]
@@ -87,7 +88,7 @@ class Archive(Mapping[str, bytes]):
                 f"archive has format {version}, this version of deltamem_agents reads up to {ARCHIVE_FORMAT}; "
                 "upgrade the package to import it. Nothing was written"
             )
-        with _unzipping():
+        with _as_damage():
             self.agent: str = fields["agent"]
             self.moves = tuple(Move(*map(_text, move)) for move in fields["moves"])
             self.tags: dict[str, str] = {_text(name): _text(target) for name, target in fields["tags"].items()}
@@ -101,18 +102,18 @@ class Archive(Mapping[str, bytes]):
         wanted = [_MANIFEST, *(f"{snapshot}.safetensors" for snapshot in self._ids)]
         wanted += [f"{_FOLDER}{each}" for each in self.objects]
         if sorted(self._zip.namelist()) != sorted(wanted) or not all(map(is_snapshot_id, self._ids)):
-            raise ValueError("it holds other files than its manifest lists")
+            raise ValueError("its files are not those that its manifest lists")
         if not self._ids or not self._ids.keys() >= set(self.tags.values()):
-            raise ValueError("its manifest lists no snapshots, or tags of others")
+            raise ValueError("its manifest lists no snapshots, or tags of snapshots that it does not list")
 
     def _member(self, name: str) -> bytes:
         return _member(self._zip, name)
 
     def __getitem__(self, snapshot: str) -> bytes:
-        with _unzipping():
+        with _as_damage():
             data = self._member(f"{snapshot}.safetensors")
             if snapshot_id(data) != snapshot:
-                raise ValueError(f"snapshot {snapshot[:12]}… has other bytes than its id says")
+                raise ValueError(f"the bytes of snapshot {snapshot[:12]}… do not match its id")
         return data
 
     def __contains__(self, snapshot: object) -> bool:
@@ -125,14 +126,14 @@ class Archive(Mapping[str, bytes]):
         return len(self._ids)
 
     def verify(self) -> None:
-        """Reads and decodes everything once, so that an import writes all of it or nothing."""
+        """Reads and decodes everything once, so that an import writes either everything or nothing."""
         for data in self.values():
             decode(data)
         for each, data in self.objects.items():
             if data != FORGOTTEN and address(data) != each:
                 raise DamagedSnapshotError(
-                    f"archive is damaged: statement {each} has other bytes than its address says. Nothing was "
-                    "written; export it again or fetch another copy"
+                    f"archive is damaged: the bytes of statement {each} do not match its address. Nothing was "
+                    "written; export the agent again or fetch another copy"
                 )
 
 
@@ -143,7 +144,7 @@ class _Objects(Mapping[str, bytes]):
         self._zip, self._ids = archive, dict.fromkeys(ids)
 
     def __getitem__(self, each: str) -> bytes:
-        with _unzipping():
+        with _as_damage():
             return _member(self._zip, f"{_FOLDER}{each}")
 
     def __contains__(self, each: object) -> bool:
@@ -165,18 +166,18 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"its manifest holds {value!r} where text belongs")
+        raise TypeError(f"its manifest holds {value!r} where text is expected")
     return value
 
 
 @contextmanager
-def _unzipping() -> Iterator[None]:
+def _as_damage() -> Iterator[None]:
     try:
         yield
     except (NewerFormatError, DamagedSnapshotError):
         raise
     except _FAULTS as error:
         raise DamagedSnapshotError(
-            f"archive is damaged: {error}, expected a whole file written by export. "
-            "Nothing was written; export it again or fetch another copy"
+            f"archive is damaged: {error}, expected a complete file written by export. "
+            "Nothing was written; export the agent again or fetch another copy"
         ) from error

@@ -1,14 +1,14 @@
-"""Snapshots as bytes: a safetensors file that proves its own integrity, and its address.
+"""The snapshot file format: a safetensors file with its own checksum, and the snapshot's id.
 
     8 bytes   length of the header, little-endian
     header    {"__metadata__":{"deltamem":"<digest> <JSON>"},"state":{"dtype":"F32",…}}, space-padded
     data      the state's float32 numbers, little-endian, (layers, heads, r, r)
 
-Where the state is made of statements, "base" stands for "state": (1, layers, heads, r, r), or (0, …) for zeros. Behind
-it stands "folded", of the same shape, where statements went over a bound.
+If the state is computed from statements, the file has "base" instead of "state": (1, layers, heads, r, r), or (0, …)
+for zeros. If statements were dropped because of a bound, "folded" follows it, with the same shape.
 
-The digest is the sha256 of every other byte of the file and stands at a fixed place. That rule and the
-JSON's "format" key hold for all later formats, so a reader tells a damaged file from a newer one.
+The digest is the sha256 of every other byte of the file and is at a fixed position. That rule and the
+JSON's "format" key hold for all later formats, so a reader can tell a damaged file from a newer one.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _T = TypeVar("_T")
 
 
 def snapshot_id(data: bytes) -> str:
-    """The address of a snapshot: sha256 of its bytes, 64 lower-case hex digits."""
+    """A snapshot's id: the sha256 of its bytes, 64 lower-case hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as safetensors bytes; equal snapshots give equal bytes."""
+    """The snapshot as safetensors bytes. Equal snapshots give equal bytes."""
     header: dict[str, Any] = {"__metadata__": {"deltamem": f"{'0' * 64} {_metadata(snapshot)}"}}
     data = b""
     for name, numbers in _tensors(snapshot).items():
@@ -64,7 +64,7 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """The numbers that are kept, by name."""
+    """The tensors that are stored, by name."""
     if snapshot.base is None:
         return {"state": snapshot.state.matrices[0]}
     base = {"base": snapshot.base.matrices[: int(bool(snapshot.base.matrices.any()))]}
@@ -72,28 +72,28 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
 
 
 Scan: TypeAlias = Callable[[StatementList, MemoryState, bool], MemoryState]
-"""The state that statements make of a base, given whether it fades."""
+"""Computes the state after the statements' writes on a base. Its last argument is `Snapshot.fades`."""
 
 
 def decode(data: bytes, scan: Scan | None = None) -> Snapshot:
-    """The snapshot of `encode`'s bytes. `scan`: how its store makes the state of its statements.
+    """Decodes the bytes that `encode` made. `scan`: the store's function that computes the state from statements.
 
-    Raises DamagedSnapshotError when the bytes are not, or no longer, a snapshot; NewerFormatError when they are
-    one of a later version of this package.
+    Raises DamagedSnapshotError if the bytes are not, or no longer, a snapshot. Raises NewerFormatError if a later
+    version of this package wrote them.
     """
     length = _header_length(data)
     if data[_DIGEST] != _digest(data).encode("ascii"):
         _damaged(f"its checksum is {data[_DIGEST][:12]!r}…", f"{_digest(data)[:12]!r}…")
     fields = _fields(data, length)
     try:
-        return _snapshot(fields, _numbers(data), scan)
+        return _snapshot(fields, _read_tensors(data), scan)
     except (ConfigError, StateError) as error:
-        _damaged(str(error), "a snapshot as it is saved")
+        _damaged(str(error), "a snapshot as save writes it")
 
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """What a snapshot says of others; see `Snapshot`."""
+    """A snapshot's references to other snapshots and to statements; see `Snapshot`."""
 
     thread: str
     threads: Mapping[str, str]
@@ -102,7 +102,7 @@ class Links:
 
 
 def decode_links(data: bytes) -> Links:
-    """A snapshot's links alone, much faster than all of it. `data` has to be what its id says.
+    """Decodes only a snapshot's links, much faster than `decode`. `data` must already be verified against the id.
 
     Raises DamagedSnapshotError and NewerFormatError as `decode` does.
     """
@@ -139,7 +139,7 @@ def _digest(data: bytes | bytearray) -> str:
 
 
 def _header_length(data: bytes) -> int:
-    """Length of the header in bytes; DamagedSnapshotError when the frame is not a snapshot's."""
+    """Length of the header in bytes. Raises DamagedSnapshotError if the file does not start as a snapshot does."""
     if len(data) < _DIGEST.stop:
         _damaged(f"it has {len(data)} bytes", f"more than {_DIGEST.stop}")
     length = int.from_bytes(data[:8], "little")
@@ -156,7 +156,11 @@ def _metadata(snapshot: Snapshot) -> str:
         "format": FORMAT,
         "fingerprint": [made_by.model, made_by.tokenizer, made_by.adapter],
         "thread": snapshot.thread,
-        "absorbed": {"count": absorbed.count, "tail": _short(absorbed.tail), "opening": _short(absorbed.opening)},
+        "absorbed": {
+            "count": absorbed.count,
+            "tail": _packed_digests(absorbed.tail),
+            "opening": _packed_digests(absorbed.opening),
+        },
         "threads": list(snapshot.threads.items()),
         "parent": snapshot.parent,
         "counters": [counters.turns, counters.messages, counters.tokens],
@@ -173,8 +177,8 @@ def _metadata(snapshot: Snapshot) -> str:
     return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 
 
-def _numbers(data: bytes) -> dict[str, MemoryState]:
-    """The whole "state", or the "base" of statements with what is "folded" into it."""
+def _read_tensors(data: bytes) -> dict[str, MemoryState]:
+    """The stored tensors by name: "state", or "base" and possibly "folded"."""
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, RuntimeError) as error:
@@ -192,14 +196,14 @@ def _numbers(data: bytes) -> dict[str, MemoryState]:
     }
 
 
-def _short(digests: Sequence[str]) -> str | list[str]:
-    """Digests of messages in fewer characters: 17 bytes each, base64."""
+def _packed_digests(digests: Sequence[str]) -> str | list[str]:
+    """Message digests in a shorter form: 17 bytes each, base64."""
     if not all(map(_MESSAGE_DIGEST.fullmatch, digests)):
         return list(digests)
     return b64encode(b"".join(each[0].encode() + bytes.fromhex(each[2:]) for each in digests)).decode()
 
 
-def _long(value: object) -> tuple[str, ...]:
+def _unpacked_digests(value: object) -> tuple[str, ...]:
     if not isinstance(value, str):
         return _texts(value, "absorbed")
     try:
@@ -214,10 +218,10 @@ def _long(value: object) -> tuple[str, ...]:
 def _statements(value: object) -> StatementList | None:
     if value is None:
         return None
-    lists = _is(value, dict, "statements")
+    lists = _require_type(value, dict, "statements")
 
     def addresses(name: str) -> tuple[str, ...]:
-        text = _is(lists.get(name), str, "statements")
+        text = _require_type(lists.get(name), str, "statements")
         if not _ADDRESSES.fullmatch(text):
             _damaged(f"its 'statements' hold {text[:40]!r}", f"addresses of {ADDRESS_DIGITS} hex digits each")
         return tuple(text[at : at + ADDRESS_DIGITS] for at in range(0, len(text), ADDRESS_DIGITS))
@@ -228,8 +232,8 @@ def _statements(value: object) -> StatementList | None:
 def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | None) -> Snapshot:
     if not isinstance(fields, dict) or set(fields) - {"went"} != (_FIELDS_1 if fields.get("format") == 1 else _FIELDS):
         _damaged("its metadata has other fields", ", ".join(sorted(_FIELDS)))
-    absorbed = _is(fields["absorbed"], dict, "absorbed")
-    threads = [_texts(pair, "threads") for pair in _is(fields["threads"], list, "threads")]
+    absorbed = _require_type(fields["absorbed"], dict, "absorbed")
+    threads = [_texts(pair, "threads") for pair in _require_type(fields["threads"], list, "threads")]
     if any(len(pair) != 2 for pair in threads):
         _damaged("its 'threads' hold something else", "pairs of name and id")
     parent = fields["parent"]
@@ -237,7 +241,7 @@ def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | N
     if len(made_by) != 3:
         _damaged(f"its fingerprint has {len(made_by)} parts", "model, tokenizer, adapter")
     state, base, folded = (numbers.get(name) for name in ("state", "base", "folded"))
-    statements, fades = _statements(fields.get("statements")), _is(fields.get("fades", False), bool, "fades")
+    statements, fades = _statements(fields.get("statements")), _require_type(fields.get("fades", False), bool, "fades")
     if base is not None:
         if statements is None:
             _damaged("it has a 'base' and no statements", "both, or a 'state'")
@@ -247,18 +251,18 @@ def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | N
     return Snapshot(
         state=state,
         fingerprint=Fingerprint(*made_by),
-        thread=_is(fields["thread"], str, "thread"),
+        thread=_require_type(fields["thread"], str, "thread"),
         absorbed=ThreadLog(
             _counts([absorbed.get("count")], 1)[0],
-            _long(absorbed.get("tail")),
-            () if fields["format"] == 1 else _long(absorbed.get("opening")),
+            _unpacked_digests(absorbed.get("tail")),
+            () if fields["format"] == 1 else _unpacked_digests(absorbed.get("opening")),
         ),
         threads={name: newest for name, newest in threads},
-        parent=None if parent is None else _is(parent, str, "parent"),
+        parent=None if parent is None else _require_type(parent, str, "parent"),
         counters=Counters(*_counts(fields["counters"], 3)),
         created=_time(fields["created"]),
-        note=_is(fields["note"], str, "note"),
-        origin=_is(fields["origin"], str, "origin"),
+        note=_require_type(fields["note"], str, "note"),
+        origin=_require_type(fields["origin"], str, "origin"),
         statements=statements,
         base=base,
         fades=fades,
@@ -267,27 +271,27 @@ def _snapshot(fields: object, numbers: Mapping[str, MemoryState], scan: Scan | N
     )
 
 
-def _is(value: object, kind: type[_T], name: str) -> _T:
+def _require_type(value: object, kind: type[_T], name: str) -> _T:
     if not isinstance(value, kind):
         _damaged(f"its {name!r} is {type(value).__name__}", kind.__name__)
     return value
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
-    items = _is(value, list, name)
-    # Hundreds of them in most snapshots: looked at one by one only where one is amiss.
-    return tuple(items) if set(map(type, items)) <= {str} else tuple(_is(item, str, name) for item in items)
+    items = _require_type(value, list, name)
+    # Most snapshots have hundreds of them, so they are checked one by one only if one has a wrong type.
+    return tuple(items) if set(map(type, items)) <= {str} else tuple(_require_type(item, str, name) for item in items)
 
 
 def _counts(value: object, wanted: int) -> tuple[int, ...]:
-    counts = tuple(_is(item, int, "counters") for item in _is(value, list, "counters"))
+    counts = tuple(_require_type(item, int, "counters") for item in _require_type(value, list, "counters"))
     if len(counts) != wanted or min(counts) < 0 or any(isinstance(count, bool) for count in counts):
         _damaged(f"its counters are {counts}", f"{wanted} numbers from 0")
     return counts
 
 
 def _time(value: object) -> str:
-    text = _is(value, str, "created")
+    text = _require_type(value, str, "created")
     try:
         datetime.fromisoformat(text)
     except ValueError:
@@ -298,5 +302,5 @@ def _time(value: object) -> str:
 def _damaged(found: str, expected: str) -> NoReturn:
     raise DamagedSnapshotError(
         f"snapshot is damaged: {found}, expected {expected}. Nothing was overwritten; "
-        "go back to another snapshot of the agent's log, or import an export of it"
+        "rewind to another snapshot of the agent's log, or import an export of the agent"
     )

@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not at all, also after a power cut."""
+"""Atomic, durable file writes: a file is complete or absent, even after a power failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltamem_agents.errors import DeltaMemError, StoreError
 
 @contextmanager
 def named_faults(what: str) -> Iterator[None]:
-    """Turns an OSError of the file system into a StoreError that says what could not be done."""
+    """Turns an OSError into a StoreError that says what could not be done. `what`: a verb phrase for the message."""
     try:
         yield
     except DeltaMemError:
@@ -28,7 +28,7 @@ def named_faults(what: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes `path`'s place when the block ends, durably, and vanishes if it fails."""
+    """A file to write that replaces `path`, durably, when the block ends. If the block fails, the file is deleted."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append(path: Path, data: bytes, at: int) -> None:
-    """Writes `data` durably at byte `at` of an existing file and cuts off whatever followed."""
+    """Writes `data` durably at byte `at` of an existing file and truncates what followed."""
     with open(path, "r+b") as file:
         file.truncate(at)
         file.seek(at)
@@ -54,7 +54,7 @@ def append(path: Path, data: bytes, at: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable. Windows has no such call and needs none."""
+    """Makes the file names in a folder durable (fsync). Windows has no such call and does not need one."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The bytes of a FileStore: what its marker, refs and journals say, and how they are checked."""
+"""The file formats of a FileStore: its marker, refs and journals, with their checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATEMENTS = "statements"
 
 @dataclass(frozen=True)
 class Ref:
-    """What counts of an agent's folder. `length`: bytes of the journal; any after them were never committed."""
+    """Which files of an agent's folder are committed. `length`: committed bytes of the journal; later bytes are not."""
 
     agent: str
     head: str
@@ -31,7 +31,7 @@ class Ref:
 
     @property
     def incarnation(self) -> str:
-        """What all journals of one agent have in common, and those of another of its name have not."""
+        """The token shared by all journals of one agent. Another agent of the same name has another token."""
         return self.journal.removeprefix("journal-").split(".")[0]
 
 
@@ -47,7 +47,7 @@ def is_leftover(folder: Path) -> bool:
     return "." in folder.name
 
 
-def aside(folder: Path) -> Path:
+def temporary_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
 
 
@@ -61,17 +61,17 @@ def require_layout(marker: Path) -> None:
     if layout > LAYOUT:
         raise NewerFormatError(
             f"the store {str(marker.parent)!r} has layout {layout}, this version of deltamem_agents reads up to "
-            f"{LAYOUT}; upgrade the package to open it. It was left alone"
+            f"{LAYOUT}; upgrade the package to open it. It was not changed"
         )
 
 
-def _sealed(value: object) -> bytes:
-    """A line of JSON that carries its own checksum."""
+def _with_checksum(value: object) -> bytes:
+    """A line of JSON with its checksum in front."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _unsealed(line: bytes, path: Path) -> object:
+def _without_checksum(line: bytes, path: Path) -> object:
     text = line[9:-1]
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         raise damaged(path, f"a line {line[:24]!r}… that does not match its checksum", "one that does")
@@ -80,29 +80,29 @@ def _unsealed(line: bytes, path: Path) -> object:
 
 
 def _line(move: Move) -> bytes:
-    return _sealed([move.verb, move.snapshot, move.at])
+    return _with_checksum([move.verb, move.snapshot, move.at])
 
 
 def read_ref(folder: Path) -> Ref | None:
-    """None when there is no such agent."""
+    """The agent's ref, None if there is no such agent."""
     path = folder / "ref"
     for _ in range(2):
         try:
-            fields = _unsealed(path.read_bytes(), path)
+            fields = _without_checksum(path.read_bytes(), path)
         except FileNotFoundError:
-            # Agents come and go by one rename, so the second look is at one that came meanwhile.
+            # An agent appears and disappears by one rename. If the folder exists now, it appeared meanwhile: try again.
             if not folder.exists():
                 return None
             continue
         if not isinstance(fields, dict):
             raise damaged(path, type(fields).__name__, "a JSON object")
         return Ref(**fields)
-    raise damaged(path, "no file", "one beside the agent's snapshots")
+    raise damaged(path, "no file", "a file beside the agent's snapshots")
 
 
 def write_ref(folder: Path, ref: Ref) -> None:
     with replacing(folder / "ref") as file:
-        file.write(_sealed(asdict(ref)))
+        file.write(_with_checksum(asdict(ref)))
 
 
 def read_journal(path: Path, ref: Ref) -> list[Move]:
@@ -110,7 +110,7 @@ def read_journal(path: Path, ref: Ref) -> list[Move]:
         data = file.read(ref.length)
     if len(data) < ref.length:
         raise damaged(path, f"{len(data)} bytes", f"{ref.length}")
-    lines = [_unsealed(line, path) for line in data.splitlines(keepends=True)]
+    lines = [_without_checksum(line, path) for line in data.splitlines(keepends=True)]
     moves = [Move(*map(str, fields)) for fields in lines if isinstance(fields, list)]
     if not moves or moves[-1].snapshot != ref.head:
         raise damaged(path, "another last move", f"one to {ref.head}")
@@ -118,7 +118,7 @@ def read_journal(path: Path, ref: Ref) -> list[Move]:
 
 
 def add_move(folder: Path, ref: Ref, move: Move) -> None:
-    """Moves the head: first the journal's line, then the ref that makes it count."""
+    """Moves the head: first appends to the journal, then replaces the ref, which commits it."""
     path, line = folder / ref.journal, _line(move)
     if path.stat().st_size < ref.length:
         raise damaged(path, f"{path.stat().st_size} bytes", f"{ref.length}")
@@ -129,7 +129,7 @@ def add_move(folder: Path, ref: Ref, move: Move) -> None:
 def write_journal(
     folder: Path, agent: str, moves: Sequence[Move], tags: Mapping[str, str], *, incarnation: str | None = None
 ) -> None:
-    """Puts a new journal in place of the one there may be. `incarnation`: of the agent, None for a new agent."""
+    """Writes a new journal in place of any earlier one. `incarnation`: the agent's token, None for a new agent."""
     data = b"".join(map(_line, moves))
     token = secrets.token_hex(8)
     name = f"journal-{token}" if incarnation is None else f"journal-{incarnation}.{token}"
@@ -138,8 +138,8 @@ def write_journal(
     write_ref(folder, Ref(agent, moves[-1].snapshot, name, len(data), dict(tags)))
 
 
-def share(source: Path, target: Path) -> bool:
-    """Gives a snapshot a second place; False when it is not there."""
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Hard-links or copies a file to a second path. Returns False if the file does not exist."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -147,16 +147,16 @@ def share(source: Path, target: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        # No hard links here, or no more of them to this file.
+        # The file system has no hard links, or this file has the maximum number of them.
         with replacing(target) as file:
             file.write(source.read_bytes())
     return True
 
 
-def weigh(
+def removal_of(
     folder: Path, ids: Iterable[str], others: Sequence[Path], file: Callable[[Path, str], Path] = snapshot_file
 ) -> Removed:
-    """What deleting an agent's snapshots, or statements, will take away: those in another agent's folder stay."""
+    """What deleting these snapshots or statements of an agent will remove. Files in another agent's folder stay."""
 
     def held(path: Path) -> bool:
         return path.exists() and path.stat().st_size > len(FORGOTTEN)
@@ -168,7 +168,7 @@ def weigh(
 
 
 def sweep(folder: Path) -> None:
-    """Deletes what the agent's ref does not reach: replaced journals, dropped snapshots, torn writes."""
+    """Deletes files that the agent's ref does not reach: replaced journals, dropped snapshots, interrupted writes."""
     ref = read_ref(folder)
     if ref is None:
         return

@@ -1,15 +1,15 @@
 """A store as a folder of plain files, safe across threads and processes, durable at every commit.
 
     store.json                        the layout's version
-    lock                              held by whoever writes
+    lock                              locked by the writer
     agents/<sha256 of the id>/
-        ref                           id, head, tags, and how much of which journal counts
-        journal-<incarnation>[.<n>]   one move a line
+        ref                           id, head, tags, the journal's name and its committed length
+        journal-<incarnation>[.<n>]   one move per line
         snapshots/<id>.safetensors
-        statements/<address>      statements, and pages of their list
-    agents/<sha256 of the id>.<token> an agent being made or erased; swept when the store is opened
+        statements/<address>          statements, and pages of their list
+    agents/<sha256 of the id>.<token> an agent being made or erased; deleted when the store is opened
 
-`ref` is the commit point: it is replaced in one step, and what it does not reach does not count.
+`ref` is the commit point: it is replaced atomically, and a file that it does not reach is not committed.
 Snapshots and statements that forks share are hard links to one file, so deleting an agent cannot harm another.
 """
 
@@ -36,17 +36,17 @@ from deltamem_agents.snapshots.file_layout import (
     STATEMENTS,
     Ref,
     add_move,
-    aside,
     damaged,
     is_leftover,
+    link_or_copy,
     read_journal,
     read_ref,
+    removal_of,
     require_layout,
-    share,
     snapshot_file,
     statement_file,
     sweep,
-    weigh,
+    temporary_folder,
     write_journal,
     write_ref,
 )
@@ -72,10 +72,11 @@ _OTHERS = "another program or thread that writes there"
 
 
 class FileStore(Store):
-    """One folder, made when it is not there. A folder that cannot be written can still be read.
+    """A store in one folder, which is made if it does not exist. A read-only folder can still be read.
 
-    A change waits up to `timeout` seconds for other writers, says so in the log after one, and then raises
-    StoreError. Open it anew in a forked process. On a file system without hard links a fork copies its snapshots.
+    A change waits up to `timeout` seconds for other writers and then raises StoreError. After one second it logs a
+    warning. A forked process must open the store again. On a file system without hard links a fork copies its
+    snapshots.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
@@ -94,7 +95,7 @@ class FileStore(Store):
                 self._opened = file_identity(self._marker)
             require_layout(self._marker)
             if any(is_leftover(folder) for folder in self._folders.iterdir()):
-                # A folder that cannot be written keeps its leftovers; they do no harm to reading.
+                # A read-only folder keeps its leftovers; they do not disturb reading.
                 with suppress(StoreError), self._writing():
                     for folder in filter(is_leftover, list(self._folders.iterdir())):
                         shutil.rmtree(folder)
@@ -102,8 +103,8 @@ class FileStore(Store):
     def _lay_out(self) -> None:
         if self.path.is_file():
             raise StoreError(
-                f"{str(self.path)!r} is a file, expected a folder; a SQLite file is opened as sqlite:///PATH or by "
-                "its path alone"
+                f"{str(self.path)!r} is a file, expected a folder; open a SQLite file as sqlite:///PATH or by its "
+                "plain path"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         own = ("lock", "agents", self._marker.name)
@@ -111,7 +112,7 @@ class FileStore(Store):
         if others:
             raise StoreError(
                 f"the folder {str(self.path)!r} holds {min(others)!r} and no store.json, expected a store or an empty "
-                "folder. It was left alone; choose another"
+                "folder. It was not changed; choose another folder"
             )
         with self._locked():
             if not self._marker.exists():
@@ -128,7 +129,7 @@ class FileStore(Store):
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Holds the store's write lock, against threads and processes."""
-        # Looked at before as well: the lock is a file, and would be made anew in the place of a folder that is gone.
+        # Checked before locking too: the lock is a file, and locking would make it again where the folder is gone.
         with self._reading(), self._locked(), self._reading():
             yield
 
@@ -188,7 +189,7 @@ class FileStore(Store):
                 try:
                     return read_journal(self._folder(agent) / ref.journal, ref)
                 except FileNotFoundError:
-                    # A prune may have replaced it since the ref was read.
+                    # A prune may have replaced the journal since the ref was read.
                     if self._ref(agent) == ref:
                         raise damaged(self._folder(agent) / ref.journal, "no file", f"{ref.length} bytes") from None
             return []
@@ -273,8 +274,8 @@ class FileStore(Store):
         source: str | None,
         objects: Mapping[str, bytes | None],
     ) -> None:
-        """A new agent, made aside and then renamed into place."""
-        folder = aside(self._folder(agent))
+        """Makes a new agent in a temporary folder and renames it into place."""
+        folder = temporary_folder(self._folder(agent))
         try:
             (folder / "snapshots").mkdir(parents=True)
             self._fill(folder, agent, moves, tags, blobs, source, objects)
@@ -302,7 +303,7 @@ class FileStore(Store):
                 with replacing(statement_file(folder, each)) as file:
                     file.write(data)
             elif source is not None:
-                share(statement_file(self._folder(source), each), statement_file(folder, each))
+                link_or_copy(statement_file(self._folder(source), each), statement_file(folder, each))
         if objects:
             sync_folder(folder / STATEMENTS)
         for snapshot in dict.fromkeys(move.snapshot for move in moves):
@@ -310,7 +311,7 @@ class FileStore(Store):
             if snapshot in blobs:
                 with replacing(target) as file:
                     file.write(blobs[snapshot])
-            elif source is None or not share(snapshot_file(self._folder(source), snapshot), target):
+            elif source is None or not link_or_copy(snapshot_file(self._folder(source), snapshot), target):
                 raise no_snapshot(source or agent, snapshot)
         sync_folder(folder / "snapshots")
         write_journal(folder, agent, moves, tags)
@@ -337,7 +338,7 @@ class FileStore(Store):
             gone = {move.snapshot for move in journal} & set(snapshots) - {ref.head, *ref.tags.values()}
             if not gone:
                 return Removed()
-            removed = weigh(self._folder(agent), sorted(gone), self._other_folders(agent))
+            removed = removal_of(self._folder(agent), sorted(gone), self._other_folders(agent))
             kept = [move for move in journal if move.snapshot not in gone]
             write_journal(self._folder(agent), agent, kept, ref.tags, incarnation=ref.incarnation)
             sweep(self._folder(agent))
@@ -358,7 +359,7 @@ class FileStore(Store):
                 raise no_agent(agent)
             paths = {each: statement_file(folder, each) for each in sorted(ids)}
             gone = [each for each, path in paths.items() if path.exists() and path.read_bytes() != FORGOTTEN]
-            removed = weigh(folder, gone, self._other_folders(agent), statement_file)
+            removed = removal_of(folder, gone, self._other_folders(agent), statement_file)
             for path in (paths[each] for each in gone):
                 if forgotten:
                     with replacing(path) as file:
@@ -373,13 +374,13 @@ class FileStore(Store):
             if self._ref(agent) is None:
                 raise no_agent(agent)
             sweep(folder)
-            # Read while nobody writes: what a commit has written and not yet listed would be taken for a stray.
+            # Read under the write lock: otherwise files of a commit in progress would look unlisted.
             held = dict.fromkeys(move.snapshot for move in self._journal(agent))
             links = (known[each] if each in known else decode_links(self._bytes(agent, each)) for each in held)
             listed = self._listed(agent, links)
             strays = [path for path in sorted((folder / STATEMENTS).glob("*")) if path.name not in listed]
             whole = [path.name for path in strays if len(path.name) == ADDRESS_DIGITS]
-            removed = weigh(folder, whole, self._other_folders(agent), statement_file)
+            removed = removal_of(folder, whole, self._other_folders(agent), statement_file)
             for path in strays:
                 path.unlink()
             return removed
@@ -390,8 +391,8 @@ class FileStore(Store):
             if not folder.exists():
                 raise no_agent(agent)
             held = sorted(path.stem for path in (folder / "snapshots").glob("*.safetensors"))
-            removed = weigh(folder, held, self._other_folders(agent))
-            leftover = aside(folder)
+            removed = removal_of(folder, held, self._other_folders(agent))
+            leftover = temporary_folder(folder)
             os.rename(folder, leftover)
             try:
                 sync_folder(self._folders)
@@ -400,6 +401,6 @@ class FileStore(Store):
             except OSError as error:
                 raise StoreError(
                     f"agent {agent!r} was forgotten, but its files are not all deleted: {error}. "
-                    "Open the store again with permission to write: that finishes it"
+                    "Open the store again with write permission to finish the deletion"
                 ) from error
             return removed

@@ -1,4 +1,4 @@
-"""What a text or a path says about where a store is."""
+"""Store locations: parses a store URL or path."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Literal
 from deltamem_agents.errors import ConfigError
 
 OPEN_MARK = "open://"
-"""Begins the text that stands for an open store where a chat model is written down."""
+"""Prefix of the text that stands for an open store when a chat model is serialised."""
 
 _EXPECTED = "expected sqlite:///PATH, folder:///PATH, memory: or a path"
 _IN_MEMORY = ("memory:", "memory://", ":memory:", "sqlite://", "sqlite:///", "sqlite://:memory:", "sqlite:///:memory:")
 _SHARED_MEMORY = re.compile(r"(sqlite:///)?file::memory:")
-# A file of such a name was never meant: it is a URL that lost its slashes, or SQLite's own name for memory.
-# One letter before the colon is a drive.
+# Nobody means a file of such a name: it is a URL that lost its slashes, or SQLite's own name for memory.
+# A single letter before the colon is a drive.
 _NO_PATH = re.compile(r":memory:|(sqlite|folder|memory|file|open):|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Location:
-    """`path`: absolute, None for a store in memory."""
+    """Where a store is. `path`: absolute, None for a store in memory."""
 
     kind: Literal["memory", "sqlite", "folder"]
     path: Path | None
 
 
 def locate(named: str | os.PathLike[str]) -> Location:
-    """The location that a text or path names; see `open_store`. Raises ConfigError for any other."""
+    """The location that a text or path names; see `open_store`. Raises ConfigError if it names none."""
     text = _text(named)
     if text in _IN_MEMORY or _SHARED_MEMORY.match(text):
         return Location("memory", None)
     if text.startswith(OPEN_MARK):
         raise ConfigError(
-            f"the store was open ({text.removeprefix(OPEN_MARK)}) when this chat model was written down, and an open "
-            "store cannot be; give store= or engine= again, or write down a model with a store URL"
+            f"this chat model was serialised with an open store ({text.removeprefix(OPEN_MARK)}), and "
+            "an open store cannot be; give store= or engine= again, or serialise a model that has a store URL"
         )
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -46,27 +46,27 @@ def locate(named: str | os.PathLike[str]) -> Location:
         raise ConfigError(f"store {text!r} is of kind {scheme!r}, {_EXPECTED}")
     if "?" in rest:
         raise ConfigError(
-            f"store {text!r} has options behind '?', expected none in a URL; open it with SQLiteStore(path, …) or "
-            "FileStore(path, …). A path that holds a '?' is given as a path, not as a URL"
+            f"store {text!r} has options after '?', expected none in a URL; open it with SQLiteStore(path, …) or "
+            "FileStore(path, …). Give a path that contains '?' as a path, not as a URL"
         )
     if not rest.startswith("/"):
         raise ConfigError(
             f"store {text!r} has two slashes, expected three before a relative path ({scheme}:///{rest}) "
             f"and four before an absolute one ({scheme}:////{rest})"
         )
-    # As in SQLAlchemy's URLs, three slashes lead to a relative path and four to an absolute one.
+    # As in SQLAlchemy's URLs, three slashes start a relative path and four an absolute one.
     return Location("sqlite" if scheme == "sqlite" else "folder", as_path(rest[1:]))
 
 
 def as_path(named: str | os.PathLike[str]) -> Path:
-    """The absolute path that a plain path means, ~ being the user's home. Raises ConfigError for what is no path."""
+    """The absolute path of a plain path; ~ is the user's home. Raises ConfigError if it is not a path."""
     text = _text(named)
     if not text.strip() or "\0" in text:
         raise ConfigError(f"store {text!r} names no file or folder, {_EXPECTED}; leave store out for the default")
     if _NO_PATH.match(text):
         raise ConfigError(
-            f"store {text!r} is no path, {_EXPECTED}. A URL is given as text to open_store or store=, and memory in "
-            "this process is InMemoryStore(); a file that has this name is given as './…'"
+            f"store {text!r} is no path, {_EXPECTED}. Pass a URL as text to open_store or store=; for a store in this "
+            "process's memory use InMemoryStore(); for a file of this name write './…'"
         )
     try:
         return Path(text).expanduser().absolute()

@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests, and for agents that may be forgotten with it."""
+"""A store in this process's memory, for tests and for agents that need not outlive the process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Agent:
 
 
 class InMemoryStore(Store):
-    """Nothing outlives the process. Forks share the bytes of their snapshots."""
+    """A store whose contents end with the process. Forks share the bytes of their snapshots."""
 
     def __init__(self) -> None:
         self._lock = Mutex()
@@ -121,14 +121,14 @@ class InMemoryStore(Store):
                 raise no_agent(agent)
             gone = set(snapshots) & held.blobs.keys() - {held.journal[-1].snapshot, *held.tags.values()}
             held.journal[:] = [move for move in held.journal if move.snapshot not in gone]
-            return self._taken(held.blobs, gone)
+            return self._remove(held.blobs, gone)
 
     def _erase(self, agent: str) -> Removed:
         with self._lock:
             held = self._held.pop(agent, None)
             if held is None:
                 raise no_agent(agent)
-            return self._taken(held.blobs, set(held.blobs))
+            return self._remove(held.blobs, set(held.blobs))
 
     def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
         with self._lock:
@@ -141,12 +141,12 @@ class InMemoryStore(Store):
             if held is None:
                 raise no_agent(agent)
             gone = {each for each in ids if held.objects.get(each, FORGOTTEN) != FORGOTTEN}
-            removed = self._taken(held.objects, gone)
+            removed = self._remove(held.objects, gone)
             if forgotten:
                 held.objects.update(dict.fromkeys(gone, FORGOTTEN))
             return removed
 
-    def _taken(self, held: dict[str, bytes], gone: set[str]) -> Removed:
+    def _remove(self, held: dict[str, bytes], gone: set[str]) -> Removed:
         sizes = {each: len(held.pop(each)) for each in sorted(gone)}
         others = [part for other in self._held.values() for part in (other.blobs, other.objects)]
         kept = tuple(each for each in sizes if any(other.get(each, FORGOTTEN) != FORGOTTEN for other in others))

@@ -1,4 +1,4 @@
-"""A store from the text or path a user writes in a configuration."""
+"""Opens a store from the URL or path in a configuration."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ HOME_VARIABLE = "DELTAMEM_HOME"
 DEFAULT_FILE = "memory.sqlite"
 
 StoreLike: TypeAlias = Store | str | os.PathLike[str] | None
-"""What `store=` takes everywhere; see `open_store`."""
+"""The type of `store=` in every function; see `open_store`."""
 
 
 def default_store_path() -> Path:
-    """The SQLite file used when no store is named: in $DELTAMEM_HOME, else the user's data folder.
+    """The SQLite file that is used when no store is named: in $DELTAMEM_HOME, else in the user's data folder.
 
-    Raises ConfigError where this user has no folder of the kind.
+    Raises ConfigError if this user has no home folder.
     """
     home = os.environ.get(HOME_VARIABLE)
     folder = as_path(home) if home else platformdirs.user_data_path("deltamem-agents")
     if not folder.is_absolute():
-        # Where a user has no home, platformdirs leaves the '~' in: a folder of that name would be made.
+        # If a user has no home folder, platformdirs leaves the '~' in: a folder of that name would be made.
         raise ConfigError(
-            f"the default store would be in {str(folder)!r}, as this user has no home folder; "
-            f"name a place with store=, or a folder in the environment variable {HOME_VARIABLE}"
+            f"the default store would be in {str(folder)!r}, because this user has no home folder; "
+            f"name a store with store=, or a folder in the environment variable {HOME_VARIABLE}"
         )
     return folder / DEFAULT_FILE
 
 
 def open_store(store: StoreLike) -> Store:
-    """A Store as it is; "sqlite:///PATH", "folder:///PATH" or "memory:"; a plain path is a SQLite file.
+    """Opens "sqlite:///PATH", "folder:///PATH", "memory:" or a plain path, which is a SQLite file.
 
-    Three slashes lead to a relative path, four to an absolute one. ":memory:" and "sqlite:///:memory:" are
-    "memory:". None is `default_store_path()`. Raises ConfigError for another scheme or what is no path,
-    StoreError when it cannot be opened.
+    A Store object is returned as it is. None opens `default_store_path()`. Three slashes start a relative path, four an
+    absolute one. ":memory:" and "sqlite:///:memory:" mean "memory:". Raises ConfigError for another scheme or for text
+    that is not a path, StoreError if the store cannot be opened.
     """
     if isinstance(store, Store):
         return store
@@ -55,7 +55,7 @@ def open_store(store: StoreLike) -> Store:
     except StoreError as error:
         raise StoreError(
             f"{error}. This is the default store: name another with store=, or its folder in the environment variable "
-            f"{HOME_VARIABLE}. Calls without an agent and with memory='off' need no store"
+            f"{HOME_VARIABLE}. Calls without an agent and calls with memory='off' need no store"
         ) from error
 
 
@@ -66,17 +66,17 @@ def _open(place: Location) -> Store:
 
 
 def store_path(store: str | os.PathLike[str] | None) -> Path | None:
-    """The file or folder that `open_store` opens, or makes where there is none; None for "memory:".
+    """The file or folder that `open_store` opens or makes; None for "memory:".
 
-    Raises ConfigError for another scheme or what is no path.
+    Raises ConfigError for another scheme or for text that is not a path.
     """
     return default_store_path() if store is None else locate(store).path
 
 
 class LazyStore:
-    """A store that is opened when it is first needed: memory off and calls without an agent need none.
+    """A store that is opened when it is first needed. Calls without an agent or with memory="off" need none.
 
-    What `open_store` refuses by its name is refused at once; relative paths start at the folder of now.
+    An invalid URL or path is refused at once. A relative path is resolved at once, against the current folder.
     """
 
     def __init__(self, store: StoreLike) -> None:
@@ -89,19 +89,19 @@ class LazyStore:
         return store if isinstance(store, LazyStore) else cls(store)
 
     def open(self) -> Store:
-        """The store. Raises what opening it raises, and then tries again at the next call."""
+        """Returns the store and opens it if necessary. After an error the next call tries again."""
         with self._lock:
             if self._store is None:
                 self._store = open_store(None) if self._place is None else _open(self._place)
             return self._store
 
     def is_same(self, other: LazyStore) -> bool:
-        """Whether both stand for one store that is open, or for the same one to be opened."""
+        """Whether both refer to the same open store, or are the same object."""
         return self is other or (self._store is not None and self._store is other._store)
 
     @property
     def place(self) -> object:
-        """What all who mean this store have in common: the store once it is open."""
+        """An object that identifies the store: the store itself once it is open, else this object."""
         return self if self._store is None else self._store
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The values a store takes and returns besides snapshots themselves."""
+"""The values that a store takes and returns, apart from snapshots."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from deltamem_agents.snapshots.statements import Statement
 class Move:
     """One change of an agent's head. An agent's moves, oldest first, are its journal.
 
-    `verb`: what moved it (a snapshot's origin, or "rewind", "fork", "import"). `snapshot`: the id moved to.
-    `at`: when, ISO 8601 UTC. The last move's snapshot is the head.
+    `verb`: the operation that moved it (a snapshot's origin, or "rewind", "fork", "import"). `snapshot`: the new head's
+    id. `at`: time, ISO 8601 UTC. The last move's snapshot is the head.
     """
 
     verb: str
@@ -31,11 +31,11 @@ class Entry:
     snapshot: Snapshot
 
     def newest(self, thread: str) -> str | None:
-        """Id of the newest snapshot that advanced `thread`, as of this one; None for an unknown thread."""
+        """Id of the newest snapshot, up to this one, that advanced `thread`; None for an unknown thread."""
         return self.id if thread == self.snapshot.thread else self.snapshot.threads.get(thread)
 
     def threads(self) -> Mapping[str, str]:
-        """The `threads` of a snapshot whose parent is this one: longest idle first, at most THREADS."""
+        """The `threads` field for a snapshot whose parent is this one: longest idle first, at most THREADS."""
         threads = dict(self.snapshot.threads)
         threads.pop(self.snapshot.thread, None)
         threads[self.snapshot.thread] = self.id
@@ -47,7 +47,7 @@ class StateDiff:
     """How the state changed from snapshot `a` to snapshot `b`.
 
     `distance`: per layer, the Frobenius norm of b minus a over the layer's heads. `cosine`: per layer, the cosine
-    between a and b, None where either is zero. `counters`: b's counters minus a's.
+    between a and b, None if either is zero. `counters`: b's counters minus a's.
     """
 
     a: str
@@ -63,7 +63,7 @@ def state_diff(a: Entry, b: Entry) -> StateDiff:
     if first.state.geometry != second.state.geometry:
         raise StateError(
             f"cannot compare states of (layers, heads, r) {first.state.geometry} and {second.state.geometry}; "
-            "choose two snapshots made with one adapter"
+            "choose two snapshots made with the same adapter"
         )
     old, new = (snapshot.state.matrices[0].double().flatten(1) for snapshot in (first, second))
     lengths = (old.norm(dim=1) * new.norm(dim=1)).tolist()
@@ -83,8 +83,8 @@ def state_diff(a: Entry, b: Entry) -> StateDiff:
 
 @dataclass(frozen=True)
 class Removed:
-    """What a deletion did. `removed`: ids whose bytes are gone. `kept`: ids whose bytes stay because
-    another agent holds them. `nbytes`: bytes of the removed snapshots."""
+    """What a deletion removed. `removed`: ids whose bytes are deleted. `kept`: ids whose bytes stay because
+    another agent holds them. `nbytes`: number of bytes deleted."""
 
     removed: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -93,11 +93,11 @@ class Removed:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof of a `forget` or `prune`, for the one who asked for it.
+    """Receipt of a `forget` or `prune`, for the caller's records.
 
-    `removed`: ids of the snapshots whose bytes are gone, `nbytes` of them. `kept`: ids this agent no longer
-    holds whose bytes stay because a fork does. `tags`: names of the tags that went. `statements`: addresses of the
-    statements, and of pages of their list, whose bytes are gone. `at`: ISO 8601 UTC.
+    `removed`: ids of the snapshots whose bytes are deleted. `nbytes`: number of bytes deleted. `kept`: ids that this
+    agent no longer holds, but whose bytes stay because a fork holds them. `tags`: names of the deleted tags.
+    `statements`: addresses of the statements, and of pages of their list, whose bytes are deleted. `at`: ISO 8601 UTC.
     """
 
     agent: str
@@ -110,7 +110,7 @@ class Receipt:
 
     @classmethod
     def of(cls, agent: str, removed: Removed, tags: tuple[str, ...] = ()) -> Receipt:
-        """Of what was removed just now."""
+        """The receipt of a removal that has just been made."""
         snapshots = tuple(each for each in removed.removed if is_snapshot_id(each))
         others = tuple(each for each in removed.removed if not is_snapshot_id(each))
         kept = tuple(each for each in removed.kept if is_snapshot_id(each))
@@ -119,11 +119,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class StatementReceipt:
-    """Proof that a statement was forgotten.
+    """Receipt of a forgotten statement.
 
-    `removed`: ids of the statements, with earlier versions, whose bytes are gone, `nbytes` of them. `kept`: ids whose
-    bytes stay because the agents `forks` hold them. `alike`: other statements that say the same words, which were left
-    as they are. `at`: ISO 8601 UTC.
+    `removed`: ids of the statements, including earlier versions, whose bytes are deleted. `nbytes`: number of bytes
+    deleted. `kept`: ids whose bytes stay because the agents in `forks` hold them. `alike`: other statements that say
+    the same words; they were not changed. `at`: ISO 8601 UTC.
     """
 
     agent: str

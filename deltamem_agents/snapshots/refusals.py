@@ -1,4 +1,4 @@
-"""What a store refuses, in one wording for every store."""
+"""Checks and error messages that all stores share."""
 
 from __future__ import annotations
 
@@ -21,64 +21,67 @@ from deltamem_agents.names import NAME_LENGTH, name_fault
 from deltamem_agents.snapshots.snapshot import is_snapshot_id
 
 TIMEOUT = 30.0
-"""Seconds that a change waits for other writers, where the user does not say."""
+"""Default number of seconds that a change waits for other writers."""
 
 QUIET_SECONDS = 1.0
-"""How long a writer waits for another before it says so."""
+"""How long a writer waits for another before it logs a warning."""
 
 _log = logging.getLogger("deltamem_agents.store")
 
 
 def check_agent(agent: str) -> str:
-    """The agent id; raises InvalidAgentIdError unless it is Unicode text of 1 to NAME_LENGTH characters."""
+    """Returns the agent id. Raises InvalidAgentIdError unless it is Unicode text of 1 to NAME_LENGTH characters."""
     fault = name_fault(agent)
     if fault:
         raise InvalidAgentIdError(
-            f"agent id {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; take another"
+            f"agent id {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; choose another id"
         )
     return agent
 
 
 def check_new_agent(agent: str) -> str:
-    """The id of an agent to be made, which is not blank. One that an earlier version made so can still be forgotten."""
+    """Returns the id of a new agent. Raises InvalidAgentIdError if it is blank.
+
+    `check_agent` allows blank ids, so that an agent made by an earlier version can still be forgotten.
+    """
     if not check_agent(agent).strip():
-        raise InvalidAgentIdError(f"agent id {agent!r} is blank, expected something that can be read; take another")
+        raise InvalidAgentIdError(f"agent id {agent!r} is blank, expected visible characters; choose another id")
     return agent
 
 
 def check_tag(name: str) -> str:
-    """The tag; raises ConfigError unless it is text as an agent id is, and not a snapshot's id."""
-    fault = name_fault(name) or ("is a snapshot's id" if is_snapshot_id(name) else "")
+    """Returns the tag. Raises ConfigError unless it would be a valid agent id and does not look like a snapshot id."""
+    fault = name_fault(name) or ("is a snapshot id" if is_snapshot_id(name) else "")
     if fault:
         raise ConfigError(f"tag {fault}, expected Unicode text of 1 to {NAME_LENGTH} characters; choose another")
     return name
 
 
 def require_head(agent: str, found: str | None, expected: str | None) -> None:
-    """Raises StaleHeadError unless the agent's head is the expected one; None stands for no agent."""
+    """Raises StaleHeadError unless the agent's head is the expected one. None stands for no agent."""
     if found != expected:
         raise StaleHeadError(
-            f"agent {agent!r} is at {_short(found)}, expected {_short(expected)}: another commit came first. "
-            "Load the agent again, redo the work on its new head and save that"
+            f"agent {agent!r} is at {_abridged(found)}, expected {_abridged(expected)}: another commit came first. "
+            "Load the agent again, redo the work on its new head and save the result"
         )
 
 
 def require_free_tag(agent: str, name: str, found: str | None, wanted: str | None) -> None:
-    """Raises AlreadyExistsError when the tag stands for another snapshot than the wanted one."""
+    """Raises AlreadyExistsError if the tag names another snapshot than `wanted`."""
     if wanted is not None and found not in (None, wanted):
         raise AlreadyExistsError(
-            f"tag {name!r} of agent {agent!r} stands for {_short(found)}; untag it first or take another"
+            f"tag {name!r} of agent {agent!r} already names {_abridged(found)}; untag it first or choose another name"
         )
 
 
 def agent_exists(agent: str) -> AlreadyExistsError:
     return AlreadyExistsError(
-        f"agent {agent!r} is in the store and was left alone; choose another id, or forget it first"
+        f"agent {agent!r} is already in the store and was not changed; choose another id, or forget it first"
     )
 
 
 def no_agent(agent: str) -> AgentNotFoundError:
-    return AgentNotFoundError(f"no agent {agent!r} in the store; `agents` lists those it has")
+    return AgentNotFoundError(f"no agent {agent!r} in the store; `agents` lists all agents")
 
 
 def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:
@@ -89,29 +92,29 @@ def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:
 
 
 def require_own_process(where: str, opened_by: int) -> None:
-    """Raises StoreError in a process forked from the one that opened the store: its locks are the parent's."""
+    """Raises StoreError in a process forked from the one that opened the store, because the parent owns its locks."""
     if os.getpid() != opened_by:
         raise StoreError(f"{where} was opened before this process was forked, expected after; open it anew")
 
 
 def check_timeout(timeout: float) -> float:
-    """The timeout in seconds; raises ConfigError unless it is a number from 0 to a day."""
+    """Returns the timeout in seconds. Raises ConfigError unless it is between 0 and one day."""
     if not 0 <= timeout <= 86_400:
         raise ConfigError(f"timeout is {timeout!r}, expected seconds from 0 to 86400")
     return timeout
 
 
 class Deadline:
-    """How long a change may still wait for other writers, of `timeout` seconds in all."""
+    """How long a change may still wait for other writers. It may wait `timeout` seconds in all."""
 
     def __init__(self, where: str, timeout: float) -> None:
         self._where, self._timeout = where, timeout
         self._until = monotonic() + timeout
 
     def wait(self, acquire: Callable[[float], bool], for_whom: str) -> None:
-        """Calls `acquire` with the seconds it may take. Logs a warning when that is more than a moment.
+        """Calls `acquire` with the seconds it may take. Logs a warning after QUIET_SECONDS.
 
-        Raises StoreError once the time is up.
+        `for_whom`: who holds the lock, for the messages. Raises StoreError when the time is up.
         """
         left = max(self._until - monotonic(), 0.0)
         if acquire(min(left, QUIET_SECONDS)):
@@ -122,12 +125,12 @@ class Deadline:
                 return
         raise StoreError(
             f"{self._where} was locked by {for_whom} for {self._timeout:g} s. The memory is as it was; "
-            "see what writes there and try again, or open the store with a longer timeout="
+            "stop the other writer and try again, or open the store with a longer timeout="
         )
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Which file or folder is at `path` now, None where there is none."""
+    """Device and inode of the file or folder at `path`, None if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -136,13 +139,13 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def require_in_place(where: str, path: Path, opened: tuple[int, int] | None) -> None:
-    """Raises StoreError unless `path` is still what it was when the store was opened."""
+    """Raises StoreError unless `path` is still the file or folder it was when the store was opened."""
     found = file_identity(path)
     if found != opened:
-        fault = "is not there any more" if found is None else "is another one now"
+        fault = "is not there any more" if found is None else "is a different file now"
         raise StoreError(
             f"{where} was moved, deleted or replaced since it was opened: its {path.name!r} {fault}. Nothing was "
-            "written. Bring it back, or open the store anew to go on with what is there now"
+            "written. Put it back, or open the store again to continue with the files that are there now"
         )
 
 
@@ -150,5 +153,5 @@ def closed(where: str) -> StoreError:
     return StoreError(f"{where} is closed; open the store again")
 
 
-def _short(snapshot: str | None) -> str:
+def _abridged(snapshot: str | None) -> str:
     return "no snapshot" if snapshot is None else f"{snapshot[:12]}…"

@@ -1,4 +1,4 @@
-"""What one commit holds: a memory state, what it has absorbed, and what made it."""
+"""One commit of an agent's memory: its state, which messages it has absorbed, and which model and adapter made it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from deltamem_agents.snapshots.statements import StatementList
 from deltamem_agents.types import ThreadLog
 
 FORMAT = 2
-"""Version of the snapshot's file format: 2 has statements. A reader refuses any later one."""
+"""Version of the snapshot file format. Version 2 added statements. A reader refuses any later version."""
 
 _ID = re.compile("[0-9a-f]{64}")
 
 NOTE_LENGTH = 4096
 VERB_LENGTH = 32
 THREADS = 512
-"""Most threads a snapshot points to; the ones idle for longest are dropped first."""
+"""Maximum number of threads a snapshot points to. The threads that were idle longest are dropped first."""
 
 
 def utc_now() -> str:
@@ -33,10 +33,10 @@ def utc_now() -> str:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What made a state: without the same model, tokenizer and adapter its numbers mean nothing.
+    """The model, tokenizer and adapter that made a state. With any other ones its numbers mean nothing.
 
-    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format; one that is
-    read in an older format is of the newest.
+    `model`, `tokenizer`, `adapter`: digests or names, compared as text. `format`: the snapshot format. A snapshot read
+    from an older format is converted, so it has the newest format here.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Fingerprint:
     format: int = FORMAT
 
     def require(self, expected: Fingerprint) -> None:
-        """Raises ForeignSnapshotError naming each part in which this fingerprint is not the expected one."""
+        """Raises ForeignSnapshotError that names every part which differs from the expected fingerprint."""
         parts = [
             f"{part} is {getattr(self, part)!r}, expected {getattr(expected, part)!r}"
             for part in ("model", "tokenizer", "adapter", "format")
@@ -53,14 +53,14 @@ class Fingerprint:
         ]
         if parts:
             raise ForeignSnapshotError(
-                f"this memory was made elsewhere: {'; '.join(parts)}. "
-                "Open it with what made it, or start another agent; it was left as it is"
+                f"this memory was made by another model, tokenizer or adapter: {'; '.join(parts)}. "
+                "Open it with the ones that made it, or use another agent id. The memory was not changed"
             )
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What an agent's memory has taken in since it was empty."""
+    """How many turns, messages and tokens an agent's memory has absorbed since it was empty."""
 
     turns: int = 0
     messages: int = 0
@@ -69,22 +69,23 @@ class Counters:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One immutable commit of one agent's memory. It does not name the agent: forks share it.
+    """One immutable commit of one agent's memory. It does not name the agent, because forks share it.
 
     `state`: one sequence (batch 1), float32, finite, without a carry.
-    `thread`: the thread this commit advanced, "" for the default one.
+    `thread`: the thread this commit advanced, "" for the default thread.
     `absorbed`: which messages of `thread` the state holds.
     `threads`: for every thread the agent had before this commit, the id of the newest snapshot that
-    advanced it, longest idle first, at most THREADS. What it says of `thread` itself is older than
-    this snapshot, which cannot hold its own id: ask `Entry.newest`.
+    advanced it; longest idle first, at most THREADS. The entry for `thread` itself is older than this
+    snapshot, because a snapshot cannot hold its own id: use `Entry.newest`.
     `parent`: id of the snapshot this one continues, None for the first.
     `created`: ISO 8601, UTC. `note`: free text.
     `origin`: the verb that made it ("turn", "absorb", …), one word.
-    `statements`: which statements the memory holds, None in one of version 0.1.
-    `base`: None where `state` is kept whole. Else `state` is what the statements' writes make of `base`; it is scanned
-    when it is looked at, and only `base` is kept. `fades`: whether a write lets what was there fade.
-    `went`: how many statements went over a bound. `folded`: where some of them wrote, what these writes made of `base`;
-    the statements that are left continue it instead. It is kept too.
+    `statements`: which statements the memory holds, None in a snapshot of version 0.1.
+    `base`: None if `state` is stored in full. Otherwise only `base` is stored, and `state` is computed from `base` and
+    the statements' writes when it is first used. `fades`: whether each write also decays the earlier state.
+    `went`: number of statements that were dropped because of a bound. `folded`: if some of the dropped statements
+    wrote, the state after their writes on `base`. It is stored too, and the remaining statements continue it instead of
+    `base`.
 
     Raises StateError for a state that may not be saved, ConfigError for the other fields.
     """
@@ -110,9 +111,9 @@ class Snapshot:
         if self.folded is not None:
             _check_state(self.folded)
             if self.base is None:
-                raise ConfigError("snapshot has a folded state and no base, expected the base that it began with")
+                raise ConfigError("snapshot has a folded state and no base, expected the base that it was folded from")
         if self.base is not None and self.statements is None:
-            raise ConfigError("snapshot has a base and no statements, expected the statements that change it")
+            raise ConfigError("snapshot has a base and no statements, expected the statements that are applied to it")
         object.__setattr__(self, "threads", dict(self.threads))
         limits = (
             ("thread", len(self.thread), NAME_LENGTH, "characters"),
@@ -127,17 +128,17 @@ class Snapshot:
                 raise ConfigError(f"snapshot {name} has {found} {unit}, expected at most {most}; shorten it")
         if self.absorbed.count < len(self.absorbed.tail):
             raise ConfigError(
-                f"snapshot absorbed {self.absorbed.count} messages and lists {len(self.absorbed.tail)}, "
-                "expected no more listed than absorbed"
+                f"snapshot lists {len(self.absorbed.tail)} absorbed messages but counts {self.absorbed.count}, "
+                "expected at most as many listed as counted"
             )
         for snapshot_id in (self.parent, *self.threads.values()):
             if snapshot_id is not None and not is_snapshot_id(snapshot_id):
-                raise ConfigError(f"{snapshot_id!r} is no snapshot id, expected the 64 hex digits that a save returned")
+                raise ConfigError(f"{snapshot_id!r} is not a snapshot id, expected the 64 hex digits that save returns")
         check_verb(self.origin)
 
 
 def inline(snapshot: Snapshot) -> Snapshot:
-    """The snapshot with its whole state and without its statements, for where there is no store to keep them."""
+    """The snapshot with its full state and without its statements, for use where no store keeps the statements."""
     if snapshot.base is None and snapshot.statements is None:
         return snapshot
     whole = MemoryState(snapshot.state.matrices)
@@ -145,19 +146,19 @@ def inline(snapshot: Snapshot) -> Snapshot:
 
 
 def is_snapshot_id(text: str) -> bool:
-    """Whether `text` has the form of a snapshot's address: 64 lower-case hex digits."""
+    """Whether `text` looks like a snapshot id: 64 lower-case hex digits."""
     return _ID.fullmatch(text) is not None
 
 
 def _check_state(state: MemoryState) -> None:
     if state.batch != 1:
-        raise StateError(f"state holds {state.batch} sequences, expected 1; save each agent's own with state[i]")
+        raise StateError(f"state holds {state.batch} sequences, expected 1; save each agent's state with state[i]")
     if state.matrices.dtype != torch.float32:
         raise StateError(f"state is {state.matrices.dtype}, expected torch.float32; convert it before saving")
     if state.carry is not None:
-        raise StateError("state is in the middle of a forward pass; save state.settled() once it is over")
+        raise StateError("state belongs to an unfinished forward pass; save state.settled() after the pass")
     if not bool(torch.isfinite(state.matrices).all()):
-        raise StateError("state holds NaN or infinite numbers, expected finite ones; it was not saved")
+        raise StateError("state holds NaN or infinite numbers, expected finite numbers; it was not saved")
 
 
 def check_verb(verb: str) -> None:

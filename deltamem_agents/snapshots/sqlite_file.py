@@ -1,7 +1,7 @@
-"""The SQLite file of a store: made, checked, read and written by threads and processes, merged with its log.
+"""The SQLite file of a store: creation, checks, transactions across threads and processes, merging of the log.
 
-Two connections, so that reading never waits for a writer. The file is never opened but by SQLite: when a process
-closes a file, it loses all its locks on that file, SQLite's own among them.
+The log is SQLite's write-ahead log. Two connections are used, so that reading never waits for a writer. Only SQLite
+opens the file: if this process opened and closed it otherwise, it would lose all its locks on it, including SQLite's.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from deltamem_agents.snapshots.refusals import (
 )
 
 LOG_BYTES = 4_000_000
-"""The log is merged into the file whenever it has grown by so much."""
+"""The log is merged into the file whenever it has grown by this many bytes."""
 
 _OTHERS = "another program or thread that writes there"
 
 
 class SQLiteFile:
-    """One file in write-ahead-log mode, made with `tables` when it is not there.
+    """One file in write-ahead-log mode. If it does not exist, it is made with the SQL script `tables`.
 
-    `application`: the number by which the file names its owner. `schema`: the newest `user_version` that is read.
-    `timeout`: seconds that a change waits for other writers. Raises StoreError, NewerFormatError or
+    `application`: the file's application_id, which names its owner. `schema`: the newest `user_version` that can be
+    read. `timeout`: seconds that a change waits for other writers. Raises StoreError, NewerFormatError or
     DamagedSnapshotError.
     """
 
@@ -53,23 +53,23 @@ class SQLiteFile:
                 _create(path, tables)
             _require_owner(path, application)
             _require_log(path)
-        with self._naming_faults():
+        with self._as_store_errors():
             self._reader: sqlite3.Connection | None = self._connect()
         try:
-            self._look(schema)
+            self._check_schema(schema)
         except BaseException:
             self.close()
             raise
 
-    def _look(self, schema: int) -> None:
-        with self._naming_faults():
+    def _check_schema(self, schema: int) -> None:
+        with self._as_store_errors():
             assert self._reader is not None
-            # Through the connection, so that what is in the log alone counts.
+            # Read through the connection, which includes commits that are only in the log.
             found = self._reader.execute("PRAGMA user_version").fetchone()[0]
             if found > schema:
                 raise NewerFormatError(
                     f"{self._where} has schema {found}, this version of deltamem_agents reads up to {schema}; "
-                    "upgrade the package to open it. It was left alone"
+                    "upgrade the package to open it. It was not changed"
                 )
             unmerged = _log_needed(self._reader)
         self._opened = {path: file_identity(path) for path in (self.path, _log_of(self.path)) if path.exists()}
@@ -79,7 +79,7 @@ class SQLiteFile:
                 pass
 
     def close(self) -> None:
-        """Merges the log into the file unless other programs have it open. Closing twice is fine."""
+        """Merges the log into the file unless other programs have it open. Closing twice is allowed."""
         with self._read_lock, self._write_lock:
             for connection in (self._reader, self._writer):
                 if connection is not None and self._pid == os.getpid():
@@ -90,31 +90,32 @@ class SQLiteFile:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection for reading."""
         require_own_process(self._where, self._pid)
-        with self._read_lock, self._naming_faults():
-            yield self._usable()
+        with self._read_lock, self._as_store_errors():
+            yield self._require_open()
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the file's write lock: committed at the end, undone by any exception."""
+        """A transaction that holds the file's write lock. It commits at the end and rolls back on an exception."""
         deadline = Deadline(self._where, self._timeout)
-        with self._exclusively(deadline) as db:
+        with self._write_connection(deadline) as db:
             if _size(_log_of(self.path)) >= self._merge_at:
                 self._merge(db, deadline)
             with self._transaction(db, deadline):
                 yield db
 
     def wipe(self, *, refill: Sequence[str], reindex: Sequence[str]) -> None:
-        """Takes deleted rows' last copies out of the file and its log, where secure_delete zeroed the rows themselves.
+        """Removes the remaining copies of deleted rows from the file and its log.
 
-        `refill`: tables of small rows, filled anew. `reindex`: tables of which the indexes alone are made anew. The
-        file is rewritten where it would be half empty. Reading goes on meanwhile.
+        SQLite's secure_delete zeroes the rows themselves, but not copies that SQLite moved earlier. `refill`: tables of
+        small rows, which are emptied and filled again. `reindex`: tables of which only the indexes are built again. The
+        file is rewritten if it would be more than half empty. Reading continues meanwhile.
         """
         deadline = Deadline(self._where, self._timeout)
-        with self._exclusively(deadline) as db:
+        with self._write_connection(deadline) as db:
             with self._transaction(db, deadline):
                 for table in refill:
                     db.execute(f"CREATE TEMP TABLE kept AS SELECT * FROM main.{table}")
-                    # All at once: this frees, and so zeroes, every page of the table and its indexes.
+                    # Deleting all rows at once frees every page of the table and its indexes, and so zeroes them.
                     db.execute(f"DELETE FROM main.{table}")
                     db.execute(f"INSERT INTO main.{table} SELECT * FROM temp.kept")
                     db.execute("DROP TABLE temp.kept")
@@ -128,21 +129,21 @@ class SQLiteFile:
             self._merge(db, deadline)
 
     @contextmanager
-    def _exclusively(self, deadline: Deadline) -> Iterator[sqlite3.Connection]:
-        """The connection for writing, made at its first use, for this thread alone."""
+    def _write_connection(self, deadline: Deadline) -> Iterator[sqlite3.Connection]:
+        """The writing connection, for this thread alone. It is opened at its first use."""
         require_own_process(self._where, self._pid)
         deadline.wait(lambda seconds: self._write_lock.acquire(timeout=seconds), _OTHERS)
         try:
-            with self._naming_faults():
-                self._usable()
+            with self._as_store_errors():
+                self._require_open()
                 if self._writer is None:
                     self._writer = self._connect()
                 yield self._writer
         finally:
             self._write_lock.release()
 
-    def _usable(self) -> sqlite3.Connection:
-        """The reading connection; raises StoreError when the store was closed, or its files are others by now."""
+    def _require_open(self) -> sqlite3.Connection:
+        """The reading connection. Raises StoreError if the store was closed or its files have been replaced."""
         if self._reader is None:
             raise closed(self._where)
         for path, opened in self._opened.items():
@@ -154,7 +155,7 @@ class SQLiteFile:
         deadline.wait(lambda seconds: self._begin(db, seconds), _OTHERS)
         try:
             yield
-            self._usable()
+            self._require_open()
             db.execute("COMMIT")
         except BaseException:
             # A full disk makes SQLite roll back by itself.
@@ -175,17 +176,17 @@ class SQLiteFile:
         return True
 
     def _merge(self, db: sqlite3.Connection, deadline: Deadline) -> None:
-        """Merges the log into the file, which from then on says that it needs its log.
+        """Merges the log into the file and marks the file as needing its log.
 
-        The first thing in the new log is that it does not: so does whoever merges that log, with whatever program,
-        make the file whole again. A file that says it needs a log and has none was parted from it.
+        The first entry of the new log clears that mark. So merging the new log, by any program, makes the file complete
+        again. A file that is marked and has no log was separated from it.
         """
         with self._transaction(db, deadline):
             db.execute("CREATE TABLE IF NOT EXISTS log (needed INTEGER NOT NULL)")
             db.execute("DELETE FROM log")
             db.execute("INSERT INTO log (needed) VALUES (1)")
         try:
-            # Passive: waits for nobody. What somebody still reads stays in the log.
+            # PASSIVE waits for nobody. Pages that a reader still uses stay in the log.
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             with self._transaction(db, Deadline(self._where, self._timeout)):
@@ -193,7 +194,7 @@ class SQLiteFile:
         self._merge_at = _size(_log_of(self.path)) + LOG_BYTES
 
     @contextmanager
-    def _naming_faults(self) -> Iterator[None]:
+    def _as_store_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -209,7 +210,7 @@ class SQLiteFile:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        # A log cannot be opened where none can be made; without one the file does not change and needs none.
+        # In a read-only folder no log can be made. If there is none, the file does not change, so none is needed.
         frozen = not os.access(self.path.parent, os.W_OK) and not _log_of(self.path).exists()
         uri = f"{self.path.as_uri()}?{'immutable=1' if frozen else 'mode=rw'}"
         db = sqlite3.connect(uri, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False)
@@ -219,14 +220,14 @@ class SQLiteFile:
 
 
 def _create(path: Path, tables: str) -> None:
-    """A new file that appears under its name whole or not at all; so an empty file is never a store."""
+    """Makes a new file atomically: it appears complete or not at all, so an empty file is never a store."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = _log_of(path)
-    # In this order: another process may be making the same store.
+    # The order matters: another process may be making the same store.
     if log.exists() and not path.exists():
         raise StoreError(
             f"{str(path)!r} is missing but its log {log.name!r} is there, expected both or neither; "
-            "bring the file back, or move the log away to start anew"
+            "put the file back, or move the log away to start a new store"
         )
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -246,7 +247,7 @@ def _create(path: Path, tables: str) -> None:
 
 
 def _move(temporary: Path, path: Path) -> None:
-    """Renames a new file into place where a file system has no hard links, one process at a time."""
+    """Renames a new file into place, one process at a time. For file systems without hard links."""
     lock = path.with_name(f"{path.name}.making")
     with FileLock(lock):
         if not path.exists():
@@ -255,21 +256,21 @@ def _move(temporary: Path, path: Path) -> None:
 
 
 def _require_owner(path: Path, application: int) -> None:
-    """Refuses any file that is not a store of ours, and leaves it as it is."""
+    """Raises StoreError for any file that is not a store of this package. The file is not changed."""
     if path.is_dir():
         hint = "it holds a FileStore: open it as folder:///PATH" if (path / "store.json").exists() else "name a file"
         raise StoreError(f"{str(path)!r} is a folder, expected a SQLite file; {hint}")
-    with closing(_look_only(path)) as db:
+    with closing(_connect_read_only(path)) as db:
         try:
             owner = db.execute("PRAGMA application_id").fetchone()[0]
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_NOTADB:
-                return  # It is written just now, or it is damaged: using it shows which.
+                return  # It is being written, or it is damaged: using it will show which.
             owner = None
     if owner is None or not path.stat().st_size:
         raise StoreError(
             f"{str(path)!r} has {path.stat().st_size} bytes and is no database, expected a SQLite file: it is "
-            "something else or was cut short. It was left alone; choose another path, or restore it from a backup"
+            "another kind of file or was truncated. It was left alone; choose another path, or restore it from a backup"
         )
     if owner != application:
         raise StoreError(
@@ -279,28 +280,28 @@ def _require_owner(path: Path, application: int) -> None:
 
 
 def _require_log(path: Path) -> None:
-    """Refuses a file that was parted from a log which held some of its commits."""
+    """Raises StoreError for a file that was separated from a log with some of its commits."""
     log = _log_of(path)
-    # Twice, as another process may be opening or closing it.
+    # Checked twice, because another process may be opening or closing the file.
     for _ in range(2):
         if log.exists():
             return
-        with closing(_look_only(path)) as db:
+        with closing(_connect_read_only(path)) as db:
             try:
                 if not _log_needed(db):
                     return
             except sqlite3.DatabaseError:
-                return  # Using it shows what is wrong.
+                return  # Using it will show what is wrong.
     raise StoreError(
         f"the store {str(path)!r} was in use when it was copied or moved, and its newest commits are in a log, "
         f"{log.name!r}, that is not beside it. It was left alone; bring that file too (or copy both again after the "
-        "program has closed the store). If it is lost, make an empty file of that name: the store then opens with "
-        "what it has"
+        "program has closed the store). If it is lost, make an empty file of that name: the store then opens "
+        "without the commits that were in the log"
     )
 
 
-def _look_only(path: Path) -> sqlite3.Connection:
-    """A connection that changes nothing, makes no file beside it, and takes no lock unless there is a log."""
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """A read-only connection. It makes no file beside the store and takes no lock unless there is a log."""
     settled = not _size(_log_of(path))
     return sqlite3.connect(f"{path.as_uri()}?{'immutable=1' if settled else 'mode=ro'}", uri=True)
 
@@ -311,7 +312,7 @@ def _log_needed(db: sqlite3.Connection) -> bool:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise
-        return False  # A store that was not written since version 0.1 has no such table.
+        return False  # A store that version 0.1 wrote last has no such table.
     return bool(row[0])
 
 

@@ -27,22 +27,23 @@ from deltamem_agents.snapshots.statements import FORGOTTEN
 from deltamem_agents.snapshots.store import Store
 
 SCHEMA = 2
-"""2 has statements. A file of schema 1 becomes one of 2 with its first statement."""
+"""Schema version. 2 added statements. A file of schema 1 is upgraded when its first statement is written."""
 
 _APPLICATION = 0x444D454D  # "DMEM", in the field where a SQLite file names its owner
 
-# A row's first 4061 bytes or fewer lie in the tree's own pages, among those of others, and are copied about as the
-# tree grows; what follows has pages of its own, which are zeroed once it is deleted (SQLite's file format 2.3 and
-# PRAGMA secure_delete). Zeros come first, so that forgetting an agent need not rewrite what others remember.
+# SQLite stores a row's first 4061 bytes or fewer in pages shared with other rows, and copies them as the tree grows.
+# The rest of the row has its own pages, which are zeroed when the row is deleted (SQLite's file format 2.3 and PRAGMA
+# secure_delete). So each row starts with padding zeros: then forgetting an agent need not rewrite the rows of others.
 _SNAPSHOTS = "(pad BLOB NOT NULL DEFAULT (zeroblob(4096)), id TEXT PRIMARY KEY, data BLOB NOT NULL)"
-# The bytes of statements, and of pages of their list, lie among those of snapshots. Which agents hold them says `held`.
+# The bytes of statements, and of pages of their list, are in the table `snapshots` too. `held` says which agents hold
+# them.
 _STATEMENTS = """
 CREATE TABLE held (
     agent INTEGER NOT NULL, id TEXT NOT NULL, forgotten INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (agent, id)
 ) WITHOUT ROWID;
 CREATE INDEX held_by_id ON held (id);
 """
-# Names are UTF-8 in BLOBs: compared byte by byte, and free to hold NUL.
+# Names are stored as UTF-8 BLOBs: they are compared byte by byte and may contain NUL.
 _TABLES = f"""
 PRAGMA page_size = 4096;
 BEGIN;
@@ -64,16 +65,16 @@ PRAGMA journal_mode = WAL;
 
 
 class SQLiteStore(Store):
-    """One file, made when it is not there. In a folder that cannot be written, it can still be read.
+    """A store in one SQLite file, which is made if it does not exist. In a read-only folder it can still be read.
 
-    Write-ahead log, synchronous=FULL: a commit is on disk before `save` returns. Reading waits for no writer. A
-    change waits up to `timeout` seconds for other writers, says so in the log after one, and then raises StoreError;
-    a turn waits when it is committed, after its text was streamed. Open it anew in a forked process. SQLite's log
-    needs a local disk: on a network folder use FileStore.
+    It uses a write-ahead log and synchronous=FULL: a commit is on disk before `save` returns. Reading never waits for a
+    writer. A change waits up to `timeout` seconds for other writers and then raises StoreError; after one second it
+    logs a warning. A turn waits when it commits, after its text was streamed. A forked process must open the store
+    again. SQLite's log needs a local disk: on a network folder use FileStore.
 
-    While it is open, its newest commits may be in PATH-wal alone: copy both files, or use `export`. A file that was
-    parted from its log is refused, unless the commits in that log are of the moment between two merges in which
-    somebody was reading, or came from another program.
+    While the store is open, its newest commits may be only in PATH-wal: copy both files, or use `export`. A file that
+    was separated from its log is refused. Two cases cannot be detected: commits made between two merges of the log
+    while somebody was reading, and commits of another program.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
@@ -143,12 +144,12 @@ class SQLiteStore(Store):
             key = _key(db, agent)
             require_head(agent, _head_of(db, key), expected)
             if data is not None:
-                _put(db, move.snapshot, data)
+                _store_bytes(db, move.snapshot, data)
             elif not _holds(db, key, move.snapshot):
                 raise no_snapshot(agent, move.snapshot)
             key = _add_agent(db, agent) if key is None else key
-            _hold(db, key, objects)
-            _record(db, key, [move])
+            _hold_objects(db, key, objects)
+            _record_moves(db, key, [move])
 
     def _create(
         self,
@@ -168,16 +169,16 @@ class SQLiteStore(Store):
             shared = None if source is None else _key(db, source)
             for snapshot in dict.fromkeys(move.snapshot for move in moves):
                 if snapshot in blobs:
-                    _put(db, snapshot, blobs[snapshot])
+                    _store_bytes(db, snapshot, blobs[snapshot])
                 elif not _holds(db, shared, snapshot):
                     raise no_snapshot(source or agent, snapshot)
-            replaced = [] if key is None else _clear(db, key)
+            replaced = [] if key is None else _delete_agent(db, key)
             key = _add_agent(db, agent)
-            _hold(db, key, objects, shared)
-            _record(db, key, moves)
+            _hold_objects(db, key, objects, shared)
+            _record_moves(db, key, moves)
             rows = [(key, name.encode(), snapshot) for name, snapshot in tags.items()]
             db.executemany("INSERT INTO tags (agent, name, snapshot) VALUES (?, ?, ?)", rows)
-            _free(db, replaced)
+            _delete_unheld(db, replaced)
 
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
         with self._writing() as db:
@@ -199,7 +200,7 @@ class SQLiteStore(Store):
             gone = sorted(set(snapshots) - {_head_of(db, key), *_tags_of(db, key).values()})
             held = [snapshot for snapshot in gone if _holds(db, key, snapshot)]
             db.executemany("DELETE FROM moves WHERE agent = ? AND snapshot = ?", [(key, each) for each in held])
-            return _free(db, held)
+            return _delete_unheld(db, held)
 
     def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
         with self._reading() as db:
@@ -230,7 +231,7 @@ class SQLiteStore(Store):
                 db.executemany("UPDATE held SET forgotten = 1 WHERE agent = ? AND id = ?", rows)
             else:
                 db.executemany("DELETE FROM held WHERE agent = ? AND id = ?", rows)
-            removed = _free(db, [each for _, each in rows])
+            removed = _delete_unheld(db, [each for _, each in rows])
         if forgotten:
             self._scrub_after(f"statements of agent {agent!r} were forgotten, but their")
         return removed
@@ -241,7 +242,7 @@ class SQLiteStore(Store):
             if key is None:
                 raise no_agent(agent)
             db.execute("INSERT INTO erasures (at) VALUES (datetime())")
-            removed = _free(db, _clear(db, key))
+            removed = _delete_unheld(db, _delete_agent(db, key))
         self._scrub_after(f"agent {agent!r} was forgotten, but its")
         return removed
 
@@ -251,7 +252,7 @@ class SQLiteStore(Store):
         except StoreError as error:
             raise StoreError(
                 f"{what} bytes are not yet wiped from {str(self.path)!r}: {error}. "
-                "Close what else uses the file, free disk space, and open the store again: that finishes it"
+                "Close other programs that use the file, free disk space, and open the store again to finish it"
             ) from error
 
     def _branch_points(self, agent: str) -> set[str]:
@@ -273,10 +274,10 @@ class SQLiteStore(Store):
             return db.execute("SELECT 1 FROM erasures LIMIT 1").fetchone() is not None
 
     def _scrub(self) -> None:
-        """Wipes what was erased from the file and its log.
+        """Removes the last copies of erased rows from the file and its log.
 
-        secure_delete zeroes what is deleted, but of small rows SQLite's trees may hold copies that they moved
-        earlier: these trees are filled anew. Costs what was erased and all journals, not what others remember.
+        secure_delete zeroes deleted rows, but SQLite's trees may hold older copies of small rows: these tables are
+        filled again. The cost grows with the erased bytes and all journals, not with the other agents' memories.
         """
         with self._reading() as db:
             last = db.execute("SELECT max(seq) FROM erasures").fetchone()[0]
@@ -284,7 +285,7 @@ class SQLiteStore(Store):
             held = _has_statements(db)
         if "pad" not in columns:
             with self._writing() as db:
-                # A file of version 0.1.
+                # The file was made by version 0.1.
                 db.execute(f"CREATE TABLE padded {_SNAPSHOTS}")
                 db.execute("INSERT INTO padded (id, data) SELECT id, data FROM snapshots")
                 db.execute("DROP TABLE snapshots")
@@ -300,7 +301,7 @@ def _key(db: sqlite3.Connection, agent: str) -> int | None:
 
 
 def _add_agent(db: sqlite3.Connection, agent: str) -> int:
-    """A new agent's key. Chance makes it: SQLite's own would be given again once the agent is forgotten."""
+    """A new agent's key. It is random, because SQLite would reuse its own key after the agent is forgotten."""
     key = secrets.randbits(62)
     db.execute("INSERT INTO agents (key, name) VALUES (?, ?)", [key, agent.encode()])
     return key
@@ -321,21 +322,21 @@ def _holds(db: sqlite3.Connection, key: int | None, snapshot: str) -> bool:
     return row is not None
 
 
-def _put(db: sqlite3.Connection, snapshot: str, data: bytes) -> None:
-    # Bytes that are there already differ only if they are damaged, and then these repair them.
+def _store_bytes(db: sqlite3.Connection, snapshot: str, data: bytes) -> None:
+    # Bytes already stored under this id differ only if they are damaged; then this repairs them.
     db.execute(
         "INSERT INTO snapshots (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
         [snapshot, data],
     )
 
 
-def _record(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
+def _record_moves(db: sqlite3.Connection, key: int, moves: Iterable[Move]) -> None:
     rows = [(key, move.snapshot, move.verb, move.at) for move in moves]
     db.executemany("INSERT INTO moves (agent, snapshot, verb, at) VALUES (?, ?, ?, ?)", rows)
 
 
-def _clear(db: sqlite3.Connection, key: int) -> list[str]:
-    """Removes an agent with its moves and tags; returns the ids it held."""
+def _delete_agent(db: sqlite3.Connection, key: int) -> list[str]:
+    """Deletes an agent's rows with its moves and tags. Returns the ids of its snapshots and statements."""
     held = [each for (each,) in db.execute("SELECT DISTINCT snapshot FROM moves WHERE agent = ? ORDER BY 1", [key])]
     if _has_statements(db):
         held += [each for (each,) in db.execute("SELECT id FROM held WHERE agent = ? ORDER BY 1", [key])]
@@ -347,12 +348,14 @@ def _clear(db: sqlite3.Connection, key: int) -> list[str]:
 
 
 def _has_statements(db: sqlite3.Connection) -> bool:
-    """Whether the file is of a schema that has statements."""
+    """Whether the file's schema has statements."""
     return bool(db.execute("PRAGMA user_version").fetchone()[0] >= 2)
 
 
-def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None], source: int | None = None) -> None:
-    """Makes an agent hold statements and pages. The agent `source` holds those that come without their bytes."""
+def _hold_objects(
+    db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None], source: int | None = None
+) -> None:
+    """Adds statements and pages to an agent. Entries without bytes are taken from the agent `source`."""
     if objects and not _has_statements(db):
         for statement in filter(str.strip, _STATEMENTS.split(";")):
             db.execute(statement)
@@ -367,14 +370,14 @@ def _hold(db: sqlite3.Connection, key: int, objects: Mapping[str, bytes | None],
             )
             continue
         if data != FORGOTTEN:
-            _put(db, at, data)
+            _store_bytes(db, at, data)
         db.execute(
             "INSERT OR REPLACE INTO held (agent, id, forgotten) VALUES (?, ?, ?)", [key, at, int(data == FORGOTTEN)]
         )
 
 
-def _free(db: sqlite3.Connection, ids: Sequence[str]) -> Removed:
-    """Deletes the bytes of those snapshots and statements that no agent holds any more."""
+def _delete_unheld(db: sqlite3.Connection, ids: Sequence[str]) -> Removed:
+    """Deletes the bytes of these snapshots and statements, except those that an agent still holds."""
     removed, kept, nbytes = [], [], 0
     users = ["SELECT 1 FROM moves WHERE snapshot = ?"]
     if _has_statements(db):

@@ -1,12 +1,12 @@
-"""Statements as bytes: one message with the writes that it left, at an address of its own.
+"""The statement file format: one message with its writes, stored under its own address.
 
     8 bytes   length of the header, little-endian
     header    {"__metadata__":{"deltamem":"<JSON>"},"keys":{"dtype":"I8",…},…}, space-padded
     data      the numbers
 
-So a safetensors file. The address is the beginning of the sha256 of all bytes. A salt in the metadata keeps an address
-from telling, by comparison, what was said. A commit lists addresses alone, so a statement can go for good while the
-commits that knew it stay.
+This is a safetensors file. The address is the beginning of the sha256 of all bytes. The metadata contains a random
+salt: without it, anyone who guesses a text could confirm the guess by its address. A commit lists only addresses, so a
+statement can be deleted for good while the commits that list it stay.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from deltamem_agents.memory.writes import StoredWrites, Writes
 from deltamem_agents.types import Role, ToolCall
 
 FORGOTTEN = b"forgotten"
-"""What stands in the place of an object that was forgotten."""
+"""Bytes that are stored in place of a forgotten object."""
 
 STATEMENT_FORMAT = 1
 ADDRESS_DIGITS = 32
 PAGE = 64
-"""Statements to a page."""
+"""Statements per page. A page is a stored block of statement addresses."""
 
 _KINDS = {"I8": np.int8, "U16": np.uint16, "I32": np.int32, "F16": np.float16, "F32": np.float32}
 _NAMES = {np.dtype(kind): name for name, kind in _KINDS.items()}
@@ -48,12 +48,12 @@ def address(data: bytes) -> str:
 class Statement:
     """One message that an agent's memory holds.
 
-    `id`: its address. `text`: what was said, "" where the policy keeps no text. `place`: which message of its thread's
-    log it is, from 0. `created`: ISO 8601, UTC. `tokens`: token ids of the text, as far as it was written. `written`:
-    which of these tokens wrote, ascending; `stored` has a row for each. `stored`: None for an adapter whose gates never
-    shut, which keeps a whole state instead. `origin`: the verb that made it ("turn", "absorb", "correct", …).
-    `supersedes`: the statement that this one corrects. `spans`: from where to where in the text each of `tokens`
-    stands, () where that is not known.
+    `id`: its address. `text`: the message's text, "" if the policy keeps no text. `place`: index of the message in its
+    thread's log, from 0. `created`: ISO 8601, UTC. `tokens`: token ids of the part of the text that was processed for
+    writing. `written`: indices of the tokens that wrote, ascending; `stored` has one row for each. `stored`: the
+    writes. None for an adapter whose gates never shut, because such an adapter keeps a full state instead. `origin`:
+    the verb that made it ("turn", "absorb", "correct", …). `supersedes`: id of the statement that this one corrects.
+    `spans`: start and end of each of `tokens` in the text, () if not known.
     """
 
     id: str
@@ -72,17 +72,17 @@ class Statement:
 
     @property
     def writes(self) -> Writes | None:
-        """Its writes in float32."""
+        """The statement's writes in float32."""
         return None if self.stored is None else self.stored.writes()
 
     @property
     def wrote(self) -> bool:
-        """Whether it left anything in the memory; what did not is kept to be shown around what did."""
+        """Whether it wrote anything. A statement that wrote nothing is kept as context for its neighbours."""
         return self.stored is None or len(self.stored.keys) > 0
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """How strongly each of `tokens` was written, from 0 to 1."""
+        """Write strength of each of `tokens`, from 0 to 1."""
         found = [0.0] * len(self.tokens)
         if self.stored is not None and self.tokens:
             gates = self.stored.strengths.tolist()
@@ -92,7 +92,7 @@ class Statement:
 
     @property
     def marked(self) -> list[tuple[str, float]]:
-        """The text in pieces, each with how strongly it was written, from 0 to 1."""
+        """The text in pieces, each with its write strength, from 0 to 1."""
         found, end = [], 0
         for (first, last), strength in zip(self.spans, self.strengths, strict=False):
             if first > end:
@@ -104,7 +104,7 @@ class Statement:
 
 
 def encode_statement(statement: Statement) -> bytes:
-    """The bytes of a statement, whose `id` is not looked at; equal statements give different bytes."""
+    """The bytes of a statement. `id` is ignored. Equal statements give different bytes, because of the salt."""
     fields: dict[str, Any] = {
         "format": STATEMENT_FORMAT,
         "salt": secrets.token_hex(16),
@@ -118,15 +118,15 @@ def encode_statement(statement: Statement) -> bytes:
         "calls": [[call.name, dict(call.arguments), call.id] for call in statement.tool_calls],
     }
     arrays = {
-        "tokens": _whole(statement.tokens),
-        "written": _whole(statement.written),
-        "spans": _whole([place for span in statement.spans for place in span]),
+        "tokens": _integers(statement.tokens),
+        "written": _integers(statement.written),
+        "spans": _integers([place for span in statement.spans for place in span]),
     }
     if statement.stored is not None:
         arrays |= {name: getattr(statement.stored, name).contiguous().numpy() for name in _PARTS}
     header: dict[str, Any] = {"__metadata__": {"deltamem": json.dumps(fields, separators=(",", ":"))}}
     data, start = b"", 0
-    # The widest numbers first, so that each lies where its size divides the place.
+    # The widest numbers come first, so that every array is aligned.
     for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
         data += array.tobytes()
         header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [start, len(data)]}
@@ -140,7 +140,7 @@ _PARTS = ("keys", "values", "scales", "write", "erase")
 
 
 def verified(data: bytes, at: str) -> bytes:
-    """The bytes that were found at an address. Raises DamagedSnapshotError where they are not what it says."""
+    """Returns the bytes found at an address. Raises DamagedSnapshotError if their checksum does not match it."""
     if data != FORGOTTEN and address(data) != at:
         raise DamagedSnapshotError(
             f"statement {at} is damaged: its {len(data)} bytes have the checksum {address(data)[:12]}…, expected "
@@ -150,9 +150,9 @@ def verified(data: bytes, at: str) -> bytes:
 
 
 def decode_statement(data: bytes, at: str) -> Statement:
-    """The statement of `encode_statement`'s bytes, verified, which were found at this address.
+    """Decodes the verified bytes that `encode_statement` made and that were found at this address.
 
-    Raises NewerFormatError for those of a later version.
+    Raises NewerFormatError for bytes that a later version wrote.
     """
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
@@ -192,9 +192,10 @@ def decode_statement(data: bytes, at: str) -> Statement:
 
 @dataclass(frozen=True)
 class StatementList:
-    """Which statements a commit holds, oldest first, as it is kept: however many there are, a commit stays small.
+    """The list of a commit's statements, oldest first, in pages: a commit stays small, however many there are.
 
-    `pages`: addresses of pages of at most PAGE statements each. `newest`: addresses of those behind them.
+    `pages`: addresses of pages of at most PAGE statements each. `newest`: addresses of the statements after the last
+    page.
     """
 
     pages: tuple[str, ...] = ()
@@ -203,9 +204,9 @@ class StatementList:
     def changed(
         self, pages: Mapping[str, Sequence[str]], *, add: Sequence[str] = (), drop: frozenset[str] = frozenset()
     ) -> tuple[StatementList, dict[str, tuple[str, ...]]]:
-        """The list with other statements, and what its new pages hold, by address.
+        """The list after adding and dropping statements, and the contents of its new pages, by page address.
 
-        `pages`: what the pages hold, as far as `drop` may be in it.
+        `pages`: the contents of this list's pages, by address; only pages that may contain `drop` are needed.
         """
         made: dict[str, tuple[str, ...]] = {}
 
@@ -235,7 +236,7 @@ def encode_page(ids: Sequence[str]) -> bytes:
 
 
 def decode_page(data: bytes, at: str) -> tuple[str, ...]:
-    """The addresses in a page, whose bytes are verified. Raises DamagedSnapshotError where they are no page."""
+    """The addresses in a page, from its verified bytes. Raises DamagedSnapshotError if they are not a page."""
     if data[:4] != b"page" or len(data) % _ADDRESS_BYTES != 4:
         raise DamagedSnapshotError(
             f"page {at} of a list of statements starts with {data[:4]!r}, expected b'page'. Nothing was overwritten; "
@@ -244,5 +245,5 @@ def decode_page(data: bytes, at: str) -> tuple[str, ...]:
     return tuple(data[place : place + _ADDRESS_BYTES].hex() for place in range(4, len(data), _ADDRESS_BYTES))
 
 
-def _whole(numbers: Sequence[int]) -> np.ndarray[Any, Any]:
+def _integers(numbers: Sequence[int]) -> np.ndarray[Any, Any]:
     return np.array(numbers, np.uint16 if max(numbers, default=0) < 2**16 else np.int32)

@@ -1,10 +1,10 @@
-"""A store of versioned memories: the verbs, written once over a few primitives that each store implements.
+"""A store of versioned memories: public methods, implemented once on top of a few primitives of each store.
 
-An agent is a name for its newest snapshot, the head. Its journal lists every move of the head and so every
-snapshot it holds. A commit appends one move, by compare-and-swap on the head.
+An agent is a name for its newest snapshot, the head. Its journal lists every move of the head, and so every
+snapshot that the agent holds. A commit appends one move, by compare-and-swap on the head.
 
-For a store of your own, subclass `Store`, write its underscored methods, and run
-`deltamem_agents.testing.StoreConformance` on it, and `StatementConformance` where it keeps statements.
+To write your own store, subclass `Store`, implement its underscored methods, and run
+`deltamem_agents.testing.StoreConformance` on it. If it keeps statements, run `StatementConformance` too.
 """
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ from deltamem_agents.snapshots.watching import tell_forgotten
 File: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
 MADE = "made"
-"""The verb of a move whose `at` is when the agent was made; `prune` leaves it where it drops the first move."""
+"""Verb of a move that only records when the agent was made. `prune` adds it when it drops the agent's first move."""
 
-_MAKING = (MADE, "fork", "import")
+_CREATING_VERBS = (MADE, "fork", "import")
 
-_AT_ONCE = 256
-"""Statements that are read at a time."""
+_READ_BATCH = 256
+"""How many statements are read from the store at a time."""
 
 SHORTEST_PREFIX = 6
-"""Fewest digits by which a snapshot can be named."""
+"""Minimum number of hex digits in an abbreviated snapshot id."""
 
 
 class Store(ABC):
-    """Where memories live. Safe to use from many threads; see each store for processes.
+    """Where memories are stored. Safe to use from many threads; each store says what it guarantees across processes.
 
     An agent id is any Unicode text of 1 to 512 characters, compared exactly. `at` and `to` name a snapshot of
     the agent by its id, a tag, or the first six or more digits of its id; None is the head.
 
-    Every verb may raise InvalidAgentIdError, AgentNotFoundError for what is not there, DamagedSnapshotError or
-    NewerFormatError for bytes that cannot be trusted, and StoreError when the storage fails; the memory is then as
-    it was.
+    Every method may raise InvalidAgentIdError, AgentNotFoundError if the agent or snapshot does not exist,
+    DamagedSnapshotError or NewerFormatError if the stored bytes cannot be trusted, and StoreError if the storage
+    fails. The memory is unchanged after an error.
     """
 
     def agents(self) -> list[str]:
@@ -81,10 +81,10 @@ class Store(ABC):
         return self._head(check_agent(agent))
 
     def incarnation(self, agent: str) -> str | None:
-        """What tells this agent from another one of its name, before or after it; None when there is no such agent.
+        """A token that tells this agent from earlier or later agents of the same name; None if there is no such agent.
 
-        It stays the same for as long as the agent is there, and is another one once the agent was forgotten and
-        made anew, or replaced by an import.
+        It stays the same as long as the agent exists. It changes when the agent is forgotten and made again, or
+        replaced by an import.
         """
         return self._incarnation(check_agent(agent))
 
@@ -95,15 +95,15 @@ class Store(ABC):
     def save(
         self, agent: str, snapshot: Snapshot, *, expected: str | None, objects: Mapping[str, bytes] | None = None
     ) -> str:
-        """Commits a snapshot as the agent's new head and returns its id, once it is durable.
+        """Commits a snapshot as the agent's new head. Returns its id once it is durable.
 
         `expected`: the head this commit replaces, None to create the agent. `objects`: the statements and pages that
-        are new in this commit, bytes by address. Raises StaleHeadError when the head is another one by now: load it,
-        redo the work on it and save again.
+        are new in this commit, bytes by address. Raises StaleHeadError if the head has changed: load the new head, redo
+        the work on it and save again.
         """
         check_new_agent(agent) if expected is None else check_agent(agent)
         if not self.keeps_statements and snapshot.base is None:
-            # Its state is whole without them.
+            # The snapshot stores its full state, so it does not need them.
             snapshot, objects = replace(snapshot, statements=None), None
         data = encode(snapshot)
         move = Move(snapshot.origin, snapshot_id(data), utc_now())
@@ -115,67 +115,67 @@ class Store(ABC):
 
     @property
     def keeps_statements(self) -> bool:
-        """Whether the store implements what keeps statements, which one of version 0.1 did not have."""
+        """Whether the store implements the methods for statements. A store written for version 0.1 does not."""
         return type(self)._objects is not Store._objects
 
     def statements(self, agent: str, at: str | None = None) -> list[Statement]:
-        """The statements that a snapshot's memory holds, oldest first, without those that were forgotten since."""
+        """The statements in a snapshot's memory, oldest first, except those that have been forgotten since."""
         listed = self.load(agent, at).snapshot.statements
         return [] if listed is None else self.read_statements(agent, self.statement_ids(agent, listed))
 
     def statement_ids(self, agent: str, listed: StatementList) -> list[str]:
-        """The addresses in a snapshot's list, oldest first."""
+        """The statement addresses in a snapshot's list, oldest first."""
         pages = self.pages(agent, listed.pages)
         return [*(each for page in listed.pages for each in pages[page]), *listed.newest]
 
     def objects(self, agent: str, listed: StatementList) -> dict[str, bytes]:
-        """The bytes of a list's pages and statements by address, as `save` takes them to keep the list elsewhere."""
+        """The bytes of a list's pages and statements, by address. Pass them to `save` to store the list elsewhere."""
         return dict(self._read(agent, [*listed.pages, *self.statement_ids(agent, listed)]))
 
     def pages(self, agent: str, pages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """What pages of statements hold, by the page's address."""
+        """The statement addresses in each page, by the page's address."""
         return {page: decode_page(data, page) for page, data in self._read(agent, pages)}
 
     def read_statements(self, agent: str, ids: Sequence[str]) -> list[Statement]:
-        """Some statements by their addresses, in that order, without those that were forgotten."""
+        """The statements at these addresses, in that order, except forgotten ones."""
         return [decode_statement(data, each) for each, data in self._read(agent, ids) if data != FORGOTTEN]
 
     def erase_statements(self, agent: str, ids: Collection[str]) -> Removed:
-        """Takes the bytes of statements out of the agent and out of the store's files; what forks hold stays.
+        """Deletes the bytes of statements from the agent and from the store's files. Statements that forks hold stay.
 
-        Snapshots that list them stay, without them. A state that was saved whole is not changed.
+        Snapshots that list the statements stay, without them. A state that was stored in full is not changed.
         """
         if self.head(agent) is None:
             raise no_agent(agent)
         removed = self._release(agent, ids, forgotten=True)
-        # A commit that broke off may have left another copy of what was said.
+        # An interrupted commit may have left another copy of the text.
         self._sweep(agent, {})
         tell_forgotten(agent)
         return removed
 
     def holders(self, ids: Collection[str], *, but: str) -> tuple[str, ...]:
-        """The agents, `but` for one, that hold any of these statements; sorted."""
+        """The agents, except `but`, that hold any of these statements; sorted."""
         if not ids:
             return ()
         found = {other: self._objects(other, ids) for other in self._agents() if other != but}
         return tuple(sorted(other for other, held in found.items() if any(data != FORGOTTEN for data in held.values())))
 
     def log(self, agent: str, at: str | None = None) -> Iterator[Entry]:
-        """The snapshot at `at` and those it grew from, newest first, as far back as the store holds them."""
+        """The snapshot at `at` and its ancestors, newest first, as far back as the store holds them."""
         return self._lineage(agent, self.load(agent, at))
 
     def moves(self, agent: str) -> list[Move]:
-        """Every move of the agent's head, newest first. What a rewind left behind is found here."""
+        """Every move of the agent's head, newest first. It includes the snapshots that a rewind left."""
         return self._require_journal(agent)[::-1]
 
     def diff(self, agent: str, a: str, b: str | None = None) -> StateDiff:
-        """How the state changed from snapshot `a` to snapshot `b`. Raises StateError unless they are alike in shape."""
+        """How the state changed from snapshot `a` to snapshot `b`. Raises StateError if their shapes differ."""
         return state_diff(self.load(agent, a), self.load(agent, b))
 
     def fork(self, source: str, agent: str, at: str | None = None) -> str:
-        """Starts `agent` at a snapshot of `source`, with its whole past; returns the id. `source` is not touched.
+        """Makes a new `agent` at a snapshot of `source`, with its whole history; returns the snapshot's id.
 
-        Snapshots are shared, not copied. Raises AlreadyExistsError when `agent` is there.
+        `source` is not changed. Snapshots are shared, not copied. Raises AlreadyExistsError if `agent` exists.
         """
         check_new_agent(agent)
         tip = self._resolve(source, at)
@@ -188,8 +188,8 @@ class Store(ABC):
     def rewind(self, agent: str, to: str) -> str:
         """Makes an older snapshot the head again, bit for bit; returns its id.
 
-        Nothing is deleted: `moves` still lists what was the head, and a rewind there undoes this one.
-        Raises StaleHeadError when another commit came first.
+        Nothing is deleted: `moves` still lists the previous head, and a rewind to it undoes this one.
+        Raises StaleHeadError if another commit came first.
         """
         head = self.head(agent)
         target = self._resolve(agent, to)
@@ -198,18 +198,18 @@ class Store(ABC):
         return target
 
     def tag(self, agent: str, name: str, at: str | None = None) -> str:
-        """Gives a snapshot a name that `prune` respects; returns its id.
+        """Names a snapshot, so that `prune` keeps it; returns its id.
 
-        Raises AlreadyExistsError when the name stands for another snapshot, ConfigError for a name that cannot be one.
+        Raises AlreadyExistsError if the tag names another snapshot, ConfigError if the name is not valid.
         """
         target = self._resolve(agent, at)
         self._set_tag(agent, check_tag(name), target)
         return target
 
     def untag(self, agent: str, name: str) -> None:
-        """Takes a tag away; its snapshot stays."""
+        """Removes a tag. Its snapshot stays."""
         if name not in self.tags(agent):
-            raise TagNotFoundError(f"agent {agent!r} has no tag {name!r}; `tags` lists those it has")
+            raise TagNotFoundError(f"agent {agent!r} has no tag {name!r}; `tags` lists its tags")
         self._set_tag(agent, name, None)
 
     def tags(self, agent: str) -> dict[str, str]:
@@ -219,10 +219,10 @@ class Store(ABC):
         return dict(sorted(self._tags(agent).items()))
 
     def forget(self, agent: str) -> Receipt:
-        """Erases the agent: its id, journal, tags, and every snapshot that no fork holds.
+        """Erases the agent: its id, journal, tags, and every snapshot and statement that no fork holds.
 
-        When this returns, no byte of them is in the store's files. Backups, exports and the disk's own freed
-        blocks are outside the store. A damaged agent can be forgotten too.
+        When this returns, no byte of them is in the store's files. Backups, exports and blocks that the disk has freed
+        are outside the store. A damaged agent can be forgotten too.
         """
         check_agent(agent)
         try:
@@ -234,22 +234,23 @@ class Store(ABC):
         return Receipt.of(agent, removed, tags)
 
     def prune(self, agent: str, *, keep_last: int) -> Receipt:
-        """Drops all snapshots but the newest `keep_last`, the tagged, those where another agent forked off or
-        stands, and the newest of each thread these know, by which a thread's messages are recognised.
+        """Deletes old snapshots and returns a receipt.
 
-        The log ends where a parent was dropped. What a process that died had written for a commit goes too.
+        Kept are the newest `keep_last` snapshots, tagged ones, and those at which another agent forked or now stands.
+        Of every thread that these know, the newest snapshot is kept too, because a thread's messages are recognised by
+        it. `log` ends at a dropped parent. Leftovers of a commit whose process died are deleted as well.
         """
         if keep_last < 1:
             raise ConfigError(f"keep_last is {keep_last}, expected at least 1; to delete everything use forget")
         journal = self._require_journal(agent)
-        held, making = dict.fromkeys(move.snapshot for move in reversed(journal)), _making(journal)
+        held, making = dict.fromkeys(move.snapshot for move in reversed(journal)), _creation_move(journal)
         kept = {*islice(held, keep_last), *self._tags(agent).values(), *self._branch_points(agent)}
         for each in kept & held.keys():
             links = decode_links(self._bytes(agent, each))
             kept.update(newest for thread, newest in links.threads.items() if thread != links.thread)
         gone = held.keys() - kept
         if making.snapshot in gone:
-            self._carry_over(agent, making)
+            self._keep_creation_time(agent, making)
         said = {each: decode_links(self._bytes(agent, each)) for each in held}
         before = self._listed(agent, said.values())
         removed = self._drop(agent, gone)
@@ -262,8 +263,8 @@ class Store(ABC):
         return Receipt.of(agent, whole)
 
     def export(self, agent: str, file: File) -> None:
-        """Writes everything of one agent to one file, which `import_` reads. A path is replaced in one step."""
-        # Tags first: what they name is then in the journal, whatever is committed meanwhile.
+        """Writes one agent in full to one file, which `import_` reads. An existing file is replaced atomically."""
+        # Tags are read first: then the journal contains what they name, even if commits arrive meanwhile.
         tags = self._tags(check_agent(agent))
         moves = self._require_journal(agent)
         held = dict.fromkeys(move.snapshot for move in moves)
@@ -277,10 +278,10 @@ class Store(ABC):
             write_archive(file, agent, moves, tags, snapshots, objects, self._read(agent, objects))
 
     def import_(self, file: File, agent: str | None = None, *, replace: bool = False) -> str:
-        """Brings in an exported agent, under its own id or another; returns the id.
+        """Reads an exported agent into this store, under its own id or another; returns the id.
 
-        Everything is verified before anything is written. Raises AlreadyExistsError when the agent is there,
-        unless `replace`, which then puts the import in its place in one step.
+        Everything is verified before anything is written. If the agent exists, raises AlreadyExistsError, or with
+        `replace` puts the import in its place atomically.
         """
         with ExitStack() as stack:
             if isinstance(file, (str, os.PathLike)):
@@ -297,7 +298,7 @@ class Store(ABC):
         return name
 
     def close(self) -> None:
-        """Releases what the store holds open. Closing twice is fine."""
+        """Closes the store's files and connections. Closing twice is allowed."""
         return
 
     def __enter__(self) -> Self:
@@ -306,8 +307,8 @@ class Store(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    # What a store implements. Agent ids and tags come checked. A write is atomic and durable when it returns;
-    # when it raises, nothing has changed. The module `refusals` words the errors named here.
+    # The methods a store implements. Agent ids and tags are already checked. A write is atomic and durable when it
+    # returns; if it raises, nothing has changed. The errors named here are built in the module `refusals`.
 
     @abstractmethod
     def _agents(self) -> list[str]:
@@ -315,19 +316,19 @@ class Store(ABC):
 
     @abstractmethod
     def _head(self, agent: str) -> str | None:
-        """The last move's snapshot, None without such an agent. Costs the same however long the journal is."""
+        """The last move's snapshot, None if there is no such agent. Its cost must not grow with the journal."""
 
     @abstractmethod
     def _journal(self, agent: str) -> list[Move]:
-        """All moves, oldest first; empty without such an agent."""
+        """All moves, oldest first; empty if there is no such agent."""
 
     @abstractmethod
     def _tags(self, agent: str) -> dict[str, str]:
-        """All tags, name to id; empty without such an agent."""
+        """All tags, name to snapshot id; empty if there is no such agent."""
 
     @abstractmethod
     def _blob(self, agent: str, snapshot: str) -> bytes | None:
-        """The bytes stored under an id, unverified; None when this agent does not hold it."""
+        """The bytes stored under an id, unverified; None if this agent does not hold it."""
 
     @abstractmethod
     def _append(
@@ -338,10 +339,10 @@ class Store(ABC):
         expected: str | None,
         objects: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
-        """Moves the head if it is `expected` (None: no such agent), else raises StaleHeadError.
+        """Moves the head if it is `expected` (None: there is no such agent yet), else raises StaleHeadError.
 
-        `data`: the bytes of `move.snapshot`; None when the agent must hold it already (else AgentNotFoundError).
-        `objects`: what the agent is to hold besides, bytes by address.
+        `data`: the bytes of `move.snapshot`. None means that the agent must already hold it, else AgentNotFoundError.
+        `objects`: statements and pages to add to the agent, bytes by address.
         """
 
     @abstractmethod
@@ -356,44 +357,45 @@ class Store(ABC):
         replace: bool,
         objects: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> None:
-        """Makes an agent with this journal and these tags. Raises AlreadyExistsError, or replaces it whole.
+        """Makes an agent with this journal and these tags. If it exists, replaces it or raises AlreadyExistsError.
 
-        The bytes of a move's snapshot are in `blobs`, or the agent `source` holds them (else AgentNotFoundError).
-        `objects`: what it holds besides; None for one that `source` holds, if it still does.
+        The bytes of a move's snapshot are in `blobs`, or the agent `source` holds them, else AgentNotFoundError.
+        `objects`: its statements and pages, bytes by address. None stands for one that is taken from `source`, if
+        `source` still holds it.
         """
 
     def _objects(self, agent: str, ids: Collection[str]) -> dict[str, bytes]:
-        """The bytes, unverified, of those of the objects that the agent holds; FORGOTTEN for one that was forgotten."""
+        """The bytes, unverified, of the objects that the agent holds; FORGOTTEN for a forgotten object."""
         return {}
 
     def _release(self, agent: str, ids: Collection[str], *, forgotten: bool) -> Removed:
-        """Takes objects from an agent. The bytes that no other agent holds leave the store's files.
+        """Removes objects from an agent. Bytes that no other agent holds are deleted from the store's files.
 
-        `forgotten`: FORGOTTEN stands in their place from then on.
+        `forgotten`: whether FORGOTTEN is stored in their place.
         """
-        raise StoreError(f"{type(self).__name__} keeps no statements; it has to implement _objects and _release")
+        raise StoreError(f"{type(self).__name__} keeps no statements; implement its methods _objects and _release")
 
     def _sweep(self, agent: str, known: Mapping[str, Links]) -> Removed:
-        """Removes objects that no snapshot of the agent lists, where a commit that broke off can leave such.
+        """Removes objects that no snapshot of the agent lists, in stores where an interrupted commit can leave them.
 
-        `known`: what the agent's snapshots say of others, as far as it was read.
+        `known`: the links of the agent's snapshots that have been read already, by snapshot id.
         """
         return Removed()
 
     @abstractmethod
     def _set_tag(self, agent: str, name: str, snapshot: str | None) -> None:
-        """Sets a tag on a snapshot the agent holds (else AgentNotFoundError) or removes it (None).
+        """Sets a tag on a snapshot that the agent holds (else AgentNotFoundError). With None, removes the tag.
 
-        Raises AlreadyExistsError when it stands for another snapshot.
+        Raises AlreadyExistsError if the tag names another snapshot.
         """
 
     @abstractmethod
     def _drop(self, agent: str, snapshots: Collection[str]) -> Removed:
-        """Removes these snapshots and their moves, sparing the head and the tagged."""
+        """Removes these snapshots and their moves, except the head and tagged snapshots."""
 
     @abstractmethod
     def _erase(self, agent: str) -> Removed:
-        """Removes the agent and every byte that is its alone. Raises AgentNotFoundError."""
+        """Removes the agent and every byte that no other agent holds. Raises AgentNotFoundError."""
 
     def _create_agent(
         self,
@@ -412,32 +414,32 @@ class Store(ABC):
             self._create(agent, moves, tags, blobs, source=source, replace=replace)
 
     def _listed(self, agent: str, links: Iterable[Links]) -> set[str]:
-        """The addresses of all pages and statements that some snapshots list."""
+        """The addresses of all pages and statements that the snapshots with these links list."""
         lists = [each.statements for each in links if each.statements is not None]
         pages = self.pages(agent, list({page for each in lists for page in each.pages}))
         inside = {each for ids in pages.values() for each in ids}
         return {*pages, *inside, *(each for listed in lists for each in listed.newest)}
 
     def _read(self, agent: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """The verified bytes of pages and statements, FORGOTTEN for what was forgotten."""
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
+        """The verified bytes of pages and statements; FORGOTTEN for forgotten ones."""
+        for start in range(0, len(ids), _READ_BATCH):
+            part = ids[start : start + _READ_BATCH]
             found = self._objects(agent, part)
             yield from ((each, verified(found.get(each, b""), each)) for each in part)
 
     def _scanned(self, agent: str, listed: StatementList, base: MemoryState, fades: bool) -> MemoryState:
-        """The state that the statements of a list make of `base`."""
+        """The state after the writes of a list's statements on `base`."""
         statements = self.read_statements(agent, self.statement_ids(agent, listed))
         writes = [each.writes for each in statements if each.wrote and each.writes is not None]
         return scanned(Writes.cat(writes), base, fades=fades) if writes else base
 
     def _incarnation(self, agent: str) -> str | None:
-        """See `incarnation`. Here it is the time at which the agent was made; a store may have a faster way."""
+        """See `incarnation`. This default is the time at which the agent was made; a store may have a faster way."""
         journal = self._journal(agent)
-        return _making(journal).at if journal else None
+        return _creation_move(journal).at if journal else None
 
-    def _carry_over(self, agent: str, making: Move) -> None:
-        """Note once more when the agent was made, where the incarnation is that time and the move will be dropped."""
+    def _keep_creation_time(self, agent: str, making: Move) -> None:
+        """Repeats the agent's creation time in a new move, if the incarnation depends on it and its move is dropped."""
         while self._incarnation(agent) == making.at:
             head = self._head(agent)
             with suppress(StaleHeadError):
@@ -446,7 +448,7 @@ class Store(ABC):
                 return
 
     def _branch_points(self, agent: str) -> set[str]:
-        """Ids at which other agents stand or forked off. A store may have a faster way."""
+        """Ids of snapshots at which another agent stands or forked. A store may have a faster way."""
         points: set[str] = set()
         for other in self._agents():
             if other != agent:
@@ -462,7 +464,7 @@ class Store(ABC):
         return journal
 
     def _bytes(self, agent: str, snapshot: str) -> bytes:
-        """The verified bytes of a snapshot the agent holds."""
+        """The verified bytes of a snapshot that the agent holds."""
         data = self._blob(agent, snapshot)
         if data is None:
             if all(move.snapshot != snapshot for move in self._journal(agent)):
@@ -489,8 +491,7 @@ class Store(ABC):
             yield entry
 
     def _reachable(self, agent: str, start: str) -> dict[str, Links]:
-        """A snapshot, its ancestors and the snapshots their threads point to, as far as they are held: by id, their
-        links."""
+        """The links, by id, of a snapshot, its ancestors and the snapshots their threads point to, as far as held."""
         seen = {start}
         ahead, found = [start], dict[str, Links]()
         while ahead:
@@ -506,7 +507,7 @@ class Store(ABC):
         return found
 
     def _resolve(self, agent: str, at: str | None) -> str:
-        """The full id that `at` names; one given in full may yet turn out not to be held."""
+        """The full id that `at` names. An id given in full is not checked: the agent may not hold it."""
         head = self.head(agent)
         if head is None:
             raise no_agent(agent)
@@ -525,6 +526,6 @@ class Store(ABC):
         return matches.pop()
 
 
-def _making(journal: Sequence[Move]) -> Move:
-    """The move that says when an agent was made."""
-    return next((move for move in reversed(journal) if move.verb in _MAKING), journal[0])
+def _creation_move(journal: Sequence[Move]) -> Move:
+    """The move that records when an agent was made."""
+    return next((move for move in reversed(journal) if move.verb in _CREATING_VERBS), journal[0])

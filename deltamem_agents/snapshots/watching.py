@@ -1,4 +1,4 @@
-"""Who in this process keeps anything of agents at hand, to be told when one is gone from its store."""
+"""Tells the caches of this process when an agent was forgotten or replaced in its store."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from deltamem_agents.processes import Mutex
 
 
 class Keeper(Protocol):
-    """Keeps what can be read or computed again."""
+    """A cache of data about agents, all of which can be read or computed again."""
 
     def forgotten(self, agent: str) -> None:
-        """Drop what is kept of agents of this name, wherever they live."""
+        """Drops everything cached for agents of this name, in any store."""
         ...
 
 
@@ -21,7 +21,7 @@ _lock = Mutex()
 
 
 def watch(keeper: Keeper) -> None:
-    """From now on, while `keeper` is there, tell it which agents are forgotten or replaced."""
+    """Calls `keeper.forgotten` for every agent that is forgotten or replaced from now on, while `keeper` exists."""
     with _lock:
         _keepers.add(keeper)
 

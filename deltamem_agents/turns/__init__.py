@@ -1,1 +1,1 @@
-"""A turn around the model call: planning and reconciling histories, commits, queues, work off the event loop."""
+"""A turn around the model call: comparing histories, planning, recalling, committing, queueing, asyncio support."""

@@ -1,4 +1,4 @@
-"""Statements by hand, with a model: list them, find them, forget one, correct one."""
+"""Listing, searching, forgetting and correcting statements, where a model is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.snapshots import Entry, Statement, StatementReceipt, Store
-from deltamem_agents.turns.listing import Put, change_statement, forget_statement, list_statements, one_state
+from deltamem_agents.turns.listing import (
+    Replacement,
+    change_statement,
+    forget_statement,
+    list_statements,
+    single_state_error,
+)
 from deltamem_agents.turns.memories import AgentMemory
 from deltamem_agents.turns.recalling import choose
 from deltamem_agents.turns.running import TurnRunner
@@ -32,7 +38,7 @@ class StatementEditor:
         return list_statements(self._store, agent, at, superseded=superseded, read=read)
 
     def matching(self, agent: str, query: str, limit: int, recall: Recall) -> list[tuple[Statement, float]]:
-        """The statements that a query is about, best first, at most `limit`, with their scores."""
+        """The statements that best match a query, with their scores, best first, at most `limit`."""
         memory = self._memory(agent, self._store.load(agent))
         matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit, replacing=None)
         asked = [Message("user", query)]
@@ -44,13 +50,13 @@ class StatementEditor:
         return forget_statement(self._store, agent, statement, read=lambda entry: self._memory(agent, entry))
 
     def correct(self, agent: str, statement: str, text: str) -> Statement:
-        """Put another text in a statement's place. The earlier version stays in the store, and is not read any more."""
+        """Replaces a statement with another text. The earlier version stays in the store but is no longer read."""
         self._require_writes()
         if not text.strip():
-            raise ConfigError("the corrected text is empty, expected what is true; to delete a statement, forget it")
+            raise ConfigError("the corrected text is empty, expected the right text; to delete a statement, forget it")
         made: list[Statement] = []
 
-        def put(memory: AgentMemory, found: Statement) -> Put:
+        def put(memory: AgentMemory, found: Statement) -> Replacement:
             run = self.turns.speaker.begin(memory.base, applies=False)
             message = Message("user" if found.role == "tool" else found.role, text)
             for _ in self.turns.speaker.absorbing(run, [message], [0]):
@@ -59,10 +65,10 @@ class StatementEditor:
             recorder.replace_one(run, found)
             if not recorder.statements:
                 raise ConfigError(
-                    f"the corrected text {text!r} leaves nothing in the memory; say it as a sentence that states a fact"
+                    f"the corrected text {text!r} writes nothing to the memory; write a sentence that states a fact"
                 )
             made[:] = recorder.statements
-            return Put(recorder.statements, tuple(recorder.objects.items()))
+            return Replacement(recorder.statements, tuple(recorder.objects.items()))
 
         most = self.turns.policy.statements
         change_statement(
@@ -72,10 +78,10 @@ class StatementEditor:
 
     def _require_writes(self) -> None:
         if not self.turns.speaker.keeps_writes:
-            raise one_state()
+            raise single_state_error()
 
     def _memory(self, agent: str, entry: Entry, *, kept: bool = True) -> AgentMemory:
-        """The memory of a snapshot; `kept`: it is the newest, which stays at hand."""
+        """The memory of a snapshot. `kept`: whether it is the newest, which is cached."""
         entry.snapshot.fingerprint.require(self.turns.fingerprint)
         if not kept:
             return AgentMemory.of(self._store, agent, entry.snapshot, self.turns.memories.fades)

@@ -1,4 +1,4 @@
-"""What the memory changed in a reply, found by saying the reply once more with the memory and once without it."""
+"""How the memory changed a reply. The reply is run again twice, with the memory and without it, and compared."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from deltamem_agents.types import ExplainedToken, Explanation
 
 
 def explain(runner: TurnRunner, request: TurnRequest) -> Explanation:
-    """Run a turn, and compare with what the frozen model would have said at each token of the reply."""
+    """Runs a turn and compares each token of the reply with the frozen model's prediction."""
     outcome, turn = runner.whole(request)
     ids, tokenizer = outcome.reply.ids, runner.speaker.tokenizer
-    frozen = _said(runner.speaker.begin(None), runner.window(request, ()).prompt, ids, writes=False)
+    shown = runner.window(request, (), start=outcome.window.start)
+    frozen = _said(runner.speaker.begin(None), shown.prompt, ids, writes=False)
     tokens = []
     remembering = _with_memory(runner, request, outcome)
     for text, with_memory, without in zip(_pieces(runner, outcome), remembering, frozen, strict=True):
@@ -36,13 +37,13 @@ def explain(runner: TurnRunner, request: TurnRequest) -> Explanation:
 
 
 def _pieces(runner: TurnRunner, outcome: Outcome) -> list[str]:
-    """What each of the reply's tokens adds to its text; the last one also what no later token completes."""
+    """The text of each of the reply's tokens. The last piece includes any incomplete characters."""
     pieces = spelled(runner.speaker.tokenizer, outcome.reply.ids)
     return [*pieces[:-1], pieces[-1] + outcome.reply.text[len("".join(pieces)) :]] if pieces else []
 
 
 def _with_memory(runner: TurnRunner, request: TurnRequest, outcome: Outcome) -> Iterator[Tensor]:
-    """The logits of each of the reply's tokens, as the turn had them."""
+    """The logits for each of the reply's tokens, as they were in the turn."""
     speaker, recollection, plan = runner.speaker, outcome.recollection, outcome.plan
     reads_all = recollection is None or request.recall.read == "all"
     read = None if plan is None else plan.memory.base if recollection is None else recollection.state
@@ -55,7 +56,7 @@ def _with_memory(runner: TurnRunner, request: TurnRequest, outcome: Outcome) -> 
 
 
 def _said(run: Pass, prompt: Prompt, ids: tuple[int, ...], *, writes: bool) -> Iterator[Tensor]:
-    """The logits (vocabulary,) from which each of these tokens is drawn behind the prompt."""
+    """The logits (vocabulary,) from which each of these tokens is sampled after the prompt."""
     if run.state is not None:
         run.state = run.state.settled()
     said = prompt

@@ -1,4 +1,4 @@
-"""Many memories at once, without agents or stores: what they hold of conversations, and what is said from them."""
+"""Batches of memories without agents or stores: writing conversations, recalling and replying. For evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def remember_batch(
     conversations: Sequence[Sequence[Message]],
     advance: Callable[[int], None],
 ) -> list[AgentMemory]:
-    """Each memory after its conversation, a thread of its own. Nothing is saved."""
+    """Each memory after its conversation, which becomes a new thread. Nothing is saved."""
     speaker = turns.speaker
     empty = speaker.adapter.zero_state()
     written = collect_batch(speaker.model, speaker.prompts, empty, conversations, advance)
@@ -36,7 +36,7 @@ def remember_batch(
 def recollect_batch(
     turns: TurnRunner, memories: Sequence[AgentMemory], conversations: Sequence[Sequence[Message]], recall: Recall
 ) -> list[Recollection]:
-    """What the reply to each conversation reads of its memory."""
+    """What the reply to each conversation reads from its memory."""
     pairs = zip(memories, conversations, strict=True)
     return [
         recollect(turns.speaker, memory, (), asked, recall, turns.matcher, turns.caches)[0] for memory, asked in pairs
@@ -49,7 +49,7 @@ def recalled_replies(
     conversations: Sequence[Sequence[Message]],
     max_tokens: int,
 ) -> list[str]:
-    """Greedy replies to several conversations in one batch, each resting on its own statements."""
+    """Greedy replies to several conversations in one batch, each using its own recalled statements."""
     speaker = turns.speaker
     prompts = []
     for found, messages in zip(recollections, conversations, strict=True):

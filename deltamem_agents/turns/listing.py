@@ -1,4 +1,4 @@
-"""An agent's list of statements as a store has it: read it, and take one out. No model is needed."""
+"""Reading an agent's list of statements from a store, and removing one. No model is needed."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from deltamem_agents.turns.memories import AgentMemory, without
 COMMIT_ATTEMPTS = 100
 
 LEAST_LETTERS = 3
-"""Letters of a word by which two statements are said to be about the same."""
+"""Minimum length of a shared word that makes two statements alike."""
 
 
 @dataclass(frozen=True)
-class Put:
-    """What takes a statement's place: statements, and their bytes by address."""
+class Replacement:
+    """The replacement of a statement: new statements, and their bytes by address."""
 
     statements: Sequence[Statement] = ()
     objects: tuple[tuple[str, bytes], ...] = ()
 
 
 Read: TypeAlias = Callable[[Entry], AgentMemory]
-"""The memory of a snapshot."""
+"""A function that returns the memory of a snapshot."""
 
 
 def read_from(store: Store, agent: str) -> Read:
-    """Reads memories from the store alone."""
+    """Makes a `Read` function that reads directly from the store, without a cache."""
     return lambda entry: AgentMemory.of(store, agent, entry.snapshot, entry.snapshot.fades)
 
 
 def list_statements(
     store: Store, agent: str, at: str | None = None, *, superseded: bool = False, read: Read | None = None
 ) -> list[Statement]:
-    """The statements that left something in the agent's memory, oldest first.
+    """The statements that wrote to the agent's memory, oldest first.
 
-    `superseded`: with the earlier versions of corrected ones, each before the one that took its place.
+    `superseded`: include the earlier versions of corrected statements, each before the version that replaced it.
     """
     found = [each for each in (read or read_from(store, agent))(store.load(agent, at)).statements if each.wrote]
     if not superseded:
@@ -49,16 +49,16 @@ def list_statements(
 
 
 def find_statement(store: Store, agent: str, named: str) -> Statement:
-    """The statement of an id, or of its first six or more digits. Raises StatementNotFoundError."""
-    return _named(agent, store.statements(agent), named, store.load(agent).snapshot.went)
+    """The statement with this id, given in full or by its first six or more digits. Raises StatementNotFoundError."""
+    return _find(agent, store.statements(agent), named, store.load(agent).snapshot.went)
 
 
 def forget_statement(store: Store, agent: str, named: str, *, read: Read | None = None) -> StatementReceipt:
-    """Take one statement, with its earlier versions, out of the memory and out of the store's files.
+    """Deletes one statement and its earlier versions from the memory and from the store's files.
 
-    Raises StatementNotFoundError, and StateError where the memory is one state.
+    Raises StatementNotFoundError, and StateError if the memory is a single state without statements' writes.
     """
-    found, memory = change_statement(store, agent, named, "forget-statement", lambda *_: Put(), read=read)
+    found, memory = change_statement(store, agent, named, "forget-statement", lambda *_: Replacement(), read=read)
     gone = [each.id for each in (found, *earlier_versions(store, agent, found))]
     removed = store.erase_statements(agent, gone)
     forks = store.holders(removed.kept, but=agent)
@@ -71,19 +71,22 @@ def change_statement(
     agent: str,
     named: str,
     origin: str,
-    change: Callable[[AgentMemory, Statement], Put],
+    change: Callable[[AgentMemory, Statement], Replacement],
     *,
     read: Read | None = None,
     most: int | None = None,
 ) -> tuple[Statement, AgentMemory]:
-    """Commit a list in which something takes a statement's place, on the newest head; the statement, and the memory
-    before. `most`: see `WritePolicy.statements`."""
+    """Replaces a statement in the agent's list and commits. Tries again if another writer came first.
+
+    `change`: returns the replacement. `most`: see `WritePolicy.statements`. Returns the replaced statement and the
+    memory before the change.
+    """
     for _ in range(COMMIT_ATTEMPTS):
         entry = store.load(agent)
         memory = (read or read_from(store, agent))(entry)
-        found = _named(agent, memory.statements, named, memory.went)
+        found = _find(agent, memory.statements, named, memory.went)
         if found.stored is None:
-            raise one_state()
+            raise single_state_error()
         put = change(memory, found)
         after, objects, gone = memory.changed(store, agent, put.statements, frozenset({found.id}), most=most)
         snapshot = replace(
@@ -106,19 +109,19 @@ def change_statement(
         except StaleHeadError:
             continue
         return found, memory
-    raise StaleHeadError(f"agent {agent!r} was written by others {COMMIT_ATTEMPTS} times over; try again")
+    raise StaleHeadError(f"agent {agent!r} was written by others during {COMMIT_ATTEMPTS} attempts; try again")
 
 
-def one_state() -> StateError:
-    """The refusal to take a single statement out of a memory that is one state."""
+def single_state_error() -> StateError:
+    """The error for removing a single statement from a memory that is one state."""
     return StateError(
-        "this adapter's gates never shut: it keeps one state, from which no single statement can be taken. "
+        "this adapter's gates never shut: it keeps only one state, and no single statement can be removed from it. "
         "Forget the agent, or move its memory to an adapter whose gates shut"
     )
 
 
 def earlier_versions(store: Store, agent: str, statement: Statement) -> list[Statement]:
-    """The versions that a statement took the place of, oldest first."""
+    """The earlier versions that a corrected statement replaced, oldest first."""
     found: list[Statement] = []
     at = statement.supersedes
     while at is not None:
@@ -131,7 +134,7 @@ def earlier_versions(store: Store, agent: str, statement: Statement) -> list[Sta
 
 
 def strong_words(statement: Statement) -> list[str]:
-    """The stretches of a statement's text that were written strongly."""
+    """The parts of a statement's text that were written strongly."""
     words, stretch = [], ""
     for piece, strength in [*statement.marked, ("", 0.0)]:
         if strength >= STRONG:
@@ -143,21 +146,21 @@ def strong_words(statement: Statement) -> list[str]:
 
 
 def _alike(statement: Statement, others: Sequence[Statement]) -> tuple[Statement, ...]:
-    """Other statements that say a word which this one wrote strongly."""
+    """The other statements that contain a word which this statement wrote strongly."""
     words = [word.casefold() for word in strong_words(statement) if len(word) >= LEAST_LETTERS]
     return tuple(each for each in others if any(word in each.text.casefold() for word in words))
 
 
-def _named(agent: str, statements: Sequence[Statement], named: str, went: int) -> Statement:
-    """The statement of an id, or of the first digits of one."""
+def _find(agent: str, statements: Sequence[Statement], named: str, went: int) -> Statement:
+    """The statement with this id or these first digits. `went`: how many statements were dropped over the bound."""
     matches = [each for each in statements if each.id == named]
     if not matches and len(named) >= SHORTEST_PREFIX:
         matches = [each for each in statements if each.id.startswith(named)]
     if len(matches) != 1:
         what = f"{len(matches)} statements whose ids begin so" if matches else "no such statement"
         over = (
-            f", or be one of the {went} that went over the bound of its policy: these are in its full state alone, "
-            "from which no single one can be taken. To be rid of them, move what is listed to another agent "
+            f", or be one of the {went} that went over the bound of its policy: these are only in its full state, "
+            "and no single one can be removed from it. To remove them, move the listed statements to another agent "
             "(`deltamem memory migrate`) and forget this one"
         )
         raise StatementNotFoundError(

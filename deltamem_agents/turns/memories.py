@@ -1,4 +1,4 @@
-"""What agents' memories hold, read from the store once and kept in this process while it is the newest."""
+"""Agents' memories, read from the store once and cached in this process while they are the newest."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from deltamem_agents.snapshots import Entry, Snapshot, Statement, StatementList,
 from deltamem_agents.snapshots.statements import PAGE
 
 KEPT_AGENTS = 64
-"""Agents whose memories an engine keeps at hand."""
+"""Number of agents whose memories an engine caches."""
 
-ROOM = 16
-"""Where more statements are held than may be, one in so many goes besides, so that this is not done at each commit."""
+DROPPED_PART = 16
+"""When a memory exceeds its bound, one in this many statements is dropped too, so that not every commit drops some."""
 
 
 class Changed(NamedTuple):
-    """A memory with other statements. `objects`: bytes of its list's new pages by address. `gone`: what went over the
-    bound."""
+    """A memory after a change. `objects`: bytes of its list's new pages, by address. `gone`: the statements that were
+    dropped because of the bound."""
 
     memory: AgentMemory
     objects: dict[str, bytes]
@@ -36,12 +36,13 @@ class Changed(NamedTuple):
 
 @dataclass(eq=False)
 class AgentMemory:
-    """The memory of one agent as of one snapshot, or the empty one.
+    """The memory of one agent as of one snapshot, or an empty memory.
 
-    `listed`: its statements as the snapshot lists them. `base`: the state that they continue; where statements have no
-    writes, all of the state. `fades`: whether a write lets what was there fade. `went`: how many statements went over a
-    policy's bound; `folded`: what their writes made of `base`, which the state of everything continues, and which a
-    reply that reads chosen statements does not read. None where none of them wrote.
+    `listed`: the snapshot's list of statements. `base`: the state before their writes. If the adapter keeps no writes
+    of statements, it is the full state. `fades`: whether each write also decays the earlier state. `went`: number of
+    statements dropped because of the policy's bound. `folded`: the state after the writes of the dropped statements
+    on `base`, None if none of them wrote. The state of all statements continues it; a reply that reads selected
+    statements does not read it.
     """
 
     base: MemoryState
@@ -62,17 +63,17 @@ class AgentMemory:
 
     @property
     def start(self) -> MemoryState:
-        """The state that the writes of all statements continue."""
+        """The state before the writes of the listed statements."""
         return self.base if self.folded is None else self.folded
 
     @cached_property
     def pages(self) -> dict[str, tuple[str, ...]]:
-        """What the pages of the list hold."""
+        """The statement addresses in each page of the list, by page address."""
         return {} if self.store is None else self.store.pages(self.agent, self.listed.pages)
 
     @cached_property
     def statements(self) -> tuple[Statement, ...]:
-        """All of them, oldest first, also those that wrote nothing."""
+        """All statements, oldest first, including those that wrote nothing."""
         if self.store is None:
             return ()
         return tuple(self.store.read_statements(self.agent, self._ids()))
@@ -81,7 +82,7 @@ class AgentMemory:
         return [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
 
     def chosen(self, matcher: Matcher, queries: Tensor, terms: Sequence[int], able: Tensor) -> list[tuple[int, float]]:
-        """The numbers of the statements that a question is about; see `StatementIndex.chosen`."""
+        """Indices and scores of the statements that match a question; see `StatementIndex.chosen`."""
         with self.lock:
             if self._index is None:
                 self._index = index_of(self.statements, matcher)
@@ -89,12 +90,12 @@ class AgentMemory:
 
     @property
     def scanned(self) -> MemoryState:
-        """The state that all statements make, worked out when its numbers are looked at."""
+        """The state of all statements, computed when it is first used."""
         return ScannedState(self.base, lambda: self.state)
 
     @cached_property
     def state(self) -> MemoryState:
-        """The state that all statements make."""
+        """The state of all statements."""
         return scan_statements(self.statements, self.start, self.fades)
 
     def changed(
@@ -106,22 +107,23 @@ class AgentMemory:
         *,
         most: int | None,
     ) -> Changed:
-        """The memory with new statements and without those of these ids, of `most` statements at most.
+        """The memory with the statements `new`, without the ids in `drop`, and with at most `most` statements.
 
-        `store`: where the agent's memory is, None for one that is nowhere saved. What goes over the bound: what wrote
-        nothing, then what the assistant said, then the rest, each the oldest first; `new` goes behind all others.
+        `store`: the agent's store, None for a memory that is not saved. Dropped over the bound are first the statements
+        that wrote nothing, then those of the assistant, then the others; within each group the oldest first. Those in
+        `new` are dropped last.
         """
-        gone, lost = self._over(new, drop, most)
+        gone, lost = self._to_drop(new, drop, most)
         over = frozenset(each.id for each in gone)
         left, drop = [each for each in new if each.id not in over], drop | over | lost
         listed, pages = self.listed.changed(self.pages if drop else {}, add=[each.id for each in left], drop=drop)
-        memory = self._after(store, agent, listed, pages, left, gone)
+        memory = self._with_list(store, agent, listed, pages, left, gone)
         return Changed(memory, {page: encode_page(held) for page, held in pages.items()}, gone)
 
-    def _over(
+    def _to_drop(
         self, new: Sequence[Statement], drop: frozenset[str], most: int | None
     ) -> tuple[list[Statement], frozenset[str]]:
-        """The statements that go over the bound, in their order, and listed ids of which nothing is left."""
+        """The statements to drop because of the bound, oldest first, and the listed ids whose bytes are gone."""
         if most is None or PAGE * len(self.listed.pages) + len(self.listed.newest) + len(new) <= most:
             return [], frozenset()
         if self.store is not None and not self.store.keeps_statements:
@@ -136,10 +138,10 @@ class AgentMemory:
             each = every[place]
             return place >= len(held), 0 if not each.wrote else 1 if each.role == "assistant" else 2, place
 
-        going = sorted(range(len(every)), key=rank)[: max(0, len(every) - most + most // ROOM)]
+        going = sorted(range(len(every)), key=rank)[: max(0, len(every) - most + most // DROPPED_PART)]
         return [every[place] for place in sorted(going)], frozenset(listed - {each.id for each in held})
 
-    def _after(
+    def _with_list(
         self,
         store: Store | None,
         agent: str,
@@ -148,9 +150,9 @@ class AgentMemory:
         new: Sequence[Statement],
         gone: Sequence[Statement],
     ) -> AgentMemory:
-        """The memory once these statements were added and those that `listed` leaves out were dropped.
+        """The memory with the list `listed`: `new` was added and other statements were dropped.
 
-        `pages`: what its new pages hold. What is at hand here is at hand there.
+        `pages`: contents of the new pages. What is cached here is passed on to the new memory.
         """
         folded = self.folded
         if any(each.wrote and each.stored is not None for each in gone):
@@ -170,26 +172,26 @@ class AgentMemory:
             if "state" in self.__dict__ and not gone:
                 found.__dict__["state"] = scan_statements(new, self.state, self.fades)
             with self.lock:
-                # It grows in place, and so goes on with the newer memory alone.
+                # The index grows in place, so only the newer memory may keep it.
                 if self._index is not None:
                     found._index, self._index = self._index, None
                     add_to(found._index, new)
         return found
 
     def alone(self, statement: Statement) -> AgentMemory:
-        """A memory of one statement of this one's, nowhere saved."""
+        """A memory of a single statement of this memory. It is not saved."""
         found = AgentMemory(MemoryState.zeros_like(self.base), StatementList((), (statement.id,)), self.fades)
         found.__dict__["statements"] = (statement,)
         return found
 
     def ids_of(self, thread: str, *, places: Collection[int] = (), start: int) -> frozenset[str]:
-        """The statements at these places of a thread's log, and all from the place `start` on."""
+        """Ids of the statements at these places of a thread's log, and of all from place `start` on."""
         found = (each for each in self.statements if each.thread == thread)
         return frozenset(each.id for each in found if each.place >= start or each.place in places)
 
 
 def index_of(statements: Sequence[Statement], matcher: Matcher) -> StatementIndex:
-    """Statements, ready to be matched, numbered in their order."""
+    """Builds the index that matches questions to these statements. Statements are numbered in this order."""
     index = StatementIndex(matcher)
     add_to(index, statements)
     return index
@@ -201,20 +203,20 @@ def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
 
 
 def without(objects: Mapping[str, bytes], gone: Sequence[Statement]) -> dict[str, bytes]:
-    """The bytes of statements, by address, but for those that went."""
+    """The objects, bytes by address, except those of the statements `gone`."""
     ids = {each.id for each in gone}
     return {at: data for at, data in objects.items() if at not in ids}
 
 
 def scan_statements(statements: Sequence[Statement], base: MemoryState, fades: bool) -> MemoryState:
-    """The state after the writes of statements, oldest first, from `base`."""
+    """The state after the writes of statements on `base`, oldest first."""
     writes = [each.writes for each in statements if each.wrote and each.writes is not None]
     return scanned(Writes.cat(writes), base, fades=fades) if writes else base
 
 
 @dataclass(eq=False)
 class Memories:
-    """The memories that were read last, each as of its agent's newest snapshot."""
+    """A cache of the most recently used memories, each as of its agent's newest snapshot."""
 
     fades: bool
     _held: OrderedDict[tuple[int, str], tuple[str, AgentMemory]] = field(default_factory=OrderedDict)
@@ -230,7 +232,7 @@ class Memories:
         return memory
 
     def keep(self, store: Store, agent: str, snapshot: str, memory: AgentMemory) -> None:
-        """Have this at hand as the agent's newest memory."""
+        """Caches this as the agent's newest memory."""
         with self._lock:
             self._held[id(store), agent] = (snapshot, memory)
             self._held.move_to_end((id(store), agent))
@@ -238,7 +240,7 @@ class Memories:
                 self._held.popitem(last=False)
 
     def forgotten(self, agent: str) -> None:
-        """Drop the memories of all agents of this name."""
+        """Drops the cached memories of all agents of this name."""
         with self._lock:
             for held in [each for each in self._held if each[1] == agent]:
                 del self._held[held]

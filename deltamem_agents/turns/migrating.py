@@ -1,4 +1,4 @@
-"""Moving a memory to another model or adapter: its texts are absorbed again, in their order."""
+"""Moves a memory to another model or adapter by absorbing its texts again, in order."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Migration:
-    """What moves, or moved, of an agent's memory.
+    """The report of a migration, or of its dry run.
 
-    `source`, `agent`: the agent it comes from, and its name at the new place. `statements`: how many of the source's
-    have a text, which is all that moves; `written`: how many of them left something in the new memory, None in a dry
-    run. `without_text`: ids of those that cannot move. `whole_state`: whether the source also remembers things of
-    which it has no statements, such as what version 0.1 wrote or what went over the bound; these cannot move.
-    `snapshot`: the new agent's, None in a dry run.
+    `source`, `agent`: the old agent's id and the new agent's id. `statements`: number of statements with a text; only
+    these are moved. `written`: how many of them wrote to the new memory, None in a dry run. `without_text`: ids of
+    statements that cannot be moved. `whole_state`: whether the source's state also contains writes for which it has no
+    statements, because version 0.1 wrote them or because they exceeded the bound; these cannot be moved. `snapshot`:
+    id of the new agent's snapshot, None in a dry run.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Migration:
 
 
 def survey(store: Store, source: str, agent: str | None = None) -> Migration:
-    """What of an agent's memory can move. No model is needed, and nothing is changed."""
+    """Reports what can be moved, as a dry run. No model is needed, and nothing is changed."""
     entry = store.load(source)
     statements = store.statements(source)
     snapshot = entry.snapshot
@@ -53,18 +53,18 @@ def survey(store: Store, source: str, agent: str | None = None) -> Migration:
 def migrate(
     runner: TurnRunner, store: Store, source: str, agent: str, advance: Callable[[int], None] = lambda tokens: None
 ) -> Migration:
-    """Make `agent` of what the texts of `source` say to this model and adapter. One step: all of it, or nothing.
+    """Makes `agent` from the texts of `source` with this model and adapter. Atomic: everything is moved or nothing.
 
-    Threads, roles, times and the logs of what was absorbed are kept, so that a client may go on where it was.
+    Threads, roles, times and the logs of absorbed messages are kept, so that clients can continue their threads.
     """
     found = survey(store, source, agent)
     if not found.statements:
         raise StateError(
             f"agent {source!r} has no statement with a text, and a state cannot be moved to another adapter; "
-            "tell the new agent what it has to know"
+            "tell the new agent what it should know"
         )
     if runner.store.head(agent) is not None:
-        raise AlreadyExistsError(f"there is an agent {agent!r} already; choose another name, or forget it first")
+        raise AlreadyExistsError(f"there is an agent {agent!r} already; choose another id, or forget it first")
     entry = store.load(source)
     state, statements, objects, tokens = _absorbed(runner, store.statements(source), advance)
     carried = InMemoryStore()
@@ -83,7 +83,7 @@ def migrate(
 def _absorbed(
     runner: TurnRunner, statements: Sequence[Statement], advance: Callable[[int], None]
 ) -> tuple[MemoryState, list[Statement], dict[str, bytes], int]:
-    """The state after these texts, their statements and their bytes, and how many tokens were written."""
+    """The state after absorbing these texts, the new statements, their bytes, and the number of tokens written."""
     speaker, state, tokens = runner.speaker, runner.empty.base, 0
     made: list[Statement] = []
     objects: dict[str, bytes] = {}
@@ -116,7 +116,7 @@ def _save_threads(
     objects: dict[str, bytes],
     tokens: int,
 ) -> None:
-    """Commit the memory once for each thread of the source, with what the thread had absorbed; its newest last."""
+    """Commits the memory once for each thread of the source, with that thread's log. The newest thread comes last."""
     head: Entry | None = None
     for thread, newest in entry.threads().items():
         snapshot = Snapshot(

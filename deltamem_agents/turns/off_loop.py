@@ -1,4 +1,4 @@
-"""A blocking iterator, consumed from an event loop without blocking it."""
+"""Runs a blocking generator in a thread, so that it does not block the event loop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Item = TypeVar("Item")
 
 
 async def off_loop(items: Generator[Item, None, None]) -> AsyncGenerator[Item, None]:
-    """The items, each made in a worker thread when it is asked for, and none ahead of that.
+    """Yields the items. Each is made in a worker thread when it is requested, never ahead of time.
 
-    So whoever stops asking stops the generator. The worker is the generator's own: those of many streams wait for each
-    other's tokens, so none may keep another from a thread. Closing or cancelling waits for an item that is being made,
-    then for the generator to be closed.
+    So the generator stops when its consumer stops. Each generator has its own thread: turns in one batch wait for each
+    other's tokens, and would deadlock if they had to share threads. Closing or cancelling waits for the item being
+    made, and then closes the generator.
     """
     loop, worker = asyncio.get_running_loop(), ThreadPoolExecutor(1, "deltamem-stream")
 
@@ -29,7 +29,7 @@ async def off_loop(items: Generator[Item, None, None]) -> AsyncGenerator[Item, N
         while (made := await asyncio.shield(loop.run_in_executor(worker, make))) is not None:
             yield made[0]
     finally:
-        # One thread does one thing after another: whatever is being made comes first.
+        # The worker has one thread, so the item being made is finished first.
         try:
             await asyncio.shield(loop.run_in_executor(worker, items.close))
         finally:

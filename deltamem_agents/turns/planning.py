@@ -1,6 +1,6 @@
-"""Where a turn starts: which snapshot it continues, and which of its messages the memory has not absorbed.
+"""Plans a turn: which snapshot it continues, and which of its messages the memory has not absorbed yet.
 
-Reads the store, decides, and writes nothing.
+It reads the store and writes nothing.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ DEFAULT_THREAD = ""
 
 @dataclass(frozen=True)
 class WritePolicy:
-    """What is remembered. `roles`: whose messages are written.
+    """What is written to the memory, and how much of it.
 
-    `message_tokens`: how many tokens of one message are written at most. Of a longer one, such as a whole document that
-    a tool returned, it is the first and the last half of so many, wherever the message stands.
+    `roles`: roles whose messages are written.
 
-    `keep_text`: whether statements keep what was said. Without it nothing returns to the window and nothing moves to
+    `message_tokens`: maximum number of tokens written per message. Of a longer message, such as a document that a tool
+    returned, the first and the last tokens are written, half of the maximum each.
+
+    `keep_text`: whether statements keep their text. Without it, no statement can be shown in the prompt or moved to
     another model.
 
-    `statements`: how many statements an agent's memory holds at most; None is no bound. Where there are more, those
-    that wrote nothing go first, then what the assistant said, then the rest, each the oldest first; what is new in a
-    commit goes behind all others. A sixteenth of the bound goes besides, so that this happens once in a while. What
-    went is found, shown and corrected no more: it stays in the state of everything alone (`Recall("all")`).
+    `statements`: maximum number of statements in an agent's memory; None for no bound. If there are more, the
+    statements that wrote nothing are dropped first, then those of the assistant, then the others; within each group
+    the oldest first. Those that are new in the commit are dropped last. A sixteenth of the bound is dropped in
+    addition, so that not every commit has to drop some. A dropped statement can no longer be found, shown or corrected.
+    Its writes remain only in the state of all statements (`Recall("all")`).
 
-    `on_divergence`: for adapters whose gates never shut, of which single messages cannot be taken out of the memory:
-    what to do when a thread's history was edited at a point after which other threads wrote. "append" keeps everything
-    and writes what is new, "rewind" goes back and loses what the other threads wrote since, "raise" refuses. Where no
-    other thread wrote, going back is exact and always done.
+    `on_divergence`: only for adapters whose gates never shut, because single messages cannot be removed from their
+    memory. It says what to do if a thread's history was edited before a point where other threads wrote. "append" keeps
+    everything and writes the new messages, "rewind" goes back and loses the other threads' later writes, "raise" raises
+    HistoryDivergedError. If no other thread wrote, going back is exact and always done.
     """
 
     roles: tuple[Role, ...] = ("user", "assistant", "tool")
@@ -51,16 +54,16 @@ class WritePolicy:
 
     def __post_init__(self) -> None:
         if self.message_tokens < 2:
-            raise ConfigError(f"message_tokens is {self.message_tokens}, expected 2 or more: a head and a tail")
+            raise ConfigError(f"message_tokens is {self.message_tokens}, expected 2 or more (a first and a last token)")
         if self.statements is not None and self.statements < 1:
             raise ConfigError(f"statements is {self.statements}, expected 1 or more, or None for no bound")
         if "system" in self.roles:
-            raise ConfigError("role system cannot be written: instructions are given anew in every prompt")
+            raise ConfigError("role system cannot be written, because every prompt contains it; remove it from roles")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a memory holds after a turn; see `Snapshot`."""
+    """The memory fields of the snapshot that a turn commits; see `Snapshot`."""
 
     state: MemoryState
     listed: StatementList
@@ -71,19 +74,19 @@ class Kept:
 
     @classmethod
     def of(cls, memory: AgentMemory) -> Kept:
-        """Of a memory whose state is made of its statements."""
+        """The fields of a memory whose state is computed from its statements."""
         return cls(memory.scanned, memory.listed, memory.base, memory.fades, memory.folded, memory.went)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The start of one turn. `new` are positions in its messages, ascending.
+    """The plan of one turn. `new`: positions of the messages to write, ascending.
 
-    `head`: the agent's head when the plan was made, which the commit must replace. `incarnation`: that agent, as
-    `Store.incarnation` tells it from others of its name. `base`: the snapshot that is continued, None for an empty
-    memory. `memory`: what it holds. `log`: what the thread has absorbed, to be extended; `counted`: how many messages
-    that was before. `digests`: of the messages that may be written, by position. `edited`: how many of `new` have their
-    place in the log already. `undone`: how many messages the memory gives up.
+    `head`: the agent's head when the plan was made; the commit must replace it. `incarnation`: see `Store.incarnation`.
+    `base`: the snapshot that the turn continues, None for an empty memory. `memory`: the memory of `base`. `log`: what
+    the thread has absorbed and keeps; the turn extends it. `counted`: number of messages in the thread's log before.
+    `digests`: digests of the messages that may be written, by position. `edited`: how many of `new`, from the first,
+    replace messages that are already in the log. `undone`: number of messages removed from the memory.
     """
 
     head: str | None
@@ -100,14 +103,14 @@ class Plan:
 
     @property
     def places(self) -> dict[int, int]:
-        """Which message of the thread's log each of `new` becomes."""
+        """The place of each of `new` in the thread's log, by position."""
         order = {position: place for place, position in enumerate(self.digests)}
         edited = {position: order[position] for position in self.new[: self.edited]}
         rest = self.new[self.edited :]
         return edited | {position: self.log.count + place for place, position in enumerate(rest)}
 
     def undone_statements(self, thread: str) -> frozenset[str]:
-        """The statements of the thread that the turn's own take the place of, or that the client undid."""
+        """Ids of the thread's statements that this turn replaces or that the client undid."""
         before = self.base is not None and self.base.newest(thread) is not None
         if not before or not (self.memory.listed.pages or self.memory.listed.newest):
             return frozenset()
@@ -125,9 +128,9 @@ class Plan:
         tokens: int,
         origin: str,
     ) -> Snapshot | None:
-        """The snapshot to save once the turn is over; None where the newest one holds just these messages.
+        """The snapshot to save after the turn; None if the newest snapshot already holds exactly these messages.
 
-        `kept`: what the memory then holds. `tokens`: how many were written.
+        `kept`: the memory after the turn. `tokens`: number of tokens written.
         """
         written = [self.digests[position] for position in self.new]
         if reply is not None:
@@ -159,9 +162,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans the turns of one engine. `empty`: the memory that an agent starts with.
+    """Plans the turns of one engine. `empty`: the memory that a new agent starts with.
 
-    `drops`: whether single statements can be taken out of a memory, so that nobody has to go back.
+    `drops`: whether single statements can be removed from a memory. Then no turn has to go back to an older snapshot.
     """
 
     lazy_store: LazyStore
@@ -176,11 +179,11 @@ class Planner:
         return self.lazy_store.open()
 
     def turn(self, agent: str, thread: str | None, messages: Sequence[Message]) -> Plan:
-        """Align `messages` with what the agent's thread absorbed.
+        """Compares `messages` with what the agent's thread has absorbed, and plans what to write and undo.
 
-        Looks at no more snapshots than the thread's log has messages, and only where it goes back.
-        Raises ForeignSnapshotError when the agent's memory was made by something else, HistoryDivergedError when the
-        policy refuses, and whatever the store raises.
+        It loads older snapshots only to go back, and at most as many as the thread's log has messages.
+        Raises ForeignSnapshotError if the memory was made by another model or adapter, HistoryDivergedError if the
+        policy says so, and the store's errors.
         """
         start = self._start(agent, messages)
         if start.base is None:
@@ -197,7 +200,7 @@ class Planner:
             back = past.back_to(found, incoming)
             if back is not None and back.possible:
                 if self.drops and not start.memory.base.matrices.any():
-                    return _dropping(start, found, back, positions)
+                    return _plan_to_drop(start, found, back, positions)
                 if self._may_go_back(past, back):
                     memory = self.empty if back.base is None else self._memory(agent, back.base)
                     return replace(
@@ -216,10 +219,10 @@ class Planner:
         return replace(start, log=found.log, outcome=found.outcome, new=new, edited=edited)
 
     def absorption(self, agent: str, thread: str | None, leaving: Sequence[Message]) -> Plan:
-        """Write messages that leave a client's window behind everything the agent has absorbed; nothing is undone.
+        """Plans to write messages that leave a client's window. They are appended; nothing is undone.
 
-        What the thread absorbed of them while it saw them is not new. Raises ForeignSnapshotError, and whatever the
-        store raises.
+        Messages that the thread has already absorbed are not written again. Raises ForeignSnapshotError and the store's
+        errors.
         """
         start = self._start(agent, leaving)
         if start.base is None:
@@ -229,14 +232,16 @@ class Planner:
         known = known_ahead(log, tuple(start.digests.values()))
         return replace(start, log=log, outcome=Alignment.EXTENDS, new=tuple(start.digests)[known:])
 
-    def nobody(self, messages: Sequence[Message]) -> Plan:
-        """A turn whose memory ends with it."""
+    def without_agent(self, messages: Sequence[Message]) -> Plan:
+        """The plan of a turn without an agent, whose memory ends with the turn."""
         digests = self._digests(messages)
         return Plan(None, None, None, self.empty, ThreadLog(), Alignment.FRESH, tuple(digests), digests)
 
     def _start(self, agent: str, messages: Sequence[Message]) -> Plan:
-        """The plan that goes on from the agent's head and takes every message for new."""
-        plan = replace(self.nobody(messages), incarnation=self.store.incarnation(agent), head=self.store.head(agent))
+        """A plan that continues the agent's head and treats every message as new."""
+        plan = replace(
+            self.without_agent(messages), incarnation=self.store.incarnation(agent), head=self.store.head(agent)
+        )
         if plan.head is None:
             return plan
         entry = self.store.load(agent, plan.head)
@@ -250,7 +255,7 @@ class Planner:
         return {i: digest(message) for i, message in enumerate(messages) if message.role in self.policy.roles}
 
     def _may_go_back(self, past: ThreadPast, back: Return) -> bool:
-        """Whether the policy lets a thread go back. Raises HistoryDivergedError where it refuses."""
+        """Whether the policy lets a thread go back. Raises HistoryDivergedError if the policy is "raise"."""
         others = past.writers_since(back.base)
         if not others or self.policy.on_divergence == "rewind":
             return True
@@ -259,12 +264,12 @@ class Planner:
         raise HistoryDivergedError(
             f"thread {past.thread!r} of agent {past.agent!r} was edited at a point after which other threads wrote "
             f"({', '.join(sorted(map(repr, others)))}). Nothing was changed; choose on_divergence='append' to keep "
-            "their writes or 'rewind' to go back and lose them"
+            "their writes, or 'rewind' to go back and lose their writes"
         )
 
 
-def _dropping(start: Plan, found: Aligned, back: Return, positions: Sequence[int]) -> Plan:
-    """The plan that takes out what the client undid and keeps all else, whatever other threads wrote since."""
+def _plan_to_drop(start: Plan, found: Aligned, back: Return, positions: Sequence[int]) -> Plan:
+    """The plan that removes only what the client undid, and keeps everything else, including other threads' writes."""
     if found.edited:
         log, new, edited = found.log, tuple(positions[place] for place in found.new), found.changed
     else:

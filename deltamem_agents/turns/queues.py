@@ -1,4 +1,4 @@
-"""Where turns of one agent wait for each other, one mutex an agent, gone when nobody waits."""
+"""One mutex per agent, at which the agent's turns wait for each other. Unused mutexes are freed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Queues:
         self._lock = Mutex()
 
     def of(self, agent: str) -> Mutex:
-        """The agent's mutex, the same for all who hold it or wait for it."""
+        """The agent's mutex. All threads that hold it or wait for it get the same object."""
         with self._lock:
             mutex = self._mutexes.get(agent)
             if mutex is None:

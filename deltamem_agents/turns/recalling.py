@@ -1,4 +1,4 @@
-"""Which statements a reply is about, the state that it reads, and which messages come back to the window."""
+"""Recall for a reply: selects statements, builds the state that is read, and chooses messages to show again."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statement
 from deltamem_agents.types import Message, Recall, Recalled
 
 ASKED_TOKENS = 512
-"""Tokens of a question that are matched, its last ones."""
+"""Maximum number of tokens of a question used for matching. Of a longer question the last tokens are used."""
 
 AROUND_MESSAGE = 8
-"""Tokens that a template puts around a message, about."""
+"""Approximate number of tokens that a chat template adds to a message."""
 
 EXCHANGE_MESSAGES = 4
-"""How far from a statement its exchange reaches, at most, in either direction."""
+"""Maximum number of messages shown before a statement, and after it. Together they are its exchange."""
 
 
 @dataclass(frozen=True)
 class Recollection:
-    """What a reply rests on.
+    """What was recalled for a reply.
 
-    `state`: what it reads. `chosen`: statements with their scores, best first. `shown`: messages of theirs that return
-    to the window, oldest first; `in_window`: whose they are. `asked`: token ids of the question.
+    `state`: the state that the reply reads. `chosen`: the selected statements with their scores, best first. `shown`:
+    earlier messages that are shown in the prompt again, oldest first. `in_window`: ids of the selected statements whose
+    messages are shown. `asked`: token ids of the question.
     """
 
     state: MemoryState
@@ -48,7 +49,7 @@ class Recollection:
     asked: tuple[int, ...] = ()
 
     def shown_in(self, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
-        """The messages with what returns to the window before the question, and at which position that stands."""
+        """The messages with `shown` inserted before the question, and the position of the insertion."""
         at = len(messages) - len(asked_of(messages))
         return [*messages[:at], *self.shown, *messages[at:]], at
 
@@ -78,10 +79,10 @@ def recollect(
     caches: KeptCaches,
     seat: Seat[OneToken] | None = None,
 ) -> tuple[Recollection, Hearing | None]:
-    """What the reply to `messages` reads of a memory that is kept as statements; and the question, where it was heard.
+    """What the reply to `messages` reads from a memory that consists of statements, and the question's forward pass.
 
-    `fresh`: statements of this turn that the prompt does not show.
-    `caches`: where the question's lead may be. `seat`: the turn's.
+    The latter is None if the question was not run through the model. `fresh`: statements of this turn that are not in
+    the prompt. `caches`: may hold keys and values of the question's beginning. `seat`: the turn's seat.
     """
     nothing = MemoryState.zeros_like(memory.base)
     if recall.read == "none":
@@ -93,14 +94,14 @@ def recollect(
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
     always = recall.window_tokens is not None or len(chosen) > 1
-    able = [each for each, _ in chosen if always or _says_much(each, matcher)]
+    able = [each for each, _ in chosen if always or _says_several_things(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
     ids = () if heard is None else _content_ids(heard.prompt)
     return Recollection(state, tuple(chosen), shown, in_window, ids), heard
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
-    """What a reply is asked for: the last user message and what followed it."""
+    """The question: the last user message and the messages after it."""
     places = [place for place, message in enumerate(messages) if message.role == "user"]
     return messages[places[-1] :] if places else messages[-1:]
 
@@ -115,7 +116,7 @@ def choose(
     caches: KeptCaches,
     seat: Seat[OneToken] | None = None,
 ) -> tuple[list[tuple[Statement, float]], Hearing | None]:
-    """The statements that a question is about, with their scores, best first; and the question as it was heard."""
+    """Selects the statements that match a question, with their scores, best first; and the question's forward pass."""
     statements = [*memory.statements, *fresh]
     able = torch.tensor([each.wrote and _allowed(each, recall) for each in statements], dtype=torch.bool)
     if not able.any():
@@ -123,7 +124,7 @@ def choose(
     prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
     heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
     queries = queries_in(speaker, heard)
-    # Words of what a tool returned, or of a reply that was begun, are not the question's.
+    # Words of a tool's result, or of a reply that was begun, do not belong to the question.
     spoken = [message for message in asked if message.role == "user"] or asked
     terms = [term for message in spoken for term in terms_of(message.content)]
     if fresh:
@@ -134,11 +135,11 @@ def choose(
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:
-    """Tokens of a prompt for what returns to the window."""
+    """Number of prompt tokens reserved for messages that are shown again."""
     return matcher.show_tokens if recall.window_tokens is None else recall.window_tokens
 
 
-def _says_much(statement: Statement, matcher: Matcher) -> bool:
+def _says_several_things(statement: Statement, matcher: Matcher) -> bool:
     return sum(strength >= STRONG for strength in statement.strengths) >= matcher.show_from
 
 
@@ -158,9 +159,9 @@ def exchanges(
     messages: Sequence[Message],
     budget: int,
 ) -> tuple[tuple[Message, ...], frozenset[str]]:
-    """The messages around the chosen statements, oldest first, as far as they fit into `budget` tokens.
+    """The messages around the selected statements, oldest first, as far as they fit into `budget` tokens.
 
-    Whose statements they are is said beside. Nothing is shown that `messages` have already.
+    Also returns the ids of the statements that are shown. A statement that is in `messages` already is not shown again.
     """
     if budget <= 0 or not chosen:
         return (), frozenset()
@@ -184,7 +185,7 @@ def exchanges(
 
 
 def _exchange(statement: Statement, by_place: dict[tuple[str, int], Statement]) -> list[Statement]:
-    """From the user's message before a statement to the reply behind it, tool calls left out."""
+    """The exchange around a statement, from the user's message to the assistant's reply, without tool messages."""
     around = [statement]
     for step in range(1, EXCHANGE_MESSAGES + 1):
         if around[0].role == "user":
@@ -204,12 +205,15 @@ def _exchange(statement: Statement, by_place: dict[tuple[str, int], Statement]) 
 
 
 def _message(statement: Statement) -> Message:
-    """A statement as a message to show. What a tool said without its call is told as the assistant's."""
+    """A statement as a message to show. A tool's result is shown as the assistant's, because its call is missing."""
     return Message("assistant" if statement.role == "tool" else statement.role, statement.text)
 
 
 def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | None:
-    """What says the chosen statements exactly; None where nothing was chosen or their tokens are not kept."""
+    """Raises the probability of the selected statements' own tokens, so that they are quoted exactly.
+
+    None if no statement was selected, or if their tokens are not stored.
+    """
     told = [each for each, _ in recollection.chosen if each.tokens and each.written]
     if pointer is None or not told:
         return None
@@ -222,7 +226,7 @@ def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | 
 
 @dataclass
 class _Pointing:
-    """Raises the odds of the statements' tokens; knows what the reply said so far."""
+    """Raises the logits of the statements' tokens. `said`: token ids of the reply so far."""
 
     pointer: Pointer
     statements: Sequence[PointedAt]
@@ -232,7 +236,7 @@ class _Pointing:
 
     def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
         if self.candidates is None:
-            # The first token is the prompt's last one, where the reply begins.
+            # The first token is the last one of the prompt, after which the reply begins.
             self.candidates = self.pointer.candidates(self.statements, queries.cpu(), self.asked)
         else:
             self.said.append(token)

@@ -1,4 +1,4 @@
-"""What a turn's messages become: statements, and their bytes."""
+"""Makes statements, and their bytes, from a turn's messages and writes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from deltamem_agents.turns.planning import Plan
 from deltamem_agents.types import Message
 
 LEAST_KEPT = 0.02
-"""Mean write gate below which a token's writes are not kept."""
+"""Mean write gate below which a token's writes are not stored."""
 
 
 @dataclass
 class Recorder:
-    """Makes the statements of one turn, each message's once, in the order in which they are written.
+    """Makes the statements of one turn, one per message, in the order in which they are written.
 
-    `messages`: those of the request. `keep_text`: whether what was said is kept. `nothing`: no writes; None where the
-    memory keeps none. `times`: when each of the messages was said; empty for now.
+    `messages`: the request's messages. `keep_text`: see `WritePolicy`. `nothing`: an empty set of writes, None if the
+    memory keeps no writes of statements. `times`: time of each message; if empty, the current time is used.
     """
 
     messages: Sequence[Message]
@@ -39,14 +39,14 @@ class Recorder:
     _known: set[int] = field(default_factory=set)
 
     def record(self, run: Pass, plan: Plan, positions: Sequence[int], reply: Message | None = None) -> None:
-        """Make statements of the messages at these positions, and of the reply behind them."""
+        """Makes statements of the messages at these positions, and of the reply."""
         places = {position: plan.places[position] for position in positions}
         if reply is not None:
             places[REPLY] = plan.log.count + len(plan.new) - plan.edited
         self.add(run.pieces, places, reply)
 
     def add(self, pieces: Sequence[Piece] | None, places: Mapping[int, int], reply: Message | None = None) -> None:
-        """Make statements of messages, given by position the place of each in its thread's log."""
+        """Makes statements of messages. `places`: each message's place in its thread's log, by position."""
         for position, place in places.items():
             if position not in self._known:
                 self._known.add(position)
@@ -55,7 +55,7 @@ class Recorder:
                 self._add(message, place, self._joined(pieces, position), created)
 
     def replace_one(self, run: Pass, earlier: Statement) -> None:
-        """Make the statement that takes an earlier one's place, of the only message; none if it wrote nothing."""
+        """Makes the statement that replaces `earlier`, from the only message. Makes none if it wrote nothing."""
         piece = self._joined(run.pieces, 0)
         if piece is not None and len(piece.writes):
             self._add(self.messages[0], earlier.place, piece, utc_now(), supersedes=earlier.id)
@@ -63,7 +63,7 @@ class Recorder:
     def _add(
         self, message: Message, place: int, piece: Piece | None, created: str, supersedes: str | None = None
     ) -> None:
-        """A message that wrote nothing is kept for what is shown around others, where text is kept at all."""
+        """Adds a statement. A message that wrote nothing is added only if text is kept, as context for others."""
         if not self.keep_text and (piece is None or not len(piece.writes)):
             return
         tokens = piece.tokens if piece is not None and self.keep_text else ()
@@ -87,7 +87,7 @@ class Recorder:
         self.objects[address(data)] = data
 
     def _joined(self, pieces: Sequence[Piece] | None, position: int) -> Piece | None:
-        """All that a message wrote; None where the memory keeps no writes."""
+        """All writes of one message; None if the memory keeps no writes of statements."""
         if self.nothing is None:
             return None
         own = [_strong(piece) for piece in pieces or () if piece.position == position]
@@ -95,9 +95,10 @@ class Recorder:
 
 
 def spans_of(pieces: Sequence[str], text: str) -> tuple[tuple[int, int], ...]:
-    """From where to where in a text each token's piece stands.
+    """Start and end in a text of each token's piece.
 
-    The pieces are all of it, its head and its tail, or it and what a reply has besides, such as calls. () for others.
+    The pieces may be the whole text, its beginning and end, or the text with more around it, such as a reply's tool
+    calls. Returns () if they match in none of these ways.
     """
     said, told, half = "".join(pieces), text.strip(), (len(pieces) + 1) // 2
     head, tail = "".join(pieces[:half]), "".join(pieces[half:])
@@ -112,14 +113,14 @@ def spans_of(pieces: Sequence[str], text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _placed(pieces: Sequence[str], start: int, length: int) -> tuple[tuple[int, int], ...]:
-    """The spans of pieces that follow one another from `start` on, cut to a text of this length."""
+    """The spans of consecutive pieces from `start` on, clipped to a text of this length."""
     ends = accumulate(map(len, pieces), initial=start)
     inside = [min(max(end, 0), length) for end in ends]
     return tuple(pairwise(inside))
 
 
 def _strong(piece: Piece) -> Piece:
-    """A piece without the writes that are too weak to be worth their bytes."""
+    """The piece without its weak writes, which are not worth their bytes."""
     strong = piece.writes.strengths >= LEAST_KEPT
     written = tuple(place for place, kept in zip(piece.written, strong.tolist(), strict=True) if kept)
     return Piece(piece.position, piece.tokens, written, piece.writes.select(strong))

@@ -1,4 +1,4 @@
-"""A turn from start to commit: plan, prompt, reply, snapshot; again on the new head where another writer came first."""
+"""Runs a turn: plan, prompt, reply, commit. If another writer came first, it runs again on the new head."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """One turn as it was asked for."""
+    """The arguments of one turn."""
 
     agent: str | None
     messages: tuple[Message, ...]
@@ -61,18 +61,18 @@ class TurnRequest:
 
     @property
     def unstopped(self) -> str | None:
-        """What opens a call that is held to its end by a grammar: a stop string would only break it off."""
+        """Marker after which stop strings are ignored, because the grammar must finish the call."""
         return OPEN if self.tools and self.grammar is not None else None
 
     @property
     def salt(self) -> str:
-        """What tells this turn's tool calls from equal ones of another turn; the same when it is run again."""
+        """Salt of this turn's tool call ids: equal calls of two turns get different ids, a repeated turn the same."""
         return "\n".join([self.agent or "", self.thread or "", *map(digest, self.messages)])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A turn that is over but not committed."""
+    """A finished turn that is not committed yet."""
 
     plan: Plan | None
     window: Window
@@ -89,11 +89,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class TurnRunner:
-    """Runs the turns of one engine over one store. `queues` is shared by all who write to that store's agents.
+    """Runs the turns of one engine over one store. `queues`: shared by all engines that write to that store.
 
-    `memories`, `caches`: those at hand. `matcher` chooses statements, `pointer` says them exactly.
-
-    `require_usable` raises where the model cannot be used any more; it is asked before each step and each commit.
+    `memories`, `caches`: caches of agents' memories and of keys and values. `matcher`: selects statements. `pointer`:
+    raises the probability of their exact tokens. `require_usable`: called before each step and each commit; it raises
+    an error if the engine is closed or cannot compute in this process.
     """
 
     speaker: MemoryModel
@@ -112,7 +112,7 @@ class TurnRunner:
         return self.lazy_store.open()
 
     def stream(self, request: TurnRequest) -> Generator[TurnChunk, None, None]:
-        """Chunks as they are decided, at least one a token so that closing is noticed; the Turn last."""
+        """Yields chunks, at least one per token so that closing takes effect quickly, and last the Turn."""
         self.require_usable()
         attempt = self.attempt(request, 1)
         shown = ReplyStream(bool(request.tools), request.grammar is not None, request.salt)
@@ -127,21 +127,21 @@ class TurnRunner:
         yield TurnChunk(turn=self._commit(request, outcome))
 
     def whole(self, request: TurnRequest) -> tuple[Outcome, Turn]:
-        """A turn at one go, and how it came about."""
+        """Runs a turn without streaming. Returns its outcome and the Turn."""
         self.require_usable()
         outcome = self._run_through(self.attempt(request, 1))
         return outcome, self._commit(request, outcome)
 
     def writes_reply(self, request: TurnRequest) -> bool:
-        """Whether the tokens of a turn's reply are written as they pass."""
+        """Whether the reply's tokens are written to the memory while they are decoded."""
         return request.memory == "readwrite" and "assistant" in self.policy.roles and not self.speaker.per_message
 
     def _step(self, attempt: Generator[str, None, Outcome]) -> str:
-        """The attempt's next piece of text. Raises EngineClosedError where the engine was closed meanwhile."""
+        """The attempt's next piece of text. Raises EngineClosedError if the engine was closed meanwhile."""
         try:
             return next(attempt)
         except StateError:
-            # A model whose memory was taken off in the midst of a pass: say that, not what came of it.
+            # If the memory was detached during the forward pass, report that instead of this consequence.
             self.require_usable()
             raise
         finally:
@@ -156,11 +156,11 @@ class TurnRunner:
             return outcome
 
     def attempt(self, request: TurnRequest, number: int, forced: Reply | None = None) -> Generator[str, None, Outcome]:
-        """Everything of a turn but the commit. `forced`: the reply to take instead of drawing one."""
+        """Runs a turn up to its commit. `forced`: a reply to use instead of sampling one."""
         scheduler = self.speaker.scheduler
         seat = scheduler.seat()
         try:
-            # A turn that was let in once is not sent away when it has to be run again.
+            # Only the first attempt can be refused for overload, not a repetition.
             if number == 1:
                 yield from scheduler.admitted(seat)
             return (yield from self._attempt(request, number, forced, seat))
@@ -176,24 +176,30 @@ class TurnRunner:
             constraint = speaker.vocabulary.matcher(request.grammar, max_tokens=request.sampling.max_tokens)
         plan = self._plan(request)
         writes = request.memory == "readwrite"
-        # Where the memory is a list of statements, what is new does not change the state that is read.
+        # If the memory is a list of statements, new writes do not change the state that is read.
         reads_all = not speaker.keeps_writes or request.recall.read == "all"
         run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all, seat=seat)
         new = plan.new if plan is not None and writes else ()
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
         recollection: Recollection | None = None
         heard: Hearing | None = None
+        fitted: Window | None = None
+        start: int | None = None
         absorbed = 0
         if speaker.keeps_writes and plan is not None:
             reserve = shown_tokens(request.recall, self.matcher) if plan.memory.listed.newest else 0
-            ahead = self.window(request, new, reserve=reserve).absorbed
+            fitted = self.window(request, new, reserve=reserve)
+            # The same whatever returns to the window, so that the prompt goes on from the one before.
+            ahead, start = fitted.absorbed, None if fitted.unshown else fitted.start
             absorbed = yield from self._absorbing(run, request, ahead)
             recorder.record(run, plan, ahead)
             fresh, asked, recall = recorder.statements, request.messages, request.recall
             recollection, heard = recollect(speaker, plan.memory, fresh, asked, recall, self.matcher, self.caches, seat)
             run.state = recollection.state.to(speaker.model.device)
             new = tuple(position for position in new if position not in ahead)
-        window = self.window(request, new, recollection=recollection)
+            if ahead or recollection.shown or fitted.unshown:
+                fitted = None
+        window = fitted or self.window(request, new, recollection=recollection, start=start)
         absorbed += yield from self._absorbing(run, request, window.absorbed)
         if run.state is not None:
             run.state = run.state.settled()
@@ -238,25 +244,31 @@ class TurnRunner:
         *,
         recollection: Recollection | None = None,
         reserve: int = 0,
+        start: int | None = None,
     ) -> Window:
-        """The prompt of a turn, with positions of the request's own messages. `reserve`: tokens to leave free."""
+        """The prompt of a turn; its positions are those of the request's messages.
+
+        `reserve`: tokens to leave free. `start`: where to begin, if that fits.
+        """
         prompts, tokens = self.speaker.prompts, request.sampling.max_tokens
         if recollection is None or not recollection.shown:
             reserve = max(0, min(reserve, (prompts.tokens - tokens) // 2))
-            return prompts.window(request.messages, request.tools, tokens + reserve, new)
+            return prompts.window(request.messages, request.tools, tokens + reserve, new, start=start)
         messages, at = recollection.shown_in(request.messages)
         more = len(recollection.shown)
         moved = {position + more if position >= at else position for position in new}
-        window = prompts.window(messages, request.tools, tokens, moved)
+        start = None if start is None or start > at else start
+        window = prompts.window(messages, request.tools, tokens, moved, start=start)
 
         def back(positions: Sequence[int]) -> tuple[int, ...]:
             return tuple(position - more if position >= at + more else position for position in positions)
 
         prompt = replace(window.prompt, positions=back(window.prompt.positions or ()))
-        return replace(window, prompt=prompt, absorbed=back(window.absorbed))
+        begins = window.start - more if window.start >= at + more else min(window.start, at)
+        return replace(window, prompt=prompt, absorbed=back(window.absorbed), start=begins)
 
     def _absorbing(self, run: Pass, request: TurnRequest, positions: Sequence[int]) -> Generator[str, None, int]:
-        """Write messages ahead of the prompt; returns how many tokens that took."""
+        """Writes messages that are not in the prompt. Returns the number of their tokens."""
         absorbed = 0
         if positions:
             for tokens in self.speaker.absorbing(run, request.messages, positions):
@@ -267,7 +279,7 @@ class TurnRunner:
     def absorb_into(
         self, agent: str, thread: str | None, messages: Sequence[Message], advance: Callable[[int], None]
     ) -> str | None:
-        """What `DeltaMemEngine.absorb_into` does."""
+        """See `DeltaMemEngine.absorb_into`."""
         first: Plan | None = None
         for _ in range(COMMIT_ATTEMPTS):
             plan = self._planner.absorption(agent, thread, messages)
@@ -293,13 +305,13 @@ class TurnRunner:
 
     @property
     def empty(self) -> AgentMemory:
-        """The memory that an agent starts with."""
+        """The memory of a new agent."""
         return AgentMemory(self.speaker.adapter.zero_state().to("cpu"), fades=self.memories.fades)
 
     def recorder(
         self, messages: Sequence[Message], thread: str, origin: str = "turn", times: Sequence[str] = ()
     ) -> Recorder:
-        """What makes statements of these messages. `times`: when each was said, now where nothing is given."""
+        """The recorder that makes statements of these messages. `times`: time of each message, default now."""
         speaker = self.speaker
         return Recorder(messages, thread, self.policy.keep_text, speaker.no_writes, speaker.tokenizer, origin, times)
 
@@ -309,17 +321,17 @@ class TurnRunner:
         return Planner(self.lazy_store, self.empty, self.memories, self.fingerprint, self.policy, drops)
 
     def _plan(self, request: TurnRequest) -> Plan | None:
-        """None when the memory is off."""
+        """The plan of a turn, None if the memory is off."""
         if request.memory == "off":
             return None
         if request.agent is None:
-            return self._planner.nobody(request.messages)
+            return self._planner.without_agent(request.messages)
         return self._planner.turn(request.agent, request.thread, request.messages)
 
     def _commit(self, request: TurnRequest, outcome: Outcome) -> Turn:
-        """Save the turn. When another writer came first, do it again on the new head with the same reply.
+        """Saves the turn. If another writer came first, runs it again on the new head with the same reply.
 
-        The reply is kept because it may have been shown already.
+        The reply is the same because the user may have seen it already.
         """
         if request.agent is None or request.memory != "readwrite":
             return self._turn(request, outcome, None)
@@ -328,7 +340,7 @@ class TurnRunner:
             return self._saved(request, outcome)
         except StaleHeadError:
             pass
-        # Those who lost line up, so that none of them is beaten by another one over and over.
+        # Turns that lost the race queue up, so that they do not keep losing to each other.
         with self.queues.of(request.agent):
             for number in range(2, COMMIT_ATTEMPTS + 2):
                 outcome = self._run_through(self.attempt(request, number, outcome.reply))
@@ -343,7 +355,7 @@ class TurnRunner:
         )
 
     def _saved(self, request: TurnRequest, outcome: Outcome) -> Turn:
-        """The turn once its snapshot is durable. Raises StaleHeadError where another writer came first."""
+        """Saves the turn and returns it when the snapshot is durable. Raises StaleHeadError if another came first."""
         plan = outcome.plan
         assert plan is not None and request.agent is not None
         thread = DEFAULT_THREAD if request.thread is None else request.thread
@@ -354,7 +366,7 @@ class TurnRunner:
         if plan.undone:
             _log.warning(
                 "agent %r, thread %r: the client's history was edited or cut short; messages undone: %d. "
-                "Snapshot %s holds them, and Store.rewind goes back to it",
+                "Snapshot %s still holds them; Store.rewind goes back to it",
                 request.agent,
                 request.thread,
                 plan.undone,
@@ -365,7 +377,10 @@ class TurnRunner:
     def _save(
         self, agent: str, thread: str, plan: Plan, run: Pass, recorder: Recorder, reply: Message | None
     ) -> str | None:
-        """Commit what was recorded; None where the newest snapshot holds just that. Raises StaleHeadError."""
+        """Commits the recorded statements. Returns None if the newest snapshot already holds exactly these messages.
+
+        Raises StaleHeadError if another writer came first.
+        """
         undone = plan.undone_statements(thread)
         most = self.policy.statements
         after, objects, gone = plan.memory.changed(self.store, agent, recorder.statements, undone, most=most)
@@ -384,7 +399,7 @@ class TurnRunner:
         saved = self.store.save(agent, snapshot, expected=plan.head, objects=objects)
         if gone:
             _log.warning(
-                "agent %r: it held more than %s statements; %d of them are in its full state alone from now on",
+                "agent %r: its memory held more than %s statements; %d of them are now only in its full state",
                 agent,
                 most,
                 len(gone),
@@ -431,17 +446,17 @@ class TurnRunner:
 
 
 def _nothing_written(outcome: Outcome, plan: Plan) -> Outcome:
-    """The outcome of a turn that was tried again and gave the same reply: the memory holds it already."""
+    """The outcome of a turn that the memory already holds: the client repeated it and got the same reply."""
     measures = replace(outcome.run.measures, written=0, messages=0, unwritten=0)
     state = plan.memory.base if outcome.recollection is None else outcome.run.state
     return replace(outcome, run=replace(outcome.run, state=state, measures=measures))
 
 
 def _require_same_agent(agent: str, first: Plan | None, now: Plan | None) -> None:
-    """Raises AgentForgottenError when the agent is no longer the one with which the turn began."""
+    """Raises AgentForgottenError if the agent was forgotten or replaced since the turn began."""
     if first is None or now is None or first.incarnation in (None, now.incarnation):
         return
     raise AgentForgottenError(
         f"agent {agent!r} was forgotten, or replaced by an import, while this turn was running. Nothing of the turn "
-        "was kept, although its text may have been shown; call again to begin a new memory"
+        "was kept, although its text may have been shown; call again to start a new memory"
     )

@@ -1,4 +1,4 @@
-"""One thread's snapshots of an agent's memory, and where among them a history that was changed leads back to."""
+"""One thread's snapshots in an agent's history, and the snapshot to return to after the client changed its history."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from deltamem_agents.snapshots import Entry, Store
 from deltamem_agents.types import ThreadLog
 
 REBUILD = "rebuild"
-"""The origin of a snapshot in which all of a thread was written anew."""
+"""Origin of a snapshot in which a whole thread was written again."""
 
 COPIES_CHECKED = 32
-"""How many other threads are looked at when an unknown one brings a history that may be a copy."""
+"""How many other threads are compared when a new thread starts with a history that may be a copy of theirs."""
 
 
 @dataclass(frozen=True)
 class Return:
-    """Where a turn goes back to. `base`: None for the empty memory. `log`: what the thread has absorbed there.
+    """The snapshot that a turn returns to. `base`: None for the empty memory. `log`: the thread's log in that snapshot.
 
-    `undone`: how many messages the memory gives up. `possible`: False where the client shows a real departure, and
-    yet all older snapshots hold something else that it changed.
+    `undone`: number of messages removed from the memory. `possible`: False if the client did leave the recorded
+    history, but every older snapshot also contains a message that the client changed.
     """
 
     base: Entry | None
@@ -33,7 +33,7 @@ class Return:
 
 @dataclass(frozen=True)
 class ThreadPast:
-    """What an agent's memory, as of the snapshot `head`, knows of one thread."""
+    """The history of one thread in an agent's memory, as of the snapshot `head`."""
 
     store: Store
     agent: str
@@ -41,22 +41,23 @@ class ThreadPast:
     thread: str
 
     def log(self) -> ThreadLog:
-        """What the thread has absorbed; empty for an unknown thread."""
+        """What the thread has absorbed; empty for a new thread."""
         entry = self._load(self.head, self.head.newest(self.thread))
         return ThreadLog() if entry is None else entry.snapshot.absorbed
 
     def copied(self, at: Entry, incoming: Sequence[str]) -> ThreadLog:
-        """What other threads have absorbed, as of `at`, of the history that an unknown thread brings."""
+        """The part of a new thread's history that another thread has already absorbed, as of `at`."""
         recent = [*at.threads()][: -COPIES_CHECKED - 1 : -1]
         logs = [entry.snapshot.absorbed for name in recent if (entry := self._load(at, at.newest(name))) is not None]
         shared = max((shared_prefix(log, incoming) for log in logs), default=0)
         return extend(ThreadLog(), incoming[:shared])
 
     def back_to(self, found: Aligned, incoming: Sequence[str]) -> Return | None:
-        """The newest snapshot that holds nothing of the thread from the first changed message on.
+        """The newest snapshot that contains nothing of the thread from the first changed message on; None if none does.
 
-        None where there is none. After a departure it has to hold some of the thread: only then has the client shown
-        a reply with which a turn ended, and not just a prefix of its own. A thread that was rebuilt is no such doubt.
+        If the client left the recorded history, the snapshot must contain part of the thread. Only then has the client
+        shown a reply that ended a turn, and not just a prefix that it always sends. For a rebuilt thread this is not
+        required.
         """
         entry, stood = self._load(self.head, self.head.newest(self.thread)), False
         for _ in range(ThreadLog.TAIL_MESSAGES):
@@ -74,7 +75,7 @@ class ThreadPast:
         return None
 
     def _before(self, first: Entry, found: Aligned, incoming: Sequence[str]) -> Return | None:
-        """Where the thread did not exist yet, except perhaps as the source of which it is a copy."""
+        """The return to a snapshot from before the thread existed. It may hold another thread that this one copies."""
         if first.snapshot.parent is None:
             return self._rebuilt(found, first)
         entry = self._load(first, first.snapshot.parent)
@@ -84,7 +85,7 @@ class ThreadPast:
         return self._return(entry, log, found) if log.count or _may_rebuild(found, first) else None
 
     def _rebuilt(self, found: Aligned, at: Entry) -> Return | None:
-        """The empty memory, if the client shows all that the memory at this snapshot has absorbed."""
+        """The return to the empty memory, if the client sent everything that the memory at this snapshot absorbed."""
         log = self.log()
         whole = at.snapshot.counters.messages == at.snapshot.absorbed.count and log.count == len(log.tail)
         return self._return(None, ThreadLog(), found) if whole and _may_rebuild(found, at) else None
@@ -100,7 +101,7 @@ class ThreadPast:
         return {name for name, newest in self.head.threads().items() if before.get(name) != newest} - {self.thread}
 
     def _load(self, at: Entry, snapshot: str | None) -> Entry | None:
-        """A snapshot; None without an id, or where it was pruned."""
+        """A snapshot; None if the id is None or the snapshot was pruned."""
         if snapshot is None or snapshot == at.id:
             return None if snapshot is None else at
         try:
@@ -110,5 +111,5 @@ class ThreadPast:
 
 
 def _may_rebuild(found: Aligned, first: Entry) -> bool:
-    """Whether the client is known to show its thread's whole history, by an edit in place now or at first."""
+    """Whether the client is known to send its whole history, because it edits messages in place, now or earlier."""
     return found.edited or first.snapshot.origin == REBUILD

@@ -1,8 +1,7 @@
-"""LangChain on a local model that remembers in its own state.
+"""LangChain integration of δ-mem: a local chat model that remembers in its own state.
 
-`ChatDeltaMem` is the chat model, `use_agent` says whose memory a block of code uses, and
-`DeltaMemMiddleware` keeps the memory inside LangGraph's checkpoints (it needs the extra "agents").
-`DeltaMemRetriever` finds what an agent remembers of a query.
+`ChatDeltaMem` is the chat model. `use_agent` selects the agent for a block of code. `DeltaMemMiddleware` keeps the
+memory in LangGraph's checkpoints (it needs the extra "agents"). `DeltaMemRetriever` searches an agent's memory.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The chat model alone needs neither langchain nor langgraph.
+    # Imported lazily, because the chat model alone needs neither langchain nor langgraph.
     if name == "DeltaMemMiddleware":
         from langchain_deltamem.middleware import DeltaMemMiddleware
 

@@ -48,7 +48,7 @@ from langchain_deltamem.structured import Method, Schema, answers_only, refusing
 from langchain_deltamem.tools import to_tools
 
 CACHED = (
-    "a cache is on while the memory is: a cached answer neither reads the memory nor is remembered; "
+    "a cache is on together with the memory, but a cached answer neither reads the memory nor is remembered; "
     "leave cache out, or set memory='off'"
 )
 
@@ -56,17 +56,18 @@ CACHED = (
 class ChatDeltaMem(BaseChatModel):
     """A local chat model that remembers each agent in a few kilobytes of its own state.
 
-    `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id; opened at the first call and
-    shared by all chat models that name it. `engine`: an engine that is open already, instead.
-    `store`: where the memories live, a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:");
-    None is the engine's own store, or the SQLite file in the user's data folder.
-    `agent_id`: whose memory, where a call does not say; see `langchain_deltamem.identity`.
-    `memory`: "readonly" reads and leaves the agents as they were, "off" is the base model.
-    `recall`: how the memory is read, a `Recall` or its fields as a dict; None is the engine's own.
+    `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. It is opened at the first call and shared
+    by all chat models that name it. `engine`: an open engine, instead of `model`.
+    `store`: where the memories are stored: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"). None is
+    the engine's store, or the SQLite file in the user's data folder.
+    `agent_id`: the agent, if a call does not name one; see `langchain_deltamem.identity`.
+    `memory`: "readonly" reads and does not change the agents, "off" is the base model.
+    `recall`: how the memory is read, a `Recall` or its fields as a dict; None is the engine's setting.
 
-    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `recall`, `model`
-    and `response_format` (a JSON schema that the reply has to fit). A name that means nothing is refused,
-    save LangChain's `timeout`, `max_retries` and `api_key`, which are for servers. Errors: `langchain_deltamem.errors`.
+    Every field of `Sampling` can also be given with a call, and so can `agent_id`, `thread`, `memory`, `recall`,
+    `model` and `response_format` (a JSON schema that the reply has to fit). An unknown name is an error. LangChain's
+    `timeout`, `max_retries` and `api_key` are accepted and ignored, because they are for servers. Errors: see
+    `langchain_deltamem.errors`.
     """
 
     model: str = Field(default_factory=from_env("DELTAMEM_MODEL", default=DEFAULT_MODEL))
@@ -87,10 +88,10 @@ class ChatDeltaMem(BaseChatModel):
     seed: int | None = None
     stop: list[str] | None = None
     streaming: bool = False
-    # None would mean the process-wide cache, which answers without calling the model: the write would be lost.
+    # None would use the process-wide cache, which answers without calling the model, so the write would be lost.
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
 
-    # A field and no private attribute, because `configurable_fields` copies a model by its fields.
+    # A field instead of a private attribute, because `configurable_fields` copies a model by its fields.
     serving: SkipValidation[Serving] = Field(default_factory=Serving, exclude=True, repr=False)
 
     @model_validator(mode="before")
@@ -113,7 +114,7 @@ class ChatDeltaMem(BaseChatModel):
         if "model" in self.model_fields_set and self.model != engine.model_name:
             raise ConfigError(f"model is {self.model!r}, but the engine runs {engine.model_name!r}; give one of them")
         if self.adapter is not None or self.window_tokens is not None or self.device != "cpu":
-            raise ConfigError("adapter, window_tokens and device are the open engine's own; open it with them instead")
+            raise ConfigError("adapter, window_tokens and device belong to the engine; pass them when you open it")
         self.model = engine.model_name
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -186,7 +187,7 @@ class ChatDeltaMem(BaseChatModel):
         params["ls_model_name"] = kwargs.get("model") or self.model
         return params
 
-    # The config never reaches _generate and _stream, so each way in resolves whose memory it is.
+    # The config never reaches _generate and _stream, so every public method resolves the agent.
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         return super().invoke(input, config, **self._identified(config, kwargs))
@@ -215,7 +216,7 @@ class ChatDeltaMem(BaseChatModel):
             return {**kwargs, **resolve(ensure_config(config), kwargs, self.agent_id, self.memory).keywords()}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # LangChain asks for this when it is about to ask a cache, its process-wide one included.
+        # LangChain calls this before it looks into a cache, including its process-wide cache.
         if self._identified(None, kwargs)["memory"] != "off":
             raise InvalidOptionError(CACHED)
         return super()._get_llm_string(stop, **kwargs)
@@ -279,10 +280,10 @@ class ChatDeltaMem(BaseChatModel):
     def _turn(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, given: dict[str, Any]
     ) -> tuple[DeltaMemEngine, str | None, list[Message], TurnOptions, bool]:
-        """The engine, the agent, the messages and the options of one turn; whether the graph's run names the agent."""
+        """The engine, agent, messages and options of one turn, and whether the graph run's config names the agent."""
         check_keywords(given)
         if given.get("agent_id") is None:
-            # generate() and its kin take no config; what encloses the call still counts.
+            # generate() and related methods take no config; the enclosing config and use_agent still apply.
             given = self._identified(None, given)
         config, agent = ensure_config(), whose(given["agent_id"])
         off = (given.get("memory") or self.memory) == "off"
@@ -298,7 +299,7 @@ class ChatDeltaMem(BaseChatModel):
         return engine, agent or None, to_messages(messages), options, by_run
 
     def open_engine(self, agent_id: str) -> DeltaMemEngine:
-        """The engine on which a call of this agent runs, over the store where the agent lives."""
+        """The engine that calls for this agent use, with the agent's store. Opens the model if necessary."""
         return self._engine(None, agent_id)
 
     def _engine(self, model: str | None, agent: str) -> DeltaMemEngine:
@@ -309,7 +310,7 @@ class ChatDeltaMem(BaseChatModel):
         return Sampling(**{name: getattr(self, name) for name in SAMPLING_NAMES}, stop=tuple(self.stop or ()))
 
     def get_token_ids(self, text: str) -> list[int]:
-        """This text in the model's own tokens; LangChain would fetch another model's tokenizer for that."""
+        """The text's token ids in this model's tokenizer. LangChain's default downloads another model's tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         ids: list[int] = self._engine(None, EPHEMERAL).tokenizer.encode(text, add_special_tokens=False)
@@ -323,18 +324,18 @@ class ChatDeltaMem(BaseChatModel):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools on offer.
+        """The model with tools that it may call.
 
-        `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for
-        one of these. `parallel_tool_calls`: whether a reply may hold several calls; None allows that where
-        the model is free to call none. Calls are held to the tools' schemas by a grammar. Raises ConfigError
-        when `tool_choice` names no tool. Where an agent waits for a structured response (a `response_format`, or a
-        tool that runs nothing), the model raises ReplyCutOffError for a reply that `max_tokens` cut off.
+        `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for one of
+        these. `parallel_tool_calls`: whether a reply may contain several calls; None allows it only for "auto". A
+        grammar makes every call fit its tool's schema. Raises ConfigError if `tool_choice` names no tool. If an agent
+        expects a structured response (a `response_format`, or a tool without a function), the model raises
+        ReplyCutOffError for a reply that `max_tokens` truncated.
         """
         offered, choice = to_tools(tools), as_tool_choice(tool_choice)
         if choice not in ("auto", "any", "none", *(tool.name for tool in offered)):
             names = ", ".join(repr(tool.name) for tool in offered) or "no tool"
-            raise ConfigError(f"tool_choice is {choice!r}, but on offer is {names}")
+            raise ConfigError(f"tool_choice is {choice!r}, but the call offers {names}; name one of them")
         if parallel_tool_calls is not None:
             kwargs["parallel_tool_calls"] = parallel_tool_calls
         bound = self.bind(tools=[tool_schema(tool) for tool in offered], tool_choice=choice, **kwargs)
@@ -350,14 +351,14 @@ class ChatDeltaMem(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """The model with replies parsed as `schema`, to which a grammar holds them.
+        """The model with replies parsed as `schema`. A grammar makes the replies fit it.
 
-        `schema`: a pydantic class, of which objects are made; a TypedDict, a dataclass, a union or another type,
-        a JSON schema or an OpenAI tool, whose values are plain JSON. `method`: "function_calling" shows the
-        schema to the model as a tool; "json_schema" and "json_mode" only hold the reply to it, "json_mode" without
-        a schema to any JSON object. `strict` changes nothing: replies always fit. `include_raw`: also return the
-        message and what went wrong in parsing it. Raises ConfigError for what is no schema; the chain raises
-        GrammarError for what no grammar can hold, and ReplyCutOffError where `max_tokens` was too few.
+        `schema`: a pydantic class gives objects of that class. A TypedDict, a dataclass, a union or another type, a
+        JSON schema or an OpenAI tool gives plain JSON. `method`: "function_calling" shows the schema to the model as a
+        tool; "json_schema" and "json_mode" do not show it and only enforce it; "json_mode" without a schema allows any
+        JSON object. `strict` has no effect, because replies always fit. `include_raw`: also return the message and the
+        parsing error. Raises ConfigError if `schema` is not a schema. The chain raises GrammarError for a schema that
+        no grammar can express, and ReplyCutOffError for a reply that `max_tokens` truncated.
         """
         return structured(self, schema, method=method, include_raw=include_raw, options=kwargs)
 

@@ -1,6 +1,6 @@
-"""The LangGraph checkpoints behind a running step, as far as LangGraph tells a step of them.
+"""Finds the LangGraph checkpoints behind a running step, from what its config contains.
 
-The names are LangGraph's; nothing of it is imported, as a chat model works without it.
+The key names are LangGraph's. LangGraph is not imported, because the chat model works without it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _IDS = "checkpoint_map"
 
 
 def lineage(config: RunnableConfig, *, outermost: bool = False) -> Iterator[Any]:
-    """The checkpoints from which the running step grew, as `CheckpointTuple`s, newest first.
+    """The checkpoints before the running step, as `CheckpointTuple`s, newest first.
 
-    Those of the innermost graph, or of the `outermost`. None where there is no checkpointer, or where it cannot be
-    asked from here. May leave out the newest, as LangGraph saves while the next step runs.
+    They are those of the innermost graph, or with `outermost` of the outermost one. Empty if there is no checkpointer
+    or if it cannot be called from here. The newest checkpoint may be missing, because LangGraph saves it while the next
+    step runs.
     """
     configurable, metadata = config.get("configurable") or {}, config.get("metadata") or {}
     saver: Any = configurable.get(_CHECKPOINTER)
@@ -29,9 +30,9 @@ def lineage(config: RunnableConfig, *, outermost: bool = False) -> Iterator[Any]
         return
     namespace = next(iter(ids)) if outermost else next(reversed(ids))
     here = {"thread_id": configurable.get("thread_id"), "checkpoint_ns": namespace}
-    # Not saved yet: where a run that travels in time began, or the newest saved, which then is this run's past.
+    # If the newest is not saved yet: the checkpoint that a time-travel run started from, or the newest saved one.
     places = [ids[namespace], *([metadata["checkpoint_id"]] if "checkpoint_id" in metadata else []), None]
-    # What a checkpointer raises that only works inside an event loop, where it is asked outside or on the loop itself.
+    # An async-only checkpointer raises these when it is called outside the event loop or on the loop itself.
     with suppress(NotImplementedError, InvalidStateError):
         found = None
         for place in places:

@@ -1,6 +1,6 @@
-"""The engine's errors as LangChain's kinds of model errors, caught as either library's.
+"""The engine's errors combined with LangChain's model errors, so that either library's class catches them.
 
-LangChain's retries ask a model error whether trying again may help: an image in a message will not go away.
+LangChain's retries use the class to decide whether trying again may help. For an image in a message it does not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from deltamem_agents.errors import AgentForgottenError
 
 
 class WindowOverflowError(ContextOverflowError, WindowError):
-    """The newest messages alone do not fit the window."""
+    """The newest messages alone do not fit into the window."""
 
 
 class InvalidOptionError(ModelInvalidRequestError, ConfigError):
@@ -47,7 +47,7 @@ class InvalidOptionError(ModelInvalidRequestError, ConfigError):
 
 
 class InvalidMessageError(ModelInvalidRequestError, MessageError):
-    """A message cannot be said in text."""
+    """A message cannot be converted to text."""
 
 
 class InvalidSchemaError(ModelInvalidRequestError, GrammarError):
@@ -55,15 +55,15 @@ class InvalidSchemaError(ModelInvalidRequestError, GrammarError):
 
 
 class InvalidAgentError(ModelInvalidRequestError, InvalidAgentIdError):
-    """An agent id is too long, or not text that a store can keep."""
+    """An agent id is too long, or not valid text."""
 
 
 class ForgottenError(ModelInvalidRequestError, AgentForgottenError):
-    """The agent was forgotten while the turn was running, and stays so."""
+    """The agent was forgotten while the turn was running, and stays forgotten."""
 
 
 class DivergedError(ModelInvalidRequestError, HistoryDivergedError):
-    """The messages contradict what the agent absorbed, and the policy is to refuse."""
+    """The messages contradict what the agent absorbed, and the policy is to raise an error."""
 
 
 class ForeignMemoryError(ModelInvalidRequestError, ForeignSnapshotError):
@@ -71,15 +71,15 @@ class ForeignMemoryError(ModelInvalidRequestError, ForeignSnapshotError):
 
 
 class DamagedMemoryError(ModelError, DamagedSnapshotError):
-    """What the store holds of the agent's memory is damaged."""
+    """The agent's memory in the store is damaged."""
 
 
 class ModelUnsupportedError(ModelNotFoundError, UnsupportedModelError):
-    """The model cannot carry a memory."""
+    """The model is not supported."""
 
 
 class NoAdapterError(ModelNotFoundError, AdapterError):
-    """There is no adapter for the model, or it does not fit."""
+    """There is no adapter for the model, or the adapter does not fit it."""
 
 
 class NoModelError(ModelNotFoundError, ModelFilesError):
@@ -87,19 +87,19 @@ class NoModelError(ModelNotFoundError, ModelFilesError):
 
 
 class NotFetchedError(ModelNotFoundError, DownloadError):
-    """The model could not be fetched."""
+    """The model could not be downloaded."""
 
 
 class StoreFailedError(ModelAPIError, StoreError):
-    """The store could not read or write; nothing was changed, and trying again may help."""
+    """The store could not be read or written. Nothing was changed, and trying again may help."""
 
 
 class ContendedError(ModelAPIError, StaleHeadError):
-    """Others kept writing this agent's memory; nothing was changed, and trying again may help."""
+    """Other writers kept changing this agent's memory. Nothing was changed, and trying again may help."""
 
 
 class CutOffError(OutputParserException, ReplyCutOffError):
-    """`max_tokens` was too few for the object that a reply has to be."""
+    """The reply was truncated by `max_tokens`, so it is not a complete object."""
 
 
 _KINDS: Mapping[type, type[ModelError]] = {
@@ -126,7 +126,7 @@ _KINDS: Mapping[type, type[ModelError]] = {
 
 @contextmanager
 def as_model_errors() -> Iterator[None]:
-    """What the engine raises inside, as the model error of its kind where there is one."""
+    """Inside this block, the engine's errors are raised as the matching classes of this module, if there is one."""
     try:
         yield
     except DeltaMemError as error:
@@ -136,7 +136,7 @@ def as_model_errors() -> Iterator[None]:
         raise kind(str(error)) from error
 
 
-# The names of version 0.1, which are here to stay: code that catches them goes on working.
+# The names of version 0.1. They stay, so that code that catches them keeps working.
 ContextOverflow = WindowOverflowError
 InvalidOption = InvalidOptionError
 InvalidMessage = InvalidMessageError

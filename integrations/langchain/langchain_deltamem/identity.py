@@ -1,11 +1,11 @@
-"""Whose memory a call uses.
+"""Finds the agent whose memory a call uses.
 
 The first of these that is given decides: the keyword `agent_id`, an enclosing `use_agent`,
-`configurable["deltamem_agent_id"]`, the LangGraph thread together with the agent's name and place in the
-graph, the chat model's own `agent_id`. Without any the memory ends with the call: there is no shared default.
+`configurable["deltamem_agent_id"]`, the LangGraph thread together with the agent's name and place in the graph, the
+chat model's `agent_id`. Without any of them the memory is temporary and ends with the call: there is no shared default.
 
-An agent that the config of a LangGraph run names stays with the run's checkpoints. A later run which goes on from
-one of them, and whose config names no agent, has the same.
+An agent named in the config of a LangGraph run stays with the run's checkpoints. A later run that continues one of them
+and whose config names no agent uses the same agent.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["AGENT_KEY", "Identity", "resolve", "thread_name", "threads_of", "use
 
 AGENT_KEY = "deltamem_agent_id"
 CHECKPOINTS_SEARCHED = 32
-"""How far a run whose messages do not say whose they are looks back for the agent of its checkpoints."""
+"""Maximum number of checkpoints searched for a run's agent, if its messages do not name the agent."""
 
 _INTERNAL_MARKS = ("lc_source", "lc_internal_call")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose memory a call uses, in plain texts that may be traced."""
+    """The agent, thread and memory mode of a call, as plain text that may appear in traces."""
 
     agent_id: str
     thread: str | None = None
@@ -48,9 +48,9 @@ def resolve(
 ) -> Identity:
     """The identity of a call with this config and these keywords.
 
-    `own`, `memory`: the model's agent id and what it does with a memory where nothing else is said. A blank
-    agent id, or False, is nobody's, and hides those further down: an empty user id must not open another's
-    memory. Raises InvalidAgentIdError or ConfigError for ids and names that are none.
+    `own`, `memory`: the model's agent id and memory mode, used if nothing else is given. A blank agent id, or False,
+    means a temporary memory and is not replaced by a later rule: an empty user id must not open another user's memory.
+    Raises InvalidAgentIdError or ConfigError for invalid ids and names.
     """
     configurable = config.get("configurable") or {}
     metadata = config.get("metadata") or {}
@@ -69,22 +69,22 @@ def resolve(
         identity = Identity(whose(own), None, memory)
     asked = keywords.get("memory") or identity.memory
     if asked == "readwrite" and any(metadata.get(mark) for mark in _INTERNAL_MARKS):
-        # A summary or a choice of tools that the framework asks for is no part of the conversation.
+        # Summaries and tool selections that the framework requests are not part of the conversation.
         asked = "readonly"
     return replace(identity, thread=which_thread(keywords.get("thread")) or identity.thread, memory=asked)
 
 
 def of_run(config: RunnableConfig) -> str | None:
-    """The agent that the config of the running graph names."""
+    """The agent named in the config of the running graph, None if it names none."""
     named = (config.get("configurable") or {}).get(AGENT_KEY)
     return None if named is None else whose(named)
 
 
 def of_checkpoint(agent: str, config: RunnableConfig, messages: Sequence[BaseMessage]) -> str | None:
-    """The agent that an earlier run of this thread named, where `agent` is only the thread's; None otherwise.
+    """The agent that an earlier run of this thread named, if `agent` was only derived from the thread; None otherwise.
 
-    The newest reply among the messages says it. Where none does, the metadata of the checkpoints behind this step
-    do, in which LangGraph keeps what a run was configured with.
+    It is read from the newest reply among the messages. If no reply has it, it is read from the metadata of the
+    checkpoints before this step, where LangGraph keeps a run's config.
     """
     thread = thread_name(config)
     if thread is None or agent != _of_thread(thread):
@@ -102,10 +102,10 @@ def of_checkpoint(agent: str, config: RunnableConfig, messages: Sequence[BaseMes
 
 
 def thread_name(config: RunnableConfig) -> str | None:
-    """The LangGraph thread of a run, with the agent's name and place in the graph where there are any.
+    """The LangGraph thread of a run, with the agent's name and its place in the graph, if any.
 
-    A sub-agent shares its caller's thread id, and an unnamed one inherits its name, so both are told
-    apart by the nodes that lead to them.
+    A sub-agent has its caller's thread id, and an unnamed one also its caller's name. So the nodes that lead to it are
+    part of the thread name.
     """
     configurable = config.get("configurable") or {}
     metadata = config.get("metadata") or {}
@@ -122,7 +122,7 @@ def thread_name(config: RunnableConfig) -> str | None:
 
 
 def threads_of(thread_id: object, names: Iterable[str]) -> list[str]:
-    """Those of these names that `thread_name` gives to runs of one LangGraph thread."""
+    """The names among `names` that `thread_name` gives to runs of this LangGraph thread."""
     thread = which_thread(thread_id)
     if thread is None:
         return []

@@ -1,4 +1,4 @@
-"""LangChain's messages as the engine's. Pure."""
+"""Converts LangChain's messages to the engine's. Pure functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deltamem_agents import Message, MessageError, ToolCall
 from deltamem_agents.bridges.dialects import ROLE_NAMES, tool_result
 
 _CALL_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "function_call")
-# What other providers' models thought, or asked their own servers, is not part of what was said.
+# Reasoning of other providers' models, and calls to those providers' own servers, are not part of the conversation.
 _UNSAID_BLOCKS = (
     "thinking",
     "redacted_thinking",
@@ -47,10 +47,10 @@ _UNSAID_ENDING = "_tool_result"
 
 
 def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """The same conversation for the engine, in order.
+    """Converts a conversation for the engine, in order.
 
-    Tool calls, results and failed results of any provider convert; names of human speakers and ids of
-    messages are dropped. Raises MessageError naming the message and the block that text cannot say.
+    Tool calls, results and failed results of all providers are converted. Names of human speakers and message ids are
+    dropped. Raises MessageError that names the message and the block that cannot be converted to text.
     """
     names: dict[str, str] = {}
     converted: list[Message] = []
@@ -87,7 +87,7 @@ def _converted(message: BaseMessage, names: Mapping[str, str]) -> Iterator[Messa
     else:
         role = f" of role {message.role!r}" if isinstance(message, ChatMessage) else ""
         raise MessageError(
-            f"{type(message).__name__}{role} has no place in a conversation; use system, human, AI or tool messages"
+            f"{type(message).__name__}{role} is not part of a conversation; use system, human, AI or tool messages"
         )
 
 
@@ -96,7 +96,7 @@ def _result(text: str, call: str, name: str | None, failed: bool, names: Mapping
 
 
 def _calls(message: AIMessage) -> Iterator[ToolCall]:
-    """The message's calls; another provider's message may have them in its content or beside it only."""
+    """The message's calls. Other providers' messages may have them only in the content or in `additional_kwargs`."""
     if message.tool_calls:
         for call in message.tool_calls:
             yield ToolCall(call["name"], call["args"], call.get("id") or "")
@@ -138,5 +138,5 @@ def _block_text(block: str | Mapping[str, Any]) -> str:
     if kind in _CALL_BLOCKS or kind in _UNSAID_BLOCKS or str(kind).endswith(_UNSAID_ENDING):
         return ""
     raise MessageError(
-        f"it holds a block of type {kind!r}, which this model cannot read; say in text what it shows, or leave it out"
+        f"it holds a block of type {kind!r}, which this model cannot read; describe it in text, or leave it out"
     )

@@ -1,4 +1,4 @@
-"""The memory inside LangGraph's checkpoints: messages and memory are saved, forked and deleted together."""
+"""Keeps the memory in LangGraph's checkpoints, so that messages and memory are saved, forked and deleted together."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 class DeltaMemState(AgentState[Any]):
-    """The agent's state with its memory: a snapshot's bytes, or its id where a store keeps the bytes.
+    """The graph's state with the memory: `deltamem_state` is a snapshot's bytes, or its id if a store has the bytes.
 
-    `deltamem_messages`: which of the messages the memory has, by id and digest; see `revisions.Seen`.
-    `deltamem_began`: while an edit has yet to reach the memory, the messages with which its run began.
+    `deltamem_messages`: which messages the memory has, by id and digest; see `revisions.Seen`.
+    `deltamem_began`: the messages with which the run began, kept while an edit has not reached the memory yet.
     """
 
     deltamem_state: NotRequired[Annotated[bytes | str, PrivateStateAttr]]
@@ -50,13 +50,13 @@ class DeltaMemState(AgentState[Any]):
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a model call starts. `carried`: a store of its own, so that a retry starts where the first try did.
+    """The start of a model call. `carried`: a temporary store with the memory, so that a retry starts from the same.
 
-    `head`: the memory's id there. `objects`: addresses of the statements that it came with. `thread`: which of the
-    conversation's windows the call belongs to, see `_window`. `shown`: the graph's messages, id to digest. `seen`: what
-    the checkpoint's memory had of them. `left_out`: summaries that are not written. `undone`: messages that the memory
-    had and no longer has. `incarnation`: what tells the thread in the middleware's store from one that was forgotten.
-    `parent`: id of the stored memory which the call continues.
+    `head`: the memory's id in `carried`. `objects`: addresses of the statements that it was loaded with. `thread`:
+    which of the conversation's windows the call belongs to, see `_current_thread`. `shown`: the graph's messages, id to
+    digest. `seen`: which messages the checkpoint's memory had. `left_out`: ids of summaries that are not written.
+    `undone`: number of messages removed from the memory. `incarnation`: see `Store.incarnation`, of the thread in the
+    middleware's store. `parent`: id of the stored memory that the call continues.
     """
 
     shown: Mapping[str, str]
@@ -75,14 +75,14 @@ class _Start:
 class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
     """Keeps the memory of `create_agent`'s `ChatDeltaMem` in the graph's checkpoints.
 
-    Resuming, time travel, forks, interrupts, retries and `delete_thread` then treat the memory as they
-    treat the messages. A message that is edited, or deleted from between others or from the end, is edited or
-    deleted in the memory. One that is trimmed or summarised stays in it.
+    Resuming, time travel, forks, interrupts, retries and `delete_thread` then treat the memory as they treat the
+    messages. If a message is edited, or deleted from the middle or the end, the memory is changed too. A message that
+    is trimmed or summarised stays in the memory.
 
-    `store`: None keeps the memory's whole state in every checkpoint, at most 100 KB each whatever was told. Single
-    statements are left out: a reply reads all of the state, names no statement that it rests on, and none can be
-    listed, forgotten or corrected. A Store, path or URL keeps the memory there, with its statements, and its id in the
-    checkpoint; deleting a thread then needs `forget` as well.
+    `store`: None keeps the full state in every checkpoint, at most 100 KB each, however much was told. Then there are
+    no separate statements: a reply reads the full state, reports no recalled statements, and none can be listed,
+    forgotten or corrected. A Store, path or URL keeps the memory there, with its statements, and only its id in the
+    checkpoint; deleting a thread then also needs `forget`.
     """
 
     state_schema = DeltaMemState
@@ -93,7 +93,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         self._store = None if store is None else open_store(store)
 
     def before_agent(self, state: DeltaMemState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Where messages were edited or deleted, keep them as they are before other middleware trims them."""
+        """If messages were edited or deleted, records the messages before other middleware trims them."""
         seen = Seen.of(state.get(SEEN_KEY))
         if seen is None:
             return None
@@ -110,7 +110,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         with use_agent(_AGENT, thread=start.thread, store=start.carried):
             response = handler(request)
         with as_model_errors():
-            return self._packed(response, start, request)
+            return self._with_update(response, start, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -120,12 +120,12 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         with use_agent(_AGENT, thread=start.thread, store=start.carried):
             response = await handler(request)
         with as_model_errors():
-            return await run_in_executor(None, self._packed, response, start, request)
+            return await run_in_executor(None, self._with_update, response, start, request)
 
     def forget(self, thread_id: str) -> list[Receipt]:
-        """Erase what `store` holds of a LangGraph thread and its sub-agents; call it with `delete_thread`.
+        """Erases the memory of a LangGraph thread and its sub-agents from `store`. Call `delete_thread` as well.
 
-        Without a store there is nothing to erase, as the checkpoints held it all.
+        Without a store there is nothing to erase, because everything was in the checkpoints.
         """
         if self._store is None:
             return []
@@ -137,14 +137,14 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         return [agent for agent in self._store.agents() if agent.startswith(_STORED)]
 
     def _start(self, request: ModelRequest[Any]) -> _Start:
-        """The memory on which a model call starts: the checkpoint's, without what was edited or deleted since."""
+        """The start of a model call: the checkpoint's memory without messages that were edited or deleted since."""
         state = cast("DeltaMemState", request.state)
         shown, seen = digests(state["messages"]), Seen.of(state.get(SEEN_KEY))
         held = state.get(STATE_KEY)
         snapshot = None if held is None else self._snapshot(held)
-        incarnation = None if self._store is None else self._store.incarnation(_kept_as())
+        incarnation = None if self._store is None else self._store.incarnation(_stored_agent())
         parent = None if held is None else _address(held)
-        start = self._on(_Start(shown, seen, incarnation=incarnation, parent=parent), snapshot)
+        start = self._with_memory(_Start(shown, seen, incarnation=incarnation, parent=parent), snapshot)
         model = _deltamem(request.model)
         if snapshot is None or seen is None or model is None or model.memory == "off":
             return start
@@ -158,19 +158,19 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             start = self._revised(engine, snapshot, start, messages)
         return _aligned(engine, start, state["messages"])
 
-    def _on(self, start: _Start, snapshot: Snapshot | None) -> _Start:
-        """The start on this memory, with the statements that the middleware's store has of it."""
+    def _with_memory(self, start: _Start, snapshot: Snapshot | None) -> _Start:
+        """The start with this memory, and with its statements from the middleware's store."""
         carried, objects = InMemoryStore(), dict[str, bytes]()
         if snapshot is not None:
             if snapshot.statements is not None:
-                objects = self._durable().objects(_kept_as(), snapshot.statements)
+                objects = self._require_store().objects(_stored_agent(), snapshot.statements)
             carried.save(_AGENT, snapshot, expected=None, objects=objects)
         return replace(start, carried=carried, head=carried.head(_AGENT), objects=frozenset(objects))
 
     def _revised(
         self, engine: DeltaMemEngine, current: Snapshot, start: _Start, messages: Sequence[BaseMessage]
     ) -> _Start:
-        """Go back behind what was undone, and write again what still stands."""
+        """Goes back to a memory without the undone messages, and writes the remaining messages again."""
         seen, revision = start.seen, start.revision
         assert seen is not None
         undone = revision.undone(seen)
@@ -180,7 +180,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             base, has, parent = self._before(revision.unwanted(seen, start.shown))
         again = [each for each in revision.standing if not has.known.get(each)]
         told = [each for each in again if each not in revision.summaries]
-        # What was trimmed, and is not in the older memory either, is lost. A summary is then all there is of it.
+        # Trimmed messages that the older memory does not have are lost. Then only a summary may still contain them.
         accounted = seen.count([*revision.deleted, *told], engine.policy.roles)
         lost = max(0, _count(current) - _count(base) - accounted) if undone else 0
         if not lost:
@@ -193,11 +193,11 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             parent=parent,
         )
         _report(revision, seen, lost)
-        start = self._on(start, None if base is None else replace(base, absorbed=ThreadLog()))
-        return _told(engine, start, to_messages([standing[each] for each in again]))
+        start = self._with_memory(start, None if base is None else replace(base, absorbed=ThreadLog()))
+        return _absorbed(engine, start, to_messages([standing[each] for each in again]))
 
     def _before(self, undone: set[str]) -> tuple[Snapshot | None, Seen, str | None]:
-        """The newest memory among this step's checkpoints that has none of these texts, what it has, and its id."""
+        """The newest memory in this step's checkpoints without these texts, the messages it has, and its id."""
         for saved in lineage(ensure_config()):
             values = saved.checkpoint["channel_values"]
             held, seen = values.get(STATE_KEY), Seen.of(values.get(SEEN_KEY))
@@ -212,14 +212,14 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
         return None, Seen({}), None
 
     def _snapshot(self, held: bytes | str) -> Snapshot:
-        return decode(held) if isinstance(held, bytes) else self._durable().load(_kept_as(), held).snapshot
+        return decode(held) if isinstance(held, bytes) else self._require_store().load(_stored_agent(), held).snapshot
 
-    def _packed(
+    def _with_update(
         self, response: ModelResponse[Any], start: _Start, request: ModelRequest[Any]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         if start.carried.head(_AGENT) == start.head:
             return response
-        # What it grew from in here is not what is stored, whose log was another.
+        # Its parent in the temporary store is not the stored snapshot, which has another log.
         snapshot = replace(start.carried.load(_AGENT).snapshot, parent=start.parent, threads={})
         said = [message for message in response.result if isinstance(message, AIMessage)]
         for message in said:
@@ -233,11 +233,11 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemState, Any, Any]):
             update[BEGAN_KEY] = []
         return ExtendedModelResponse(model_response=response, command=Command(update=update))
 
-    def _durable(self) -> Store:
+    def _require_store(self) -> Store:
         if self._store is None:
             raise ValueError(
-                "this checkpoint holds the id of a memory, not the memory: give DeltaMemMiddleware the store "
-                "that it was made with"
+                "this checkpoint holds the id of a memory, not the memory itself; give DeltaMemMiddleware the store "
+                "that the checkpoint was made with"
             )
         return self._store
 
@@ -247,24 +247,24 @@ def _address(held: bytes | str) -> str:
 
 
 def _deltamem(model: Any) -> ChatDeltaMem | None:
-    """The chat model on δ-mem behind a model and its bindings."""
+    """The `ChatDeltaMem` inside a model and its bindings, None if there is none."""
     while hasattr(model, "bound"):
         model = model.bound
     return model if isinstance(model, ChatDeltaMem) else None
 
 
-def _told(engine: DeltaMemEngine, start: _Start, messages: Sequence[Message]) -> _Start:
-    """The start after hearing these messages, all of them new to the memory."""
-    thread = _window(start.carried, len(messages))
+def _absorbed(engine: DeltaMemEngine, start: _Start, messages: Sequence[Message]) -> _Start:
+    """The start after absorbing these messages, all of which are new to the memory."""
+    thread = _current_thread(start.carried, len(messages))
     engine.with_store(start.carried).absorb_into(_AGENT, messages, thread=thread)
     return replace(start, thread=thread)
 
 
 def _aligned(engine: DeltaMemEngine, start: _Start, messages: Sequence[BaseMessage]) -> _Start:
-    """Start with the graph's messages in the memory's log as they are now, up to where the new ones begin.
+    """The start with the memory's log set to the graph's messages as they are now, up to the first new one.
 
-    What is new is known by the ids. The engine, which has texts alone to go by, then finds the same, also where
-    other middleware changed or cut the messages that it is shown.
+    Message ids say which messages are new. The engine knows only texts. With this log it comes to the same result, even
+    if other middleware changed or trimmed the messages of the request.
     """
     known = {*start.left_out, *(() if start.seen is None else start.seen.known)}
     ends = [place for place, message in enumerate(messages) if message.id in known]
@@ -273,17 +273,17 @@ def _aligned(engine: DeltaMemEngine, start: _Start, messages: Sequence[BaseMessa
     head = start.carried.head(_AGENT)
     if head is None:
         return start
-    thread = _window(start.carried, len(texts))
+    thread = _current_thread(start.carried, len(texts))
     log = ThreadLog(len(texts), tuple(texts[-ThreadLog.TAIL_MESSAGES :]))
     snapshot = replace(start.carried.load(_AGENT).snapshot, thread=thread, threads={}, absorbed=log)
     return replace(start, thread=thread, head=start.carried.save(_AGENT, snapshot, expected=head))
 
 
-def _window(carried: Store, count: int) -> str:
-    """The name of the thread in which a memory hears more, where the graph shows `count` messages of it.
+def _current_thread(carried: Store, count: int) -> str:
+    """The thread in which the memory continues, if the graph shows `count` of its messages.
 
-    A statement's place among the messages is counted in its thread. Where messages were trimmed, the places begin anew,
-    and so does the thread: no new message can then be taken for an older one.
+    A statement has a place in its thread. After messages were trimmed, places start again from 0, so a new thread is
+    begun. Otherwise a new message could be mistaken for an older one.
     """
     if carried.head(_AGENT) is None:
         return _THREAD
@@ -303,7 +303,7 @@ def _report(revision: Revision, seen: Seen, lost: int) -> None:
     _log.log(
         logging.INFO if rewords else logging.WARNING,
         "thread %r: messages were edited (%d) or deleted (%d), and the memory went back to before them. "
-        "What the graph still shows was written again; of what had been trimmed before, %d messages are lost",
+        "The messages that the graph still shows were written again; %d messages are lost, because they were trimmed",
         thread_name(ensure_config()),
         len(revision.edited),
         len(revision.deleted),
@@ -311,17 +311,17 @@ def _report(revision: Revision, seen: Seen, lost: int) -> None:
     )
 
 
-def _kept_as() -> str:
-    """The stored agent of the running LangGraph thread."""
+def _stored_agent() -> str:
+    """The agent id, in the middleware's store, of the running LangGraph thread."""
     return _STORED + (thread_name(ensure_config()) or "no thread")
 
 
 def _keep(store: Store, snapshot: Snapshot, start: _Start) -> str:
-    """Add a snapshot under its content's address, and its new statements. All branches of a thread share one agent.
+    """Saves a snapshot and its new statements. All branches of a thread share one agent. Returns the snapshot's id.
 
-    Raises AgentForgottenError where the thread is no longer the one with which the turn began.
+    Raises AgentForgottenError if the thread was forgotten since the turn began.
     """
-    agent, new = _kept_as(), dict[str, bytes]()
+    agent, new = _stored_agent(), dict[str, bytes]()
     if snapshot.statements is not None:
         held = start.carried.objects(_AGENT, snapshot.statements)
         new = {at: data for at, data in held.items() if at not in start.objects}

@@ -1,4 +1,4 @@
-"""The engine's turns as LangChain's messages. Pure."""
+"""Converts the engine's turns to LangChain's messages. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CUT_OFF = "max_tokens cut this call off"
 
 
 def usage_of(turn: Turn) -> UsageMetadata:
-    """Input tokens are all that were processed before the reply; "absorbed" are those outside the prompt."""
+    """The token counts. Input tokens are all tokens before the reply; "absorbed" are those outside the prompt."""
     details = InputTokenDetails(cache_read=turn.usage.cached_tokens)
     details["absorbed"] = turn.usage.absorbed_tokens  # type: ignore[typeddict-unknown-key]
     read = turn.usage.prompt_tokens + turn.usage.absorbed_tokens
@@ -27,9 +27,9 @@ def usage_of(turn: Turn) -> UsageMetadata:
 
 
 def metadata_of(turn: Turn, model_name: str, named_by_run: bool) -> dict[str, object]:
-    """JSON only. The key "deltamem" says what the memory did: `TurnFacts` and the snapshot's id.
+    """The response metadata, as JSON. The key "deltamem" has the fields of `TurnFacts` and the snapshot's id.
 
-    `named_by_run`: whether the config of a graph's run names the agent, which then stays with its checkpoints.
+    `named_by_run`: whether the config of a graph run names the agent. Such an agent stays with the run's checkpoints.
     """
     return {
         "model_name": model_name,
@@ -40,7 +40,7 @@ def metadata_of(turn: Turn, model_name: str, named_by_run: bool) -> dict[str, ob
 
 
 def to_ai_message(turn: Turn, model_name: str, named_by_run: bool) -> AIMessage:
-    """The whole turn. A call for which `max_tokens` was too few is among the `invalid_tool_calls`."""
+    """The complete turn. A call truncated by `max_tokens` is among the `invalid_tool_calls`."""
     cut = turn.cut_call
     return AIMessage(
         content=turn.text,
@@ -58,7 +58,7 @@ def to_result(turn: Turn, model_name: str, *, named_by_run: bool = False) -> Cha
 
 
 def to_chunk(piece: TurnChunk, model_name: str, *, named_by_run: bool = False) -> ChatGenerationChunk | None:
-    """A piece of a streamed turn; None for one that says nothing. The last carries the usage and the metadata."""
+    """A piece of a streamed turn, None for an empty one. The last chunk has the usage and the metadata."""
     if piece.turn is not None:
         return _last_chunk(piece.turn, model_name, named_by_run)
     if piece.call is not None:
@@ -82,10 +82,10 @@ def _last_chunk(turn: Turn, model_name: str, named_by_run: bool) -> ChatGenerati
 
 
 def _broken_end(cut: CallChunk) -> ToolCallChunk:
-    """What makes the arguments of a cut-off call no JSON for certain.
+    """A chunk that makes the arguments of a truncated call invalid JSON.
 
-    LangChain completes the JSON that a stream's chunks add up to, and an agent would run the call.
+    Without it LangChain would complete the partial JSON of a stream's chunks, and an agent would run the call.
     """
-    # More closing brackets than were opened, once outside of a string, wherever the arguments end.
+    # More closing brackets than were opened, both inside and outside a string, wherever the arguments end.
     closing = "]" * (cut.arguments.count("[") + 1)
     return tool_call_chunk(args=f'{closing}"{closing}', index=cut.index)

@@ -1,4 +1,4 @@
-"""A retriever over what an agent remembers. No second model takes part."""
+"""A retriever over an agent's memory. It needs no embedding model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from langchain_deltamem.identity import resolve
 
 
 class DeltaMemRetriever(BaseRetriever):
-    """Finds the statements of an agent's memory that a query is about, as a reply to the query would.
+    """Finds the statements in an agent's memory that match a query. A reply to the query ranks them the same way.
 
-    `model`: the chat model whose agents these are. `k`: how many documents, which a call may say too (`k=`).
-    `agent_id`: whose memory, where a call does not say; it is found as the chat model finds it
-    (`langchain_deltamem.identity`). Nobody, and an agent that has no memory yet, have no documents.
+    `model`: the chat model whose agents are searched. `k`: number of documents; a call may also pass `k=`.
+    `agent_id`: the agent, if a call does not name one; the rules are those of the chat model
+    (`langchain_deltamem.identity`). Without an agent, or if it has no memory yet, there are no documents.
 
-    A document is what was said, best match first. Its metadata: `id`, `role`, `thread`, `created` and `score`.
-    Statements without a text are left out.
+    A document's content is a statement's text; the best match comes first. Its metadata: `id`, `role`, `thread`,
+    `created` and `score`. Statements without a text are left out.
     """
 
     model: SkipValidation[ChatDeltaMem]
     k: int = Field(default=4, ge=1)
     agent_id: Annotated[str | None, BeforeValidator(own_agent)] = None
 
-    # The config never reaches _get_relevant_documents, so each way in resolves whose memory it is.
+    # The config never reaches _get_relevant_documents, so every public method resolves the agent.
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         return super().invoke(input, config, **self._identified(config, kwargs))

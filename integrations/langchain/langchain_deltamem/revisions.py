@@ -1,8 +1,8 @@
-"""What became of a graph's messages since the memory saw them, told by their ids. Pure.
+"""Finds how a graph's messages changed since the memory last saw them, by their ids. Pure functions.
 
-A message whose id is there with another content was edited. One that is missing between others, or at the end,
-was deleted. Those missing at the front were trimmed: they stay in the memory, which is what it is for. So do
-those that middleware takes from the middle while the graph runs (the first message and the newest are often kept).
+A message with a known id and another content was edited. A message that is missing in the middle or at the end was
+deleted. Messages missing at the front were trimmed. They stay in the memory, because that is its purpose. So do
+messages that middleware removes from the middle during a run (often the first message and the newest ones are kept).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from deltamem_agents.types import Role
 from langchain_deltamem.messages import to_messages
 
 UNDONE_KEPT = 256
-"""How many texts that were edited or deleted are remembered, by digest, so that no older memory brings them back."""
+"""Number of edited or deleted texts whose digests are recorded, so that no older memory brings them back."""
 
 _DIGITS = 18
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a memory has of a graph's messages.
+    """Which of a graph's messages a memory has.
 
-    `known`: the messages that it was shown last, id to digest, in order. The digest is "" for a summary, which
-    stands for messages that the memory has itself. `undone`: "id digest" of texts that it must not have again.
+    `known`: the messages that it last saw, id to digest, in order. The digest is "" for a summary, because the memory
+    has the summarised messages themselves. `undone`: "id digest" of texts that it must not contain again.
     """
 
     known: Mapping[str, str]
@@ -36,7 +36,7 @@ class Seen:
 
     @classmethod
     def of(cls, held: Mapping[str, object] | None) -> Seen | None:
-        """From what a checkpoint holds; None for a checkpoint of version 0.1, which holds nothing of it."""
+        """Reads the field of a checkpoint; None for a checkpoint of version 0.1, which does not have it."""
         return None if held is None else cls(**held)  # type: ignore[arg-type]
 
     def as_json(self) -> dict[str, object]:
@@ -44,21 +44,21 @@ class Seen:
 
     @property
     def texts(self) -> set[str]:
-        """What the memory has, as "id digest"."""
+        """The texts in the memory, as "id digest"."""
         return {_text(each, content) for each, content in self.known.items() if content}
 
     def count(self, messages: Iterable[str], roles: Collection[Role]) -> int:
-        """How many messages of these roles the memory heard with these ids."""
+        """How many messages of these roles the memory absorbed under these ids."""
         heard = [part for each in messages for part in self.known.get(each, "").split(",")]
         return sum(part[:1] in {role[0] for role in roles} for part in heard if part)
 
 
 @dataclass(frozen=True)
 class Revision:
-    """What is different in the messages that a graph shows now.
+    """The changes in a graph's messages.
 
-    `edited`, `deleted`: ids whose old text the memory still has. `standing`: ids of the messages before the turn's
-    new ones, in order. `summaries`: those of them that stand for trimmed messages.
+    `edited`, `deleted`: ids whose old text is still in the memory. `standing`: ids of the messages before the turn's
+    new ones, in order. `summaries`: those of them that replace trimmed messages.
     """
 
     edited: Sequence[str] = ()
@@ -67,29 +67,29 @@ class Revision:
     summaries: Collection[str] = ()
 
     def inserted(self, seen: Seen) -> list[str]:
-        """Ids among the standing messages that the memory has not heard."""
+        """Ids of standing messages that the memory has not absorbed."""
         return [each for each in self.standing if each not in seen.known and each not in self.summaries]
 
     def undone(self, seen: Seen) -> set[str]:
-        """The texts, as "id digest", that have to leave the memory."""
+        """The texts, as "id digest", that must be removed from the memory."""
         return {_text(each, seen.known[each]) for each in (*self.edited, *self.deleted)}
 
     def unwanted(self, seen: Seen, shown: Mapping[str, str]) -> set[str]:
-        """The texts that no older memory may bring back: these, and those of earlier revisions."""
+        """The texts that no older memory may bring back: those of this and of earlier revisions."""
         return {*seen.undone, *self.undone(seen)} - Seen(shown).texts
 
     def only_rewords_the_newest_reply(self, seen: Seen) -> bool:
-        """As middleware does which takes out a <think> block or masks an address, in every turn."""
+        """Whether only the newest reply changed. Middleware that removes <think> blocks does this in every turn."""
         return not self.deleted and [*self.edited] == [*seen.known][-1:]
 
 
 def digests(messages: Iterable[BaseMessage]) -> dict[str, str]:
-    """The messages' contents by their ids, in order; those without an id are left out."""
+    """Digests of the messages by their ids, in order. Messages without an id are left out."""
     return {message.id: _digest(message) for message in messages if message.id}
 
 
 def summaries(messages: Iterable[BaseMessage]) -> set[str]:
-    """Ids of the summaries that LangChain's own middleware wrote."""
+    """Ids of summaries that LangChain's own middleware wrote."""
     return {
         message.id
         for message in messages
@@ -98,9 +98,9 @@ def summaries(messages: Iterable[BaseMessage]) -> set[str]:
 
 
 def merged(began: Sequence[BaseMessage], now: Sequence[BaseMessage]) -> tuple[list[BaseMessage], set[str]]:
-    """The messages that a run began with, in their present wording, and what was said since; and summaries of them.
+    """The messages that a run began with, in their present wording, and the newer ones; and ids of inserted summaries.
 
-    `began` empty: the run's messages are what they are now.
+    If `began` is empty, the result is `now`.
     """
     if not began:
         return [*now], set()
@@ -112,13 +112,13 @@ def merged(began: Sequence[BaseMessage], now: Sequence[BaseMessage]) -> tuple[li
 
 
 def revise(seen: Seen, shown: Mapping[str, str], marked: Collection[str] = (), *, began: bool = False) -> Revision:
-    """Compare. `shown`: messages as `digests` gives them. `marked`: those that are summaries.
+    """Compares the messages. `shown`: messages as `digests` returns them. `marked`: ids of summaries.
 
-    `began`: these are the messages with which a run began, so that none of them was trimmed by the run.
+    `began`: whether `shown` are the messages with which a run began, so that the run trimmed none of them.
     """
     order = [*seen.known]
     first = next((place for place, each in enumerate(order) if each in shown), len(order))
-    # A run that takes its own newest reply away does not trim.
+    # If a run removed its own newest reply, that is not trimming.
     behind = order[first:] if began else order[-1:] if len(order) > 1 and order[-2] in shown else []
     gone = {each for each in behind if each not in shown}
     ends = [place for place, each in enumerate(shown) if each in seen.known or each in marked]
@@ -138,7 +138,7 @@ def _summaries(
     gone: Collection[str],
     marked: Collection[str],
 ) -> set[str]:
-    """Those marked as such, those known as such, and what took the place of trimmed messages."""
+    """Ids of summaries: marked ones, known ones, and messages that replaced trimmed messages."""
     found = {each for each in standing if each in marked or known.get(each) == ""}
     order, place, fresh = [*known], 0, list[str]()
     for each in standing:
@@ -159,7 +159,7 @@ def after(
     replies: Mapping[str, str],
     left_out: Collection[str],
 ) -> Seen:
-    """What the memory has of the messages after a turn that wrote. `left_out`: summaries that it did not write."""
+    """Which messages the memory has after a turn that wrote. `left_out`: ids of summaries that were not written."""
     known = {each: "" if each in left_out else content for each, content in {**shown, **replies}.items()}
     if seen is None:
         return Seen(known)
@@ -172,7 +172,7 @@ def _digest(message: BaseMessage) -> str:
     try:
         return ",".join(digest(each)[:_DIGITS] for each in to_messages([message]))
     except MessageError:
-        # Nothing that the memory could have; the turn itself says what is wrong with it.
+        # The memory cannot contain such a message. The turn itself will raise the error.
         return "?"
 
 

@@ -1,4 +1,4 @@
-"""Replies as objects: the three methods of `with_structured_output`."""
+"""Structured output: the three methods of `with_structured_output`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
 
 
 class ReplyParser(BaseCumulativeTransformOutputParser[Any]):
-    """Reads a reply as the value that a schema asks for.
+    """Parses a reply to the value that a schema describes.
 
-    `tool`: the tool whose call holds the value, None where the text does. `key`: see `Arguments`. `model`: the
-    pydantic class to make of it, None for JSON. A stream gives the value as far as it was said, the whole of it
-    last. Raises OutputParserException where there is no such value, CutOffError where `max_tokens` was too few for it.
+    `kind`: the schema's name, for errors. `tool`: the tool whose call contains the value, None if the text contains it.
+    `key`: see `Arguments`. `model`: the pydantic class of the result, None for plain JSON. A stream gives partial
+    values, and the complete value last. Raises OutputParserException if there is no such value, CutOffError if
+    `max_tokens` truncated it.
     """
 
     kind: str
@@ -90,7 +91,7 @@ class ReplyParser(BaseCumulativeTransformOutputParser[Any]):
 def structured(
     model: BaseChatModel, schema: Schema | None, *, method: Method, include_raw: bool, options: Mapping[str, Any]
 ) -> Runnable[LanguageModelInput, Any]:
-    """`model` with its replies parsed. Raises ConfigError for a method or schema it does not know, or a missing one."""
+    """`model` with its replies parsed. Raises ConfigError for an unknown method or an invalid or missing schema."""
     if method not in ("function_calling", "json_schema", "json_mode"):
         raise ConfigError(f"method is {method!r}, expected 'function_calling', 'json_schema' or 'json_mode'")
     if schema is None and method != "json_mode":
@@ -128,14 +129,14 @@ def _with_raw(parser: ReplyParser) -> Runnable[dict[str, Any], dict[str, Any]]:
 
 
 def answers_only(tool: Any) -> bool:
-    """Whether nothing runs when this tool is called: agents offer such tools to get a structured response."""
+    """Whether the tool has no function. Agents offer such a tool to get a structured response."""
     return isinstance(tool, StructuredTool) and tool.func is None and tool.coroutine is None
 
 
 def refusing_cut_off(bound: Runnable[LanguageModelInput, AIMessage]) -> Runnable[LanguageModelInput, AIMessage]:
-    """`bound`, raising CutOffError for a reply without a whole call or text that `max_tokens` cut off.
+    """`bound`, but raises CutOffError for a reply that `max_tokens` truncated before a complete call.
 
-    An agent that waits for a structured response would ask again, to its recursion limit, or end without one.
+    Otherwise an agent that expects a structured response would ask again up to its recursion limit, or end without one.
     """
 
     def whole(message: AIMessage) -> AIMessage:

@@ -1,4 +1,4 @@
-"""LangChain's ways to ask for tools and schemas, as the engine's. Pure."""
+"""Converts LangChain's tools and schemas to the engine's. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deltamem_agents.bridges.dialects import as_tool
 from deltamem_agents.bridges.schemas import Arguments, as_arguments, is_recursive, json_schema, schema_name
 
 _NAMELESS = "answer"
-# A dict with one of these describes a tool in some provider's form, and is no JSON schema by itself.
+# A dict with one of these keys describes a tool in some provider's form. It is not a JSON schema itself.
 _TOOL_KEYS = frozenset(("name", "function", "toolSpec", "input_schema"))
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A schema that a reply has to fit. `schema`: in JSON. `arguments`: as the parameters of a tool."""
+    """A schema that a reply has to fit. `schema`: the JSON schema. `arguments`: the same as a tool's parameters."""
 
     name: str
     description: str
@@ -41,18 +41,18 @@ class Wanted:
 
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
-    """Tools in any form that LangChain knows. Raises ConfigError for others, and for arguments that are no object."""
+    """Converts tools in any form that LangChain accepts. Raises ConfigError for others and for non-object arguments."""
     return tuple(map(_to_tool, tools))
 
 
 def wanted(schema: Any) -> Wanted:
-    """What a reply has to fit, from a pydantic class, a TypedDict, any other type, a JSON schema, or a tool.
+    """The schema of a reply, from a pydantic class, a TypedDict, any other type, a JSON schema, or a tool.
 
-    Raises ConfigError for what is none of these.
+    Raises ConfigError for anything else.
     """
     own = _own_schema(schema)
     if own is not None and not own:
-        raise ConfigError("the schema is {}, which asks for nothing; expected a JSON schema or a type")
+        raise ConfigError("the schema is {}, which is empty; expected a JSON schema or a type")
     if own is not None and (is_typeddict(schema) or not _plain(own)):
         described = {key: value for key, value in own.items() if key not in ("title", "description")}
         name = schema_name(own) or (schema.__name__ if isinstance(schema, type) else _NAMELESS)
@@ -72,13 +72,13 @@ def _to_tool(tool: Any) -> Tool:
     named = tool if isinstance(tool, BaseTool) else asked
     if asked.arguments.key is not None:
         raise ConfigError(
-            f"tool {named.name!r} takes {asked.schema!r}, expected an object; put the value into a property of one"
+            f"tool {named.name!r} takes {asked.schema!r}, expected an object; put the value into one of its properties"
         )
     return Tool(named.name, named.description, asked.arguments.parameters)
 
 
 def _own_schema(schema: Any) -> Mapping[str, Any] | None:
-    """The JSON schema, where LangChain itself does not know better how to read it."""
+    """The JSON schema, or None if LangChain's own conversion reads `schema` better."""
     if isinstance(schema, Mapping):
         return None if _TOOL_KEYS & schema.keys() and "properties" not in schema else schema
     if not is_typeddict(schema) and not isinstance(schema, type) and callable(schema) and get_origin(schema) is None:
@@ -93,11 +93,11 @@ def _own_schema(schema: Any) -> Mapping[str, Any] | None:
             return json_schema(schema)
         if not callable(schema):
             raise
-        return None  # a class that is called as a function is
+        return None  # a class that is used as a function
 
 
 def _needs_pydantic(kind: Any, within: tuple[Any, ...] = ()) -> bool:
-    """Whether a TypedDict holds a model or itself; LangChain reads TypedDicts with pydantic's first version."""
+    """Whether a TypedDict contains a pydantic model or itself. LangChain reads TypedDicts with pydantic 1."""
     if is_typeddict(kind):
         parts = get_type_hints(kind).values()
         return kind in within or any(_needs_pydantic(part, (*within, kind)) for part in parts)
@@ -107,7 +107,7 @@ def _needs_pydantic(kind: Any, within: tuple[Any, ...] = ()) -> bool:
 
 
 def _plain(schema: Mapping[str, Any]) -> bool:
-    """Whether LangChain's own conversion tells the whole of it."""
+    """Whether LangChain's own conversion keeps the whole schema."""
     named = "title" in schema and not _TOOL_KEYS & schema.keys()
     listed = isinstance(schema.get("properties"), Mapping) and schema.get("type", "object") == "object"
     return named and listed and not is_recursive(schema)

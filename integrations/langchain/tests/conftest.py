@@ -1,4 +1,4 @@
-"""No test reaches the network, and models named "scripted…" are scripted."""
+"""Tests run without network access, and models named "scripted…" are scripted engines."""
 
 import os
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAMES = ("scripted", "scripted-b", "scripted-env")
 
-# pytest reads this file in the process that hands out the tests, too, which needs no model library.
+# pytest also reads this file in the process that distributes the tests, which needs no model library.
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The embedded model with its adapter, opened once for all tests that ask it in one precision."""
+"""The embedded model with its adapter, opened once for all tests with the same precision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ USUAL = str(default_dtype()).removeprefix("torch.")
 OTHER = "bfloat16" if USUAL == "float32" else "float32"
 """What it is opened in on other machines."""
 
-# A worker's memory holds one of the two: what opens one precision stays together.
+# A test worker's memory has room for one of the two, so tests with the same precision run in one worker.
 in_usual_precision = pytest.mark.xdist_group(USUAL)
 in_other_precision = pytest.mark.xdist_group(OTHER)
 
 
 @cache
 def real_engine(precision: str = USUAL) -> DeltaMemEngine:
-    """DELTAMEM_TEST_ADAPTER names another adapter than the one that ships."""
+    """The environment variable DELTAMEM_TEST_ADAPTER names another adapter than the shipped one."""
     adapter = os.environ.get("DELTAMEM_TEST_ADAPTER")
     return DeltaMemEngine.from_pretrained(NAME, adapter=adapter, store="memory:", dtype=precision, progress=False)

@@ -1,4 +1,4 @@
-"""Chat models on a script, and what tests ask of them."""
+"""Scripted chat models, and helpers of the tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clock() -> str:
 
 
 def scripted(script: Any = brain, **fields: Any) -> ChatDeltaMem:
-    """A chat model that says what the script says, one byte a token, over a store of its own."""
+    """A chat model that replies what the script says, with one byte per token and its own store."""
     return ChatDeltaMem(engine=ScriptedEngine(script), **{"max_tokens": 500, **fields})
 
 
@@ -41,7 +41,7 @@ def turns(model: ChatDeltaMem, agent: str) -> int:
 
 
 def whole(chunks: Iterable[AIMessageChunk]) -> AIMessageChunk:
-    """What a stream adds up to."""
+    """The sum of a stream's chunks."""
     first, *rest = chunks
     for chunk in rest:
         first += chunk
@@ -49,7 +49,7 @@ def whole(chunks: Iterable[AIMessageChunk]) -> AIMessageChunk:
 
 
 class ScriptedCase:
-    """What LangChain's own tests are told of the chat model; models of these names are scripted."""
+    """The properties that LangChain's own tests ask of a chat model; models of these names are scripted."""
 
     @property
     def chat_model_class(self) -> type[ChatDeltaMem]:

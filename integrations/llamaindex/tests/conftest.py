@@ -1,4 +1,4 @@
-"""No test reaches the network, and a model named "scripted" is scripted."""
+"""Tests run without network access, and a model named "scripted" is a scripted engine."""
 
 import os
 
@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from deltamem_agents import DeltaMemEngine
 
-# pytest reads this file in the process that hands out the tests, too, which needs no model library.
+# pytest also reads this file in the process that distributes the tests, which needs no model library.
 
 
 @cache
@@ -45,7 +45,7 @@ def scripted_name(scripted_engine: "DeltaMemEngine") -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_engines() -> "Callable[[str], DeltaMemEngine]":
-    """The embedded model in a precision, with the adapter that ships, or the one that DELTAMEM_TEST_ADAPTER names."""
+    """The embedded model in a precision, with its shipped adapter or the one that DELTAMEM_TEST_ADAPTER names."""
     from deltamem_agents import DeltaMemEngine
     from deltamem_agents.bridges import DEFAULT_MODEL
 
@@ -62,19 +62,19 @@ def real_engines() -> "Callable[[str], DeltaMemEngine]":
 
 @pytest.fixture(scope="session")
 def real_engine(real_engines: "Callable[[str], DeltaMemEngine]") -> "DeltaMemEngine":
-    """In the precision that the model is opened in on this machine."""
+    """The embedded model in this machine's default precision."""
     return real_engines(usual_precision())
 
 
 @pytest.fixture(scope="session")
 def other_engine(real_engines: "Callable[[str], DeltaMemEngine]") -> "DeltaMemEngine":
-    """In the precision that other machines open it in."""
+    """The embedded model in the default precision of other machines."""
     return real_engines(other_precision())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A worker's memory holds the model in one precision: what opens it stays together."""
+    """Runs tests with the same precision in one worker, because its memory has room for one precision only."""
     for item in items:
         for fixture, precision in (("real_engine", usual_precision), ("other_engine", other_precision)):
             if fixture in getattr(item, "fixturenames", ()):

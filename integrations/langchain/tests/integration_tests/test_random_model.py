@@ -1,4 +1,4 @@
-"""LangChain's own integration tests on a random model, which judges nothing: what is valid, grammars have made so."""
+"""LangChain's own integration tests on a random model, which has no judgement: only grammars make replies valid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TestRandomModel(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # Drawn, as a greedy reply of it ends no string. One byte is one token.
+        # Sampled, because its greedy replies never end a string. One byte is one token.
         return {"engine": random_engine(), "temperature": 1.0, "seed": 0, "max_tokens": 2000}
 
     @property

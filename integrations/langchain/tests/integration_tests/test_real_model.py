@@ -1,4 +1,4 @@
-"""LangChain's own tests on SmolLM2-135M-Instruct, one of each kind: a random model passes the rest."""
+"""LangChain's own tests on SmolLM2-135M-Instruct, one of each kind; a random model passes the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_tool_loop_ends() -> None:
 
 
 class Suite(ChatModelIntegrationTests):
-    """Not collected: single tests of it are called."""
+    """Not collected by pytest: single tests of it are called."""
 
     @property
     def chat_model_class(self) -> type[ChatDeltaMem]:

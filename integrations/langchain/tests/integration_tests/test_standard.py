@@ -1,6 +1,6 @@
 """LangChain's own integration tests of a chat model, on a scripted model: offline, in seconds.
 
-Judgement comes from the script, everything else is the real path: prompts, grammar, memory, streaming.
+The script provides the judgement. Everything else is real: prompts, grammar, memory, streaming.
 """
 
 from __future__ import annotations

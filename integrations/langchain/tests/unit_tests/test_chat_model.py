@@ -1,4 +1,4 @@
-"""The chat model: what a reply says of itself, the names it knows, and how it is copied and written down."""
+"""The chat model: metadata of a reply, fields and keywords, copying and serialising."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLED = {
 }
 
 
-def test_a_reply_says_what_the_memory_did() -> None:
+def test_a_reply_reports_what_the_memory_did() -> None:
     model = scripted("Hello.")
     reply = model.invoke("I am Ada.", agent_id="ada")
     facts = reply.response_metadata["deltamem"]
@@ -73,7 +73,7 @@ def test_every_sampling_field_reaches_the_engine_from_both_places() -> None:
     assert seen[-1] == Sampling()
 
 
-def test_the_reply_ends_where_it_is_asked_to() -> None:
+def test_the_reply_ends_at_a_stop_string() -> None:
     model = scripted("one two three")
     assert model.invoke("hi", max_tokens=3).content == "one"
     assert scripted("one two three", max_tokens=3).invoke("hi").response_metadata["finish_reason"] == "length"
@@ -84,14 +84,14 @@ def test_the_reply_ends_where_it_is_asked_to() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("temperature", -1), ("top_p", 2), ("top_k", 0), ("min_p", 2), ("repetition_penalty", 0)]
 )
-def test_a_value_that_cannot_be_is_refused_by_name(field: str, value: float) -> None:
+def test_an_invalid_value_is_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         scripted(**{field: value})
     with pytest.raises(ConfigError, match=field):
         scripted().invoke("hi", **{field: value})
 
 
-def test_a_name_that_means_nothing_is_refused() -> None:
+def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no field 'max_new_tokens'.*'max_tokens'"):
         ChatDeltaMem(model="scripted", max_new_tokens=5)  # type: ignore[call-arg]
     model = scripted()
@@ -105,7 +105,7 @@ def test_a_name_that_means_nothing_is_refused() -> None:
     assert ChatDeltaMem(model="scripted", timeout=3, max_retries=2).max_tokens == 256  # type: ignore[call-arg]
 
 
-def test_what_contradicts_an_open_engine_is_refused() -> None:
+def test_fields_that_contradict_an_open_engine_are_refused() -> None:
     engine = ScriptedEngine("ok")
     for wrong in ({"model": "other"}, {"window_tokens": 300}, {"adapter": "there"}, {"device": "cuda"}):
         with pytest.raises(ValueError, match="engine"):
@@ -123,7 +123,7 @@ def test_models_of_one_name_share_the_engine_and_not_the_store(tmp_path: Path) -
         assert opened.agents() == ["ada"]
 
 
-def test_copies_remember_what_the_original_was_told() -> None:
+def test_copies_share_the_original_memory() -> None:
     model = ChatDeltaMem(model="scripted", store="memory:", agent_id="ada")
     configured = model.configurable_fields(max_tokens=ConfigurableField(id="length"))
     configured.invoke("I am Ada.", {"configurable": {"length": 300}})
@@ -146,7 +146,7 @@ def test_pickling_keeps_the_settings_and_opens_nothing_twice(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("given", ["engine", "store"])
-def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
+def test_an_open_store_is_never_replaced_by_the_default_file(given: str) -> None:
     model = scripted() if given == "engine" else ChatDeltaMem(model="scripted", store=InMemoryStore())
     assert copy.deepcopy(model)._engine(None, "ada").store is model._engine(None, "ada").store
     allowed = {"allowed_objects": [ChatDeltaMem], "valid_namespaces": ["langchain_deltamem"]}
@@ -159,7 +159,7 @@ def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
         assert again._engine(None, "ada").store is model._engine(None, "ada").store
 
 
-def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_without_a_memory_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "file" / "below"))
     model = ChatDeltaMem(model="scripted")
@@ -169,7 +169,7 @@ def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytes
         model.invoke("hi", agent_id="ada")
 
 
-def test_a_path_is_a_store_and_is_written_down_as_text(tmp_path: Path) -> None:
+def test_a_path_is_a_store_and_is_serialised_as_text(tmp_path: Path) -> None:
     model = ChatDeltaMem(model="scripted", store=tmp_path / "m.sqlite", agent_id="ada")
     model.invoke("hi")
     text = json.dumps(dumpd(model))
@@ -182,7 +182,7 @@ def test_a_path_is_a_store_and_is_written_down_as_text(tmp_path: Path) -> None:
         ChatDeltaMem(model="scripted", store=Path("sqlite:///m.sqlite"))
 
 
-def test_it_is_written_down_and_read_back() -> None:
+def test_it_is_serialised_and_loaded() -> None:
     model = ChatDeltaMem(model="scripted", store="memory:", agent_id="ada", temperature=0.5)
     text = json.dumps(dumpd(model))
     again = load(json.loads(text), allowed_objects=[ChatDeltaMem], valid_namespaces=["langchain_deltamem"])
@@ -199,7 +199,7 @@ def test_the_profile_is_true() -> None:
     assert by_name is not None and by_name["max_input_tokens"] == 200
 
 
-def test_langsmith_is_told_what_was_asked() -> None:
+def test_langsmith_gets_the_call_parameters() -> None:
     model = scripted(temperature=0.5)
     params = model._get_ls_params(stop=["x"])
     assert (params["ls_provider"], params["ls_model_name"], params["ls_stop"]) == ("deltamem", "scripted", ["x"])

@@ -1,4 +1,4 @@
-"""Laws of edits, deletions and trimming under the middleware: the memory has what is said, and what was trimmed."""
+"""Laws of edits, deletions and trimming with the middleware: the memory has shown and trimmed messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from langchain_deltamem.middleware import STATE_KEY
 
 
 def slow_to_forget() -> ScriptedEngine:
-    """With gates that let so little in that all of a conversation still shows in its memory."""
+    """An adapter with gates so weak that a whole conversation is still visible in its memory."""
     engine = ScriptedEngine(brain)
     with torch.no_grad():
         for name, value in engine.adapter.named_parameters():
@@ -74,7 +74,7 @@ HELD = ("inline", "by reference")
 
 
 def with_each_store(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
-    """`parametrize` whose values take turns at the two ways to hold a memory, which do not depend on them."""
+    """`parametrize` whose values alternate between the two ways to keep a memory, which do not depend on them."""
     return pytest.mark.parametrize(
         (name, "middleware"), [*zip(values, cycle(HELD), strict=False)], indirect=["middleware"]
     )
@@ -116,14 +116,14 @@ def memory(graph: Any, middleware: DeltaMemMiddleware) -> Snapshot:
 
 
 def having_heard(messages: Sequence[BaseMessage]) -> Snapshot:
-    """A memory that heard these messages once each, in this order."""
+    """A memory that absorbed these messages once each, in this order."""
     engine = ENGINE.with_store(InMemoryStore())
     engine.absorb_into("x", to_messages(messages))
     return engine.store.load("x").snapshot
 
 
 def has_heard(snapshot: Snapshot, messages: Sequence[BaseMessage]) -> bool:
-    """Whether a memory is what these messages, once each and nothing else, leave behind."""
+    """Whether a memory contains exactly these messages, once each."""
     expected = having_heard(messages)
     alike = bool((snapshot.state.matrices - expected.state.matrices).abs().max() < 1e-5)
     return alike and snapshot.counters.messages == len(messages)
@@ -134,14 +134,14 @@ def remembered(graph: Any, middleware: DeltaMemMiddleware, messages: Sequence[Ba
 
 
 def undone(graph: Any) -> int:
-    """What the replies to the newest question say was undone for them."""
+    """The numbers of undone messages that the replies to the newest question report."""
     messages = shown(graph)
     asked = max(place for place, message in enumerate(messages) if message.type == "human")
     facts = [message.response_metadata["deltamem"] for message in messages[asked:] if message.type == "ai"]
     return sum(each.get("undone_messages", 0) for each in facts)
 
 
-def test_the_check_of_these_laws_tells_memories_apart(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+def test_the_check_of_these_laws_distinguishes_memories(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     graph = made(middleware, saver)
     messages = told(graph, *TOLD)
     assert remembered(graph, middleware)
@@ -168,7 +168,7 @@ def test_an_edited_message_is_replaced_in_the_memory(
 
 
 @with_each_store("places", [[2], [3], [2, 3], [4], [5], [4, 5], [1, 4, 5], [1, 2, 3, 4, 5]])
-def test_a_message_deleted_behind_others_leaves_the_memory(
+def test_a_message_deleted_after_others_is_removed_from_the_memory(
     places: list[int], saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
     graph = made(middleware, saver)
@@ -229,7 +229,7 @@ def test_a_deletion_while_the_graph_is_interrupted_counts_as_trimmed(
     assert remembered(graph, middleware, [*said, *shown(graph)[5:]])
 
 
-def test_time_travel_goes_back_behind_an_edit(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+def test_time_travel_goes_back_before_an_edit(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     graph = made(middleware, saver)
     messages = told(graph, *TOLD)
     past = graph.get_state(ON).config
@@ -310,7 +310,7 @@ def test_an_edit_of_what_is_shown_loses_nothing_that_was_trimmed(
 
 
 @pytest.mark.slow
-def test_where_no_older_memory_is_left_what_was_trimmed_is_counted_as_undone(
+def test_without_an_older_memory_trimmed_messages_are_counted_as_undone(
     middleware: DeltaMemMiddleware, caplog: pytest.LogCaptureFixture
 ) -> None:
     saver = InMemorySaver()
@@ -324,7 +324,7 @@ def test_where_no_older_memory_is_left_what_was_trimmed_is_counted_as_undone(
     graph.update_state(ON, {"messages": [HumanMessage("I work by day.", id=edited.id)]})
     told(graph, "And now?")
     assert undone(graph) == 1 + lost and lost > 0 and f"{lost} messages are lost" in caplog.text
-    # The summary is all that is left of them, so it is written, once.
+    # Only the summary is left of them, so it is written, once.
     told(graph, "Thanks.")
     assert memory(graph, middleware).counters.messages == 1 + len(visible) + 4
 
@@ -344,7 +344,7 @@ def test_a_reply_that_middleware_rewords_is_remembered_as_reworded(
     assert remembered(graph, middleware, heard) and not caplog.records
 
 
-def test_a_reply_that_is_withdrawn_during_the_run_leaves_the_memory(
+def test_a_reply_that_the_run_withdraws_is_removed_from_the_memory(
     saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
     refusals = [True]
@@ -375,7 +375,7 @@ def test_a_store_holds_the_log_of_what_a_thread_remembers(saver: SqliteSaver, tm
         assert newest.snapshot.counters.messages == 14
 
 
-def test_a_retry_behind_an_edit_writes_once(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+def test_a_retry_after_an_edit_writes_once(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     failures: list[str] = []
 
     @wrap_model_call
@@ -396,7 +396,7 @@ def test_a_retry_behind_an_edit_writes_once(saver: SqliteSaver, middleware: Delt
 
 
 @pytest.mark.parametrize("memory_mode", ["readonly", "off"])
-def test_a_model_that_does_not_write_leaves_the_memory_and_the_next_that_does_edits_it(
+def test_an_edit_seen_by_a_readonly_model_is_made_by_the_next_that_writes(
     memory_mode: Any, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
     graph = made(middleware, saver)
@@ -410,8 +410,8 @@ def test_a_model_that_does_not_write_leaves_the_memory_and_the_next_that_does_ed
     assert remembered(graph, middleware)
 
 
-def test_a_checkpoint_without_ids_goes_on(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
-    """Version 0.1 kept none."""
+def test_a_checkpoint_without_ids_can_be_continued(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+    """Version 0.1 stored no ids."""
     graph = made(middleware, saver)
     told(graph, *TOLD)
     graph.update_state(ON, {"deltamem_messages": None})
@@ -448,7 +448,7 @@ def test_async_and_streams_hold_these_laws(streaming: bool, tmp_path: Path, midd
     assert messages[0].content == "I live in Rome." and has_heard(snapshot, messages)
 
 
-def test_a_sub_agent_with_a_past_of_its_own_is_edited_alone(
+def test_a_sub_agent_with_its_own_history_is_edited_separately(
     tmp_path: Path, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
     expert = create_agent(MODEL, middleware=[DeltaMemMiddleware()], name="expert", checkpointer=True)

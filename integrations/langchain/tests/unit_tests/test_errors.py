@@ -1,4 +1,4 @@
-"""What fails is caught as the engine's error and as LangChain's, and is retried only where that may help."""
+"""Errors are caught as the engine's and as LangChain's, and are retried only if that may help."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_too_long_a_message_is_both_libraries_error() -> None:
                 way()
 
 
-def test_a_request_that_cannot_be_is_both_libraries_error() -> None:
+def test_an_invalid_request_is_both_libraries_error() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string", "not": {"const": "y"}}}}
     for given, keywords, error in (
         ([IMAGE], {}, MessageError),
@@ -62,7 +62,7 @@ def test_a_request_that_cannot_be_is_both_libraries_error() -> None:
             assert isinstance(raised.value, ModelInvalidRequestError) and not raised.value.is_retryable
 
 
-def test_a_failing_store_fails_the_call_and_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_store_fails_the_call_and_may_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     model = scripted(agent_id="ada")
 
     def full(*_: object, **__: object) -> str:
@@ -75,16 +75,14 @@ def test_a_failing_store_fails_the_call_and_may_be_tried_again(monkeypatch: pyte
         assert isinstance(raised.value, ModelAPIError) and raised.value.is_retryable
 
 
-def test_every_kind_is_one_of_each_library() -> None:
+def test_every_error_class_belongs_to_both_libraries() -> None:
     for ours, kind in _KINDS.items():
         assert issubclass(kind, ours) and issubclass(kind, ModelError)
         assert str(kind("it says why")) == "it says why"
 
 
 @pytest.mark.parametrize(("failure", "tries"), [("message", 1), ("store", 2)])
-def test_an_agent_tries_again_only_where_that_may_help(
-    failure: str, tries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_retries_only_if_that_may_help(failure: str, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[object] = []
     model = scripted(lambda asked: said.append(asked) or "ok", agent_id="ada")
     genuine = store(model).save

@@ -1,4 +1,4 @@
-"""The examples run: here on a scripted model, and on the real one where an adapter for it is at hand."""
+"""The examples run, on a scripted model and on the real model."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_two_users_have_two_memories() -> None:
 
 
 def real(store: Store | None = None, *, precision: str = USUAL, **fields: Any) -> ChatDeltaMem:
-    """The real model in that precision, over a store of its own."""
+    """The real model in this precision, with its own store."""
     engine = real_engine(precision).with_store(store or InMemoryStore())
     return ChatDeltaMem(engine=engine, max_tokens=24, **fields)
 
 
-def test_the_documentation_tells_what_the_tests_tell() -> None:
+def test_the_documentation_uses_the_tested_sentences() -> None:
     for command in (f'langchain_agent.py tell "{TOLD}"', f'langchain_agent.py ask "{ASKED}"'):
         assert command in str(example("langchain_agent").__doc__)
     assert f'model.invoke("{TOLD}", ada)' in README and f'model.invoke("{ASKED}", ada)' in README
@@ -91,7 +91,7 @@ def test_on_the_real_model_a_new_process_recalls(tmp_path: Path) -> None:
 @pytest.mark.slow
 @in_other_precision
 def test_on_the_real_model_the_agent_recalls_what_the_frozen_model_does_not_say() -> None:
-    """In the precision that the process of its own has not."""
+    """In the precision that the test with a separate process does not use."""
     run, store = example("langchain_agent").run, InMemoryStore()
     run(TOLD, real(store, precision=OTHER))
     assert VALUE in run(ASKED, real(store, precision=OTHER, memory="readonly"))

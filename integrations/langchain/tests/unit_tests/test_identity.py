@@ -1,4 +1,4 @@
-"""Whose memory a call uses, on every way in."""
+"""Which agent's memory a call uses, for every public method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem, use_agent
 from langchain_deltamem.identity import Identity, resolve, thread_name, threads_of
 
-# Version 3 of the event stream is a beta, and tested on purpose.
+# Version 3 of the event stream is a beta and is tested on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 
 
@@ -82,12 +82,12 @@ COMBINED = [
     for way, wrapped in product(WAYS, WRAPPED)
     if wrapped in ("plain", "bind_tools") or not way.endswith("v3")
 ]
-# One in three is among the fast tests: each way in and each wrapper.
+# One in three is among the fast tests: each method and each wrapper.
 MARKED = [pytest.param(*one, marks=[pytest.mark.slow] if n % 3 else []) for n, one in enumerate(COMBINED)]
 
 
 @pytest.mark.parametrize(("way", "wrapped"), MARKED)
-def test_every_way_in_finds_the_agent_of_the_config(model: ChatDeltaMem, way: str, wrapped: str) -> None:
+def test_every_method_finds_the_agent_of_the_config(model: ChatDeltaMem, way: str, wrapped: str) -> None:
     runnable = WRAPPED[wrapped](model)
     WAYS[way](runnable, {"configurable": {"deltamem_agent_id": "ada"}})
     assert agents(model) == ["ada"] and turns(model, "ada") == 1
@@ -104,7 +104,7 @@ def test_without_an_identity_nothing_is_kept(model: ChatDeltaMem, way: str) -> N
     assert agents(model) == []
 
 
-def test_the_first_of_the_order_wins() -> None:
+def test_the_first_given_identity_decides() -> None:
     config = {"configurable": {"deltamem_agent_id": "configured", "thread_id": "t"}}
     thread_only = {"configurable": {"thread_id": "t"}}
     with use_agent("bound", memory="readonly"):
@@ -119,7 +119,7 @@ def test_the_first_of_the_order_wins() -> None:
     assert resolve({}, {"thread": "x", "agent_id": "a"}, None) == Identity("a", "x")
 
 
-def test_an_empty_agent_id_opens_nobodys_memory() -> None:
+def test_an_empty_agent_id_opens_no_agents_memory() -> None:
     empty = {"configurable": {"deltamem_agent_id": "", "thread_id": "t"}}
     assert resolve(empty, {}, "own").agent_id == resolve({}, {"agent_id": ""}, "own").agent_id == ""
     none = {"configurable": {"deltamem_agent_id": None}}
@@ -188,7 +188,7 @@ def test_a_retry_and_a_fallback_write_once_and_for_the_same_agent(
     assert agents(model) == ["ada"] and turns(model, "ada") == 1
 
 
-def test_generate_without_a_config_still_sees_what_encloses_it(model: ChatDeltaMem) -> None:
+def test_generate_uses_the_enclosing_config_and_use_agent(model: ChatDeltaMem) -> None:
     model.generate([[HumanMessage("hi")]])
     assert agents(model) == []
     with use_agent("ada"):
@@ -211,7 +211,7 @@ def test_a_thread_of_an_agent_is_its_own_conversation(model: ChatDeltaMem) -> No
 
 
 @pytest.mark.parametrize("mark", [{"lc_source": "summarization"}, {"lc_internal_call": True}])
-def test_what_the_framework_asks_for_itself_is_read_only(model: ChatDeltaMem, mark: dict[str, Any]) -> None:
+def test_the_frameworks_own_requests_are_read_only(model: ChatDeltaMem, mark: dict[str, Any]) -> None:
     config = {"configurable": {"deltamem_agent_id": "ada"}, "metadata": mark}
     assert model.invoke("hi", config).response_metadata["deltamem"]["memory"] == "readonly"
     assert agents(model) == []
@@ -237,7 +237,7 @@ def global_cache() -> Iterator[InMemoryCache]:
     set_llm_cache(None)
 
 
-def test_a_global_cache_swallows_no_write(global_cache: InMemoryCache) -> None:
+def test_a_global_cache_loses_no_write(global_cache: InMemoryCache) -> None:
     said: list[Asked] = []
     model = scripted(lambda asked: said.append(asked) or "ok")
     for agent in ("ada", "bob", "ada"):
@@ -250,7 +250,7 @@ def test_a_global_cache_swallows_no_write(global_cache: InMemoryCache) -> None:
 
 @pytest.mark.parametrize("memory", ["readwrite", "readonly"])
 @pytest.mark.parametrize("cache", [True, InMemoryCache()])
-def test_a_cache_of_the_models_own_is_refused_before_a_memory(cache: Any, memory: Any) -> None:
+def test_a_cache_of_the_model_is_refused_with_a_memory(cache: Any, memory: Any) -> None:
     with pytest.raises(ValueError, match="cache"):
         ChatDeltaMem(model="scripted", cache=cache, memory=memory)
     frozen = ChatDeltaMem(model="scripted", cache=InMemoryCache(), memory="off")
@@ -261,7 +261,7 @@ def test_a_cache_of_the_models_own_is_refused_before_a_memory(cache: Any, memory
         frozen.generate([[HumanMessage("hi")]])
 
 
-def test_asking_for_the_global_cache_is_refused_before_a_memory(global_cache: InMemoryCache) -> None:
+def test_the_global_cache_is_refused_with_a_memory(global_cache: InMemoryCache) -> None:
     with pytest.raises(ConfigError, match="cache"):
         ChatDeltaMem(model="scripted", cache=None).invoke("hi")
     said: list[Asked] = []

@@ -1,4 +1,4 @@
-"""Laws of the memory in LangGraph: it goes wherever the messages go."""
+"""Laws of the memory in LangGraph: it is saved, resumed, forked and deleted together with the messages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def memory(graph: Any, middleware: DeltaMemMiddleware, config: Any) -> Snapshot:
 
 
 def expected(*texts: str) -> Snapshot:
-    """What a memory holds that was told these things in one conversation."""
+    """The memory after these messages in one conversation."""
     engine = ScriptedEngine(brain)
     model = ChatDeltaMem(engine=engine, max_tokens=500, agent_id="x")
     history: list[Any] = []
@@ -118,7 +118,7 @@ with SqliteSaver.from_conn_string(checkpoints) as saver:
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_resumes_too(tmp_path: Path, middleware: DeltaMemMiddleware) -> None:
+def test_a_separate_process_resumes_too(tmp_path: Path, middleware: DeltaMemMiddleware) -> None:
     path = str(tmp_path / "c.sqlite")
     memories = "" if middleware._store is None else f"sqlite:///{tmp_path / 'memory.sqlite'}"
     with SqliteSaver.from_conn_string(path) as saver:
@@ -132,7 +132,7 @@ def test_a_process_of_its_own_resumes_too(tmp_path: Path, middleware: DeltaMemMi
         assert same(memory(graph, middleware, on("a")), expected("I live in Oslo.", "My cat is Miu."))
 
 
-def test_time_travel_takes_the_memory_along(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+def test_time_travel_includes_the_memory(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
     graph.invoke(says("I live in Oslo."), on("a"))
     past = graph.get_state(on("a")).config
@@ -173,7 +173,7 @@ def test_a_thread_that_was_forgotten_during_a_turn_stays_forgotten(sync: bool, t
         assert store.agents() == ["checkpoint:b"]
 
 
-def test_an_edited_past_is_remembered_as_edited(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+def test_an_edited_history_is_remembered_as_edited(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
     graph.invoke(says("I live in Oslo."), on("a"))
     graph.invoke(says("My cat is Miu."), on("a"))
@@ -201,7 +201,7 @@ def test_a_retry_writes_once(saver: SqliteSaver, middleware: DeltaMemMiddleware)
         assert same(memory(graph, middleware, on("a")), expected("I live in Oslo."))
 
 
-def test_a_failed_turn_leaves_the_memory_as_it_was(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
+def test_a_failed_turn_does_not_change_the_memory(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     graph = create_agent(MODEL, middleware=[middleware], checkpointer=saver)
     graph.invoke(says("I live in Oslo."), on("a"))
     with pytest.raises(ValueError, match="image"):
@@ -256,7 +256,7 @@ def test_a_human_in_the_loop_decides_what_is_remembered(
     assert list(snapshot.absorbed.tail) == [digest(message) for message in to_messages(messages)]
 
 
-def test_summaries_and_choices_of_tools_leave_no_trace(middleware: DeltaMemMiddleware, saver: SqliteSaver) -> None:
+def test_summaries_and_tool_selections_are_not_remembered(middleware: DeltaMemMiddleware, saver: SqliteSaver) -> None:
     asked_aside = ChatDeltaMem(engine=ENGINE, max_tokens=80)
     summary = SummarizationMiddleware(model=asked_aside, trigger=("messages", 4), keep=("messages", 2))
     choice = LLMToolSelectorMiddleware(model=asked_aside, max_tools=1)
@@ -345,7 +345,7 @@ def test_an_agent_id_is_one_memory_across_threads() -> None:
     assert snapshot.counters.messages == 8 and snapshot.counters.turns == 4
 
 
-def test_another_providers_model_passes_by() -> None:
+def test_another_providers_model_is_not_affected() -> None:
     from langchain_core.language_models import GenericFakeChatModel
 
     middleware = DeltaMemMiddleware()

@@ -1,4 +1,4 @@
-"""Histories of any provider convert, and what text cannot say is refused by name."""
+"""Histories of all providers are converted; content that is not text is refused with an error that names it."""
 
 from __future__ import annotations
 
@@ -54,26 +54,26 @@ def test_an_anthropic_conversation_converts() -> None:
     assert converted[0].tool_calls == converted[3].tool_calls and converted[1].name == "f"
 
 
-def test_what_other_providers_asked_their_own_servers_is_left_out() -> None:
+def test_calls_to_other_providers_servers_are_left_out() -> None:
     kinds = ("web_search_call", "server_tool_use", "web_search_tool_result", "code_execution_result", "thinking")
     (message,) = to_messages([AIMessage([*({"type": kind} for kind in kinds), {"type": "text", "text": "Rain."}])])
     assert (message.content, message.tool_calls) == ("Rain.", ())
 
 
-def test_calls_beside_the_content_convert() -> None:
+def test_calls_in_additional_kwargs_are_converted() -> None:
     old = AIMessage("", additional_kwargs={"function_call": {"name": "f", "arguments": '{"x": 1}'}})
     blocks = AIMessage([{"type": "function_call", "name": "f", "arguments": '{"x": 1}', "call_id": "c1"}])
     for message in to_messages([old, blocks]):
         assert [(call.name, call.arguments) for call in message.tool_calls] == [("f", {"x": 1})]
 
 
-def test_a_failed_tool_says_so_once() -> None:
+def test_a_failed_tools_result_starts_with_error_once() -> None:
     for text in ("no such city", "Error: no such city"):
         (message,) = to_messages([ToolMessage(text, tool_call_id="c", status="error")])
         assert message.content == "Error: no such city"
 
 
-def test_other_message_types_find_their_role() -> None:
+def test_other_message_types_get_their_role() -> None:
     converted = to_messages(
         [
             ChatMessage("a", role="user"),
@@ -101,7 +101,7 @@ def test_media_are_refused_by_name(message: BaseMessage, kind: str) -> None:
         to_messages([HumanMessage("Hi."), message])
 
 
-def test_messages_without_a_place_are_refused() -> None:
+def test_messages_that_are_not_part_of_a_conversation_are_refused() -> None:
     with pytest.raises(MessageError, match="RemoveMessage"):
         to_messages([RemoveMessage("x")])
     with pytest.raises(MessageError, match="'robot'"):

@@ -1,4 +1,4 @@
-"""Laws of what is never lost: however LangChain's clients send their messages, each is written once and stays."""
+"""Laws of losing nothing: however LangChain's clients send their messages, each is written once and stays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deltamem_agents.errors import AgentForgottenError
 from deltamem_agents.testing import Asked
 from langchain_deltamem import ChatDeltaMem
 
-# LangChain's message histories are deprecated, and still what many applications have.
+# LangChain's message histories are deprecated, but many applications still use them.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated"),
     pytest.mark.filterwarnings("ignore:The class `InMemoryChatMessageHistory` was deprecated"),
@@ -44,13 +44,13 @@ def model() -> ChatDeltaMem:
 
 @pytest.fixture(autouse=True)
 def nothing_is_undone(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """In none of these talks does a memory go back."""
+    """In none of these conversations does a memory go back."""
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def written(model: ChatDeltaMem, agent: str = "ada") -> int:
-    """How many messages the agent's memory has, whatever it went back behind left out."""
+    """The number of messages in the agent's memory, without undone ones."""
     return store(model).load(agent).snapshot.counters.messages
 
 
@@ -72,7 +72,7 @@ def test_two_sessions_of_one_agent_keep_everything(model: ChatDeltaMem, sync: bo
     assert turns(model, "ada") == 6 and written(model) == 12
 
 
-def test_sessions_that_begin_alike_keep_everything(model: ChatDeltaMem) -> None:
+def test_sessions_with_equal_beginnings_keep_everything(model: ChatDeltaMem) -> None:
     histories: dict[str, InMemoryChatMessageHistory] = {}
     talk = RunnableWithMessageHistory(
         model, lambda session_id: histories.setdefault(session_id, InMemoryChatMessageHistory())
@@ -80,7 +80,7 @@ def test_sessions_that_begin_alike_keep_everything(model: ChatDeltaMem) -> None:
     for session, text in [("A", "Hi."), ("A", "I am Ada."), ("B", "Hi."), ("B", "I am a cook."), ("A", "I am 40.")]:
         config: Any = {"configurable": {"deltamem_agent_id": "ada", "session_id": session}}
         assert undone(talk.invoke(HumanMessage(text), config)) == 0
-    # The second "Hi." with its reply may count as the first, but none of what follows.
+    # The second "Hi." with its reply may be taken for the first one, but nothing after it may.
     assert written(model) in (8, 10)
 
 
@@ -90,7 +90,7 @@ PREFIXES = {"few shots": FEW_SHOT, "greeting": [("ai", "Hello! How can I help?")
 
 @pytest.mark.parametrize("who", IDENTITIES)
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_a_fixed_prefix_is_written_once_and_what_follows_is_kept(model: ChatDeltaMem, prefix: str, who: str) -> None:
+def test_a_fixed_prefix_is_written_once_and_later_messages_are_kept(model: ChatDeltaMem, prefix: str, who: str) -> None:
     config, agent = IDENTITIES[who]
     chain = ChatPromptTemplate.from_messages([("system", "Be brief."), *PREFIXES[prefix], ("human", "{input}")]) | model
     for text in TEXTS:
@@ -109,7 +109,7 @@ def test_a_prefix_before_a_growing_history_is_written_once(model: ChatDeltaMem, 
 
 
 @pytest.mark.parametrize("who", IDENTITIES)
-def test_a_greeting_said_again_on_another_day_drops_nothing(model: ChatDeltaMem, who: str) -> None:
+def test_a_greeting_repeated_on_another_day_drops_nothing(model: ChatDeltaMem, who: str) -> None:
     config, agent = IDENTITIES[who]
     for text in ("hi", "I live in Oslo.", "My cat is Miu.", "hi", "I like tea.", "hi"):
         assert undone(model.invoke([HumanMessage(text)], config)) == 0
@@ -146,7 +146,7 @@ def test_a_graph_that_rewords_its_replies_writes_each_message_once() -> None:
     assert written(model, "thread:ada") == 2 * len(TEXTS)
 
 
-def test_threads_of_one_agent_that_take_turns_keep_everything(model: ChatDeltaMem) -> None:
+def test_alternating_threads_of_one_agent_keep_everything(model: ChatDeltaMem) -> None:
     graph = create_agent(model, checkpointer=InMemorySaver())
     for number, thread in enumerate("ABBAAB"):
         config: Any = {"configurable": {"deltamem_agent_id": "ada", "thread_id": thread}}
@@ -154,7 +154,7 @@ def test_threads_of_one_agent_that_take_turns_keep_everything(model: ChatDeltaMe
     assert written(model) == 12
 
 
-def test_a_chain_around_the_model_changes_nothing_of_this(model: ChatDeltaMem) -> None:
+def test_a_chain_around_the_model_changes_none_of_these_laws(model: ChatDeltaMem) -> None:
     chain = RunnableLambda(lambda text: [HumanMessage(text)]) | model.with_retry()
     for text in ("hi", "I live in Oslo.", "hi"):
         chain.invoke(text, THREAD)
@@ -186,7 +186,7 @@ def test_an_agent_that_was_forgotten_during_an_async_stream_stays_forgotten(mode
 
 
 @pytest.mark.parametrize("first_text", ["I live in Rome.", "I live in Oslo."], ids=["edit", "regenerate"])
-def test_a_named_thread_that_goes_back_says_what_it_undid(
+def test_a_named_thread_that_goes_back_reports_undone_messages(
     first_text: str, model: ChatDeltaMem, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = create_agent(model, checkpointer=InMemorySaver())

@@ -1,4 +1,4 @@
-"""What the README says works."""
+"""The code in the README runs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def test_on_the_real_model_the_quickstart_prints_what_was_told(
         assert "Biscuit" not in names["model"].invoke("What is my dog's name?", names["ada"], **without).text
 
 
-def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_statements_are_listed_corrected_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [block for block in BLOCKS if "forget_statement" in block]
+    (forget,) = [block for block in BLOCKS if "store.forget" in block]
     model = ChatDeltaMem(engine=ScriptedEngine("Noted.", config=SELECTIVE))
     engine = model.open_engine("ada")
     for text in ("My dog is called Biscuit.", "I live in Oslo."):
@@ -55,3 +56,5 @@ def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[st
     exec(compile(block, "README.md", "exec"), {"model": model})
     assert "My dog is called Biscuit." in capsys.readouterr().out
     assert len(engine.statements("ada")) == 1
+    exec(compile(forget, "README.md", "exec"), {"model": model})
+    assert "bytes deleted" in capsys.readouterr().out and engine.store.agents() == []

@@ -1,4 +1,4 @@
-"""Laws of the retriever: it finds what the agent of a call remembers, and LangChain's own tests hold."""
+"""Laws of the retriever: it searches the memory of the call's agent, and LangChain's own tests pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLD = ("My dog is called Biscuit.", "I live in Oslo.", "Pia works in Bergen.", 
 
 
 def model(**fields: Any) -> ChatDeltaMem:
-    """A chat model whose agent ada was told four things, and bob one."""
+    """A chat model whose agent ada was told four facts, and bob one."""
     made = ChatDeltaMem(engine=ScriptedEngine("Noted.", config=SELECTIVE), **fields)
     engine = made.open_engine("ada")
     for text in TOLD:
@@ -47,7 +47,7 @@ def texts(documents: list[Document]) -> list[str]:
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
-def test_a_document_is_a_statement_with_where_it_comes_from(way: str) -> None:
+def test_a_document_is_a_statement_with_its_metadata(way: str) -> None:
     retriever = DeltaMemRetriever(model=model(agent_id="ada"), k=2)
     found = retriever.invoke("Oslo") if way == "invoke" else asyncio.run(retriever.ainvoke("Oslo"))
     engine = retriever.model.open_engine("ada")
@@ -65,7 +65,7 @@ def test_a_document_is_a_statement_with_where_it_comes_from(way: str) -> None:
         assert json.dumps(document.metadata)
 
 
-def test_whose_memory_it_is_comes_about_as_for_the_chat_model() -> None:
+def test_the_agent_is_found_as_for_the_chat_model() -> None:
     told = model()
     retriever = DeltaMemRetriever(model=told)
     bob: Any = {"configurable": {"deltamem_agent_id": "bob"}}
@@ -84,7 +84,7 @@ def test_whose_memory_it_is_comes_about_as_for_the_chat_model() -> None:
         retriever.invoke("Where?", agent_id=1.5)
 
 
-def test_looking_changes_nothing() -> None:
+def test_searching_changes_nothing() -> None:
     retriever = DeltaMemRetriever(model=model(agent_id="ada"))
     store = retriever.model.open_engine("ada").store
     before = store.head("ada")

@@ -1,4 +1,4 @@
-"""Laws of telling edits, deletions and trimming apart by ids."""
+"""Laws of distinguishing edits, deletions and trimming by message ids."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def ids(places: set[int]) -> list[str]:
 
 
 @given(edited=PLACES, missing=PLACES)
-def test_at_the_start_of_a_run_what_is_edited_or_missing_behind_the_first_is_undone(
-    edited: set[int], missing: set[int]
-) -> None:
+def test_at_the_start_of_a_run_edited_and_missing_messages_are_undone(edited: set[int], missing: set[int]) -> None:
     seen = Seen(digests(told()))
     messages = [m for place, m in enumerate(told()) if place not in missing]
     for message in messages:
@@ -38,7 +36,7 @@ def test_at_the_start_of_a_run_what_is_edited_or_missing_behind_the_first_is_und
 
 
 @given(missing=PLACES)
-def test_during_a_run_nothing_but_the_newest_reply_is_deleted(missing: set[int]) -> None:
+def test_during_a_run_only_the_newest_reply_is_deleted(missing: set[int]) -> None:
     seen = Seen(digests(told()))
     messages = [m for place, m in enumerate(told()) if place not in missing]
     revision = revise(seen, digests([*messages, HumanMessage("new", id="new")]))
@@ -46,7 +44,7 @@ def test_during_a_run_nothing_but_the_newest_reply_is_deleted(missing: set[int])
 
 
 @given(missing=PLACES.filter(lambda places: 11 not in places))
-def test_a_message_in_the_place_of_trimmed_ones_is_a_summary(missing: set[int]) -> None:
+def test_a_message_that_replaces_trimmed_ones_is_a_summary(missing: set[int]) -> None:
     kept = [m for place, m in enumerate(told()) if place not in missing]
     first = next(place for place in range(12) if place not in missing)
     summary, new = HumanMessage("They talked.", id="s"), HumanMessage("new", id="new")
@@ -59,7 +57,7 @@ def test_a_message_in_the_place_of_trimmed_ones_is_a_summary(missing: set[int]) 
 
 
 @given(trimmed=PLACES)
-def test_what_a_run_began_with_is_compared_although_the_run_trims_it(trimmed: set[int]) -> None:
+def test_the_messages_a_run_began_with_are_compared_although_it_trims_them(trimmed: set[int]) -> None:
     began = [HumanMessage("edited", id="m0"), *told()[1:]]
     now = [HumanMessage("They talked.", id="s"), *(m for place, m in enumerate(began) if place not in trimmed)]
     messages, inserted = merged(began, [*now, HumanMessage("new", id="new")])
@@ -68,7 +66,7 @@ def test_what_a_run_began_with_is_compared_although_the_run_trims_it(trimmed: se
     assert [m.id for m in messages[:12]] == [f"m{place}" for place in range(12)]
 
 
-def test_a_text_that_was_undone_is_unwanted_until_it_is_said_again() -> None:
+def test_an_undone_text_is_unwanted_until_it_is_said_again() -> None:
     first, second = HumanMessage("Oslo", id="a"), HumanMessage("Rome", id="a")
     seen = Seen(digests([first]))
     revision = revise(seen, digests([second]), began=True)

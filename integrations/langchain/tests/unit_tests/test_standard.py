@@ -14,8 +14,8 @@ from langchain_deltamem import ChatDeltaMem
 
 @pytest.fixture(autouse=True)
 def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading is allowed by name, and LangChain's "all" lists only packages it knows; users pass the class."""
-    # The package exports a function of the module's name.
+    """LangChain allows loading by name, and its "all" lists only packages it knows, so users pass the class."""
+    # The package exports a function with the module's name.
     load_module = importlib.import_module("langchain_core.load.load")
     path = tuple(ChatDeltaMem.lc_id())
     known = load_module._get_default_allowed_class_paths("all")

@@ -1,4 +1,4 @@
-"""Laws of statements under the middleware: a store keeps them, and what is inline stays small."""
+"""Laws of statements with the middleware: a store keeps them, and a memory in the checkpoint stays small."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(engine: DeltaMemEngine, store: InMemoryStore | None, *others: Any) -> A
 
 
 def tell(graph: Any, *texts: str, on: Any = ON) -> list[Any]:
-    """What each of the replies says of the memory."""
+    """Tells the agent these texts; returns the memory's report in each reply."""
     replies = [graph.invoke({"messages": [HumanMessage(text)]}, on)["messages"][-1] for text in texts]
     return [reply.response_metadata["deltamem"] for reply in replies]
 
@@ -45,12 +45,12 @@ def texts(engine: DeltaMemEngine, store: InMemoryStore, at: str | None = None) -
 
 
 def assert_places_differ(engine: DeltaMemEngine, store: InMemoryStore) -> None:
-    """By its place in its thread a statement is found, and the messages around it."""
+    """Checks that no two statements have the same place in a thread, by which they and their neighbours are found."""
     places = [(each.thread, each.place) for each in engine.with_store(store).statements(KEPT_AS)]
     assert len({*places}) == len(places)
 
 
-def test_a_store_keeps_the_statements_and_a_reply_says_which_it_rests_on(engine: DeltaMemEngine) -> None:
+def test_a_store_keeps_the_statements_and_a_reply_reports_the_recalled_ones(engine: DeltaMemEngine) -> None:
     store = InMemoryStore()
     graph = made(engine, store)
     *_, last = tell(graph, *TOLD, "Where do I live?")
@@ -94,7 +94,7 @@ def test_an_edited_message_is_another_statement_and_the_others_stay(engine: Delt
     assert_places_differ(engine, store)
 
 
-def test_nothing_is_lost_where_messages_are_trimmed_and_others_reworded(engine: DeltaMemEngine) -> None:
+def test_nothing_is_lost_if_messages_are_trimmed_and_others_reworded(engine: DeltaMemEngine) -> None:
     @before_model
     def trim(state: Any, runtime: Any) -> Any:
         return {"messages": [RemoveMessage(each.id) for each in state["messages"][:-3]]}
@@ -121,7 +121,7 @@ def test_an_inline_memory_stays_bounded_whatever_is_told(engine: DeltaMemEngine)
     first = len(graph.get_state(ON).values[STATE_KEY])
     assert last["recalled"] == [] and last["state_norm"] > 0
     tell(graph, *(f"Number {number} is blue." for number in range(10)))
-    # A digest of 17 bytes, in base64, for each message.
+    # A digest of 17 bytes, in base64, per message.
     assert len(graph.get_state(ON).values[STATE_KEY]) - first <= 10 * 24
 
 

@@ -34,7 +34,7 @@ CALLED = Message("assistant", "", (ToolCall("Trip", TRIP.model_dump()),))
 TOLD = json.dumps(TRIP.model_dump())
 SAID = {"messages": [HumanMessage("hi")]}
 
-# How the agent asks for the object, and what the model says then. A class alone is LangChain's own choice of the two.
+# How the agent requests the object, and the model's reply. For a plain class LangChain chooses one of the two.
 STRATEGIES: dict[str, tuple[Any, Message | str]] = {
     "ToolStrategy": (ToolStrategy(Trip), CALLED),
     "ToolStrategy that retries": (ToolStrategy(Trip, handle_errors="Once more."), CALLED),
@@ -74,7 +74,7 @@ def counting(reply: Message | str) -> tuple[ScriptedEngine, list[Asked]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "way", "tools"), COMBINED)
-def test_a_structured_response_that_max_tokens_cut_off_says_so_at_once(name: str, way: str, tools: list[Any]) -> None:
+def test_a_truncated_structured_response_raises_an_error_at_once(name: str, way: str, tools: list[Any]) -> None:
     response_format, reply = STRATEGIES[name]
     for room in (1, 30, 50):
         engine, asked = counting(reply)
@@ -93,7 +93,7 @@ def test_a_structured_response_with_room_is_the_object(name: str, way: str, tool
     assert (response if isinstance(response, Trip) else Trip(**response)) == TRIP and len(asked) == 1
 
 
-def test_a_call_of_another_tool_that_was_cut_off_leaves_no_response_missing_in_silence() -> None:
+def test_a_truncated_call_of_another_tool_raises_an_error_too() -> None:
     for response_format in (ToolStrategy(Trip), ProviderStrategy(Trip)):
         engine = ScriptedEngine(Message("assistant", "", (ToolCall("add", {"x": 10**30}),)))
         agent = create_agent(ChatDeltaMem(engine=engine, max_tokens=20), tools=[add], response_format=response_format)
@@ -101,7 +101,7 @@ def test_a_call_of_another_tool_that_was_cut_off_leaves_no_response_missing_in_s
             agent.invoke(SAID)
 
 
-def test_a_cut_off_response_leaves_no_trace_in_the_checkpoints_memory() -> None:
+def test_a_truncated_response_is_not_in_the_checkpoints_memory() -> None:
     engine, _ = counting(CALLED)
     kept: Any = {"middleware": [DeltaMemMiddleware()], "checkpointer": InMemorySaver()}
     small, large = (
@@ -111,14 +111,14 @@ def test_a_cut_off_response_leaves_no_trace_in_the_checkpoints_memory() -> None:
     thread: Any = {"configurable": {"thread_id": "t"}}
     with pytest.raises(ReplyCutOffError):
         small.invoke(SAID, thread)
-    # What was said stands in the checkpoint, so the run is resumed and nothing is said again.
+    # The message is in the checkpoint, so the run is resumed without sending it again.
     resumed = large.invoke(None, thread)
     assert resumed["structured_response"] == TRIP
     said = [message for message in resumed["messages"] if message.type == "ai"]
     assert [message.response_metadata["deltamem"]["messages_written"] for message in said] == [2]
 
 
-def test_an_agent_without_a_structured_response_ends_with_the_cut_off_call() -> None:
+def test_an_agent_without_a_structured_response_ends_with_the_truncated_call() -> None:
     engine = ScriptedEngine(Message("assistant", "", (ToolCall("add", {"x": 10**30}),)))
     last = create_agent(ChatDeltaMem(engine=engine, max_tokens=20), tools=[add]).invoke(SAID)["messages"][-1]
     assert not last.tool_calls and "max_tokens" in last.invalid_tool_calls[0]["error"]

@@ -1,4 +1,4 @@
-"""Laws of identity in LangGraph: the agent that a run names stays with its checkpoints."""
+"""Laws of identity in LangGraph: an agent named by a run stays with the run's checkpoints."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def turns(model: ChatDeltaMem, agent: str = "ada") -> int:
 
 
 def plain(model: ChatDeltaMem, saver: Any) -> Any:
-    """A node that calls the model as LangGraph's tutorials do."""
+    """A node that calls the model as in LangGraph's tutorials."""
 
     def chatbot(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.invoke(state["messages"])]}
@@ -56,7 +56,7 @@ def plain(model: ChatDeltaMem, saver: Any) -> Any:
 
 
 def passing_config(model: ChatDeltaMem, saver: Any) -> Any:
-    """A node that hands the config on, to a chain."""
+    """A node that passes the config on to a chain."""
 
     def chatbot(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
         chain = ChatPromptTemplate.from_messages([("placeholder", "{messages}")]) | model
@@ -66,7 +66,7 @@ def passing_config(model: ChatDeltaMem, saver: Any) -> Any:
 
 
 def nested(model: ChatDeltaMem, saver: Any) -> Any:
-    """The model inside a sub-graph."""
+    """A node with the model inside a sub-graph."""
     inner = create_agent(model, name="inner")
     return StateGraph(MessagesState).add_node("inner", inner).add_edge(START, "inner").compile(checkpointer=saver)
 
@@ -99,7 +99,7 @@ def test_time_travel_without_the_id_stays_with_the_agent(graph: Any, model: Chat
     assert agents(model) == ["ada"]
 
 
-def test_what_is_said_at_a_past_checkpoint_goes_to_its_agent(graph: Any, model: ChatDeltaMem) -> None:
+def test_a_message_at_a_past_checkpoint_goes_to_its_agent(graph: Any, model: ChatDeltaMem) -> None:
     graph.invoke(says("I live in Oslo."), ADA)
     past = graph.get_state(KEYLESS)
     graph.invoke(says("My cat is Miu."), ADA)
@@ -119,15 +119,15 @@ def test_an_edited_question_is_answered_from_the_agents_memory(graph: Any, model
     assert agents(model) == ["ada"]
 
 
-def test_however_often_a_thread_goes_on_without_the_id_it_stays_with_the_agent(graph: Any, model: ChatDeltaMem) -> None:
+def test_a_thread_continued_many_times_without_the_id_stays_with_the_agent(graph: Any, model: ChatDeltaMem) -> None:
     graph.invoke(says("I live in Oslo."), ADA)
-    # Each turn leaves three checkpoints, and the newest 32 are searched.
+    # Each turn makes three checkpoints, and the newest 32 are searched.
     for number in range(12):
         graph.invoke(says(f"Fact {number}."), KEYLESS)
     assert agents(model) == ["ada"] and turns(model) == 13
 
 
-def test_where_no_reply_is_left_the_checkpoints_say_whose_thread_it_is(graph: Any, model: ChatDeltaMem) -> None:
+def test_without_any_reply_the_checkpoints_name_the_agent(graph: Any, model: ChatDeltaMem) -> None:
     said = graph.invoke(says("I live in Oslo."), ADA)["messages"]
     graph.update_state(KEYLESS, {"messages": [RemoveMessage(message.id) for message in said]})
     graph.invoke(says("My cat is Miu."), KEYLESS)
@@ -144,7 +144,7 @@ def test_a_thread_that_is_its_own_agent_travels_as_before(graph: Any, model: Cha
     assert agent.startswith("thread:t")
 
 
-def test_an_id_that_a_later_run_names_is_taken(graph: Any, model: ChatDeltaMem) -> None:
+def test_an_id_named_by_a_later_run_is_used(graph: Any, model: ChatDeltaMem) -> None:
     graph.invoke(says("I live in Oslo."), ADA)
     graph.invoke(says("I am Bob."), {"configurable": {"thread_id": "t", "deltamem_agent_id": "bob"}})
     graph.invoke(says("Who am I?"), KEYLESS)
@@ -158,7 +158,7 @@ def test_another_thread_is_another_agent(graph: Any, model: ChatDeltaMem) -> Non
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_whenever_checkpoints_are_saved_they_say_whose_they_are(durability: Any, model: ChatDeltaMem) -> None:
+def test_checkpoints_name_their_agent_with_every_durability_mode(durability: Any, model: ChatDeltaMem) -> None:
     graph = create_agent(model, checkpointer=InMemorySaver())
     said = graph.invoke(says("I live in Oslo."), ADA, durability=durability)["messages"]
     past = graph.get_state(KEYLESS).config
@@ -194,7 +194,7 @@ def test_an_interrupt_before_the_first_reply_keeps_the_agent(model: ChatDeltaMem
     assert agents(model) == ["ada"]
 
 
-def test_graphs_in_one_batch_stay_with_their_agents(model: ChatDeltaMem) -> None:
+def test_graphs_in_one_batch_keep_their_agents(model: ChatDeltaMem) -> None:
     graph = create_agent(model, checkpointer=InMemorySaver())
     names = ["ada", "bob", "cy"]
     keyed: Any = [{"configurable": {"thread_id": f"of {name}", "deltamem_agent_id": name}} for name in names]
@@ -213,7 +213,7 @@ def test_a_graph_with_the_id_in_its_own_config_needs_it_in_no_call(model: ChatDe
     assert agents(model) == ["ada"] and turns(model) == 3
 
 
-def test_agents_that_hand_over_to_each_other_keep_their_own_memories(model: ChatDeltaMem) -> None:
+def test_agents_that_hand_over_keep_their_own_memories(model: ChatDeltaMem) -> None:
     built = StateGraph(MessagesState)
     built.add_node("planner", create_agent(model, name="planner"))
     built.add_node("writer", create_agent(model, name="writer"))
@@ -224,7 +224,7 @@ def test_agents_that_hand_over_to_each_other_keep_their_own_memories(model: Chat
     assert [turns(model, agent) for agent in agents(model)] == [2, 2]
 
 
-def test_a_node_with_an_agent_of_its_own_does_not_lend_it_to_others(model: ChatDeltaMem) -> None:
+def test_a_node_with_its_own_agent_does_not_affect_other_nodes(model: ChatDeltaMem) -> None:
     def planner(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.invoke(state["messages"], agent_id="planner")]}
 

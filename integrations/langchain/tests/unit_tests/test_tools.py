@@ -1,4 +1,4 @@
-"""Tools and schemas: a grammar holds replies to them, whatever the model would rather say."""
+"""Tools and schemas: a grammar enforces them, whatever the model would reply without it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JokeDict(TypedDict):
 
 
 @pytest.mark.parametrize("choice", ["any", "required", True, "add", {"type": "function", "function": {"name": "add"}}])
-def test_a_forced_choice_calls_whatever_the_model_would_say(choice: Any) -> None:
+def test_a_required_call_is_made_whatever_the_model_would_reply(choice: Any) -> None:
     model = scripted("I would rather talk.").bind_tools([add], tool_choice=choice)
     for reply in (model.invoke("hi"), whole(model.stream("hi")), asyncio.run(model.ainvoke("hi"))):
         (call,) = reply.tool_calls
@@ -41,7 +41,7 @@ def test_a_forced_choice_calls_whatever_the_model_would_say(choice: Any) -> None
         assert reply.response_metadata["finish_reason"] == "tool_calls"
 
 
-def test_auto_and_none_leave_the_model_its_word() -> None:
+def test_auto_and_none_allow_a_reply_in_words() -> None:
     talk = scripted("I would rather talk.")
     for choice in (None, False, "auto", "none"):
         assert talk.bind_tools([add], tool_choice=choice).invoke("hi").content == "I would rather talk."
@@ -57,7 +57,7 @@ def test_without_parallel_calls_there_is_one(choice: str, parallel: bool | None,
     assert len(bound.invoke("hi").tool_calls) == calls
 
 
-def test_a_tool_that_is_not_on_offer_is_refused_at_once() -> None:
+def test_an_unknown_tool_choice_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"'fax'.*'add'"):
         scripted().bind_tools([add], tool_choice="fax")
     with pytest.raises(ConfigError, match="tool_choice"):
@@ -65,14 +65,14 @@ def test_a_tool_that_is_not_on_offer_is_refused_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_stop_string_does_not_break_a_call() -> None:
+def test_a_stop_string_does_not_end_a_call() -> None:
     model = scripted(BOTH, stop=["\n"]).bind_tools([add, clock])
     assert len(model.invoke("hi").tool_calls) == len(whole(model.stream("hi")).tool_calls) == 2
 
 
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 @pytest.mark.parametrize("schema", [Joke, JokeDict, Joke.model_json_schema()])
-def test_structured_output_fits_whatever_the_model_would_say(method: Any, schema: Any) -> None:
+def test_structured_output_fits_whatever_the_model_would_reply(method: Any, schema: Any) -> None:
     chain = scripted("No jokes today.").with_structured_output(schema, method=method)
     for value in (chain.invoke("A joke!"), list(chain.stream("A joke!"))[-1], asyncio.run(chain.ainvoke("A joke!"))):
         found = value.model_dump() if isinstance(value, BaseModel) else value
@@ -81,18 +81,18 @@ def test_structured_output_fits_whatever_the_model_would_say(method: Any, schema
 
 
 @pytest.mark.parametrize("method", ["function_calling", "json_schema", "json_mode"])
-def test_the_raw_message_comes_along_when_asked_for(method: Any) -> None:
+def test_include_raw_returns_the_message(method: Any) -> None:
     said = scripted().with_structured_output(Joke, method=method, include_raw=True).invoke("A joke as JSON!")
     assert isinstance(said["parsed"], Joke) and said["parsing_error"] is None
     assert said["raw"].response_metadata["deltamem"]["agent"] is None
 
 
-def test_json_mode_is_any_object_where_no_schema_is_given() -> None:
+def test_json_mode_without_a_schema_allows_any_object() -> None:
     assert scripted("No jokes today.").with_structured_output(None, method="json_mode").invoke("A joke!") == {}
     assert isinstance(scripted("x").with_structured_output(Joke, method="json_mode").invoke("A joke!"), Joke)
 
 
-def test_structured_output_refuses_what_it_does_not_know() -> None:
+def test_structured_output_refuses_unknown_methods_and_schemas() -> None:
     with pytest.raises(ConfigError, match="method"):
         scripted().with_structured_output(Joke, method="xml")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="schema"):
@@ -100,7 +100,7 @@ def test_structured_output_refuses_what_it_does_not_know() -> None:
 
 
 @pytest.mark.parametrize("strategy", [Joke, ProviderStrategy(Joke), ToolStrategy(Joke)])
-def test_an_agent_answers_in_the_form_it_was_given(strategy: Any) -> None:
+def test_an_agent_answers_in_the_requested_form(strategy: Any) -> None:
     agent = create_agent(scripted("No jokes today.", agent_id="ada"), response_format=strategy)
     assert isinstance(agent.invoke({"messages": [("user", "A joke!")]})["structured_response"], Joke)
 

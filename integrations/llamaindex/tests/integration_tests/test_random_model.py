@@ -1,4 +1,4 @@
-"""The conformance suite on a random model, which judges nothing: what is valid, grammars have made so."""
+"""The conformance suite on a random model, which has no judgement: only grammars make replies valid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def opened() -> Iterator[None]:
 
 class TestRandomModel(LLMConformance):
     def make_llm(self) -> FunctionCallingLLM:
-        # Drawn, as a greedy reply of it ends no string. One byte is one token.
+        # Sampled, because its greedy replies never end a string. One byte is one token.
         llm = DeltaMemLLM(model="random", store="memory:", temperature=1.0, seed=0, max_tokens=1000)
         return llm.for_agent("ada", memory="readonly")
 

@@ -1,4 +1,4 @@
-"""The conformance suite on SmolLM2-135M-Instruct, one of each kind: a random model passes all but the judgement."""
+"""The conformance suite on SmolLM2-135M-Instruct, one test of each kind; a random model passes most of the others."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
 class Suite(LLMConformance):
-    """Not collected: single tests of it are called."""
+    """Not collected by pytest: single tests of it are called."""
 
     def make_llm(self) -> FunctionCallingLLM:
-        # A sentence is enough; a call that is held to its schema needs the rest.
+        # Enough for a sentence, and for a call that a grammar makes fit its schema.
         llm = DeltaMemLLM(model="real", store="memory:", max_tokens=64, stop=["."])
         return llm.for_agent("ada", memory="readonly")
 
@@ -70,6 +70,6 @@ async def test_what_a_block_absorbed_is_recalled(real_engine: DeltaMemEngine) ->
     reply = await bob.achat(asked)
     assert "Biscuit" in str(reply.message.content)
     assert reply.raw["usage"]["prompt_tokens"] < 60
-    # Neither somebody else's memory nor the frozen model says so.
+    # Neither another agent's memory nor the frozen model gives this answer.
     for other in (llm.for_agent("ada", memory="readonly"), llm.for_agent("bob", memory="off")):
         assert "Biscuit" not in str((await other.achat(asked)).message.content)

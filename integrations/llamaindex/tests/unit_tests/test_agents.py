@@ -1,4 +1,4 @@
-"""Laws of LlamaIndex's agents on the LLM: each remembers what it heard, once, and no other agent does."""
+"""Laws of LlamaIndex's agents with the LLM: each remembers its own messages, once, and no other agent's."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def weather(city: str) -> str:
 
 
 def brain(asked: Asked) -> Message | str:
-    """Looks the weather up, and otherwise talks."""
+    """Calls the weather tool, or else replies in words."""
     last = asked.messages[-1]
     return oblige(asked) if last.role == "tool" or "weather" in last.content else f"You said: {last.content}"
 
 
 def reasoning(asked: Asked) -> str:
-    """A ReAct agent's replies: an odd but valid spelling of one call, and an answer."""
+    """A ReAct agent's replies: one call in an unusual but valid spelling, and an answer."""
     last = asked.messages[-1].content
     if last.startswith("Observation:"):
         return f"Thought:  I know.\nAnswer: It is {last.removeprefix('Observation: ')}."
@@ -63,7 +63,7 @@ async def ask(agent: BaseWorkflowAgent | AgentWorkflow, text: str, **given: Any)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_a_function_agent_remembers_its_tool_loop_whole(streaming: bool) -> None:
+async def test_a_function_agent_remembers_its_complete_tool_loop(streaming: bool) -> None:
     llm = scripted().for_agent("bob")
     agent = FunctionAgent(llm=llm, tools=[weather], system_prompt="Be brief.", streaming=streaming)
     assert await ask(agent, "How is the weather in Paris?") == "It is sunny in Paris."
@@ -141,7 +141,7 @@ async def test_agents_that_hand_off_keep_their_own_memories() -> None:
     assert head(llm, "planner").counters.turns == head(llm, "writer").counters.turns == 1
 
 
-async def test_llamaindex_own_react_agent_works() -> None:
+async def test_llamaindex_react_agent_works() -> None:
     llm = scripted(reasoning).for_agent("bob")
     agent = ReActAgent(llm=llm, tools=[weather])
     assert await ask(agent, "How is the weather in Paris?") == "It is sunny in Paris."
@@ -149,7 +149,7 @@ async def test_llamaindex_own_react_agent_works() -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_a_react_agent_with_its_own_words_is_written_once(streaming: bool) -> None:
+async def test_a_react_agent_that_keeps_its_exact_text_is_written_once(streaming: bool) -> None:
     llm, memory = scripted(reasoning).for_agent("bob"), Memory.from_defaults()
     agent = DeltaMemReActAgent(llm=llm, tools=[weather], streaming=streaming)
     assert await ask(agent, "How is the weather in Paris?", memory=memory) == "It is sunny in Paris."
@@ -186,7 +186,7 @@ def copied(ctx: Context, agent: BaseWorkflowAgent) -> Context:
     return Context.from_dict(agent, json.loads(json.dumps(ctx.to_dict())))
 
 
-async def test_the_context_carries_the_memory_into_another_process(made: Made) -> None:
+async def test_the_context_takes_the_memory_to_another_process(made: Made) -> None:
     agent = made()
     ctx = Context(agent)
     await ask(agent, "How is the weather in Paris?", ctx=ctx, memory=Memory.from_defaults())
@@ -223,7 +223,7 @@ async def test_a_history_that_was_flushed_stays_in_the_memory_of_the_context(mad
     assert len(await memory.aget()) < 12 and (await in_context(ctx)).counters.messages == 12
 
 
-async def test_restored_copies_go_separate_ways(made: Made) -> None:
+async def test_restored_copies_are_independent(made: Made) -> None:
     agent = made()
     ctx = Context(agent)
     await ask(agent, "Hello.", ctx=ctx, memory=Memory.from_defaults())
@@ -237,7 +237,7 @@ async def test_restored_copies_go_separate_ways(made: Made) -> None:
     assert await held(ctx) == crossroads
 
 
-async def test_agents_of_one_context_have_memories_apart() -> None:
+async def test_agents_of_one_context_have_separate_memories() -> None:
     def script(asked: Asked) -> Message | str:
         if asked.agent == "a.planner" and asked.messages[-1].role == "user":
             return Message("assistant", "", (ToolCall("handoff", {"to_agent": "writer", "reason": "it writes"}),))
@@ -254,7 +254,7 @@ async def test_agents_of_one_context_have_memories_apart() -> None:
     assert llm.open_engine(None).store.agents() == []
 
 
-async def test_a_failed_step_leaves_the_context_alone() -> None:
+async def test_a_failed_step_does_not_change_the_context() -> None:
     replies = iter(["fine"])
     agent = DeltaMemFunctionAgent(llm=scripted(lambda _: next(replies)))
     ctx = Context(agent)
@@ -273,14 +273,14 @@ async def test_an_llm_that_names_an_agent_keeps_the_memory_in_its_store() -> Non
     assert await held(ctx) == {} and head(llm, "bob").absorbed.count == 2
 
 
-async def test_what_only_reads_puts_nothing_into_the_context() -> None:
+async def test_a_readonly_llm_puts_nothing_into_the_context() -> None:
     agent = DeltaMemFunctionAgent(llm=DeltaMemLLM(engine=ScriptedEngine(brain), max_tokens=500, memory="readonly"))
     ctx = Context(agent)
     assert await ask(agent, "Hello.", ctx=ctx)
     assert await held(ctx) == {}
 
 
-async def test_a_context_keeps_the_whole_state_and_stays_bounded() -> None:
+async def test_a_context_keeps_the_full_state_and_stays_bounded() -> None:
     llm = DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE), max_tokens=20)
     agent = DeltaMemFunctionAgent(llm=llm, name="ada")
     ctx = Context(agent)

@@ -1,4 +1,4 @@
-"""Laws of LlamaIndex's chat engines on the LLM: what was said is remembered once, what the engine asks is not."""
+"""Laws of LlamaIndex's chat engines with the LLM: messages are remembered once, the engine's own requests are not."""
 
 from __future__ import annotations
 

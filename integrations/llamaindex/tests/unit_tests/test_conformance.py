@@ -1,4 +1,4 @@
-"""The conformance suite on the scripted model, and on LlamaIndex's own mock: it tests the interface, not us."""
+"""The conformance suite on the scripted model and on LlamaIndex's mock: it tests the interface, not this package."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from llama_index.llms.deltamem.conformance import City, LLMConformance
 
 class TestWithoutAnAgent(LLMConformance):
     def make_llm(self) -> FunctionCallingLLM:
-        # One byte is one token in the scripted model.
+        # The scripted model has one token per byte.
         return DeltaMemLLM(model="scripted", store="memory:", max_tokens=500)
 
 
 class TestWithAnAgent(LLMConformance):
-    """The same with a memory that is written."""
+    """The same tests with a memory that is written."""
 
     def make_llm(self) -> FunctionCallingLLM:
-        # A store of its own for each, as an open one cannot be written down.
+        # Each has its own store URL, because an open store cannot be serialised.
         return DeltaMemLLM(model="scripted", store="memory:", max_tokens=500).for_agent("ada")
 
 
 def obliging(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_: Any) -> ChatMessage:
-    """Calls the first tool, and answers what it returned."""
+    """Calls the first tool, and replies with its result."""
     if not tools or messages[-1].role == MessageRole.TOOL:
         return ChatMessage(role=MessageRole.ASSISTANT, content=f"You said: {messages[-1].content}")
     city = {"name": "Paris", "people": 2}
     given = city if tools[0].metadata.name == City.__name__ else {"city": "Paris"}
     call = ToolCallBlock(tool_call_id="1", tool_name=tools[0].metadata.get_name(), tool_kwargs=given)
-    # Streamed objects are read from the text where a message has no calls beside its blocks.
+    # LlamaIndex reads streamed objects from the text if `additional_kwargs` has no calls.
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=json.dumps(given)), call])
 
 
 class TestMock(LLMConformance):
-    """LlamaIndex's mock with the same judgement. What it fails is wrong with it."""
+    """LlamaIndex's mock with the same judgement. The tests that it fails are its own faults."""
 
     def make_llm(self) -> FunctionCallingLLM:
         return MockFunctionCallingLLM(response_generator=obliging, is_chat_model=True)
@@ -75,7 +75,7 @@ def expect_double_events(request: pytest.FixtureRequest, method: str, way: str) 
 
 
 class Silent(LLMConformance):
-    """An LLM that says nothing, to see that the suite notices."""
+    """An LLM that returns empty replies, to check that the suite fails it."""
 
     def make_llm(self) -> FunctionCallingLLM:
         silence = ChatMessage(role=MessageRole.ASSISTANT, content="")
@@ -83,7 +83,7 @@ class Silent(LLMConformance):
 
 
 @pytest.mark.parametrize("way", ["sync", "stream", "async", "astream"])
-def test_the_suite_fails_what_breaks_its_laws(way: str) -> None:
+def test_the_suite_fails_an_llm_that_breaks_its_laws(way: str) -> None:
     for law in (
         Silent().test_a_reply_is_text_of_the_assistant,
         Silent().test_a_required_tool_is_called_as_its_schema_says,

@@ -1,4 +1,4 @@
-"""The examples run: here on a scripted model, and on the real one, where a new process recalls what it was told."""
+"""The examples run, on a scripted model and on the real model, where a new process recalls what it was told."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_examples_are_short(name: str) -> None:
     assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 80
 
 
-def test_the_agent_goes_on_from_the_file(tmp_path: Path) -> None:
+def test_the_agent_continues_from_the_file(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def script(asked: Asked) -> str:
@@ -47,11 +47,11 @@ def test_the_agent_goes_on_from_the_file(tmp_path: Path) -> None:
     run = example("llamaindex_agent").run
     for text in (TOLD, ASKED):
         assert asyncio.run(run(text, llm, saved)).startswith("Noted.\n(64 bytes of state, ")
-    # The file carries the memory and no history.
+    # The file contains the memory and no history.
     assert seen == [1, 1] and saved.is_file()
 
 
-def test_the_engine_goes_on_from_its_store() -> None:
+def test_the_chat_engine_continues_from_its_store() -> None:
     store = InMemoryStore()
     llm = DeltaMemLLM(engine=ScriptedEngine("Noted.", store), max_tokens=50).for_agent("you")
     for text in (TOLD, ASKED):
@@ -60,10 +60,10 @@ def test_the_engine_goes_on_from_its_store() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_documentation_tells_what_the_tests_tell(name: str) -> None:
+def test_the_documentation_uses_the_tested_sentences(name: str) -> None:
     assert f'{name}.py tell "{TOLD}"' in str(example(name).__doc__)
     assert f'{name}.py ask "{ASKED}"' in str(example(name).__doc__)
-    # In the chat engine's lines and in the agent's.
+    # In the quickstart and in the agent's example.
     assert README.count(TOLD) >= 2
     assert README.count(ASKED) >= 2
 
@@ -88,7 +88,7 @@ def test_on_the_real_model_a_new_process_recalls(tmp_path: Path, real_engine: De
 def test_on_the_real_model_the_chat_engine_recalls_what_the_frozen_model_does_not_say(
     other_engine: DeltaMemEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the precision that the process of its own has not."""
+    """In the precision that the test with a separate process does not use."""
     chat = example("llamaindex_chat_engine")
     monkeypatch.setattr(chat, "STORE", tmp_path / "memory.sqlite")
     with named_engines({DEFAULT_MODEL: other_engine}):

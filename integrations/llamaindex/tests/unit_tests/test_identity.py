@@ -1,4 +1,4 @@
-"""Laws of whose memory a call uses: named agents remember, others end with the call, and none ever meet."""
+"""Laws of the agent a call uses: named agents remember, unnamed memories end with the call, none are shared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stored(llm: DeltaMemLLM) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_first_that_names_an_agent_decides(llm: DeltaMemLLM, way: str) -> None:
+def test_the_first_given_identity_decides(llm: DeltaMemLLM, way: str) -> None:
     def facts(who: DeltaMemLLM, **given: Any) -> Any:
         return heard(who, "chat", way, HELLO, **given)[-1].raw["deltamem"]
 
@@ -80,7 +80,7 @@ def test_a_call_may_name_another_model() -> None:
     assert reply.raw["model"] == "scripted" and stored(llm) == ["ada"]
 
 
-def test_a_view_of_nobody_is_refused(llm: DeltaMemLLM) -> None:
+def test_for_agent_refuses_a_blank_id(llm: DeltaMemLLM) -> None:
     with pytest.raises(InvalidAgentIdError, match="expected a name"):
         llm.for_agent("")
 
@@ -128,7 +128,7 @@ def test_the_memory_survives_its_process(tmp_path: Path) -> None:
     assert log == [facts["snapshot"], first.raw["deltamem"]["snapshot"]]
 
 
-async def test_agents_side_by_side_do_not_meet(llm: DeltaMemLLM) -> None:
+async def test_concurrent_agents_do_not_share_memories(llm: DeltaMemLLM) -> None:
     async def talk(name: str) -> str:
         with use_agent(name):
             for fact in range(3):

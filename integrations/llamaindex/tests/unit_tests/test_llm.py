@@ -1,4 +1,4 @@
-"""Laws of the LLM that only it has: what a reply says of the memory, and what a call may ask for."""
+"""Laws of the LLM beyond the conformance suite: what a reply reports, and the options of a call."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BOTH = Message("assistant", "Let me see.", CALLS.tool_calls)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_reply_says_what_the_memory_did(way: str) -> None:
+def test_a_reply_reports_what_the_memory_did(way: str) -> None:
     llm = scripted("Hello.")
     assert llm.engine is not None
     reply = heard(llm, "chat", way, [says("I am Ada.")], agent_id="ada")[-1]
@@ -66,7 +66,7 @@ def test_a_reply_says_what_the_memory_did(way: str) -> None:
     assert facts["tokens_written"] == len("I am Ada.") + len("Hello.") and facts["state_bytes"] == 64
     assert reply.raw["model"] == "scripted" and reply.raw["finish_reason"] == "stop"
     json.dumps(reply.raw)
-    # A chat store keeps every message: what was only measured does not belong there.
+    # A chat store keeps every message, so measurements do not belong into the message.
     assert reply.message == ChatMessage(role=MessageRole.ASSISTANT, content="Hello.")
 
 
@@ -82,7 +82,7 @@ def test_usage_counts_what_was_read_outside_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_calls_grow_as_they_are_said(stream: str) -> None:
+def test_calls_grow_while_they_are_streamed(stream: str) -> None:
     llm = scripted(Message("assistant", "", (ToolCall("Joke", {"setup": "Why?", "punchline": "Because."}),)))
     tool = FunctionTool.from_defaults(lambda setup, punchline: "", name="Joke", description="", fn_schema=Joke)
     replies = heard(llm, "chat_with_tools", stream, [tool], "A joke!")
@@ -92,13 +92,13 @@ def test_calls_grow_as_they_are_said(stream: str) -> None:
     assert kwargs[-1] == {"setup": "Why?", "punchline": "Because."}
     assert len({calls[0].tool_id for calls in seen if calls}) == 1
     assert all("tool_call" not in (reply.message.content or "") for reply in replies)
-    # What was yielded is not changed afterwards.
+    # A response is not changed after it was yielded.
     blocks = [b for reply in replies for b in reply.message.blocks if isinstance(b, ToolCallBlock)]
     assert len({str(block.tool_kwargs) for block in blocks}) == len(blocks)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_parallel_calls_are_allowed_where_asked_for(way: str) -> None:
+def test_parallel_calls_are_allowed_on_request(way: str) -> None:
     for allowed, required, calls in ((True, True, 2), (True, False, 2), (False, True, 1)):
         llm = scripted(CALLS if required else BOTH)
         given = {"allow_parallel_tool_calls": allowed, "tool_required": required}
@@ -108,7 +108,7 @@ def test_parallel_calls_are_allowed_where_asked_for(way: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["any", "required", True, "add", {"type": "function", "function": {"name": "add"}}])
-def test_a_forced_choice_calls_whatever_the_model_would_say(choice: Any) -> None:
+def test_a_required_call_is_made_whatever_the_model_would_reply(choice: Any) -> None:
     for way in WAYS:
         llm = scripted("I would rather talk.")
         reply = heard(llm, "chat_with_tools", way, [ADD], "hi", tool_choice=choice)[-1]
@@ -117,7 +117,7 @@ def test_a_forced_choice_calls_whatever_the_model_would_say(choice: Any) -> None
         assert reply.raw["finish_reason"] == "tool_calls"
 
 
-def test_auto_and_none_leave_the_model_its_word() -> None:
+def test_auto_and_none_allow_a_reply_in_words() -> None:
     talk = scripted("I would rather talk.")
     for choice in (None, "auto", "none"):
         assert talk.chat_with_tools([ADD], "hi", tool_choice=choice).message.content == "I would rather talk."
@@ -125,13 +125,13 @@ def test_auto_and_none_leave_the_model_its_word() -> None:
     assert talk.get_tool_calls_from_response(reply, error_on_no_tool_call=False) == []
 
 
-def test_a_tool_that_is_not_on_offer_is_refused() -> None:
+def test_an_unknown_tool_choice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'fax'.*'add'"):
         scripted().chat_with_tools([ADD], "hi", tool_choice="fax")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_call_that_was_cut_off_is_no_call(way: str) -> None:
+def test_a_truncated_call_is_no_call(way: str) -> None:
     llm = scripted(Message("assistant", "", (ToolCall("add", {"x": 123456}),)), max_tokens=45)
     reply = heard(llm, "chat_with_tools", way, [ADD], "go")[-1]
     assert reply.raw["finish_reason"] == "length"
@@ -141,13 +141,13 @@ def test_a_call_that_was_cut_off_is_no_call(way: str) -> None:
 
 @pytest.mark.parametrize("mode", [PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION])
 @pytest.mark.parametrize("way", WAYS)
-def test_objects_fit_whatever_the_model_would_say(way: str, mode: PydanticProgramMode) -> None:
+def test_objects_fit_whatever_the_model_would_reply(way: str, mode: PydanticProgramMode) -> None:
     llm = scripted("No jokes today.", pydantic_program_mode=mode)
     assert isinstance(heard(llm, "structured_predict", way, Joke, PromptTemplate("A joke!"))[-1], Joke)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_objects_grow_as_they_are_said(stream: str) -> None:
+def test_objects_grow_while_they_are_streamed(stream: str) -> None:
     llm = scripted(Message("assistant", "", (ToolCall("Joke", {"setup": "Why?", "punchline": "Because."}),)))
     pieces = heard(llm, "structured_predict", stream, Joke, PromptTemplate("A joke!"))
     grown = [piece.model_dump(exclude_none=True) for piece in pieces]
@@ -170,7 +170,7 @@ def test_structured_llms_only_read() -> None:
     assert isinstance(reply.raw, Joke) and llm.engine.store.head("ada") == before
 
 
-def test_a_schema_holds_the_reply() -> None:
+def test_a_response_format_is_enforced() -> None:
     for given in (
         Joke.model_json_schema(),
         {"type": "json_schema", "json_schema": {"schema": Joke.model_json_schema()}},
@@ -196,7 +196,7 @@ def test_sampling_fields_reach_the_model_from_both_places() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_unknown_keyword_is_refused_by_name(way: str) -> None:
+def test_an_unknown_keyword_is_refused(way: str) -> None:
     with pytest.raises(ConfigError, match=r"'max_token'.*'max_tokens'"):
         heard(scripted(), "chat", way, [says("hi")], max_token=3)
     with pytest.raises(ValueError, match=r"'max_token'.*'max_tokens'"):
@@ -205,7 +205,7 @@ def test_an_unknown_keyword_is_refused_by_name(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_too_long_a_message_and_a_failing_store_reach_the_caller(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_long_messages_and_failing_stores_reach_the_caller(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = DeltaMemLLM(engine=ScriptedEngine("ok", window_tokens=100), max_tokens=20).for_agent("ada")
     for error in (WindowError, DeltaMemError):
         with pytest.raises(error, match="window"):
@@ -267,7 +267,7 @@ async def test_nothing_blocks_the_event_loop(monkeypatch: pytest.MonkeyPatch) ->
             assert (answer, ticks) == ("done", 5)
 
 
-def test_it_is_written_down_without_the_engine(tmp_path: Path) -> None:
+def test_it_is_serialised_without_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     llm = scripted(store=path, temperature=0.5, stop=["x"]).for_agent("ada", thread="t")
     written = llm.to_dict()
@@ -290,7 +290,7 @@ def test_copies_share_the_engine_and_pickles_keep_the_named_store(tmp_path: Path
         assert each.open_engine("ada").store is store
 
 
-def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_without_a_memory_needs_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path / "file" / "below"))
     llm = DeltaMemLLM(model="scripted")
@@ -301,7 +301,7 @@ def test_what_remembers_nobody_needs_no_store(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("given", ["engine", "store"])
-def test_an_open_store_is_never_taken_for_the_default_file(given: str) -> None:
+def test_an_open_store_is_never_replaced_by_the_default_file(given: str) -> None:
     store = InMemoryStore()
     llm = scripted() if given == "engine" else DeltaMemLLM(model="scripted", store=store)
     assert copy.deepcopy(llm).open_engine("ada").store is llm.open_engine("ada").store

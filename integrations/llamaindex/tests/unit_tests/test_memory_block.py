@@ -1,4 +1,4 @@
-"""Laws of the memory block: what leaves the short-term memory is in the state, once, at no tokens of the prompt."""
+"""Laws of the memory block: messages that leave the short-term memory are absorbed once and cost no prompt tokens."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_reading_costs_no_tokens(bob: DeltaMemLLM, insert: InsertMethod) -
     assert all(message.role in (MessageRole.USER, MessageRole.ASSISTANT) for message in kept)
 
 
-async def test_it_stands_beside_other_blocks(bob: DeltaMemLLM) -> None:
+async def test_it_works_beside_other_blocks(bob: DeltaMemLLM) -> None:
     memory = small_memory(StaticMemoryBlock(name="static", static_content="Be kind."), DeltaMemoryBlock(llm=bob))
     for number in range(5):
         await memory.aput_messages(exchange(number))
@@ -80,14 +80,14 @@ async def test_it_stands_beside_other_blocks(bob: DeltaMemLLM) -> None:
     assert head(bob).absorbed.count > 0
 
 
-def test_what_the_agent_wrote_itself_is_not_absorbed_again(bob: DeltaMemLLM) -> None:
+def test_messages_the_agent_has_written_are_not_absorbed_again(bob: DeltaMemLLM) -> None:
     engine = SimpleChatEngine.from_defaults(llm=bob, memory=small_memory(DeltaMemoryBlock(llm=bob)))
     for number in range(6):
         engine.chat(f"This is fact number {number} told in ten words here.")
     assert head(bob).absorbed.count == 12 and head(bob).counters.turns == 6
 
 
-def test_with_an_agent_that_only_reads_the_block_writes_alone(bob: DeltaMemLLM) -> None:
+def test_with_a_readonly_agent_only_the_block_writes(bob: DeltaMemLLM) -> None:
     reader, memory = bob.for_agent("bob", memory="readonly"), small_memory(DeltaMemoryBlock(llm=bob))
     engine = SimpleChatEngine.from_defaults(llm=reader, memory=memory)
     for number in range(6):
@@ -110,14 +110,14 @@ async def test_a_new_process_reads_what_was_flushed(tmp_path: Any) -> None:
     assert reply.raw["usage"]["prompt_tokens"] < 100
 
 
-async def test_what_is_not_text_is_refused_by_name(bob: DeltaMemLLM) -> None:
+async def test_content_that_is_not_text_is_refused(bob: DeltaMemLLM) -> None:
     block = DeltaMemoryBlock(llm=bob)
     with pytest.raises(MessageError, match="'image'"):
         await block.aput([says("See:"), ChatMessage(blocks=[ImageBlock(url="http://x/y.png")])])
     assert bob.open_engine("bob").store.agents() == []
 
 
-def test_a_block_of_nobody_is_refused(bob: DeltaMemLLM) -> None:
+def test_a_block_without_an_agent_is_refused(bob: DeltaMemLLM) -> None:
     with pytest.raises(ValueError, match="for_agent"):
         DeltaMemoryBlock(llm=DeltaMemLLM(engine=bob.engine))
 

@@ -1,4 +1,4 @@
-"""Histories of any provider convert, and what text cannot say is refused by name."""
+"""Histories of all providers are converted; content that is not text is refused with an error that names it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_tool_loop_converts() -> None:
     assert (converted[3].tool_call_id, converted[3].name) == ("c1", "f")
 
 
-def test_calls_beside_the_content_convert() -> None:
+def test_calls_in_additional_kwargs_are_converted() -> None:
     class Function(BaseModel):
         name: str = "f"
         arguments: str = '{"x": 1}'
@@ -67,14 +67,14 @@ def test_calls_beside_the_content_convert() -> None:
         assert (made.name, made.arguments, made.id) == ("f", {"x": 1}, "c")
 
 
-def test_calls_said_twice_count_once() -> None:
+def test_calls_given_twice_count_once() -> None:
     block = ToolCallBlock(tool_call_id="c", tool_name="f", tool_kwargs='{"x": 1}')
     beside = {"id": "c", "function": {"name": "f", "arguments": '{"x": 1}'}}
     (converted,) = to_messages([said("assistant", block, tool_calls=[beside])])
     assert [call.arguments for call in converted.tool_calls] == [{"x": 1}]
 
 
-def test_other_roles_and_blocks_find_their_place() -> None:
+def test_other_roles_and_blocks_are_converted() -> None:
     cited = CitationBlock(cited_content="x", source="s", title="t", additional_location_info={})
     cite = CitableBlock(title="t", source="s", content="Facts.")
     cache = CachePoint(cache_control=CacheControl(type="ephemeral"))

@@ -1,4 +1,4 @@
-"""Laws of what is never lost: however LlamaIndex's clients send their messages, each is written once and stays."""
+"""Laws of losing nothing: however LlamaIndex's clients send their messages, each is written once and stays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ada(request: pytest.FixtureRequest, llm: DeltaMemLLM) -> DeltaMemLLM:
 
 @pytest.fixture(autouse=True)
 def nothing_is_undone(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """In none of these talks does a memory go back."""
+    """In none of these conversations does a memory go back."""
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -46,7 +46,7 @@ def head(llm: DeltaMemLLM) -> Snapshot:
 
 
 def written(llm: DeltaMemLLM) -> int:
-    """How many messages the agent's memory has, whatever it went back behind left out."""
+    """The number of messages in the agent's memory, without undone ones."""
     return head(llm).counters.messages
 
 
@@ -85,7 +85,7 @@ PREFIXES = {
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_a_fixed_prefix_is_written_once_and_what_follows_is_kept(ada: DeltaMemLLM, prefix: str) -> None:
+def test_a_fixed_prefix_is_written_once_and_later_messages_are_kept(ada: DeltaMemLLM, prefix: str) -> None:
     for text in TEXTS:
         facts = ada.chat([*PREFIXES[prefix], user(text)]).raw["deltamem"]
         assert facts["undone_messages"] == 0
@@ -100,7 +100,7 @@ def test_a_chat_engine_with_prefix_messages_writes_them_once(llm: DeltaMemLLM, p
     assert written(llm) == len(PREFIXES[prefix]) + 2 * len(TEXTS)
 
 
-def test_a_greeting_said_again_on_another_day_drops_nothing(ada: DeltaMemLLM) -> None:
+def test_a_greeting_repeated_on_another_day_drops_nothing(ada: DeltaMemLLM) -> None:
     for text in ("hi", "I live in Oslo.", "My cat is Miu.", "hi", "I like tea.", "hi"):
         assert ada.chat([user(text)]).raw["deltamem"]["undone_messages"] == 0
     assert written(ada) == 12
@@ -154,7 +154,7 @@ async def test_an_agent_that_was_forgotten_during_an_async_stream_stays_forgotte
 
 
 @pytest.mark.parametrize("again", ["I live in Rome.", "I live in Oslo."], ids=["edit", "regenerate"])
-def test_a_named_thread_that_goes_back_says_what_it_undid(
+def test_a_named_thread_that_goes_back_reports_undone_messages(
     again: str, llm: DeltaMemLLM, caplog: pytest.LogCaptureFixture
 ) -> None:
     view = llm.for_agent("ada", thread="t")

@@ -1,4 +1,4 @@
-"""What the README says works."""
+"""The code in the README runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltamem_agents.testing import SELECTIVE, ScriptedEngine
 from llama_index.llms.deltamem.agents import MEMORIES_KEY
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-QUICKSTART, STATEMENTS, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+QUICKSTART, STATEMENTS, FORGET, CONTEXT, BLOCK, SUITE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def compiled(block: str) -> CodeType:
@@ -28,7 +28,7 @@ def compiled(block: str) -> CodeType:
 
 
 async def run(block: str, **names: Any) -> dict[str, Any]:
-    """The names that a block leaves behind; every model is the scripted one."""
+    """Runs a block with the scripted model and returns its names."""
     names |= {name: getattr(package, name) for name in package.__all__}
     result = eval(compiled(block.replace('"smollm2-135m-instruct"', '"scripted"')), names)
     if inspect.isawaitable(result):
@@ -88,7 +88,7 @@ async def test_the_suite_is_subclassed() -> None:
     names["TestMyLLM"]().test_the_metadata_says_what_it_can()
 
 
-def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_statements_are_listed_corrected_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     llm = package.DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE))
     engine = llm.open_engine("ada")
     for text in ("My dog is called Biscuit.", "I live in Oslo."):
@@ -96,3 +96,5 @@ def test_the_statements_of_an_agent_are_at_hand(capsys: pytest.CaptureFixture[st
     exec(compile(STATEMENTS, "README.md", "exec"), {"llm": llm})
     assert "My dog is called Biscuit." in capsys.readouterr().out
     assert len(engine.statements("ada")) == 1
+    exec(compile(FORGET, "README.md", "exec"), {"llm": llm})
+    assert "bytes deleted" in capsys.readouterr().out and engine.store.agents() == []

@@ -1,4 +1,4 @@
-"""Laws of the retriever: it finds what the agent of its view remembers, and chat engines show it as their sources."""
+"""Laws of the retriever: it searches the memory of its LLM's agent, and chat engines show the nodes as sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLD = ("My dog is called Biscuit.", "I live in Oslo.", "Pia works in Bergen.")
 
 @pytest.fixture
 def llm() -> DeltaMemLLM:
-    """An LLM whose agent ada was told three things, and bob one."""
+    """An LLM whose agent ada was told three facts, and bob one."""
     made = DeltaMemLLM(engine=ScriptedEngine("Noted.", config=SELECTIVE), max_tokens=20)
     engine = made.open_engine("ada")
     for text in TOLD:
@@ -35,7 +35,7 @@ async def test_a_node_is_a_statement_with_its_score(llm: DeltaMemLLM) -> None:
         assert found[0].metadata == {"role": "user", "thread": "home", "created": expected[0][0].created}
 
 
-async def test_whose_memory_it_is_comes_about_as_for_the_llm(llm: DeltaMemLLM) -> None:
+async def test_the_agent_is_found_as_for_the_llm(llm: DeltaMemLLM) -> None:
     assert DeltaMemRetriever(llm).retrieve("Where?") == []
     assert DeltaMemRetriever(llm.for_agent("nobody yet")).retrieve("Where?") == []
     assert len(DeltaMemRetriever(llm.for_agent("ada")).retrieve("Where?")) == 3
@@ -44,7 +44,7 @@ async def test_whose_memory_it_is_comes_about_as_for_the_llm(llm: DeltaMemLLM) -
         assert [each.text for each in await DeltaMemRetriever(llm).aretrieve("Where?")] == ["I live in Rome."]
 
 
-def test_chat_and_query_engines_show_what_was_found_as_their_sources(llm: DeltaMemLLM) -> None:
+def test_chat_and_query_engines_show_the_nodes_as_sources(llm: DeltaMemLLM) -> None:
     ada = llm.for_agent("ada", memory="readonly")
     retriever = DeltaMemRetriever(ada, similarity_top_k=1)
     chat = ContextChatEngine.from_defaults(retriever=retriever, llm=ada)
@@ -54,12 +54,12 @@ def test_chat_and_query_engines_show_what_was_found_as_their_sources(llm: DeltaM
     assert [each.text for each in query.query("Oslo?").source_nodes] == found
 
 
-def test_no_node_at_all_is_refused(llm: DeltaMemLLM) -> None:
+def test_similarity_top_k_below_one_is_refused(llm: DeltaMemLLM) -> None:
     with pytest.raises(ConfigError, match="similarity_top_k"):
         DeltaMemRetriever(llm, similarity_top_k=0)
 
 
-def test_looking_changes_nothing(llm: DeltaMemLLM) -> None:
+def test_searching_changes_nothing(llm: DeltaMemLLM) -> None:
     store = llm.open_engine("ada").store
     before = store.head("ada")
     DeltaMemRetriever(llm.for_agent("ada")).retrieve("Oslo")

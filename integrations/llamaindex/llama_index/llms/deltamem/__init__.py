@@ -1,9 +1,9 @@
-"""LlamaIndex on a local model that remembers in its own state.
+"""LlamaIndex integration of δ-mem: a local LLM that remembers in its own state.
 
-`DeltaMemLLM` is the LLM, and `use_agent` says whose memory a block of code uses. `DeltaMemFunctionAgent` and
-`DeltaMemReActAgent` keep their memory in the workflow's context, and `DeltaMemoryBlock` absorbs what leaves
-LlamaIndex's short-term memory. `source_nodes` says which statements of the memory a reply rests on, and
-`DeltaMemRetriever` finds those that a query is about.
+`DeltaMemLLM` is the LLM. `use_agent` selects the agent for a block of code. `DeltaMemFunctionAgent` and
+`DeltaMemReActAgent` keep their memory in the workflow's context. `DeltaMemoryBlock` absorbs messages that leave
+LlamaIndex's short-term memory. `source_nodes` lists the statements that a reply used. `DeltaMemRetriever` searches an
+agent's memory.
 """
 
 from deltamem_agents.bridges import use_agent

@@ -1,4 +1,4 @@
-"""Agents whose memory is part of the workflow's context: saved, restored and copied with it."""
+"""Agents that keep their memory in the workflow's context, where it is saved, restored and copied with it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from deltamem_agents.bridges import bound, use_agent
 from deltamem_agents.snapshots import decode, encode, inline
 
 MEMORIES_KEY = "deltamem_memories"
-"""Where the context keeps the agents' memories: by the agent's name, each snapshot's bytes in base64."""
+"""Key in the context's store. Its value is a dict from an agent's name to its snapshot's bytes in base64."""
 
 _THREAD = "conversation"
 
 
 class SaidAction(ActionReasoningStep):
-    """A call as the model spelled it."""
+    """A ReAct step that calls a tool, with the model's exact text in `said`."""
 
     said: str
 
@@ -42,7 +42,7 @@ class SaidAction(ActionReasoningStep):
 
 
 class SaidResponse(ResponseReasoningStep):
-    """An answer as the model spelled it."""
+    """A ReAct step that answers, with the model's exact text in `said`."""
 
     said: str
 
@@ -51,7 +51,7 @@ class SaidResponse(ResponseReasoningStep):
 
 
 class VerbatimParser(ReActOutputParser):
-    """Reads ReAct replies as LlamaIndex does, and keeps their wording."""
+    """Parses ReAct replies as LlamaIndex does, and keeps the model's exact text."""
 
     def parse(self, output: str, is_streaming: bool = False) -> BaseReasoningStep:
         step = super().parse(output, is_streaming)
@@ -60,14 +60,14 @@ class VerbatimParser(ReActOutputParser):
 
 
 class MemoryInContext(BaseWorkflowAgent):
-    """A workflow agent that keeps its memory in the `Context`, apart from those of other agents there.
+    """A workflow agent that keeps its memory in the `Context`, separate from other agents' memories there.
 
-    `Context.to_dict`, JSON and `Context.from_dict` carry it along, and restored copies go separate ways. What
-    an agent is shown is its conversation's history, so that an edit of an older message reaches the memory. An
-    llm that names an agent (`for_agent`), or an enclosing `use_agent`, keeps the memory in its store instead.
+    `Context.to_dict`, JSON and `Context.from_dict` include the memory, and restored copies are independent. The agent
+    is shown its conversation's history, so an edit of an older message reaches the memory. If the llm names an agent
+    (`for_agent`), or inside `use_agent`, the memory is kept in the store instead.
 
-    What the context keeps is the whole state, at most 100 KB for each agent whatever was told. Single statements are
-    left out: a reply reads all of the state, and none can be listed, forgotten or corrected. A store has them.
+    The context keeps the full state, at most 100 KB per agent, however much was told. It has no separate statements: a
+    reply reads the full state, and no statement can be listed, forgotten or corrected. A store has statements.
     """
 
     async def take_step(
@@ -81,7 +81,7 @@ class MemoryInContext(BaseWorkflowAgent):
             output = await super().take_step(ctx, llm_input, tools, memory)  # type: ignore[safe-super]
         held = await asyncio.to_thread(packed, self.name, carried)
         if held is not None:
-            # Read again, as other agents may have been at it meanwhile.
+            # Read again, because other agents may have changed it meanwhile.
             memories = await ctx.store.get(MEMORIES_KEY, default={})
             await ctx.store.set(MEMORIES_KEY, {**memories, self.name: held})
         return output
@@ -94,8 +94,8 @@ class DeltaMemFunctionAgent(MemoryInContext, FunctionAgent):
 class DeltaMemReActAgent(MemoryInContext, ReActAgent):
     """LlamaIndex's `ReActAgent` with its memory in the context.
 
-    Its history holds what was said, word by word and message by message. `ReActAgent` reformulates the
-    replies and joins them, so that the memory would take them for others and write them again.
+    Its history keeps the exact text of every message. `ReActAgent` rewords the replies and joins them, so the memory
+    would not recognise them and would write them again.
     """
 
     output_parser: ReActOutputParser = Field(default_factory=VerbatimParser)
@@ -115,7 +115,7 @@ class DeltaMemReActAgent(MemoryInContext, ReActAgent):
 
 
 def unpacked(agent: str, held: str | None) -> InMemoryStore:
-    """A store of the step's own, so that a step which fails or is run again starts where the first try did."""
+    """A temporary store with the agent's memory, so that a failed or retried step starts from the same memory."""
     carried = InMemoryStore()
     if held is not None:
         carried.save(agent, decode(b64decode(held)), expected=None)
@@ -123,7 +123,7 @@ def unpacked(agent: str, held: str | None) -> InMemoryStore:
 
 
 def packed(agent: str, carried: InMemoryStore) -> str | None:
-    """The memory in a store as text for the context; None where there is none."""
+    """The memory in a temporary store as text for the context; None if there is none."""
     if carried.head(agent) is None:
         return None
     return b64encode(encode(inline(carried.load(agent).snapshot))).decode("ascii")

@@ -1,6 +1,6 @@
-"""For tests of any LLM that calls functions: the laws by which LlamaIndex's agents and engines use it.
+"""A test suite for any function-calling LLM: what LlamaIndex's agents and engines expect of it.
 
-Needs pytest to run and imports nothing of it. Nothing here knows of a memory.
+It needs pytest to run, but does not import it. It does not depend on δ-mem.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, Field
 
 WAYS = {"sync": "", "stream": "stream_", "async": "a", "astream": "astream_"}
-"""How each of an LLM's methods can be called, and what its name then begins with."""
+"""The ways to call an LLM's methods, and the prefix of the method's name for each."""
 
 STREAMS = ("stream", "astream")
 
@@ -34,7 +34,7 @@ Response: TypeAlias = ChatResponse | CompletionResponse
 
 
 class Parametrised(Protocol):
-    """What pytest gives `pytest_generate_tests`."""
+    """The argument that pytest passes to `pytest_generate_tests`."""
 
     fixturenames: list[str]
 
@@ -59,22 +59,22 @@ def clock() -> str:
 
 
 class LLMConformance:
-    """The laws of a function-calling LLM. Subclass it in your tests and say how to make one:
+    """Tests of a function-calling LLM. Subclass it in your tests and implement `make_llm`:
 
         class TestMyLLM(LLMConformance):
             def make_llm(self) -> FunctionCallingLLM:
                 return MyLLM(temperature=0)
 
-    Each law is tested for all ways of calling a method: sync, async, and streamed in both. The laws named
-    after an agent that uses its tool need judgement; all others hold of any LLM whose calls are held to
-    their schemas, however small. `deterministic`: whether the same question gets the same answer.
+    Each test runs for all ways of calling a method: sync, async, and both streamed. `test_an_agent_uses_its_tool` needs
+    a model with judgement. All other tests pass for any LLM, however small, if a grammar makes its calls fit their
+    schemas. `deterministic`: whether the same question always gets the same answer.
     """
 
     deterministic = True
 
     def make_llm(self) -> FunctionCallingLLM:
-        """The LLM under test, a fresh one that has heard of nothing."""
-        raise NotImplementedError("make_llm says how to make the LLM under test")
+        """Returns a new LLM to test, without any conversation."""
+        raise NotImplementedError("make_llm is not implemented; return the LLM to test")
 
     def pytest_generate_tests(self, metafunc: Parametrised) -> None:
         for name, values in (
@@ -248,9 +248,9 @@ class LLMConformance:
 
 
 def heard(llm: FunctionCallingLLM, method: str, way: str, *args: Any, **given: Any) -> list[Any]:
-    """What a method returns when it is called in this way: every piece of a stream, or the one reply.
+    """Calls a method in one of WAYS. Returns a list of all pieces of a stream, or of the single reply.
 
-    `at_most` among the keywords: after how many pieces a stream is left.
+    The keyword `at_most` stops a stream after that many pieces.
     """
     at_most: int | None = given.pop("at_most", None)
     call: Callable[..., Any] = getattr(llm, WAYS[way] + method)
@@ -308,7 +308,7 @@ def _calls(llm: FunctionCallingLLM, reply: Any) -> list[ToolSelection]:
 
 
 class _Callbacks(BaseCallbackHandler):
-    """Writes down the LLM's events."""
+    """Records the LLM's events."""
 
     def __init__(self) -> None:
         super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
@@ -345,7 +345,7 @@ class _Events(BaseEventHandler):
 
 @contextmanager
 def _instruments() -> Iterator[list[BaseEvent]]:
-    """The events that are dispatched inside the block."""
+    """The list of events dispatched inside the block."""
     root, handler = get_dispatcher(), _Events()
     root.add_event_handler(handler)
     try:

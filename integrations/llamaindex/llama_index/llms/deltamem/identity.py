@@ -1,7 +1,7 @@
-"""Whose memory a call uses.
+"""Finds the agent whose memory a call uses.
 
-The first of these that is given decides: the keyword `agent_id`, an enclosing `use_agent`, the LLM's own
-`agent_id`, which `for_agent` sets. Without any the memory ends with the call: there is no shared default.
+The first of these that is given decides: the keyword `agent_id`, an enclosing `use_agent`, the LLM's `agent_id`, which
+`for_agent` sets. Without any of them the memory is temporary and ends with the call: there is no shared default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deltamem_agents.types import MemoryMode
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose memory, which of its conversations, and what may be done with it. `agent_id` None: nobody's."""
+    """The agent, thread and memory mode of a call. `agent_id`: None for a temporary memory."""
 
     agent_id: str | None = None
     thread: str | None = None
@@ -24,11 +24,11 @@ class Identity:
 
 
 def resolve(given: Mapping[str, Any], own: Identity, *, asks_for_itself: bool = False) -> Identity:
-    """The identity of a call with these keywords; `own` is the LLM's.
+    """The identity of a call with these keywords. `own`: the LLM's identity.
 
-    `asks_for_itself`: a call of a kind by which LlamaIndex makes requests of its own (a question to be
-    condensed, a choice between tools). These are no part of the conversation, so they only read, unless
-    the keyword `memory` or an enclosing `use_agent` says otherwise.
+    `asks_for_itself`: whether LlamaIndex uses this method for its own requests (condensing a question, selecting a
+    tool). These are not part of the conversation, so they only read the memory, unless the keyword `memory` or an
+    enclosing `use_agent` says otherwise.
     """
     memory: MemoryMode = "readonly" if asks_for_itself and own.memory == "readwrite" else own.memory
     binding = bound()

@@ -1,4 +1,4 @@
-"""The LLM."""
+"""`DeltaMemLLM`, the LlamaIndex LLM."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from llama_index.llms.deltamem.structured import ObjectLLM
 
 @dataclass(frozen=True)
 class _Call:
-    """One turn as the engine is asked for it."""
+    """The arguments of one engine turn."""
 
     engine: DeltaMemEngine
     agent: str | None
@@ -70,19 +70,19 @@ class _Call:
 class DeltaMemLLM(ObjectLLM):
     """A local LLM that remembers each agent in a few kilobytes of its own state.
 
-    `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id; opened at the first call and
-    shared by all LLMs that name it. `engine`: an engine that is open already, instead.
-    `store`: where the memories live, a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:");
-    None is the engine's own store, or the SQLite file in the user's data folder.
-    `agent_id` and `thread`: whose memory, where a call does not say; see `for_agent` and
+    `model`: "smollm2-135m-instruct", a local folder or .gguf, or a Hub id. It is opened at the first call and shared
+    by all LLMs that name it. `engine`: an open engine, instead of `model`.
+    `store`: where the memories are stored: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"). None is
+    the engine's store, or the SQLite file in the user's data folder.
+    `agent_id` and `thread`: the agent and its conversation, if a call does not name them; see `for_agent` and
     `llama_index.llms.deltamem.identity`.
-    `memory`: "readonly" reads and leaves the agents as they were, "off" is the base model.
-    `recall`: how the memory is read, a `Recall` or its fields as a dict; None is the engine's own.
+    `memory`: "readonly" reads and does not change the agents, "off" is the base model.
+    `recall`: how the memory is read, a `Recall` or its fields as a dict; None is the engine's setting.
 
-    Every field of `Sampling` can also be given with a call, as can `agent_id`, `thread`, `memory`, `recall`, `model`,
-    `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` (a JSON schema that the reply has to
-    fit). Chats are remembered. `complete` and its kin, and `as_structured_llm`, only read: LlamaIndex asks
-    that way for itself.
+    Every field of `Sampling` can also be given with a call, and so can `agent_id`, `thread`, `memory`, `recall`,
+    `model`, `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` (a JSON schema that the reply has to
+    fit). Chats are remembered. The `complete` methods and `as_structured_llm` only read the memory, because LlamaIndex
+    uses them for its own requests.
     """
 
     model: str = DEFAULT_MODEL
@@ -152,21 +152,21 @@ class DeltaMemLLM(ObjectLLM):
         )
 
     def for_agent(self, agent_id: AgentId, *, thread: AgentId | None = None, memory: MemoryMode | None = None) -> Self:
-        """A view that speaks for one agent. It shares the engine and the store with this LLM, and no memory.
+        """A copy of this LLM (a view) for one agent. It shares the engine and the store, but not the memory.
 
-        `thread`: which of the agent's conversations, for callers that send the whole of it with every call.
-        `memory`: None is this LLM's own. Raises InvalidAgentIdError for no name at all.
+        `thread`: which of the agent's conversations, for callers that send the whole history with every call.
+        `memory`: None is this LLM's setting. Raises InvalidAgentIdError for a blank id.
         """
         agent = whose(agent_id)
         if not agent:
-            raise InvalidAgentIdError(f"agent_id is {agent_id!r}, expected a name; an LLM without one remembers nobody")
+            raise InvalidAgentIdError(f"agent_id is {agent_id!r}, expected a name; without one nothing is remembered")
         view = {"agent_id": agent, "thread": which_thread(thread), "memory": memory or self.memory}
         return self.model_copy(update=view)
 
     def open_engine(self, agent_id: str | None, *, model: str | None = None) -> DeltaMemEngine:
-        """The engine over the store where this agent lives; opens both where they are not open yet.
+        """The engine with this agent's store. Opens the model if necessary, and raises what opening raises.
 
-        `model`: None is this LLM's own. Raises what opening them raises.
+        `model`: None is this LLM's model.
         """
         spec = EngineSpec(model or self.model, self.adapter, self.device, self.window_tokens)
         return self._serving.engine(spec, self.engine, self.store, agent_id or EPHEMERAL)
@@ -232,14 +232,14 @@ class DeltaMemLLM(ObjectLLM):
                 yield response
 
     def _asked(self, prompt: str, formatted: bool) -> list[ChatMessage]:
-        """The prompt as a conversation. Only `predict`'s kin send prompts that are formatted already."""
+        """The prompt as a conversation. Only the `predict` methods send prompts that are already formatted."""
         text = prompt if formatted or self.completion_to_prompt is None else self.completion_to_prompt(prompt)
         return [ChatMessage(role=MessageRole.USER, content=text)]
 
     def _call(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, asks_for_itself: bool = False
     ) -> _Call:
-        # A keyword that is None asks for nothing.
+        # Keywords with the value None are ignored.
         asked = [name for name, value in given.items() if value is not None]
         refuse_unknown("a call of DeltaMemLLM", "keyword", asked, CALL_KEYWORDS)
         own = Identity(self.agent_id, self.thread, self.memory)
@@ -257,7 +257,7 @@ class DeltaMemLLM(ObjectLLM):
     async def _acall(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any], *, asks_for_itself: bool = False
     ) -> _Call:
-        # The first call of all opens the model, which takes seconds.
+        # The first call opens the model, which takes seconds, so it runs in a thread.
         return await asyncio.to_thread(self._call, messages, given, asks_for_itself=asks_for_itself)
 
     def _sampling(self) -> Sampling:
@@ -274,10 +274,10 @@ class DeltaMemLLM(ObjectLLM):
         tool_choice: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The keywords of a chat with tools on offer. Calls are held to the tools' schemas by a grammar.
+        """The keywords of a chat with tools. A grammar makes every call fit its tool's schema.
 
         `tool_choice`: "auto", "any" (or "required", True), "none", a tool's name, or a provider's dict for
-        one of these; None leaves it to `tool_required`.
+        one of these; None follows `tool_required`.
         """
         asked = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
         return {
@@ -291,9 +291,9 @@ class DeltaMemLLM(ObjectLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls of a reply, also of one that is still being streamed.
+        """The calls of a reply, which may still be streaming.
 
-        Raises ValueError when there are none, unless `error_on_no_tool_call` is False.
+        Raises ValueError if there are none, unless `error_on_no_tool_call` is False.
         """
         selections = tool_selections(response)
         if not selections and error_on_no_tool_call:
@@ -309,6 +309,6 @@ class DeltaMemLLM(ObjectLLM):
         return await super().apredict_and_call(with_properties(tools), *args, **kwargs)
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
-        """This LLM with its replies as objects. It reads the memory and does not write; agents use it for summaries."""
+        """This LLM with replies as objects. It only reads the memory, because agents use it for their own summaries."""
         memory: MemoryMode = "readonly" if self.memory == "readwrite" else self.memory
         return StructuredLLM(llm=self.model_copy(update={"memory": memory}), output_cls=output_cls, **kwargs)

@@ -1,4 +1,4 @@
-"""A memory block without a text: what leaves LlamaIndex's short-term memory goes into the model's state."""
+"""A memory block that adds no text to the prompt: it absorbs messages that leave LlamaIndex's short-term memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from llama_index.llms.deltamem.messages import to_messages
 
 
 class DeltaMemoryBlock(BaseMemoryBlock[str]):
-    """Absorbs the messages that LlamaIndex's `Memory` flushes. Reading it costs no prompt tokens.
+    """Absorbs the messages that LlamaIndex's `Memory` flushes. Reading them costs no prompt tokens.
 
-    `llm`: a view of the agent that remembers them, `llm.for_agent("bob")`. Whatever is asked of that agent
-    later reads them in its state, also in another process. What the agent wrote itself, as it heard it, is
-    not absorbed again; let it read only (`memory="readonly"`) to have the block write alone, what has left
-    the prompt and nothing before.
+    `llm`: a view of the agent that remembers them, `llm.for_agent("bob")`. Later calls for that agent read them from
+    its memory, also in another process. Messages that the agent has already written are not absorbed again. With a
+    view that only reads (`memory="readonly"`), only the block writes, and only messages that have left the prompt.
     """
 
     name: str = "deltamem"
@@ -29,15 +28,15 @@ class DeltaMemoryBlock(BaseMemoryBlock[str]):
     @model_validator(mode="after")
     def _named(self) -> Self:
         if not self.llm.agent_id:
-            raise ConfigError("the block's llm has no agent, so nobody would remember; pass llm.for_agent(…)")
+            raise ConfigError("the block's llm has no agent, so nothing would be remembered; pass llm.for_agent(…)")
         return self
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
-        """Nothing: the memory is read by the model, and not in its prompt."""
+        """Returns "", because the model reads the memory itself, not as text in its prompt."""
         return ""
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
-        """Raises MessageError for what is not text, and what opening the engine or the store raises."""
+        """Raises MessageError for content that is not text, and the errors of opening the engine or the store."""
         await asyncio.to_thread(self._absorb, messages)
 
     def _absorb(self, messages: list[ChatMessage]) -> None:

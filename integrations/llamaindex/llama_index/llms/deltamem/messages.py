@@ -1,4 +1,4 @@
-"""LlamaIndex's messages and tools as the engine's. Pure."""
+"""Converts LlamaIndex's messages and tools to the engine's. Pure functions."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from deltamem_agents.bridges.dialects import ROLE_NAMES, as_tool, tool_result
 from deltamem_agents.bridges.schemas import as_arguments, json_schema
 from deltamem_agents.types import as_tool_call
 
-# What was thought, where a cache may begin, and where a statement came from is not part of what was said.
+# Reasoning, cache marks and citations are not part of the conversation; tool calls are converted separately.
 _UNSAID_BLOCKS = (ThinkingBlock, CachePoint, CitationBlock, ToolCallBlock)
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The same conversation for the engine, in order.
+    """Converts a conversation for the engine, in order.
 
-    Text blocks are joined by line breaks, as `ChatMessage.content` joins them. Raises MessageError naming
-    the message and the block that text cannot say.
+    Text blocks are joined by line breaks, as in `ChatMessage.content`. Raises MessageError that names the message and
+    the block that cannot be converted to text.
     """
     names: dict[str, str] = {}
     converted: list[Message] = []
@@ -48,25 +48,25 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 
 def to_tools(tools: Sequence[BaseTool | Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """LlamaIndex's tools, or the dicts that `tool_schema` of these returns."""
+    """Converts LlamaIndex's tools, or the dicts that `tool_schema` returns for them."""
     return tuple(as_tool(tool_schema(tool) if isinstance(tool, BaseTool) else tool) for tool in tools)
 
 
 def tool_schema(tool: BaseTool) -> dict[str, Any]:
-    """The tool as JSON, which may be traced.
+    """The tool as JSON, which may appear in traces.
 
-    It keeps its own name, by which LlamaIndex looks it up when it is called. Raises ConfigError for a tool
-    without a name, or whose arguments are no object.
+    It keeps its name, because LlamaIndex looks the tool up by it. Raises ConfigError for a tool without a name, or
+    whose arguments are not an object.
     """
     metadata = tool.metadata
     if metadata.name is None:
-        raise ConfigError(f"a tool has no name ({metadata.description!r}); give its metadata one")
+        raise ConfigError(f"a tool has no name ({metadata.description!r}); set the name in its metadata")
     function = {"name": metadata.name, "description": metadata.description, "parameters": _parameters(metadata)}
     return {"type": "function", "function": function}
 
 
 def with_properties(tools: Sequence[BaseTool]) -> list[BaseTool]:
-    """The tools with the properties of their arguments listed, which LlamaIndex looks for when it calls one."""
+    """The tools with "properties" in their arguments' schemas, because LlamaIndex reads it when it calls a tool."""
     return [_listing(tool) if isinstance(tool, FunctionTool) else tool for tool in tools]
 
 
@@ -88,7 +88,7 @@ def _listing(tool: FunctionTool) -> FunctionTool:
 
 
 def _parameters(metadata: ToolMetadata) -> dict[str, Any]:
-    """The schema of a tool's arguments. LlamaIndex leaves out what is not listed as properties at its top."""
+    """The schema of a tool's arguments. LlamaIndex drops everything that is not in the top-level "properties"."""
     try:
         given: dict[str, Any] = metadata.get_parameters_dict()
     except AttributeError:
@@ -101,7 +101,7 @@ def _parameters(metadata: ToolMetadata) -> dict[str, Any]:
     arguments = as_arguments({key: value for key, value in schema.items() if key not in ("title", "description")})
     if arguments.key is not None:
         raise ConfigError(
-            f"tool {metadata.name!r} takes {schema!r}, expected an object; put the value into a property of one"
+            f"tool {metadata.name!r} takes {schema!r}, expected an object; put the value into one of its properties"
         )
     return dict(arguments.parameters)
 
@@ -126,13 +126,12 @@ def _texts(blocks: Sequence[BaseContentBlock]) -> Iterator[str]:
         elif not isinstance(block, _UNSAID_BLOCKS):
             kind = getattr(block, "block_type", type(block).__name__)
             raise MessageError(
-                f"it holds a block of type {kind!r}, which this model cannot read; "
-                "say in text what it shows, or leave it out"
+                f"it holds a block of type {kind!r}, which this model cannot read; describe it in text, or leave it out"
             )
 
 
 def _calls(message: ChatMessage) -> Iterator[Mapping[str, Any]]:
-    """The message's calls in OpenAI's form; messages of older integrations have them beside their content."""
+    """The message's calls in OpenAI's form. Messages of older integrations have them in `additional_kwargs`."""
     blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
     if blocks:
         for block in blocks:

@@ -1,4 +1,4 @@
-"""The engine's turns as LlamaIndex's responses. Pure."""
+"""Converts the engine's turns to LlamaIndex's responses. Pure functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deltamem_agents import CallChunk, Turn, TurnChunk
 
 
 def to_chat_response(turn: Turn, model_name: str, *, delta: str | None = None) -> ChatResponse:
-    """The whole turn. `delta`: what a stream had not shown yet."""
+    """The complete turn. `delta`: the text that a stream has not shown yet."""
     blocks = [
         ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
         for call in turn.tool_calls
@@ -38,18 +38,18 @@ def to_completion(response: ChatResponse) -> CompletionResponse:
 
 
 def source_nodes(response: ChatResponse | CompletionResponse | AgentOutput) -> list[NodeWithScore]:
-    """The statements that a reply rests on, best first, as `raw["deltamem"]["recalled"]` lists them."""
+    """The statements that a reply used, as nodes, best first. They come from `raw["deltamem"]["recalled"]`."""
     raw = response.raw if isinstance(response.raw, Mapping) else {}
     return [statement_node(**each) for each in raw.get("deltamem", {}).get("recalled", ())]
 
 
 def statement_node(*, id: str, text: str, score: float, **metadata: Any) -> NodeWithScore:
-    """A statement as a node. `metadata`: its role, thread, time, and what else is known of it."""
+    """A statement as a node. `metadata`: its role, thread, time and any other fields."""
     return NodeWithScore(node=TextNode(id_=id, text=text, metadata=metadata), score=score)
 
 
 def tool_selections(response: ChatResponse) -> list[ToolSelection]:
-    """The response's tool calls; arguments of one that is still being said are read as far as they go."""
+    """The response's tool calls. Arguments of a call that is still streaming are parsed as far as they go."""
     return [
         ToolSelection(
             tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=_arguments(block.tool_kwargs)
@@ -61,14 +61,14 @@ def tool_selections(response: ChatResponse) -> list[ToolSelection]:
 
 @dataclass
 class GrowingReply:
-    """A streamed turn, whole up to where it got: each response holds everything said so far."""
+    """Accumulates a streamed turn: each response contains everything up to its piece."""
 
     model_name: str
     _text: str = ""
     _calls: list[ToolCallBlock] = field(default_factory=list)
 
     def push(self, piece: TurnChunk) -> ChatResponse | None:
-        """The response so far; None where `piece` adds nothing to it."""
+        """The response up to `piece`; None if `piece` adds nothing."""
         if piece.turn is not None:
             return to_chat_response(piece.turn, self.model_name, delta="")
         if piece.call is not None and (piece.call.name or piece.call.index < len(self._calls)):
@@ -82,13 +82,13 @@ class GrowingReply:
         if piece.index == len(self._calls):
             self._calls.append(ToolCallBlock(tool_call_id=piece.id, tool_name=piece.name, tool_kwargs=""))
         call = self._calls[piece.index]
-        # A new block, as the responses before hold the old one.
+        # A new block is made, because earlier responses contain the old one.
         self._calls[piece.index] = call.model_copy(update={"tool_kwargs": f"{call.tool_kwargs}{piece.arguments}"})
 
 
 def _message(text: str, calls: Sequence[ToolCallBlock]) -> ChatMessage:
     blocks: list[ContentBlock] = [*([TextBlock(text=text)] if text or not calls else []), *calls]
-    # Programs that stream objects look for the calls here, and not among the blocks.
+    # LlamaIndex's programs that stream objects read the calls from here, not from the blocks.
     beside = {"tool_calls": [_openai_call(call) for call in calls]} if calls else {}
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=beside)
 
@@ -114,7 +114,7 @@ def _arguments(given: Mapping[str, Any] | str) -> dict[str, Any]:
 
 
 def _raw(turn: Turn, model_name: str) -> dict[str, object]:
-    """JSON only. The key "deltamem" says what the memory did; LlamaIndex's token counters read "usage"."""
+    """The response's `raw`, as JSON. "deltamem" says what the memory did. LlamaIndex's token counters read "usage"."""
     read = turn.usage.prompt_tokens + turn.usage.absorbed_tokens
     return {
         "model": model_name,

@@ -1,4 +1,4 @@
-"""A retriever over what an agent remembers. No second model takes part."""
+"""A retriever over an agent's memory. It needs no embedding model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llama_index.llms.deltamem.replies import statement_node
 
 
 class DeltaMemRetriever(BaseRetriever):
-    """Finds the statements of an agent's memory that a query is about, as a reply to the query would.
+    """Finds the statements in an agent's memory that match a query. A reply to the query ranks them the same way.
 
-    `llm`: a view of the agent, `llm.for_agent("bob")`; an enclosing `use_agent` names another one. Nobody, and an agent
-    that has no memory yet, have no nodes. `similarity_top_k`: how many nodes.
+    `llm`: a view of the agent, `llm.for_agent("bob")`; an enclosing `use_agent` selects another agent. Without an
+    agent, or if it has no memory yet, there are no nodes. `similarity_top_k`: number of nodes.
 
-    A node is what was said, best match first, with its score. Its id is the statement's, and its metadata `role`,
-    `thread` and `created`. Statements without a text are left out.
+    A node's text is a statement's text; the best match comes first. A node has the statement's id and a score. Its
+    metadata: `role`, `thread` and `created`. Statements without a text are left out.
     """
 
     def __init__(self, llm: DeltaMemLLM, similarity_top_k: int = 4) -> None:

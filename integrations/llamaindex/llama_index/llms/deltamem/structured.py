@@ -1,7 +1,7 @@
-"""Replies as objects: what LlamaIndex's structured calls make of a pydantic class.
+"""Structured output: LlamaIndex's structured calls with a pydantic class.
 
-LlamaIndex's own programs read no recursive model, no list and no union, and end a stream that was cut off
-without a word.
+It replaces LlamaIndex's own programs, which support no recursive model, no list and no union, and end a truncated
+stream without an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SETTLED = ("tool_required", "tool_choice", "allow_parallel_tool_calls")
 
 
 class ObjectLLM(FunctionCallingLLM):
-    """An LLM whose structured calls give the object, or say why there is none."""
+    """An LLM whose structured calls return the object or raise an error."""
 
     @dispatcher.span
     def structured_predict(
@@ -40,7 +40,7 @@ class ObjectLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Any:
-        """The object. Raises ReplyCutOffError where `max_tokens` was too few, ValueError for any other misfit."""
+        """The object. Raises ReplyCutOffError if `max_tokens` truncated it, ValueError if it does not fit otherwise."""
         dispatcher.event(
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
@@ -84,7 +84,7 @@ class ObjectLLM(FunctionCallingLLM):
     def _program(self, output_cls: type[Any], prompt: BasePromptTemplate) -> BasePydanticProgram[Any]:
         if not (isinstance(output_cls, type) and issubclass(output_cls, BaseModel)):
             raise ConfigError(
-                f"output_cls is {output_cls!r}, expected a pydantic model class; RootModel makes one of any type"
+                f"output_cls is {output_cls!r}, expected a pydantic model class; use RootModel for any other type"
             )
         mode = self.pydantic_program_mode
         if mode in _IN_A_CALL or mode == PydanticProgramMode.LLM:
@@ -93,7 +93,7 @@ class ObjectLLM(FunctionCallingLLM):
 
 
 class ObjectProgram(BasePydanticProgram[Any]):
-    """Asks for one object and reads it. `called`: as the arguments of a call; otherwise it is in the text."""
+    """Requests and parses one object. `called`: whether it is in a tool call's arguments; otherwise it is the text."""
 
     def __init__(
         self, output_cls: type[BaseModel], llm: FunctionCallingLLM, prompt: BasePromptTemplate, *, called: bool
@@ -123,7 +123,7 @@ class ObjectProgram(BasePydanticProgram[Any]):
     def stream_call(
         self, *args: Any, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
     ) -> Generator[Any, None, None]:
-        """The object as far as it was said; the whole of it last."""
+        """Yields partial objects, and the complete object last."""
         for response in self._llm.stream_chat(self._messages(prompt_args), **self._keywords(llm_kwargs)):
             yield from self._pieces(response)
 
@@ -176,7 +176,7 @@ class ObjectProgram(BasePydanticProgram[Any]):
         return self._output_cls.model_validate(self._arguments.value(selections[0].tool_kwargs))
 
     def _pieces(self, response: ChatResponse) -> Generator[Any, None, None]:
-        # A stream's last response alone is whole, and says how it ended.
+        # Only the last response of a stream is complete and has a finish reason.
         if response.raw is not None:
             yield self._read(response)
         elif self._arguments is None or self._arguments.key is None:

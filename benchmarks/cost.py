@@ -1,0 +1,437 @@
+"""What a turn with memory costs beside the ways to do without: `python benchmarks/cost.py`.
+
+Four questions, ratios first:
+
+    speed    tokens a second of one reply: memory on, memory off, transformers' `generate`, llama.cpp
+    turns    the 5th, 50th and 500th turn of one conversation: memory and a window, against the whole history in the
+             prompt, with keys and values kept between turns and through `generate`
+    sliding  tokens that a turn prefills around turn 50 and around turn 500, counted from where windows begin
+    agents   1, 4, 8 and 16 agents at once: tokens a second of all, and each one's wait for its first token
+
+Everything is on the same model, and in the same precision but for llama.cpp, which runs the .gguf (4 bits) that the
+embedded model is a dense copy of. It is left out, with a line that says so, where its wheel (the extra "benchmark")
+or that of the embedded model is not installed. Figures are medians of rounds in which the contestants alternate.
+
+The conversation is made up. A history that is longer than the model's context is fitted to it, newest messages first,
+so that the whole history at turn 500 is an estimate from below. `--quick` is a smaller run, to see that it runs.
+
+`--json` prints one JSON value, `--out` writes it to a file, `--picture` draws it (needs the extra "plot").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from cost_picture import cost_picture
+from cost_speakers import Engine, Generate, LlamaCpp, Said, Speaker
+
+from deltamem_agents import DeltaMemEngine, FileStore, InMemoryStore, Message, Sampling
+from deltamem_agents.loading import load_model
+from deltamem_agents.loading.embedded import EMBEDDED_MODEL
+
+MEMORY, OFF, GENERATE, LLAMA = "memory", "memory off", "transformers generate", "llama.cpp, 4 bits"
+WHOLE, WHOLE_GENERATE = "whole history, kept", "whole history, generate"
+ASKED = "Tell me a long story about all you know of me, with every name in it."
+TOLD = "My dog is called Biscuit, I live in Oslo, and my sister plays the cello in an orchestra."
+PREFILLED = 512
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    turns: tuple[int, ...]
+    agents: tuple[int, ...]
+    tokens: int
+    window_tokens: int
+    around: int
+    conversations: int
+
+
+FULL = Size(5, (5, 50, 500), (1, 4, 8, 16), 48, 2048, 60, 3)
+QUICK = Size(1, (5, 50), (1, 4), 12, 1024, 10, 1)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of one reply, and of a prompt of some hundred tokens."""
+
+    who: str
+    decode: float
+    prefill: float
+
+
+@dataclass(frozen=True)
+class TurnCost:
+    """One turn of a conversation. `stored_bytes`: what has to be on disk for it to go on; `stored_a_turn`: what a turn
+    adds to that. `cache_bytes`: keys and values of its prompt. `fitted`: the history is longer than the context.
+    """
+
+    who: str
+    turn: int
+    prompt_tokens: int
+    prefilled_tokens: float
+    first_token_seconds: float
+    tokens_a_second: float
+    stored_bytes: int
+    stored_a_turn: float
+    cache_bytes: int
+    fitted: bool
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """Means over turns around one: tokens of a prompt, tokens prefilled, and turns that begin where the last did."""
+
+    turn: int
+    prompt_tokens: float
+    prefilled_tokens: float
+    kept_share: float
+
+
+@dataclass(frozen=True)
+class Together:
+    """So many agents at once: tokens a second of all together, median seconds to a first token."""
+
+    who: str
+    agents: int
+    tokens_a_second: float
+    first_token_seconds: float
+
+
+@dataclass
+class Bench:
+    """What is opened once: the engine, one that puts all into its prompt, the bare model, and llama.cpp."""
+
+    engine: DeltaMemEngine
+    whole: DeltaMemEngine
+    generate: Generate
+    llama: LlamaCpp | None
+    folder: Path
+    size: Size
+
+    @classmethod
+    def opened(cls, model: str, dtype: str | None, size: Size, folder: Path) -> Bench:
+        store = FileStore(folder)
+        engine = DeltaMemEngine.from_pretrained(
+            model, store=store, dtype=dtype, window_tokens=size.window_tokens, progress=False
+        )
+        context = int(engine.model.config.max_position_embeddings)
+        whole = DeltaMemEngine.from_pretrained(
+            model, store=InMemoryStore(), dtype=dtype, window_tokens=context, progress=False, kept_cache_bytes=2**31
+        )
+        bare = load_model(model, dtype=dtype, progress=False)
+        generate = Generate(bare.model, bare.tokenizer, context - 64)
+        return cls(engine, whole, generate, LlamaCpp.opened(model, generate, max(size.agents)), folder, size)
+
+    @property
+    def cache_bytes_a_token(self) -> int:
+        config, width = self.engine.model.config, next(self.engine.model.parameters()).element_size()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * width)
+
+    def stored(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def soloists(self) -> dict[str, Speaker]:
+        found: dict[str, Speaker] = {
+            MEMORY: Engine(self.engine, "told", {"memory": "readonly"}),
+            OFF: Engine(self.engine, "not told", {"memory": "off"}),
+            GENERATE: self.generate,
+        }
+        return found if self.llama is None else {**found, LLAMA: self.llama}
+
+
+def medians(rounds: Iterable[Mapping[str, Said]], figure: Callable[[Said], float]) -> dict[str, float]:
+    each = list(rounds)
+    return {who: statistics.median(figure(found[who]) for found in each) for who in each[0]}
+
+
+def alternating(
+    speakers: Mapping[str, Speaker], asked: Sequence[Message], tokens: int, rounds: int
+) -> list[dict[str, Said]]:
+    """One round more than is counted, as the first one warms up."""
+    found = []
+    for number in range(rounds + 1):
+        named = list(speakers.items())
+        order = named if number % 2 else named[::-1]
+        found.append({who: speak(asked, tokens) for who, speak in order})
+    return found[1:]
+
+
+def speeds(bench: Bench) -> list[Speed]:
+    bench.engine.run_turn("told", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
+    speakers, rounds = bench.soloists(), bench.size.rounds
+    said = alternating(speakers, [Message("user", ASKED)], bench.size.tokens, rounds)
+    decode = medians(said, lambda reply: reply.rate)
+    # Each round has a text of its own, so that nothing of it is kept.
+    prefill: list[dict[str, Said]] = []
+    for number in range(rounds + 1):
+        days = range(PREFILLED // 14)
+        long = " ".join(f"Day {number}, {day}: rain again, and bread for the neighbours." for day in days)
+        # In front of a short question, as questions are matched with what the memory holds.
+        messages = [Message("user", long), Message("assistant", "I see."), Message("user", "Is that all?")]
+        prefill.append({who: speak(messages, 1) for who, speak in speakers.items()})
+    rates = medians(prefill[1:], lambda reply: reply.prefilled_tokens / reply.first)
+    return [Speed(who, decode[who], rates[who]) for who in speakers]
+
+
+def history(turns: int, conversation: int = 0) -> list[Message]:
+    """So many turns of a made-up conversation, some 60 tokens each."""
+    said = [Message("system", "You are a friendly companion. Answer in a few words.")]
+    for at in range(turns):
+        met, paid = (at * 7 + conversation) % 101, at % 13
+        told = f"On day {at} I walked along the harbour, met neighbour {met}, and bought bread for {paid} kroner."
+        said.append(Message("user", told))
+        said.append(Message("assistant", f"That was a good day {at}, with neighbour {met} and fresh bread."))
+    return said
+
+
+def asking(turn: int) -> Message:
+    return Message("user", f"It is day {turn} today. {ASKED}")
+
+
+def turn_costs(bench: Bench) -> Iterator[TurnCost]:
+    for turn in bench.size.turns:
+        yield from costs_of(bench, turn)
+
+
+def costs_of(bench: Bench, turn: int) -> Iterator[TurnCost]:
+    agent, size = f"turn {turn}", bench.size
+    before, empty = history(turn - 1), bench.stored()
+    bench.engine.absorb_into(agent, before, thread="t")
+    stored = bench.stored() - empty
+    speakers: dict[str, Speaker] = {
+        MEMORY: Engine(bench.engine, agent, {"thread": "t"}),
+        WHOLE: Engine(bench.whole, agent, {"thread": "t", "memory": "off"}),
+        WHOLE_GENERATE: bench.generate,
+    }
+    messages, found, grown = list(before), list[dict[str, Said]](), bench.stored()
+    for number in range(size.rounds + 1):
+        messages.append(asking(turn + number))
+        found.append({who: speak(messages, 16) for who, speak in speakers.items()})
+        messages.append(Message("assistant", f"It was day {turn + number}, and there was bread."))
+    # The first round finds nothing kept.
+    counted = found[1:]
+    a_turn = {who: (bench.stored() - grown) / (size.rounds + 1) for who in (MEMORY,)}
+    text = len(json.dumps([asdict(message) for message in before]).encode())
+    whole = bench.generate.encoded([{"role": m.role, "content": m.content} for m in messages])
+    for who in speakers:
+        last = counted[-1][who]
+        yield TurnCost(
+            who,
+            turn,
+            last.prompt_tokens,
+            statistics.median(each[who].prefilled_tokens for each in counted),
+            statistics.median(each[who].first for each in counted),
+            statistics.median(each[who].rate for each in counted),
+            stored if who == MEMORY else text,
+            a_turn.get(who, text / turn),
+            last.prompt_tokens * bench.cache_bytes_a_token,
+            who != MEMORY and len(whole) > bench.generate.most,
+        )
+
+
+def sliding(bench: Bench) -> Iterator[Sliding]:
+    """Counted from the prompts alone, with no model: what a turn shares with the one before is not prefilled."""
+    prompts, size = bench.engine._prompts, bench.size
+    for turn in size.turns[1:]:
+        prompts_of, new, kept = list[int](), list[int](), list[bool]()
+        for conversation in range(size.conversations):
+            shown = [
+                prompts.window([*history(at, conversation), asking(at)], (), 16, ()).prompt.ids
+                for at in range(turn - size.around // 2, turn + size.around // 2 + 1)
+            ]
+            for before, now in pairwise(shown):
+                prompts_of.append(len(now))
+                new.append(len(now) - shared(before, now))
+                kept.append(new[-1] < len(now) / 2)
+        yield Sliding(turn, statistics.mean(prompts_of), statistics.mean(new), statistics.mean(kept))
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def asked_in(round_: int) -> list[Message]:
+    """Another text in each round, so that nothing of it is kept."""
+    return [Message("user", f"{round_}. {ASKED}")]
+
+
+def at_once(speakers: Sequence[Speaker], round_: int, tokens: int) -> tuple[float, list[Said]]:
+    """Seconds until all have said what they say, each in a thread of its own."""
+    said: list[Said | None] = [None] * len(speakers)
+
+    def one(number: int) -> None:
+        said[number] = speakers[number](asked_in(round_), tokens)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(speakers))]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - begun, [each for each in said if each is not None]
+
+
+def together(bench: Bench) -> Iterator[Together]:
+    size = bench.size
+
+    def reader(agent: str) -> Speaker:
+        return Engine(bench.engine, agent, {"memory": "readonly"})
+
+    for number in range(max(size.agents)):
+        bench.engine.run_turn(f"agent {number}", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
+    for agents in size.agents:
+        yield from at_once_by(bench, agents, reader)
+
+
+def at_once_by(bench: Bench, agents: int, reader: Callable[[str], Speaker]) -> Iterator[Together]:
+    tokens = bench.size.tokens
+    arms: dict[str, Callable[[int], tuple[float, list[Said]]]] = {
+        MEMORY: lambda round_: at_once([reader(f"agent {i}") for i in range(agents)], round_, tokens),
+        GENERATE: lambda round_: in_a_batch(bench.generate, agents, round_, tokens),
+    }
+    if (llama := bench.llama) is not None:
+        arms[LLAMA] = lambda round_: at_once([llama] * agents, round_, tokens)
+    rounds = [{who: arm(number) for who, arm in arms.items()} for number in range(bench.size.rounds + 1)][1:]
+    for who in arms:
+        rates = [sum(reply.tokens for reply in said) / seconds for seconds, said in (each[who] for each in rounds)]
+        waits = [reply.first for each in rounds for reply in each[who][1]]
+        yield Together(who, agents, statistics.median(rates), statistics.median(waits))
+
+
+def in_a_batch(generate: Generate, count: int, round_: int, tokens: int) -> tuple[float, list[Said]]:
+    begun = time.perf_counter()
+    said = generate.batch([asked_in(round_)] * count, tokens)
+    return time.perf_counter() - begun, said
+
+
+def ratios(
+    speed: Sequence[Speed], turns: Sequence[TurnCost], slid: Sequence[Sliding], agents: Sequence[Together]
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    by_name = {each.who: each for each in speed}
+    for who in [name for name in by_name if name != MEMORY]:
+        found[f"decode, memory / {who}"] = by_name[MEMORY].decode / by_name[who].decode
+        found[f"prefill, memory / {who}"] = by_name[MEMORY].prefill / by_name[who].prefill
+    at = {(each.who, each.turn): each for each in turns}
+    for turn in dict.fromkeys(each.turn for each in turns):
+        for who in (WHOLE, WHOLE_GENERATE):
+            mine, other = at[MEMORY, turn], at[who, turn]
+            found[f"turn {turn}, first token, memory / {who}"] = mine.first_token_seconds / other.first_token_seconds
+            found[f"turn {turn}, keys and values, memory / {who}"] = mine.cache_bytes / other.cache_bytes
+    if len(slid) > 1:
+        found[f"prefilled tokens, turn {slid[-1].turn} / turn {slid[0].turn}"] = (
+            slid[-1].prefilled_tokens / slid[0].prefilled_tokens
+        )
+    rate = {(each.who, each.agents): each.tokens_a_second for each in agents}
+    for who, count in rate:
+        if count > 1:
+            found[f"{count} agents / one, {who}"] = rate[who, count] / rate[who, 1]
+    return found
+
+
+def machine(engine: DeltaMemEngine) -> dict[str, object]:
+    """What the figures stand on. `load`: of the machine; where it is above `threads`, others used it too."""
+    return {
+        "model": engine.model_name,
+        "dtype": str(next(engine.model.parameters()).dtype).removeprefix("torch."),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def show(result: Mapping[str, Any]) -> None:
+    about = result["machine"]
+    cores = f"{about['threads']} of {about['cores']} cores, load {about['load']}"
+    print(f"\n{about['model']}, {about['dtype']}, {cores}, window {result['window_tokens']}, rounds {result['rounds']}")
+    print("\nratios")
+    for name, value in result["ratios"].items():
+        print(f"  {value:>8.2f}  {name}")
+    for section in ("speed", "turns", "sliding", "agents"):
+        rows = result[section]
+        if rows:
+            print(f"\n{section}")
+            print("  " + "  ".join(f"{name:>{_width(rows, name)}}" for name in rows[0]))
+            for row in rows:
+                print("  " + "  ".join(f"{_shown(value):>{_width(rows, name)}}" for name, value in row.items()))
+
+
+def _width(rows: Sequence[Mapping[str, Any]], name: str) -> int:
+    return max(len(name), *(len(_shown(row[name])) for row in rows))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--dtype", default=None, help="of the base model; what the engine takes where nothing is said")
+    parser.add_argument("--threads", type=int, default=None, help="torch's; what torch takes where nothing is said")
+    parser.add_argument("--only", nargs="+", choices=["speed", "turns", "sliding", "agents"], default=None)
+    parser.add_argument("--quick", action="store_true", help="few rounds of little, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--json", action="store_true", help="one JSON value instead of tables")
+    parser.add_argument("--out", type=Path, help="a file for the JSON value")
+    parser.add_argument("--picture", type=Path, help="a picture's file: .png, .svg or .pdf")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    size = QUICK if arguments.quick else FULL
+    size = replace(size, rounds=arguments.rounds or size.rounds)
+    chosen = arguments.only or ["speed", "turns", "sliding", "agents"]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench.opened(arguments.model, arguments.dtype, size, Path(folder))
+        speed = speeds(bench) if "speed" in chosen else []
+        turns = list(turn_costs(bench)) if "turns" in chosen else []
+        slid = list(sliding(bench)) if "sliding" in chosen else []
+        agents = list(together(bench)) if "agents" in chosen else []
+        bench.engine.close()
+        bench.whole.close()
+    result = {
+        "machine": machine(bench.engine),
+        "rounds": size.rounds,
+        "window_tokens": size.window_tokens,
+        "ratios": ratios(speed, turns, slid, agents),
+        **{
+            name: [asdict(row) for row in rows]
+            for name, rows in (("speed", speed), ("turns", turns), ("sliding", slid), ("agents", agents))
+        },
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.picture:
+        cost_picture(result, arguments.picture)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()
