@@ -231,16 +231,14 @@ def _check_layers(config: AdapterConfig, indices: tuple[int, ...], weights: Mapp
     """Raise AdapterError for weights of layers other than `indices`, and for names that belong to no layer."""
     strange = sorted(name for name in weights if _NAME.match(name) is None)
     if strange:
-        raise AdapterError(
-            f"adapter in {folder} holds {_first_few(strange)}, expected only names like layers.0.beta_proj"
-        )
+        raise AdapterError(f"adapter in {folder} holds {_listed(strange)}, expected only names like layers.0.beta_proj")
     found = _layers_in(weights)
     if found != set(indices):
         asked = "its target_layers name" if config.target_layers else "one for each layer of the model would be"
         raise AdapterError(
             f"adapter in {folder} has weights for {len(found)} layers, {asked} {len(indices)}: "
-            f"missing {_first_few([str(i) for i in sorted(set(indices) - found)])}, "
-            f"not expected {_first_few([str(i) for i in sorted(found - set(indices))])}; is it for another base model?"
+            f"missing {_listed([str(i) for i in sorted(set(indices) - found)])}, "
+            f"not expected {_listed([str(i) for i in sorted(found - set(indices))])}; is it for another base model?"
         )
 
 
@@ -252,7 +250,8 @@ def _check_layer(memory: nn.Module, index: int, weights: Mapping[str, Tensor], f
     missing, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or surplus:
         raise AdapterError(
-            f"adapter in {folder} does not fit its own config: missing {_first_few(missing)}, not expected {_first_few(surplus)}"
+            f"adapter in {folder} does not fit its own config: missing {_listed(missing)}, "
+            f"not expected {_listed(surplus)}"
         )
     for name, value in expected.items():
         _check_weight(name, given[name], tuple(value.shape), folder)
@@ -280,6 +279,6 @@ def _cause(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
     return " and ".join(text for text, applies in causes if applies)
 
 
-def _first_few(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "nothing"
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -144,7 +144,7 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
 
 
 def _repeats(candidates: Candidates, said: Sequence[int]) -> Tensor:
-    """(N,) bool: the reply has the token already, and it does not continue the statement as the 2nd 4 of "4471" does."""
+    """(N,) bool: the reply has the token already, and does not continue the statement as the 2nd 4 of "4471" does."""
     if not said:
         return torch.zeros(len(candidates), dtype=torch.bool)
     return torch.isin(candidates.ids, torch.tensor(said)) & (candidates.before[:, 0] != said[-1])
