@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltamem_agents.errors import StateError
-from deltamem_agents.inference.collecting import Hearing, _Taking, hear, queries_in
+from deltamem_agents.inference.collecting import Hearing, _PromptChunk, hear, queries_in
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.scheduling import BETWEEN, Errand, Scheduler, Seat
 from deltamem_agents.loading.int8 import FEW, decode_in_int8
@@ -129,7 +129,7 @@ def test_questions_heard_together_are_heard_as_alone(lengths: list[int], kept: b
     if kept:
         prompts = [replace(each, reads=(False,) * 6 + each.reads[6:]) for each in prompts]
     start = 6 if kept else 0
-    taken = [_Taking(speaker, each.ids[start:], known or (), start) for each in prompts]
+    taken = [_PromptChunk(speaker, each.ids[start:], known or (), start) for each in prompts]
     assert len({each.kind for each in taken}) == 1
     taken[0].run(taken)
     storages: list[set[int]] = []
@@ -156,7 +156,7 @@ def test_every_family_hears_together(family: str) -> None:
     speaker = MemoryModel(model, None, adapter, None)  # type: ignore[arg-type]
     attached = attach(model, adapter)
     ids = [tuple(each % 60 + 1 for each in ids_of(number, 4 + 5 * number)) for number in range(3)]
-    taken = [_Taking(speaker, each, (), 0) for each in ids]
+    taken = [_PromptChunk(speaker, each, (), 0) for each in ids]
     taken[0].run(taken)
     for each in taken:
         alone = hear(speaker, words(each.ids, writes=False))
@@ -172,5 +172,5 @@ def test_few_tokens_that_are_computed_with_rounded_weights_go_alone() -> None:
     """With others they would be computed with the model's own."""
     engine = tiny_engine(config=FOLDS)
     decode_in_int8(engine.model)
-    kinds = [_Taking(engine._speaker, ids_of(0, length), (), 0).kind is None for length in (1, FEW, FEW + 1)]
+    kinds = [_PromptChunk(engine._speaker, ids_of(0, length), (), 0).kind is None for length in (1, FEW, FEW + 1)]
     assert kinds == [True, True, False]

@@ -401,7 +401,7 @@ def test_too_many_turns_are_refused_by_name() -> None:
     assert list(scheduler.admitted(seat)) == []
     seat.inside = True
     assert next(first).text == next(first).text == ""
-    with pytest.raises(OverloadedError, match="1 turns are under way and 1 wait") as raised:
+    with pytest.raises(OverloadedError, match="1 turns are running and 1 wait") as raised:
         next(second)
     assert isinstance(raised.value, Overloaded) and isinstance(raised.value, RuntimeError)
     first.close()

@@ -1,7 +1,7 @@
-"""Many sequences through the model at once: what they leave in their memories, and what is said to them.
+"""Offline batches: absorb, reply to or score many sequences in the same forward passes.
 
-Each row has its own memory and nothing passes between rows; what one row gives is what it would give alone, up to
-the rounding of larger matrix products.
+Each row is a sequence with its own memory, and rows do not interact. A row's result equals that of the sequence alone,
+up to the rounding of larger matrix products.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from deltamem_agents.memory.writes import collected
 from deltamem_agents.types import Message, Score
 
 BATCH_TOKENS = 2048
-"""Tokens of one batch, padding included, unless a single row is longer.
+"""Most tokens of one batch, padding included; a single longer row is allowed.
 
-Where the activations of more no longer fit a CPU's cache, every token takes longer.
+Larger batches take longer per token, since their activations no longer fit a CPU's cache.
 """
 
 
@@ -41,9 +41,9 @@ def absorb_batch(
     conversations: Sequence[Sequence[Message]],
     advance: Callable[[int], None],
 ) -> list[MemoryState]:
-    """Each state after its conversation, segment by segment as one sequence alone would be absorbed.
+    """The states after absorbing one conversation each, in the segments in which a single one would be absorbed.
 
-    `states` are on the model's device and settled. `advance(tokens)` is called as they are written.
+    `states`: on the model's device and settled. `advance(tokens)` is called after tokens are written.
     """
     found = list(states)
     waiting = [prompts.segments(messages, None) for messages in conversations]
@@ -67,9 +67,9 @@ def collect_batch(
     conversations: Sequence[Sequence[Message]],
     advance: Callable[[int], None],
 ) -> list[list[Piece]]:
-    """What each conversation writes, as one sequence alone would write it, nothing being read.
+    """The writes of each conversation, the same as for that conversation alone; the memory is not read.
 
-    `empty`: the empty memory. `advance(tokens)` is called as tokens are written.
+    `empty`: the empty memory. `advance(tokens)` is called after tokens are written.
     """
     found: list[list[Piece]] = [[] for _ in conversations]
     waiting = [prompts.segments(messages, None) for messages in conversations]
@@ -88,9 +88,9 @@ def collect_batch(
 def write_batch(
     model: nn.Module, state: MemoryState, prompts: Sequence[Prompt], pieces: Sequence[list[Piece]] | None = None
 ) -> MemoryState:
-    """The state, a row a prompt, after each prompt was read and written.
+    """The state after each prompt was processed and written; one row per prompt.
 
-    `pieces`: what each prompt writes is put there instead, and the state stays.
+    `pieces`: if given, each prompt's writes are appended there, and the state is not changed.
     """
     rows = _Rows(prompts, model, left=False)
     cache = rows.cache_of_lead()
@@ -106,7 +106,7 @@ def write_batch(
             written=None if pieces is None else {},
             applies=pieces is None,
         )
-        # Padding stands behind the tokens, where a causal model's tokens do not see it.
+        # Right padding: in a causal model the tokens do not see what comes after them.
         model(
             input_ids=rows.ids[:, part],
             logits_to_keep=last_place(rows.ids.device),
@@ -133,7 +133,7 @@ def greedy_batch(
 ) -> list[list[int]]:
     """Greedy replies, each reading its own row of `state`; nothing is written.
 
-    `pointing`: what has a say in each reply's logits beside the state.
+    `pointing`: for each reply, what raises the logits of recalled tokens; None for nothing.
     """
     rows = _Rows(prompts, model, left=True)
     tokens, reads, speaks, attended = rows.ids, rows.reads, rows.replies, rows.attended
@@ -176,7 +176,7 @@ def greedy_batch(
 def score_batch(
     model: nn.Module, state: MemoryState | None, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
 ) -> list[Score]:
-    """How likely each answer's tokens are after its prompt, reading its own row of `state`; nothing is written."""
+    """Score each answer's tokens after its prompt, which reads its own row of `state`; nothing is written."""
     shown = [_followed(prompt, answer[:-1]) for prompt, answer in zip(prompts, answers, strict=True)]
     rows = _Rows(shown, model, left=True)
     longest = max(map(len, answers))
@@ -199,7 +199,7 @@ def score_batch(
 
 
 def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
-    """The prompt with tokens behind it that read and are not written."""
+    """The prompt followed by `tokens`, which read the memory and are not written."""
     count = len(tokens)
     return Prompt(
         (*prompt.ids, *tokens),
@@ -211,9 +211,9 @@ def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
 
 
 class _Rows:
-    """Prompts as padded tensors (rows, width), without the lead that all of them share.
+    """Prompts as padded tensors (rows, width), without the lead: the first tokens, which all of them share.
 
-    `attended` (rows, lead + width) is 1 for what is no padding. `lead`: tokens of the lead.
+    `attended`: (rows, lead + width), 0 for padding, else 1. `lead`: number of tokens of the lead.
     """
 
     def __init__(self, prompts: Sequence[Prompt], model: nn.Module, *, left: bool) -> None:
@@ -239,7 +239,7 @@ class _Rows:
         self.attended = torch.cat([own.new_ones(len(prompts), lead), own], dim=1)
 
     def cache_of_lead(self) -> KeyValueCache:
-        """The lead's keys and values for every row, computed once."""
+        """A cache with the lead's keys and values in every row; they are computed once."""
         cache = empty_cache()
         if self._lead:
             ids = torch.tensor([self._lead], device=self._device)
@@ -249,9 +249,9 @@ class _Rows:
 
 
 def _shared_lead(prompts: Sequence[Prompt]) -> int:
-    """How many tokens all prompts begin with that neither read nor write: no memory changes what they compute.
+    """Length of the common prefix of all prompts whose tokens neither read nor write, so that no memory affects it.
 
-    Every prompt keeps at least one token behind them.
+    At least one token of every prompt is left after it.
     """
     shortest = min(map(len, prompts)) - 1
     columns = zip(*(prompt.ids[:shortest] for prompt in prompts), strict=True)
@@ -261,7 +261,7 @@ def _shared_lead(prompts: Sequence[Prompt]) -> int:
 
 
 def _fitting(due: Sequence[tuple[int, Prompt]]) -> Iterator[list[tuple[int, Prompt]]]:
-    """The rows in batches of like lengths, so that little of a batch is padding."""
+    """The rows in batches of similar lengths, to keep padding small."""
     part: list[tuple[int, Prompt]] = []
     for row, segment in sorted(due, key=lambda one: len(one[1]), reverse=True):
         if part and (len(part) + 1) * len(part[0][1]) > BATCH_TOKENS:

@@ -1,6 +1,6 @@
-"""What messages would write, and what a question asks for, found without any memory taking part.
+"""Compute the writes of messages and the queries of a question with the frozen model, without reading a memory.
 
-Nothing is read, so the writes of a statement do not depend on what was told before.
+No token reads the memory, so a statement's writes do not depend on what was told before.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from deltamem_agents.memory.backbones import (
 from deltamem_agents.memory.writes import collected
 
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]
-"""Of each layer, each (1, heads, tokens, size)."""
+"""Each layer's keys and values, each (1, heads, tokens, size)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hearing:
-    """A prompt as the frozen model takes it in, no memory taking part.
+    """The result of running a prompt through the frozen model without a memory ("hearing" it).
 
-    `inputs`: by layer slot, the attention inputs (1, tokens, hidden) of its tokens from the place `start` on; the
-    tokens before were known. `layers`: keys and values of all of its tokens; None where they cannot be cut shorter.
-    `seconds`: how long that took.
+    `inputs`: by slot (a layer's index in the state), the attention inputs (1, tokens, hidden) of its tokens from
+    position `start` on; the tokens before were cached. `layers`: keys and values of all its tokens; None if they
+    cannot be truncated. `seconds`: this prompt's share of the passes' time.
     """
 
     prompt: Prompt
@@ -50,7 +50,7 @@ class Hearing:
 
 
 def written_by(speaker: MemoryModel, prompt: Prompt) -> dict[int, Piece]:
-    """By message of the prompt, what its tokens write; messages that write nothing are left out."""
+    """The writes of each message of the prompt, by its position; messages that write nothing are left out."""
     found: dict[int, Piece] = {}
     for start, call in _passes(speaker, prompt):
         ((places, writes),) = collected(call)
@@ -61,13 +61,13 @@ def written_by(speaker: MemoryModel, prompt: Prompt) -> dict[int, Piece]:
 
 
 def queries_of(speaker: MemoryModel, prompt: Prompt) -> Tensor:
-    """(tokens, layers, heads, r) float32: the queries of the prompt's reading tokens; a reply begins at the last."""
+    """(tokens, layers, heads, r) float32: queries of the prompt's reading tokens; the last predicts the reply."""
     return queries_in(speaker, hear(speaker, prompt))
 
 
 @torch.no_grad()
 def queries_in(speaker: MemoryModel, heard: Hearing) -> Tensor:
-    """`queries_of` a prompt that was heard. None of its tokens that read may have been known before."""
+    """`queries_of` for a prompt that was already run by `hear`. None of its reading tokens may have been cached."""
     reading = torch.tensor(heard.prompt.reads[heard.start :], device=speaker.model.device)
     asked = [speaker.adapter.layer(slot).queries(x[:, reading].float()) for slot, x in sorted(heard.inputs.items())]
     return torch.stack([each[0] for each in asked]).permute(2, 0, 1, 3)
@@ -76,10 +76,10 @@ def queries_in(speaker: MemoryModel, heard: Hearing) -> Tensor:
 def hear(
     speaker: MemoryModel, prompt: Prompt, known: KeysAndValues = (), seat: Seat[OneToken] | None = None
 ) -> Hearing:
-    """Take in a prompt, whose first tokens' keys and values are `known`, and which has more tokens than these.
+    """Run a prompt through the frozen model. `known`: keys and values of its first tokens, but not of all.
 
-    Prompts that others have taken in at the same time, and that begin with the same ones, share a pass with it.
-    Raises StateError where the memory was taken off the model.
+    Prompts that other threads run at the same time share its forward passes if they start with the same known tokens.
+    Raises StateError if the adapter is not attached to the model.
     """
     seat = seat or speaker.scheduler.seat()
     start = known[0][0].shape[-2] if known else 0
@@ -88,7 +88,7 @@ def hear(
     seconds = 0.0
     for begin in range(start, len(prompt), PREFILL_CHUNK):
         assert layers is not None
-        taking = _Taking(speaker, prompt.ids[begin : begin + PREFILL_CHUNK], layers, begin)
+        taking = _PromptChunk(speaker, prompt.ids[begin : begin + PREFILL_CHUNK], layers, begin)
         seat.see_to(taking)
         parts.append(taking.inputs)
         layers, seconds = taking.layers, seconds + taking.share
@@ -96,15 +96,16 @@ def hear(
     return Hearing(prompt, start, inputs, layers if cuts_anywhere(speaker.model.config) else None, seconds)
 
 
-class _Taking(Errand):
-    """A stretch of a prompt that the frozen model takes in.
+class _PromptChunk(Errand):
+    """A chunk of a prompt to run through the frozen model.
 
-    `layers`: keys and values of the `start` tokens before it, and then of all. `inputs`: as in `Hearing`.
+    `layers`: keys and values of the `start` tokens before it; after `run`, of all tokens up to its end. `inputs`: as
+    in `Hearing`, for this chunk.
     """
 
     def __init__(self, speaker: MemoryModel, ids: Sequence[int], layers: KeysAndValues, start: int) -> None:
-        # Rows of one tensor begin at one place. What others would change goes alone: places that depend on the longest
-        # row, and so few tokens that the model computes otherwise than with theirs.
+        # All rows of one batch start at the same position. A chunk runs alone if a batch would change its result: if
+        # position embeddings depend on the longest row, or if the model uses rounded weights for so few tokens.
         alike = (id(speaker.model), start, layers[0][0].data_ptr() if layers else 0)
         alone = not cuts_anywhere(speaker.model.config) or len(ids) <= speaker.rounded_up_to
         super().__init__(len(ids), None if alone else alike)
@@ -113,13 +114,13 @@ class _Taking(Errand):
 
     @torch.no_grad()
     def run(self, errands: Sequence[Errand]) -> None:
-        rows = [each for each in errands if isinstance(each, _Taking)]
+        rows = [each for each in errands if isinstance(each, _PromptChunk)]
         model, device, count = self.speaker.model, self.speaker.model.device, len(rows)
         width = max(len(row.ids) for row in rows)
         before = [(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1)) for keys, values in self.layers]
         cache = cache_of(before) if before else empty_cache()
         call = MemoryCall(self.speaker.adapter.zero_state(), inputs={}, quiet=True)
-        # Padding stands behind the tokens, where a causal model's tokens do not see it.
+        # Right padding: in a causal model the tokens do not see what comes after them.
         model(
             input_ids=torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows], device=device),
             logits_to_keep=no_place(device),
@@ -141,13 +142,13 @@ class _Taking(Errand):
 
 
 def _row_of(layers: KeysAndValues, row: slice, tokens: int) -> KeysAndValues:
-    """One row's own keys and values, as copies: a part of a tensor holds all of it, and so what others said."""
+    """Copies of one row's keys and values. A view would keep the whole batch alive, and so other agents' prompts."""
     return [(keys[row, :, :tokens].clone(), values[row, :, :tokens].clone()) for keys, values in layers]
 
 
 @torch.no_grad()
 def _passes(speaker: MemoryModel, prompt: Prompt) -> list[tuple[int, MemoryCall]]:
-    """The calls of the chunks of a prompt, each with the place of its first token."""
+    """The memory call of each chunk of a prompt, with the position of its first token."""
     device, cache, state = speaker.model.device, empty_cache(), speaker.adapter.zero_state()
     calls = []
     for start in range(0, len(prompt), PREFILL_CHUNK):
@@ -166,7 +167,7 @@ def _passes(speaker: MemoryModel, prompt: Prompt) -> list[tuple[int, MemoryCall]
                 **with_cache(speaker.model, cache),
                 **{CALL_KEYWORD: call},
             )
-        # The shifted half of the next key goes on; the empty state stays.
+        # Only the carry (for the next token's key) goes on to the next chunk; the state stays empty.
         state = call.new_state()
         calls.append((start, call))
     return calls

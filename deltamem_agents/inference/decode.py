@@ -1,7 +1,7 @@
 """The decode loop: a prompt and a state go in, tokens and a new state come out.
 
-`model.generate` refuses the keyword that carries the memory, so the loop is this package's own; logits
-processors are transformers'. Nothing here knows about agents, stores or messages.
+`model.generate` rejects the keyword argument that carries the memory, so this package has its own loop. The logits
+processors are transformers'. Nothing here knows about agents or stores.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ from deltamem_agents.types import Sampling
 _TOKENWISE = ("ids", "reads", "writes", "message_ids", "replies")
 
 PREFILL_CHUNK = 512
-"""Tokens per forward pass of a long prompt: bounds activations, not the result."""
+"""Tokens per forward pass of a long prompt. It bounds the memory for activations and does not change the result."""
 
 SHARED_CHUNK = BETWEEN
-"""The same while others wait for their next token."""
+"""Tokens per forward pass of a long prompt while other turns run."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of one sequence. `reads` and `writes` mark the tokens that take part in the memory.
+    """Token ids of one sequence. `reads` and `writes` mark the tokens that read and write the memory.
 
-    `message_ids`: which message each token belongs to, −1 for none. `replies`: from which of them a reply's
-    tokens are predicted. `messages`: how many messages begin to be written here. `unwritten`: how many tokens of
-    these messages are never written, being more than is written of one.
+    `message_ids`: which message each token belongs to, −1 for none. `replies` marks the tokens that predict a token
+    of a reply. `messages`: number of messages whose writing starts in this prompt. `unwritten`: tokens of these
+    messages that are not written, because they are beyond the limit per message. `positions`: the position of each
+    message id in the conversation; None if the ids are the positions.
     """
 
     ids: tuple[int, ...]
@@ -70,24 +71,24 @@ class Prompt:
         return len(self.ids)
 
     def last(self, tokens: int) -> Prompt:
-        """Its last tokens, at most so many."""
+        """The prompt's last tokens, at most `tokens` of them."""
         if len(self) <= tokens:
             return self
         return replace(self, **{part: getattr(self, part)[-tokens:] for part in _TOKENWISE})
 
     def cut(self, part: slice) -> Prompt:
-        """Some of its tokens."""
+        """A slice of its tokens."""
         if part.start == 0 and part.stop >= len(self):
             return self
         return replace(self, **{each: getattr(self, each)[part] for each in _TOKENWISE})
 
     def position(self, message: int) -> int:
-        """Where a message stands among those that the prompt was made of; REPLY for the reply itself."""
+        """A message's position among the messages that the prompt was rendered from; REPLY for the reply itself."""
         return message if message < 0 or self.positions is None else self.positions[message]
 
 
 def joined(prompts: Iterable[Prompt]) -> Prompt:
-    """The tokens of several prompts, one behind another."""
+    """Several prompts, concatenated."""
     parts = list(prompts)
 
     def flags(of: Callable[[Prompt], tuple[bool, ...]]) -> tuple[bool, ...]:
@@ -103,12 +104,15 @@ def joined(prompts: Iterable[Prompt]) -> Prompt:
 
 
 REPLY = -1
-"""In place of a message's position: the reply that is being decoded."""
+"""Stands for a message position: the reply that is being decoded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What a stretch of one message's tokens wrote. `tokens`: their ids; `written`: which of them wrote, ascending."""
+    """The writes of consecutive tokens of one message.
+
+    `position`: the message's position. `tokens`: the token ids. `written`: indices of those that wrote, ascending.
+    """
 
     position: int
     tokens: tuple[int, ...]
@@ -116,14 +120,14 @@ class Piece:
     writes: Writes
 
     def then(self, more: Piece) -> Piece:
-        """This stretch and the one behind it."""
+        """This piece followed by the next one of the same message."""
         written = (*self.written, *(len(self.tokens) + place for place in more.written))
         return Piece(self.position, self.tokens + more.tokens, written, Writes.cat([self.writes, more.writes]))
 
 
 @dataclass
 class Measures:
-    """What a turn's forward passes did, summed up as they happen: tokens read, written, prefilled; messages written."""
+    """Running totals of a turn's forward passes: tokens that read, were written or prefilled; messages written."""
 
     read: int = 0
     written: int = 0
@@ -169,7 +173,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """By layer slot, the attention inputs (1, tokens, hidden) of a prompt's tokens from the place `start` on."""
+    """By slot, the attention inputs (1, tokens, hidden) of a prompt's tokens from position `start` on."""
 
     start: int
     inputs: dict[int, Tensor]
@@ -177,15 +181,17 @@ class Heard:
 
 @dataclass
 class Pass:
-    """One sequence going through the model: its KV cache, and its memory or None for the base model.
+    """One sequence going through the model: its KV cache, and its memory (None for the base model).
 
-    `replies_read`: only tokens from which a reply's are predicted read the memory, as the adapter's read scope says.
-    `pieces`: when given, collects what is written. `applies`: whether what is written changes `state`. `layers` and
-    `config`: the adapter's, which read a state that stays, and work out what a reply writes once it is over. `later`:
-    what is fed is written by `write_waiting`.
-    `pointing`: when given, what was recalled says more in the logits. `cached`: how many tokens of the prompt that is
-    fed next `cache` holds already; `heard`: the last of them, where the model has just taken them in for this turn.
-    `seat`: its way to the model, where others use it too; `shares`: single tokens go through it with those of others.
+    `replies_read`: only tokens that predict a reply's token read the memory (the adapter's read scope).
+    `pieces`: if given, collects the writes. `applies`: whether writes change `state`.
+    `layers`, `config`: of the adapter; for folding a constant state, and for computing writes after the pass.
+    `later`: the writes of tokens that are fed are computed by `write_waiting`.
+    `pointing`: if given, raises the logits of recalled tokens.
+    `cached`: how many tokens of the next prompt `cache` holds already. `heard`: attention inputs of the last of them,
+    if they were run for this turn by `hear`.
+    `seat`: access to a model that other sequences use too. `shares`: whether single tokens go through the model
+    together with those of other sequences.
     """
 
     model: PreTrainedModel
@@ -210,21 +216,21 @@ class Pass:
 
     @property
     def defers(self) -> bool:
-        """Whether what tokens write can be worked out after they passed: they read a state that stays."""
+        """Whether writes can be computed after the pass: the state that the tokens read does not change."""
         return self.pieces is not None and not self.applies
 
     @property
     def kept(self) -> int:
-        """How many of the cached tokens the model has not taken in for this turn."""
+        """Number of cached tokens that were computed in earlier turns."""
         return self.cached if self.heard is None else self.heard.start
 
     @property
     def fed(self) -> int:
-        """How many stretches of a reply wait to be written."""
+        """Number of chunks of the reply whose writes are pending."""
         return len(self._waiting)
 
     def feed(self, prompt: Prompt) -> Tensor:
-        """Run `prompt` after what came before; returns the last position's logits (vocabulary,) float32."""
+        """Run `prompt` after the tokens so far; returns the last position's logits (vocabulary,) float32."""
         feeding = self.feeding(prompt)
         while True:
             try:
@@ -234,13 +240,13 @@ class Pass:
                 return logits
 
     def feeding(self, prompt: Prompt) -> Generator[str, None, Tensor]:
-        """`feed`, with a stop between two chunks of the prompt."""
+        """`feed` as a generator that yields "" between two chunks of the prompt."""
         start, self.cached = self.cached, 0
         if start and self.state is not None and not self._quiet(prompt):
             self.measures.read += self._reading(prompt, slice(0, start))
         self._write_heard(prompt, start)
         if start and len(prompt) - start == 1:
-            # As light as a token of a reply.
+            # A single new token costs as little as a token of a reply, so it may share a pass.
             self.share()
         begun = start
         while start < len(prompt):
@@ -256,9 +262,9 @@ class Pass:
 
     @torch.no_grad()
     def _write_heard(self, prompt: Prompt, end: int) -> None:
-        """Work out what the cached tokens write that were heard, and the shifted half of the next key.
+        """Compute the writes of the cached tokens in `heard`, and the carry for the next token's key.
 
-        No other cached tokens are to be written.
+        The other cached tokens must have nothing to write.
         """
         heard, self.heard = self.heard, None
         if heard is None or self.state is None or self.pieces is None:
@@ -282,7 +288,7 @@ class Pass:
 
     @torch.no_grad()
     def write_waiting(self, stretches: int) -> None:
-        """Work out what the first so many stretches of a reply write, all at once; forget the others."""
+        """Compute the writes of the reply's first `stretches` pending chunks at once, and drop the rest."""
         waiting, self._waiting = self._waiting[:stretches], []
         if not waiting or self.state is None or self.pieces is None:
             return
@@ -296,22 +302,22 @@ class Pass:
         self.measures.add(call)
 
     def seconds(self) -> float:
-        """A clock that stands while this sequence waits for others."""
+        """A clock in seconds that stops while this sequence waits for others."""
         return time.perf_counter() - (0.0 if self.seat is None else self.seat.waited)
 
     def share(self) -> None:
-        """From now on, single tokens go through the model with those of other turns."""
+        """From now on, single tokens share passes with those of other turns."""
         self.shares = self.seat is not None and self.seat.admitted
 
     def part(self) -> None:
-        """Share no more; `cache` is this sequence's own again."""
+        """Stop sharing passes and take `cache` back."""
         if self.shares and self.seat is not None:
             self.shares = False
             with self.seat.exclusively(self, 0):
                 pass
 
     def forward(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
-        """The last position's logits (vocabulary,) float32 after more tokens, with nobody else's."""
+        """The last position's logits (vocabulary,) float32 after more tokens, in a pass of this sequence alone."""
         out = self.model(
             input_ids=self._row(ids, torch.long),
             logits_to_keep=last_place(self.model.device),
@@ -358,7 +364,7 @@ class Pass:
         return self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
 
     def _call(self, prompt: Prompt, part: slice) -> MemoryCall | FoldedCall | None:
-        """The memory's side of a forward pass, None for the base model."""
+        """The memory call of a forward pass; None for the base model."""
         if self.state is None:
             return None
         later = self.later
@@ -378,7 +384,7 @@ class Pass:
             None if writes is None else self._row(prompt.message_ids[part], torch.long),
             self._row(prompt.replies[part], torch.bool),
             unfinished=part.stop < len(prompt),
-            # Of tokens that come one by one it would take as long as the memory itself.
+            # For single tokens, measuring would take as long as the memory itself.
             collect=self.collect and not later,
             inputs={} if later else None,
             queries=queries,
@@ -389,14 +395,14 @@ class Pass:
         )
 
     def _fold(self) -> None:
-        """Fold the state, which stays as it is for the rest of the reply, into the adapter's layers."""
+        """Fold the state into the adapter's layers: it does not change for the rest of the reply."""
         if self._folded is None and self.config is not None and self.state is not None:
             self._folded = FoldedState.of(self.config, self.layers, self.state)
             self.config = None
 
     @property
     def _reads_nothing(self) -> bool:
-        """Whether replies are the base model's, bit for bit: nothing was recalled."""
+        """Whether nothing was recalled, so that the reply is the base model's, bit for bit."""
         assert self.state is not None
         return self.defers and self.pointing is None and not bool(self.state.matrices.any())
 
@@ -404,7 +410,7 @@ class Pass:
         return self._reads_nothing and (self.later or not any(prompt.writes))
 
     def _reading(self, prompt: Prompt, part: slice) -> int:
-        """How many of these tokens read the memory."""
+        """Number of these tokens that read the memory."""
         flags = zip(prompt.reads[part], prompt.replies[part], strict=True)
         return sum(reads and (says or not self.replies_read) for reads, says in flags)
 
@@ -413,23 +419,23 @@ class Pass:
 
 
 class Pointing(Protocol):
-    """Raises the odds of tokens that what was recalled says, where the memory's queries ask for them."""
+    """Raises the logits of tokens of the recalled statements, as far as the memory's queries match their keys."""
 
     def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
-        """The logits (vocabulary,) of the token after `token`, whose queries are (layers, heads, r)."""
+        """The changed logits (vocabulary,) of the token after `token`; `queries` (layers, heads, r) are `token`'s."""
         ...
 
 
 def newest_queries(call: MemoryCall | FoldedCall) -> Tensor:
-    """The queries (batch, layers, heads, r) of the last token of a forward pass, which was made with `queries={}`."""
+    """The queries (batch, layers, heads, r) of a pass's last token; its call must have been made with `queries={}`."""
     assert call.queries is not None
     return torch.stack([call.queries[slot][:, :, -1] for slot in sorted(call.queries)], dim=1)
 
 
 def pieces_of(places: Tensor, writes: Writes, prompt: Prompt, part: slice) -> Iterator[Piece]:
-    """What a stretch of a prompt's tokens wrote, message by message.
+    """The writes of a slice of a prompt, as one piece per message.
 
-    `places`: those within `part` that wrote, (N,); `writes`: theirs.
+    `places`: (N,), positions within `part` of the tokens that wrote. `writes`: their writes.
     """
     wrote, owners = set(places.tolist()), prompt.message_ids[part]
     writable = [place for place, may in enumerate(prompt.writes[part]) if may]
@@ -445,7 +451,7 @@ def pieces_of(places: Tensor, writes: Writes, prompt: Prompt, part: slice) -> It
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished reply. `state` has read the prompt and written what was to be written of prompt and reply."""
+    """A finished reply. `state`: the memory after the writes of prompt and reply; None for the base model."""
 
     ids: tuple[int, ...]
     text: str
@@ -454,11 +460,10 @@ class Reply:
 
 
 class Decoding:
-    """Draws one reply after `prompt`. Iterate for pieces of text; `reply` is there when iteration ends.
+    """Decodes one reply after `prompt`. Iterate for pieces of text; `reply` is set when the iteration ends.
 
-    `writes_reply`: whether the reply's tokens are written as they are processed. `forced`: take these
-    tokens instead of drawing. `unstopped`: text from which on stop strings mean nothing. Abandoning the
-    iteration leaves nothing behind.
+    `writes_reply`: whether the reply's tokens are written to the memory. `forced`: use these tokens instead of
+    sampling. `unstopped`: marker after which stop strings are ignored. An abandoned iteration leaves nothing behind.
     """
 
     def __init__(
@@ -538,9 +543,9 @@ class Decoding:
 
     @property
     def _one_by_one(self) -> bool:
-        """Whether the model has to see each token before the next one; given ones go through it at the end.
+        """Whether tokens go through the model one by one; forced tokens go through it in one pass at the end.
 
-        Where a stop string cuts tokens off, the state before them is needed.
+        Forced tokens go one by one if there are stop strings: the state before a cut is then needed.
         """
         return self._forced is None or bool(self._sampling.stop)
 
@@ -551,7 +556,7 @@ class Decoding:
         )
 
     def _drawing(self) -> Callable[[list[int], Tensor], int | None]:
-        """The next token from those so far and the logits; None at the end of the turn."""
+        """A function from the tokens so far and the logits to the next token; None at the end of the turn."""
         if self._forced is not None:
             forced = self._forced
             return lambda ids, _: forced[len(ids)] if len(ids) < len(forced) else None

@@ -1,8 +1,8 @@
-"""Key–value caches of conversations, kept between turns, so that a turn prefills what is new in it alone.
+"""Prefix caching: key–value caches of conversations, kept between turns, so that a turn prefills only new tokens.
 
-A token's keys and values are computed from the tokens up to it, and from what each of these read. Where two courses
-agree in both, from their first token on, the keys and values of one are those of the other. So nobody has to tell a
-cache that a history was edited or that another statement was recalled: what does not agree is computed again.
+A token's keys and values depend on the tokens up to it and on the state that each of these read. This record of tokens
+and reads is called a course. On the common prefix of two courses, the keys and values are the same. So a cache need not
+be told that a history was edited or that another statement was recalled: tokens after the common prefix are recomputed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from deltamem_agents.memory.backbones import KeyValueCache, cache_of, cuts_anywh
 from deltamem_agents.processes import Mutex
 
 KEPT_BYTES = 256 * 2**20
-"""Bytes that an engine keeps where nothing is said."""
+"""An engine's default limit of kept bytes."""
 
 _NOTHING, _STATE, _ITS_OWN = 0, 1, 2
-"""What a token reads: nothing, so that its keys and values are the frozen model's; the state that the course begins
-with; or one that no other course has."""
+"""What a token reads: nothing, so that its keys and values are the frozen model's; the state at the start of the
+course; or a state that no other course has (after a write)."""
 
 
 @dataclass(frozen=True)
 class Whose:
-    """Whose conversation. `place`: where the agent lives, such as its store."""
+    """The key of a kept cache: a thread of an agent. `place`: the object that holds the agent, such as its store."""
 
     place: weakref.ref[object]
     agent: str
@@ -40,16 +40,16 @@ class Whose:
 
     @classmethod
     def of(cls, place: object, agent: str | None, thread: str) -> Whose | None:
-        """None for nobody."""
+        """None if there is no agent."""
         return None if agent is None else cls(weakref.ref(place), agent, thread)
 
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """What keys and values are computed from: `ids` and `read` of each token, both (tokens,).
+    """What a sequence's keys and values depend on: each token's id and what it reads, `ids` and `read`, both (tokens,).
 
-    `state`: a digest of the state that is read. `lead`: how many tokens have no part in any memory. `behind`: what the
-    tokens of the reply read.
+    `state`: a digest of the state that is read. `lead`: number of first tokens that neither read nor write a memory.
+    `behind`: what the tokens of the reply read.
     """
 
     ids: NDArray[np.int32]
@@ -60,13 +60,13 @@ class Course:
 
     @classmethod
     def unread(cls, prompt: Prompt) -> Course:
-        """Of a prompt that goes through the frozen model."""
+        """The course of a prompt that goes through the frozen model without a memory."""
         ids, reads = np.asarray(prompt.ids, np.int32), np.asarray(prompt.reads, bool)
         return cls(ids, np.zeros(len(ids), np.int8), b"", _first(reads), _NOTHING)
 
     @classmethod
     def of(cls, run: Pass, prompt: Prompt, *, writes_reply: bool) -> Course:
-        """Of a prompt that is about to be fed to `run`."""
+        """The course of a prompt that is about to be fed to `run`."""
         ids, reads = np.asarray(prompt.ids, np.int32), np.asarray(prompt.reads, bool)
         read, lead = np.zeros(len(ids), np.int8), _first(reads)
         if run.state is None or not (run.applies or bool(run.state.matrices.any())):
@@ -91,7 +91,7 @@ class Course:
         return Course(self.ids[:tokens], self.read[:tokens], self.state, min(self.lead, tokens), self.behind)
 
     def shared_with(self, other: Course) -> int:
-        """How many tokens, from the first on, compute the same in both."""
+        """Length of the common prefix on which both compute the same keys and values."""
         length = min(len(self), len(other))
         read = self.read[:length]
         differs = (self.ids[:length] != other.ids[:length]) | (read != other.read[:length]) | (read == _ITS_OWN)
@@ -99,7 +99,7 @@ class Course:
 
     @property
     def repeatable(self) -> int:
-        """How many tokens, from the first on, another course can share."""
+        """Length of the longest prefix that another course can share."""
         return _first(self.read == _ITS_OWN)
 
 
@@ -118,7 +118,7 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class Sitting:
-    """One turn with what is kept. `drops`: how often something had been dropped when it began."""
+    """One turn's use of the kept caches. `drops`: number of drops before the turn began."""
 
     whose: Whose
     course: Course
@@ -126,10 +126,11 @@ class Sitting:
 
 
 class KeptCaches:
-    """The caches of one model's conversations, in at most `limit` bytes; 0 keeps none. Safe to use from many threads.
+    """The caches of one model's conversations, at most `limit` bytes; 0 keeps none. Thread-safe.
 
-    What was used longest ago goes first. A conversation goes on from its own cache; but the lead, which is what the
-    system prompt and tools need, has nothing of an agent in it, and is taken from any conversation that has it too.
+    The least recently used cache is dropped first. A conversation continues from its own cache only. The exception is
+    the lead (system prompt and tools): it contains nothing of an agent, so any conversation with the same lead
+    provides it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -144,7 +145,7 @@ class KeptCaches:
             return self._nbytes
 
     def lead_of(self, prompt: Prompt) -> KeysAndValues:
-        """What is kept of the lead of a prompt, as far as it leaves a token to be fed; () for nothing."""
+        """Kept keys and values of a prompt's lead, leaving at least one token to be fed; () if none are kept."""
         course = Course.unread(prompt)
         with self._lock:
             entry, tokens = self._longest(course, None)
@@ -154,10 +155,11 @@ class KeptCaches:
     def begin(
         self, run: Pass, prompt: Prompt, whose: Whose | None, *, writes_reply: bool, heard: Hearing | None = None
     ) -> Sitting | None:
-        """Have `run` go on from what is kept of this prompt, once it is about to be fed, or from what was just heard.
+        """Give `run` the longest usable prefix of this prompt, kept or just `heard`, before the prompt is fed.
 
-        `whose`: None for nobody, of whom nothing is kept. What is to be written is fed again, and the token before it,
-        which shifts the first key; but what was heard is written from its inputs.
+        `whose`: None without an agent; nothing is kept then. Tokens that are to be written are fed again, and so is
+        the token before them, which the first key depends on (key shift). But the writes of heard tokens are computed
+        from their attention inputs, without feeding them again.
         """
         if not cuts_anywhere(run.model.config) or type(run.cache) is not KeyValueCache:
             return None
@@ -181,9 +183,9 @@ class KeptCaches:
         return None if whose is None or not self.limit else Sitting(whose, course, drops)
 
     def keep(self, sitting: Sitting | None, run: Pass, reply: Sequence[int]) -> None:
-        """Keep what a turn computed that is over. `reply`: the ids of its tokens, of which `run` was fed the first.
+        """Keep the cache of a finished turn. `reply`: the ids of its tokens; the last ones may not have been fed.
 
-        Nothing is kept where something was dropped meanwhile, which may have been of this agent.
+        Nothing is kept if any cache was dropped during the turn, since that may have been this agent's.
         """
         layers = None if sitting is None else layers_of(run.cache)
         if sitting is None or not layers:
@@ -193,7 +195,7 @@ class KeptCaches:
         each = sum(part.untyped_storage().nbytes() for layer in layers for part in layer) // fed
         tokens = min(len(course), course.repeatable, self.limit // (each + 8))
         if tokens < fed:
-            # A part of a tensor holds all of it.
+            # Clone, because a view would keep the whole tensor alive.
             layers = [(k[..., :tokens, :].clone(), v[..., :tokens, :].clone()) for k, v in layers]
         with self._lock:
             if tokens <= 0 or sitting.drops != self._drops:
@@ -206,7 +208,7 @@ class KeptCaches:
                 self._entries.popitem(last=False)
 
     def forgotten(self, agent: str) -> None:
-        """Drop what is kept of every agent of this name, wherever it lives: what is dropped is computed again."""
+        """Drop the caches of every agent with this name, in any store. Dropping too much only costs a recomputation."""
         self._drop(lambda whose: whose.agent == agent)
 
     def clear(self) -> None:
@@ -219,7 +221,7 @@ class KeptCaches:
                 del self._entries[whose]
 
     def _longest(self, course: Course, whose: Whose | None) -> tuple[_Entry | None, int]:
-        """What this course goes on from, and how many of its tokens that has."""
+        """The entry with the longest usable prefix of this course, and the length of that prefix."""
         best: tuple[_Entry | None, int] = (None, 0)
         if whose is not None and whose in self._entries:
             self._entries.move_to_end(whose)
@@ -245,5 +247,5 @@ def _digest(matrices: Tensor) -> bytes:
 
 
 def _first(flags: NDArray[np.bool_]) -> int:
-    """The place of the first True, the length where there is none."""
+    """Index of the first True; the length if there is none."""
     return int(flags.argmax()) if flags.any() else len(flags)

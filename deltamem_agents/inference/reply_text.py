@@ -1,4 +1,4 @@
-"""A reply's tokens as text, held back where a stop string may begin."""
+"""Decode a reply's tokens to text for streaming, and hold back text that may start a stop string."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from deltamem_agents.memory.state import MemoryState
 
 Remembered: TypeAlias = tuple[MemoryState | None, int, int]
-"""A state, how many tokens had been written by then, and how many stretches of the reply wait to be written."""
+"""A state, the number of tokens written by then, and the number of chunks of the reply whose writes are pending."""
 
 
 class StoppingText:
-    """Text of the tokens so far, held back while it may be the start of a stop string.
+    """The text so far. Its end is held back while it may be the start of a stop string.
 
-    What a stop string cuts off is not to be remembered either. So what was remembered is kept for each token behind
-    which the text may still be cut: for those within the beginning of a stop string at the end of the text.
+    Text that a stop string cuts off must not be remembered either. So the memory is kept after each token at which the
+    text may still be cut: the tokens of a possible start of a stop string at the end of the text.
+    `unstopped`: marker after which stop strings are ignored.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class StoppingText:
 
     @property
     def remembered(self) -> Remembered:
-        """What is remembered once the text is over."""
+        """The memory after the text, without tokens that a stop string cut off."""
         return next(remembered for length, remembered in reversed(self._kept) if length <= len(self._all))
 
     @property
     def kept(self) -> int:
-        """How many states are held: at most as many as the longest stop string has characters, and at least one."""
+        """Number of states held: at least one, at most the number of characters of the longest stop string."""
         return len(self._kept)
 
     def push(self, token: int) -> str:
@@ -61,7 +62,7 @@ class StoppingText:
         return self._show(len(self._all) - self._held())
 
     def passed(self, remembered: Remembered) -> None:
-        """The newest token went through the model."""
+        """Record the memory after the newest token went through the model."""
         length = len(self._all)
         kept = [*(one for one in self._kept if one[0] < length), (length, remembered)]
         certain = max(place for place, one in enumerate(kept) if one[0] <= max(0, length - self._held()))
@@ -69,14 +70,14 @@ class StoppingText:
 
     def finish(self) -> str:
         if not self.stopped:
-            # What the stream still holds back is an incomplete character; decoding marks it as such.
+            # The stream still holds back an incomplete character; a full decode shows a replacement character.
             whole = as_text(self._tokenizer, self._ids)
             if whole.startswith(self._all):
                 self._all = whole
         return self._show(len(self._all))
 
     def _held(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+        """Number of characters at the end that may be the start of a stop string."""
         if self._unstopped is not None and self._unstopped in self._all:
             return 0
         longest = max((len(stop) for stop in self._stop), default=1) - 1
@@ -91,7 +92,7 @@ class StoppingText:
 
 
 def stop_place(text: str, stop: Sequence[str], unstopped: str | None) -> int | None:
-    """Where the first stop string stands in `text`, None if there is none before `unstopped`."""
+    """Position of the first stop string in `text`; None if there is none before `unstopped`."""
     end = len(text) if unstopped is None or unstopped not in text else text.index(unstopped)
     return min((at for at in (text.find(each, 0, end) for each in stop) if at >= 0), default=None)
 
@@ -102,11 +103,11 @@ def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; "" for one that does not complete a character."""
+    """The text that each token adds; "" for a token that does not complete a character."""
     backend, stream = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer, DecodeStream(skip_special_tokens=True)
     return [stream.step(backend, token) or "" for token in ids]
 
 
 def definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fast tokenizer in the JSON form of the tokenizers library."""
+    """A fast tokenizer serialised to the JSON of the tokenizers library."""
     return str(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())

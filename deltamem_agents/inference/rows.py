@@ -1,8 +1,8 @@
-"""Rows that are decoded together: their keys and values side by side, and one forward pass for a token of each.
+"""Continuous batching: sequences ("rows") that are decoded together, one token of each per forward pass.
 
-A row joins with the cache it has, and gets it back when it leaves. While it is here, its keys and values stand in
-buffers that all rows share, each row's ending at the same column, where the next token's are put: so nothing is copied
-from token to token, and a model's own masks, which count from the end, hold for every row.
+A row joins with its own cache and gets it back when it leaves. In between, its keys and values are in buffers that all
+rows share. All rows end at the same column, where the next token's keys and values go. So nothing is copied between
+tokens, and a model's own masks, which count from the end, are right for every row.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.rows import FoldedRows, RowsCall
 
 GROWTH = 256
-"""Columns that the buffers have to spare when they are made."""
+"""Spare columns of newly allocated buffers."""
 
 MISSED = 16
-"""How many passes a row may miss before it is sent away; it joins again when it comes back."""
+"""Passes a row may miss before it is removed; it joins again with its next token."""
 
 
 class Row(Protocol):
-    """A sequence that is decoded token by token. `cache`: its keys and values, while it is not among the rows."""
+    """A sequence that is decoded token by token. `cache`: its keys and values while it is not in the shared buffers."""
 
     model: PreTrainedModel
     cache: KeyValueCache
 
     def forward(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
-        """The last position's logits (vocabulary,) float32 after more tokens, with nobody else's."""
+        """The last position's logits (vocabulary,) float32 after more tokens, in a pass of this sequence alone."""
         ...
 
 
 @dataclass
 class OneToken(Step):
-    """One token of a row and the memory's side of it, which the pass fills in."""
+    """One token of a row and its memory call, which the pass fills in."""
 
     row: Row
     token: int
@@ -52,7 +52,7 @@ class OneToken(Step):
 
 @dataclass
 class _Place:
-    """Where a row stands: columns `start` to `end`. `missed`: passes since it last took part in one."""
+    """A row's columns in the buffers, `start` to `end`. `missed`: passes since the last one it took part in."""
 
     row: Row
     start: int
@@ -62,7 +62,7 @@ class _Place:
 
 
 class _Layer(DynamicLayer):
-    """A layer's keys and values of all rows (rows, heads, columns, width), of which a pass sees a part."""
+    """A layer's keys and values of all rows (rows, heads, columns, width); a pass uses only some of the columns."""
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Rows) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class _Layer(DynamicLayer):
 
 
 class Rows:
-    """The rows that are decoded together. Not safe to use from several threads at once.
+    """The rows that are decoded together. Not thread-safe.
 
-    `first`: the column where the longest row begins; `at`: where the next token's keys and values are put.
+    `first`: the column where the longest row starts. `at`: the column of the next token's keys and values.
     """
 
     def __init__(self) -> None:
@@ -99,9 +99,9 @@ class Rows:
 
     @torch.no_grad()
     def run(self, steps: Sequence[OneToken]) -> list[Tensor | Exception]:
-        """What each step's row says next: logits (vocabulary,) float32, or why there are none.
+        """The next-token logits (vocabulary,) float32 of each step's row, or the exception it raised.
 
-        Where a pass fails, each row is run alone, so that whose fault it is fails alone.
+        If a shared pass fails, each row is run alone, so that only the row that caused the error fails.
         """
         if len(steps) == 1 and not self._places:
             return [self._alone(steps[0])]
@@ -114,7 +114,7 @@ class Rows:
         return [found[id(step)] if id(step) in found else self._alone(step) for step in steps]
 
     def _tried(self, steps: Sequence[OneToken]) -> dict[int, Tensor]:
-        """The logits of a pass with all these steps by their ids; nothing where it failed."""
+        """The logits of a pass with all these steps, by `id` of the step; empty if the pass failed."""
         try:
             return {id(step): logits for step, logits in zip(steps, self._together(steps), strict=True)}
         except BaseException as error:
@@ -128,7 +128,7 @@ class Rows:
 
     @torch.no_grad()
     def release(self, row: object) -> None:
-        """Give a row its own cache back; nothing where it is not here."""
+        """Take a row out of the buffers and give it its own cache back. Does nothing for a row that is not in them."""
         place = self._place(row)
         if place is None:
             return
@@ -159,7 +159,7 @@ class Rows:
             return error
 
     def _together(self, steps: Sequence[OneToken]) -> list[Tensor]:
-        self._seat(steps)
+        self._join(steps)
         by_row = {id(step.row): step for step in steps}
         taken = [by_row.get(id(place.row)) for place in self._places]
         model, device = steps[0].row.model, self._layers[0].all_keys.device
@@ -167,7 +167,7 @@ class Rows:
         call = self._call(taken)
         columns = torch.arange(self.first, self.at + 1, device=device)
         bounds = torch.tensor([(place.start, place.end) for place in self._places], device=device)
-        # A row that misses this pass sees only what is put there in its place.
+        # A row that skips this pass gets a dummy token and attends only to it.
         attended = ((columns >= bounds[:, :1]) & (columns < bounds[:, 1:])) | (columns == self.at)
         out = model(
             input_ids=torch.tensor([[0 if step is None else step.token] for step in taken], device=device),
@@ -180,12 +180,12 @@ class Rows:
         if call is not None:
             call.finish()
         logits = out.logits[:, -1].float()
-        self._went_by(taken)
+        self._after_pass(taken)
         numbers = {id(step): number for number, step in enumerate(taken) if step is not None}
         return [logits[numbers[id(step)]].clone() for step in steps]
 
     def _call(self, taken: Sequence[OneToken | None]) -> RowsCall | None:
-        """The memories' side of a pass, None where no row has any."""
+        """The memory call of a pass; None if no row has a memory."""
         calls = [None if step is None else step.call for step in taken]
         if not any(call is not None for call in calls):
             return None
@@ -201,8 +201,8 @@ class Rows:
                 place.folded = reads
         return RowsCall(calls, None if like is None else self._folded)
 
-    def _went_by(self, taken: Sequence[OneToken | None]) -> None:
-        """The pass is over: those that took part are a token longer, and who missed too many goes."""
+    def _after_pass(self, taken: Sequence[OneToken | None]) -> None:
+        """After a pass: rows that took part are a token longer; rows that missed too many passes are removed."""
         self.at += 1
         for place, step in zip(list(self._places), taken, strict=True):
             if step is not None:
@@ -212,8 +212,8 @@ class Rows:
             if place.missed > MISSED:
                 self.release(place.row)
 
-    def _seat(self, steps: Sequence[OneToken]) -> None:
-        """See to it that each step's row stands here and ends at `at`."""
+    def _join(self, steps: Sequence[OneToken]) -> None:
+        """Put each step's row into the buffers, so that it ends at column `at`."""
         new = [step.row for step in steps if self._place(step.row) is None]
         lengths = [row.cache.get_seq_length() for row in new]
         count = len(self._places) + len(new)
@@ -227,13 +227,13 @@ class Rows:
         for row, length in zip(new, lengths, strict=True):
             self._put(len(self._places), _kept(row.cache), length)
             if self._folded is not None:
-                # Another row stood there before.
+                # The state of the row that had this place before is still there.
                 self._folded.put(len(self._places), None)
             self._places.append(_Place(row, self.at - length, self.at))
             row.cache = empty_cache()
 
     def _rebuild(self, new: Sequence[Row]) -> None:
-        """Make the buffers again with all rows in them, and room for more tokens."""
+        """Allocate new buffers with all rows in them and room for more tokens."""
         sources = [(place.end - place.start, self._held(place)) for place in self._places]
         sources += [(row.cache.get_seq_length(), _kept(row.cache)) for row in new]
         rows, at = 1 << (len(sources) - 1).bit_length(), max(length for length, _ in sources)
@@ -242,7 +242,7 @@ class Rows:
             buffers = []
             for kind in range(2):
                 _, heads, _, width = parts[0][kind].shape
-                # What nobody sees is multiplied by zero, so it has to be finite.
+                # Masked columns are multiplied by zero, so they must be finite.
                 buffer = parts[0][kind].new_zeros(rows, heads, at + GROWTH, width)
                 for number, part in enumerate(parts):
                     buffer[number, :, at - part[kind].shape[2] : at] = part[kind][0]
@@ -269,14 +269,14 @@ class Rows:
         return next((place for place in self._places if place.row is row), None)
 
     def _held(self, place: _Place) -> list[tuple[Tensor, Tensor]]:
-        """The keys and values (1, heads, tokens, width) of a row, layer by layer."""
+        """A row's keys and values (1, heads, tokens, width) in each layer."""
         row, span = self._places.index(place), slice(place.start, place.end)
         return [
             (each.all_keys[row : row + 1, :, span], each.all_values[row : row + 1, :, span]) for each in self._layers
         ]
 
     def _put(self, number: int, held: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
-        """Copy a row's keys and values to where they end at `at`."""
+        """Copy a row's keys and values into the buffers, ending at column `at`."""
         span = slice(self.at - length, self.at)
         for layer, (keys, values) in zip(self._layers, held, strict=True):
             layer.all_keys[number, :, span] = keys[0].clone()
@@ -284,9 +284,9 @@ class Rows:
 
 
 def joinable(row: Row) -> bool:
-    """Whether a sequence can be decoded with others.
+    """Whether a sequence can be decoded together with others.
 
-    All its keys and values are held as they are, there are some, and positions are not scaled by the longest row's.
+    Its cache must be a plain one and not empty, and position embeddings must not depend on the longest row.
     """
     if not cuts_anywhere(row.model.config):
         return False

@@ -1,10 +1,10 @@
-"""Whose forward pass comes next. Knows threads and waiting, and nothing of models.
+"""The scheduler: which forward pass runs next. It knows threads and waiting, and nothing of models.
 
-One pass runs at a time, so that passes do not fight over cores. Turns that decode wait for their next token together,
-and one of their threads runs one pass for all of them; everything else (a chunk of a prompt, a question that is
-matched) takes turns with these passes. Both queues are first come, first served. Between two passes of those who
-decode, as many short prompts go first as have the tokens of one long prompt's chunk, so that their turns are in the
-next one; those of them that are of a kind share a pass too.
+One pass runs at a time, so that passes do not compete for cores. Decoding turns wait together for their next token, and
+one of their threads runs one pass for all of them. Everything else (a chunk of a prompt, the queries of a question)
+alternates with these decode passes. Both queues are first come, first served. Between two decode passes, several short
+prompts may run, up to the tokens of one chunk of a long prompt, so that their turns join the next decode pass. Short
+prompts of the same kind share a pass too.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from deltamem_agents.errors import OverloadedError
 from deltamem_agents.processes import renewed_in_forks
 
 AT_ONCE = 16
-"""Turns that share forward passes, unless an engine is told otherwise. More wait for one of them to be over."""
+"""Default number of turns that run at the same time and share forward passes. Further turns wait for one to end."""
 
 WAITING = 64
-"""Turns that may wait."""
+"""Default number of turns that may wait."""
 
 PATIENCE = 0.3
-"""How long a pass is held up for turns that were in the one before, as a part of what that one took.
+"""How long a pass waits for the turns of the pass before, as a fraction of that pass's time.
 
-Whose reader is slower than that is left out, is not waited for again, and comes in later.
+A turn whose reader is slower is left out and not waited for again; it joins a later pass.
 """
 
 BETWEEN = 128
-"""Tokens of prompts that may go between two passes of those who decode; one chunk may whatever its length."""
+"""Most prompt tokens between two decode passes; one chunk is always allowed, whatever its length."""
 
 ASLEEP = 0.25
-"""Seconds after which a turn whose reader asks for nothing more no longer keeps others waiting."""
+"""Seconds without a request from its reader after which a turn no longer makes others wait."""
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A thread's place in a queue. `granted`: it is its turn. `over`: it was done, maybe by another thread.
+    """A thread's place in a queue. `granted`: it may run now. `over`: its work is done, perhaps by another thread.
 
-    `tokens`: how many go through the model.
+    `tokens`: number of tokens that go through the model.
     """
 
     tokens: int = field(init=False, default=BETWEEN)
@@ -56,7 +56,10 @@ class Ticket:
 
 @dataclass(eq=False)
 class Step(Ticket):
-    """One token of one row, that waits to be in a pass with others. `result`: logits, or what went wrong."""
+    """One token of one row that waits for a shared pass. `result`: the logits, or the exception that was raised.
+
+    `share`: this step's part of the pass's time, in seconds.
+    """
 
     result: Tensor | Exception | None = field(init=False, default=None)
     share: float = field(init=False, default=0.0)
@@ -64,9 +67,10 @@ class Step(Ticket):
 
 @dataclass(eq=False)
 class Errand(Ticket):
-    """Tokens of a prompt that wait to go through the model, with those of others that are of the same `kind`.
+    """A prompt job ("errand"): prompt tokens that wait for the model and may share a pass with others of its `kind`.
 
-    `kind`: None where nobody's are. `wrong`: what went wrong with it. `share`: its part of the seconds that it took.
+    `kind`: None if it shares with none. `wrong`: the exception it raised. `share`: its part of the passes' time, in
+    seconds.
     """
 
     tokens: int = field()
@@ -75,7 +79,7 @@ class Errand(Ticket):
     share: float = field(init=False, default=0.0)
 
     def run(self, errands: Sequence[Errand]) -> None:
-        """Do errands of one kind, of which this is one, and leave in each what came of it."""
+        """Run errands of one kind, this one included, and store each result in its errand."""
         raise NotImplementedError
 
 
@@ -87,18 +91,18 @@ class Runner(Protocol[StepT_contra]):
     """Runs one token of each of many rows."""
 
     def run(self, steps: Sequence[StepT_contra]) -> list[Tensor | Exception]:
-        """What each step's row says next, or what went wrong with it."""
+        """The next-token logits of each step's row, or the exception it raised."""
         ...
 
     def release(self, row: object) -> None:
-        """Give a row back what it needs to go on alone."""
+        """Give a row back its own cache, so that it can run alone."""
         ...
 
 
 class Seat(Generic[StepT]):
-    """One sequence's way to the model. `waited`: seconds for which it waited there for others.
+    """One sequence's access to the model. `waited`: seconds it waited for other sequences.
 
-    `admitted`: whether it belongs to a turn under way, which may share its passes with others.
+    `admitted`: whether it belongs to a running turn, which may share passes with others.
     """
 
     def __init__(self, scheduler: Scheduler[StepT], *, admitted: bool = False) -> None:
@@ -111,12 +115,12 @@ class Seat(Generic[StepT]):
 
     @property
     def alone(self) -> bool:
-        """Whether no other turn is under way."""
+        """Whether no other turn is running."""
         return self.scheduler.others(self) == 0
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """For small work on logits: one thread at a time does any, so that torch's threads are not many."""
+        """A lock for small work on logits: one thread at a time, so that torch does not run too many threads."""
         begun = time.monotonic()
         with self.scheduler.drawing:
             self.waited += time.monotonic() - begun
@@ -124,9 +128,9 @@ class Seat(Generic[StepT]):
 
     @contextmanager
     def exclusively(self, row: object, tokens: int = BETWEEN) -> Iterator[None]:
-        """The model for oneself, once it is one's turn, and for a row that is with no others any more.
+        """Wait for exclusive use of the model, and take `row` out of the shared batch.
 
-        `tokens`: how many are about to go through it.
+        `tokens`: how many are about to go through the model.
         """
         begun = time.monotonic()
         self.inside = True
@@ -139,7 +143,7 @@ class Seat(Generic[StepT]):
             self.inside, self.touched = False, time.monotonic()
 
     def see_to(self, errand: Errand) -> None:
-        """Have an errand done, with those of others; raises what went wrong with it."""
+        """Run an errand, perhaps in a pass with others', and raise its exception if it failed."""
         self.inside = True
         try:
             self.scheduler.see_to(errand)
@@ -147,7 +151,7 @@ class Seat(Generic[StepT]):
             self.inside, self.touched = False, time.monotonic()
 
     def share(self, step: StepT) -> Tensor:
-        """The logits after one more token, in a pass with those who wait for theirs; raises what came of it."""
+        """The logits after one more token, from a pass shared with other waiting turns; raises the step's exception."""
         begun = time.monotonic()
         self.inside = True
         try:
@@ -159,9 +163,9 @@ class Seat(Generic[StepT]):
 
 
 class Scheduler(Generic[StepT]):
-    """Who runs next. Safe to use from many threads.
+    """Decides what runs next. Thread-safe.
 
-    `at_once`: turns that are under way together; `waiting`: turns that may wait for one of them to be over.
+    `at_once`: turns that may run at the same time. `waiting`: turns that may wait for one of them to end.
     """
 
     def __init__(self, runner: Runner[StepT], at_once: int = AT_ONCE, waiting: int = WAITING) -> None:
@@ -182,11 +186,11 @@ class Scheduler(Generic[StepT]):
         self._lobby: deque[Ticket] = deque()
 
     def renew(self) -> None:
-        """Forget all who wait: a fork of the process lacks their threads."""
+        """Drop all waiting tickets: after a fork of the process their threads do not exist."""
         self._renew()
 
     def seat(self) -> Seat[StepT]:
-        """A seat for what is no turn: it is not counted, and does not share."""
+        """A seat for work outside a turn: it does not count as a turn and does not share passes."""
         return Seat(self)
 
     def others(self, seat: Seat[StepT]) -> int:
@@ -195,9 +199,9 @@ class Scheduler(Generic[StepT]):
             return sum(each is not seat and each.awake(now) for each in self._seats)
 
     def admitted(self, seat: Seat[StepT]) -> Generator[str, None, None]:
-        """Wait until there is room for one more turn; yields "" now and then, so that closing is noticed.
+        """Wait until one more turn may run. Yields "" from time to time, so that the caller can close it.
 
-        Raises OverloadedError where too many wait already. `leave` has to follow, whatever happens.
+        Raises OverloadedError if too many turns wait already. The caller must call `leave` afterwards in any case.
         """
         ticket = Ticket()
         with self._lock:
@@ -206,8 +210,8 @@ class Scheduler(Generic[StepT]):
                 return
             if len(self._lobby) >= self.waiting:
                 raise OverloadedError(
-                    f"{len(self._seats)} turns are under way and {len(self._lobby)} wait, as many as may; nothing was "
-                    "changed. Try again later, or open the engine with more turns_at_once or turns_waiting"
+                    f"{len(self._seats)} turns are running and {len(self._lobby)} wait, which is the limit; nothing "
+                    "was changed. Try again later, or open the engine with more turns_at_once or turns_waiting"
                 )
             ticket.wake = Condition(self._lock)
             self._lobby.append(ticket)
@@ -228,7 +232,7 @@ class Scheduler(Generic[StepT]):
             seat.waited += time.monotonic() - begun
 
     def leave(self, seat: Seat[StepT]) -> None:
-        """A turn is over."""
+        """End a turn: free its place and let the next one in."""
         with self._lock:
             self._seats.discard(seat)
             self._decoding.discard(seat)
@@ -238,7 +242,7 @@ class Scheduler(Generic[StepT]):
 
     @contextmanager
     def exclusively(self, seat: Seat[StepT] | None = None, tokens: int = BETWEEN) -> Iterator[None]:
-        """The model for oneself, once it is one's turn. Not to be nested. `tokens`: how many go through it."""
+        """Wait for exclusive use of the model. Not reentrant. `tokens`: how many go through it."""
         ticket = Ticket()
         ticket.tokens = tokens
         with self._lock:
@@ -261,7 +265,7 @@ class Scheduler(Generic[StepT]):
                 self._dispatch()
 
     def see_to(self, errand: Errand) -> None:
-        """Have an errand done, with those of others; raises what went wrong with it."""
+        """Run an errand, perhaps in a pass with others', and raise its exception if it failed."""
         with self._lock:
             errand.wake = Condition(self._lock)
             self._queue.append(errand)
@@ -279,9 +283,9 @@ class Scheduler(Generic[StepT]):
             raise errand.wrong
 
     def _run_errands(self, first: Errand) -> None:
-        """Run an errand and those that wait and are of its kind, with the lock let go meanwhile.
+        """Run an errand together with waiting ones of its kind; the lock is released meanwhile.
 
-        Where they could not be run together, or this thread was interrupted, each of the others' is run by its own.
+        If the shared run fails or this thread is interrupted, each errand that is left is run alone by its own thread.
         """
         taken = self._with_others(first)
         left, failed, begun = taken[1:], None, time.monotonic()
@@ -305,7 +309,7 @@ class Scheduler(Generic[StepT]):
             self._dispatch()
 
     def _with_others(self, first: Errand) -> list[Errand]:
-        """An errand and those that share its pass, which leave the queue."""
+        """The errand and those that share its pass; these are taken out of the queue."""
         taken, tokens = [first], first.tokens
         for other in list(self._queue):
             if not isinstance(other, Errand) or first.kind is None or other.kind != first.kind:
@@ -318,7 +322,7 @@ class Scheduler(Generic[StepT]):
         return taken
 
     def share(self, seat: Seat[StepT], step: StepT) -> Tensor:
-        """The logits of a step, once a pass was made with it; raises what came of it."""
+        """Wait until a pass has run the step; returns its logits or raises its exception."""
         with self._lock:
             step.wake = Condition(self._lock)
             self._due.append((seat, step))
@@ -340,7 +344,7 @@ class Scheduler(Generic[StepT]):
         return step.result
 
     def _lead(self) -> None:
-        """Run the steps that are due, with the lock let go meanwhile. Who was not here in time is not waited for."""
+        """Run the steps that are due; the lock is released meanwhile. Later passes do not wait for absent turns."""
         taken, self._due = self._due[: self.at_once], self._due[self.at_once :]
         self._decoding = {seat for seat, _ in (*taken, *self._due)}
         results: Sequence[Tensor | Exception] = ()
@@ -358,14 +362,14 @@ class Scheduler(Generic[StepT]):
             for (_, step), result in zip(taken, results, strict=False):
                 step.result, step.share, step.over = result, (ended - begun) / len(taken), True
                 step.wake.notify()
-            # Where this thread was interrupted, another one has to run them.
+            # If this thread was interrupted, another one has to run these steps.
             self._due = [each for each in taken if not each[1].over] + self._due
-            # One thread that reads several streams in turn never has two tokens wait at once.
+            # A single thread that reads several streams alternately never has two steps due at once.
             self._together = len(taken) > 1 or bool(self._due)
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Let whoever is next run, where nobody runs. The lock is held."""
+        """Start whatever is next, if nothing is running. The caller holds the lock."""
         if self._busy:
             return
         due = len(self._due)
@@ -375,7 +379,7 @@ class Scheduler(Generic[StepT]):
             ticket: Ticket = self._queue.popleft()
             self._between += ticket.tokens
         elif ready:
-            # Whoever led before leads again if it can: each thread that runs passes has torch's threads beside it.
+            # Prefer the same thread for every pass: torch starts a pool of threads for each thread that runs passes.
             able = self._due[: self.at_once]
             ticket = next((step for seat, step in able if seat is self._leader), able[0][1])
             self._leader = next(seat for seat, step in able if step is ticket)
@@ -386,13 +390,13 @@ class Scheduler(Generic[StepT]):
 
     @property
     def _patience_left(self) -> float | None:
-        """How long who waits at the head of the row sleeps before it looks again; None for until it is woken."""
+        """Seconds until a waiting step must check again whether a pass can start; None: sleep until notified."""
         if self._busy or not self._due:
             return None
         return max(0.0, self._patient_until - time.monotonic())
 
     def _give_up(self, ticket: Ticket) -> None:
-        """A thread stops waiting. The lock is held."""
+        """Remove the ticket of a thread that stops waiting. The caller holds the lock."""
         if ticket in self._queue:
             self._queue.remove(ticket)
         self._due = [(seat, step) for seat, step in self._due if step is not ticket]
