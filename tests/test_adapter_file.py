@@ -63,7 +63,7 @@ def test_save_then_load_is_identity(config: AdapterConfig, llama: nn.Module, tmp
     assert sorted(os.listdir(tmp_path / "deep" / "folder")) == [WEIGHTS_FILE, CONFIG_FILE]
 
 
-def test_a_setting_that_a_later_version_adds_makes_no_memory_foreign(
+def test_a_new_setting_at_its_default_does_not_change_the_fingerprint(
     llama: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = random_adapter(llama, FULL)
@@ -149,7 +149,7 @@ def test_a_released_folder_loads_and_converts_to_equal_tensors(folder: Path, qwe
     assert written.layers == (None if written.target_layers else 3)
 
 
-def test_converting_our_own_form_changes_nothing(llama: nn.Module, tmp_path: Path) -> None:
+def test_converting_this_packages_format_changes_nothing(llama: nn.Module, tmp_path: Path) -> None:
     save_adapter(random_adapter(llama), tmp_path / "a")
     convert_adapter(tmp_path / "a", tmp_path / "b")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -321,7 +321,7 @@ def test_a_missing_file_is_refused_by_name(saved: Path, llama: nn.Module, tmp_pa
 
 
 def refusal(folder: Path, model: nn.Module) -> AdapterError:
-    """The error that loading gives, which must hide torch's own advice and traceback."""
+    """The error that loading raises; it must hide torch's own advice and traceback."""
     with pytest.raises(AdapterError, match="damaged") as caught:
         load_adapter(folder, model)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
@@ -435,7 +435,7 @@ def test_a_released_file_that_holds_something_else_is_refused(held: object, llam
 def test_a_weight_of_another_kind_is_refused_by_name(
     change: Callable[[Tensor], Tensor], kind: str, weight: str, llama: nn.Module, tmp_path: Path
 ) -> None:
-    """Also one of a head that the config leaves out, which is looked at before it is dropped."""
+    """Also a weight of a head that the config leaves out: it is checked before it is dropped."""
     weights = publish(random_adapter(llama), tmp_path, delta_heads=["q", "o"])
     name = f"model.layers.0.self_attn.{weight}"
     weights[name] = change(weights[name])

@@ -61,7 +61,7 @@ MODELS: Mapping[str, tuple[str, str]] = {
 }
 CASES: Mapping[str, tuple[str, str, AdapterConfig]] = {
     **{label: (*where, FULL) for label, where in MODELS.items()},
-    # With one more, gemma2 has two cases as every other family does, and each family one of either side.
+    # Gives gemma2 two cases like every other family, so that each family has one case per padding side.
     "gemma2-eager-again": ("gemma2", "eager", FULL),
     **{f"llama-sdpa-{label}": ("llama", "sdpa", config) for label, config in VARIANTS.items()},
     "llama-sdpa-message-mean": ("llama", "sdpa", MESSAGE_MEAN),
@@ -73,7 +73,7 @@ CASES: Mapping[str, tuple[str, str, AdapterConfig]] = {
 
 
 class Case(Subject):
-    """`side`: where its batches are padded. Cases take turns, so that families, variants and sides meet pairwise."""
+    """`side`: where its batches are padded. It alternates, so that families, variants and sides meet pairwise."""
 
     side: str
 
@@ -83,7 +83,7 @@ def models() -> dict[tuple[str, str], tuple[nn.Module, str]]:
     return {}
 
 
-# Half are among the fast tests: of each family one attention implementation, in turn, and every second variant.
+# Half of the cases are fast tests: one attention implementation per family, alternating, and every second variant.
 CASES_AND_SIDES = [
     pytest.param((case, side), id=label, marks=[pytest.mark.slow] if (n + n // 2) % 2 else [])
     for n, ((label, case), side) in enumerate(zip(CASES.items(), cycle(("left", "right")), strict=False))
@@ -92,7 +92,7 @@ CASES_AND_SIDES = [
 
 @pytest.fixture(params=CASES_AND_SIDES)
 def subject(request: pytest.FixtureRequest, models: dict[tuple[str, str], tuple[nn.Module, str]]) -> Iterator[Case]:
-    """A model shared by all tests of this file: every law also holds after any other use, and leaves it as it was."""
+    """A model shared by all tests, so that laws hold after any other use. Checks that a test leaves it unchanged."""
     (name, attention, config), side = request.param
     if (name, attention) not in models:
         model = build(name, attention)
@@ -126,7 +126,7 @@ def test_zero_state_without_writes_is_the_base_bit_for_bit(attached: Subject) ->
         assert torch.equal(logits, attached.base(part, **with_cache(attached.model, plain)))
 
 
-def test_a_state_steers_the_model(attached: Subject) -> None:
+def test_a_state_changes_the_logits_and_writing_changes_the_state(attached: Subject) -> None:
     ids, state = random_ids(1, 6), random_state(attached.adapter)
     logits, unchanged = attached.run(ids, state, writes=False)
     assert (logits - attached.base(ids)).abs().amax(-1).min() > 1e-3
@@ -168,7 +168,7 @@ GATED: Mapping[str, AdapterConfig] = {
 
 
 def set_gates(subject: Subject, gate: str, logit: float) -> None:
-    """Every gate of one kind, "read" or "beta", at one logit whatever the token."""
+    """Fix all gates of one kind, "read" or "beta", at one logit for every token."""
     with torch.no_grad():
         for slot in range(len(subject.adapter.indices)):
             subject.adapter.layer(slot).get_parameter(f"{gate}_proj").zero_()
@@ -176,7 +176,7 @@ def set_gates(subject: Subject, gate: str, logit: float) -> None:
 
 
 @pytest.mark.parametrize(("family", "config"), [*zip(FAMILIES, cycle(GATED.values()), strict=False)], ids=[*FAMILIES])
-def test_a_shut_read_gate_leaves_the_models_logits_bit_for_bit(family: str, config: AdapterConfig) -> None:
+def test_a_closed_read_gate_leaves_the_models_logits_bit_for_bit(family: str, config: AdapterConfig) -> None:
     subject = Subject(tiny_model(family, "eager"), config)
     ids, state = random_ids(2, 9), random_state(subject.adapter, 2)
     attach(subject.model, subject.adapter)
@@ -189,7 +189,7 @@ def test_a_shut_read_gate_leaves_the_models_logits_bit_for_bit(family: str, conf
 
 
 @pytest.mark.parametrize("config", GATED.values(), ids=GATED.keys())
-def test_a_shut_write_gate_leaves_the_state_bit_for_bit_however_many_tokens_pass(config: AdapterConfig) -> None:
+def test_a_closed_write_gate_leaves_the_state_bit_for_bit_over_many_tokens(config: AdapterConfig) -> None:
     subject = Subject(tiny_model("llama"), config)
     start = random_state(subject.adapter, 2)
     attach(subject.model, subject.adapter)
@@ -203,7 +203,7 @@ def test_a_shut_write_gate_leaves_the_state_bit_for_bit_however_many_tokens_pass
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.25])
-def test_an_open_read_gate_is_as_none(floor: float) -> None:
+def test_an_open_read_gate_equals_no_read_gate(floor: float) -> None:
     gated = Subject(tiny_model("llama"), replace(FULL, read_gate=True, gate_floor=floor))
     plain = Subject(tiny_model("llama"), replace(FULL, gate_floor=floor))
     shared = plain.adapter.state_dict()
@@ -218,8 +218,8 @@ def test_an_open_read_gate_is_as_none(floor: float) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
-    """With read scope "replies": up to the first token that may read, and in what is written of it."""
+def test_with_read_scope_replies_no_other_token_reads(family: str) -> None:
+    """Logits before the first marked token are the frozen model's. Without marks every token reads."""
     subject = Subject(tiny_model(family, "eager"), VARIANTS["replies-only"])
     everywhere = Subject(subject.model, FULL)
     everywhere.adapter.load_state_dict(subject.adapter.state_dict())
@@ -238,7 +238,7 @@ def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
         results[name] = logits, call.new_state()
         attachment.detach()
     base, scoped = subject.base(ids), results["scoped"][0]
-    # Experts multiply all tokens routed to them at once, later ones included, which rounds otherwise.
+    # An expert multiplies all tokens routed to it at once, so later tokens affect the rounding of earlier ones.
     tolerance = 1e-5 if family == "qwen3_moe" else 0.0
     torch.testing.assert_close(scoped[:, :6], base[:, :6], rtol=tolerance, atol=tolerance)
     assert not torch.equal(scoped[:, 6:], base[:, 6:])
@@ -249,8 +249,8 @@ def test_what_others_say_is_read_as_by_the_frozen_model(family: str) -> None:
     assert not torch.equal(results["everywhere"][0][:, :6], base[:, :6])
 
 
-def test_each_state_head_has_a_read_gate_of_its_own() -> None:
-    """A shut one leaves out what its state holds, and that alone."""
+def test_each_state_head_has_its_own_read_gate() -> None:
+    """A closed gate leaves out its own head's state and nothing else."""
     subject = Subject(tiny_model("llama"), replace(VARIANTS["floored-gates"], key_shift=False))
     attach(subject.model, subject.adapter)
     set_gates(subject, "read", 50.0)
@@ -272,7 +272,7 @@ def test_each_state_head_has_a_read_gate_of_its_own() -> None:
         ("gates-on-reads", "found_proj", {"gate_on_reads": False}),
     ],
 )
-def test_gates_that_see_more_are_plain_ones_where_that_weighs_nothing(
+def test_gates_with_extra_inputs_equal_plain_gates_if_the_extra_weights_are_zero(
     variant: str, weight: str, plain: dict[str, Any]
 ) -> None:
     model = tiny_model("llama")
@@ -298,7 +298,7 @@ def test_gates_that_see_more_are_plain_ones_where_that_weighs_nothing(
         assert not torch.allclose(plain_one, seeing)
 
 
-def test_a_read_gate_sees_what_its_layer_and_those_before_it_read() -> None:
+def test_a_read_gate_depends_on_the_reads_of_its_own_and_earlier_layers() -> None:
     model = tiny_model("llama")
     adapter = random_adapter(model, VARIANTS["gates-on-reads"])
     attachment = attach(model, adapter)
@@ -313,8 +313,8 @@ def test_a_read_gate_sees_what_its_layer_and_those_before_it_read() -> None:
     assert bool(first.found[0].any()) and not torch.allclose(first.found[1], first.found[0])
 
 
-def test_a_write_gate_is_opened_by_the_mean_of_what_its_layer_and_those_before_it_make_of_a_token() -> None:
-    """With what they make of it alike in all layers, votes change nothing; a layer that differs sways those behind."""
+def test_with_gate_votes_a_write_gates_logit_is_the_mean_of_its_own_and_earlier_layers() -> None:
+    """With equal logits in all layers votes change nothing; a layer with another logit changes later layers' gates."""
     model = tiny_model("llama")
     adapter = random_adapter(model, VARIANTS["gate-votes"])
     plain = random_adapter(model, replace(VARIANTS["gate-votes"], gate_votes=False))
@@ -339,8 +339,8 @@ def test_a_write_gate_is_opened_by_the_mean_of_what_its_layer_and_those_before_i
     assert not torch.allclose(written(plain, 3.0, 0.0), written(plain, 3.0, 1.5))
 
 
-def test_a_readout_says_what_all_layers_read_behind_the_last_one() -> None:
-    """Layers before the last are as without it, and the last has the sum."""
+def test_the_last_layer_adds_the_sum_of_all_readouts() -> None:
+    """Layers before the last are as without a readout."""
     model = tiny_model("llama")
     adapter = random_adapter(model, VARIANTS["readout"])
     plain = random_adapter(model, replace(VARIANTS["readout"], readout=False))
@@ -377,7 +377,7 @@ def test_split_is_whole(attached: Subject) -> None:
     assert state.open is None
 
 
-def test_a_state_is_at_every_cut_what_there_were_if_nothing_followed(attached: Subject) -> None:
+def test_at_every_cut_the_state_is_as_if_nothing_followed(attached: Subject) -> None:
     ids, start = random_ids(2, 9), random_state(attached.adapter, 2)
     messages = torch.arange(9).expand_as(ids) // 4
     for cut in (1, 4, 5, 8):
@@ -387,7 +387,7 @@ def test_a_state_is_at_every_cut_what_there_were_if_nothing_followed(attached: S
 
 
 def ragged(lengths: tuple[int, ...], side: str) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Sequences, the batch of them padded on one side to the longest, and which of its tokens are valid."""
+    """Sequences, their batch padded on one side to the longest, and the mask of its valid tokens."""
     rows = [random_ids(1, length, seed=length) for length in lengths]
     width = max(lengths)
     pads = [(width - n, 0) if side == "left" else (0, width - n) for n in lengths]
@@ -408,10 +408,10 @@ def test_padded_and_batched_is_alone(attached: Case) -> None:
 
 
 def test_split_of_a_padded_batch_is_alone(attached: Case) -> None:
-    """A chunk of many tokens on top of a cache, with padding in both: neither a pad nor a chunk is special."""
+    """Feeds a chunk of many tokens after a cache, with padding in both."""
     first, second = (4, 4, 4), (5, 2, 1)
     if attached.side == "left":
-        # A sliding window counts the pads inside it, with or without a memory: there they come first or not at all.
+        # A sliding window counts padding inside it, with or without a memory, so padding may only come first there.
         sliding = getattr(attached.model.config.get_text_config(), "sliding_window", None)
         first, second = (6, 3, 1), (4, 4, 4) if sliding else (5, 2, 4)
     start = state = random_state(attached.adapter, 3)
@@ -469,7 +469,7 @@ def test_two_sequences_in_one_batch_never_touch(subject: Subject) -> None:
 
 
 def gradients(subject: Subject, ids: Tensor) -> dict[str, Tensor]:
-    """Of a loss on what is said while writing and on what is said from the state written."""
+    """Gradients of a loss on the logits while writing and on those of a second pass that reads the written state."""
     subject.adapter.requires_grad_(True).zero_grad(set_to_none=True)
     written, state = subject.run(ids, random_state(subject.adapter, len(ids)))
     answered, _ = subject.run(ids.flip(1), state.settled(), writes=False)

@@ -1,4 +1,4 @@
-"""What attaching refuses, and how a memory meets half precision, LoRA and generate."""
+"""What attaching refuses, and how a memory works with half precision, LoRA and `generate`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_half_precision_base_keeps_a_float32_state() -> None:
 
 @pytest.mark.parametrize("config", [FULL, VARIANTS["key-shift"], MESSAGE_MEAN], ids=["tsw", "key-shift", "ssw"])
 def test_autocast_reaches_the_base_and_not_the_memory(config: AdapterConfig) -> None:
-    """What is written is, to the last bit, what the same inputs give without autocast."""
+    """The new state equals that of the same inputs without autocast, bit for bit."""
     subject = Subject(tiny_model("llama"), replace(config, target_layers=(0,)))
     attach(subject.model, subject.adapter)
     ids, start = random_ids(1, 9), random_state(subject.adapter)
@@ -155,6 +155,6 @@ def test_a_call_that_does_not_fit_is_refused_and_the_next_one_works(change: dict
         assert torch.equal(subject.base(ids), wanted)
 
 
-def test_a_call_that_never_met_the_adapter_has_no_new_state() -> None:
+def test_a_call_that_was_never_run_has_no_new_state() -> None:
     with pytest.raises(StateError, match=r"0 of 2 memory layers.*attached"):
         MemoryCall(MemoryState.zeros(1, LAYERS, 1, 4)).new_state()

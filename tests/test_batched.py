@@ -1,4 +1,4 @@
-"""Laws of batches: many at once is each alone, whatever their lengths, geometry and number of segments."""
+"""Laws of batches: each result is that of the sequence alone, for any lengths, state sizes and segment counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny_engine import tiny_engine
 CONFIGS = {
     "key shift": AdapterConfig(rank=4, key_shift=True),
     "parallel states": AdapterConfig(rank=4, num_state_heads=2, state_update_mode="no_lambda"),
-    "a write a message": AdapterConfig(rank=4, memory_write_granularity="message_mean"),
+    "one write per message": AdapterConfig(rank=4, memory_write_granularity="message_mean"),
 }
 TALKS = (
     [Message("user", "My dog is Rex."), Message("assistant", "Noted, Rex it is.")],
@@ -40,8 +40,8 @@ def alone(engine: DeltaMemEngine, states: list[MemoryState], talks: list[list[Me
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @pytest.mark.parametrize("window", [None, 64])
-def test_absorbed_together_is_absorbed_alone(config: AdapterConfig, window: int | None) -> None:
-    """A window of 64 tokens cuts the longer conversations into several segments, the shorter ones into one."""
+def test_absorbing_in_a_batch_equals_absorbing_alone(config: AdapterConfig, window: int | None) -> None:
+    """A window of 64 tokens splits only the longer conversations into several segments."""
     engine = tiny_engine(config=config, window_tokens=window)
     talks = [list(talk) for talk in TALKS]
     empty = [engine.new_state() for _ in talks]
@@ -55,7 +55,7 @@ def test_absorbed_together_is_absorbed_alone(config: AdapterConfig, window: int 
     assert all(state.carry is None for state in again)
 
 
-def test_batches_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_any_size_give_the_same_states(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(window_tokens=64)
     talks = [list(talk) for talk in TALKS]
     empty = [engine.new_state() for _ in talks]
@@ -67,7 +67,7 @@ def test_batches_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("chunk", [7, 33])
-def test_a_long_batch_in_chunks_is_a_batch_at_once(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_chunks_equals_a_batch_in_one_pass(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine()
     talks = [list(talk) for talk in TALKS]
     empty = [engine.new_state() for _ in talks]
@@ -85,7 +85,7 @@ def test_progress_counts_every_token_once() -> None:
     assert sorted(seen) == sorted(segments)
 
 
-def test_nothing_to_absorb_leaves_a_state_as_it_was() -> None:
+def test_nothing_to_absorb_changes_no_state() -> None:
     engine = tiny_engine()
     told = engine.absorb(engine.new_state(), TALKS[0])
     kept, system = engine.absorb_batch([told, told], [[], [Message("system", "Be brief.")]])
@@ -99,7 +99,7 @@ answers = st.lists(st.text("abc xyz.", min_size=1, max_size=12).filter(str.strip
 @pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(answers)
-def test_scored_together_is_scored_alone(texts: list[str]) -> None:
+def test_scoring_in_a_batch_equals_scoring_alone(texts: list[str]) -> None:
     engine = tiny_engine()
     states = [engine.absorb(engine.new_state(), TALKS[place % 4]) for place in range(len(texts))]
     prompts = [[Message("user", "Who?" + "!" * place)] for place in range(len(texts))]
@@ -135,7 +135,9 @@ def test_without_memory_and_with_a_zero_state_the_scores_are_the_same() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.booleans()), min_size=1, max_size=4))
-def test_a_shared_lead_is_what_no_prompt_reads_writes_or_says_otherwise(shapes: list[tuple[int, int, bool]]) -> None:
+def test_the_shared_lead_is_the_common_prefix_without_reads_or_writes(
+    shapes: list[tuple[int, int, bool]],
+) -> None:
     prompts = []
     for lead, body, other in shapes:
         ids = (*([7] * lead), *([8 + other] * body))

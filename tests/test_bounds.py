@@ -29,7 +29,7 @@ def talk(count: int) -> list[Message]:
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many messages each rendering was of."""
+    """Records the number of messages of each rendering."""
     counts: list[int] = []
     render = ChatTemplate.render
 
@@ -53,7 +53,7 @@ def test_fitting_a_window_costs_the_same_for_every_length_of_history(rendered: l
 
 
 @pytest.mark.slow
-def test_cutting_a_history_into_segments_costs_as_much_for_every_message(rendered: list[int]) -> None:
+def test_the_cost_per_message_of_splitting_a_history_does_not_grow(rendered: list[int]) -> None:
     prompts = tiny_engine(window_tokens=400)._prompts
     costs = []
     for length in (100, 800):
@@ -65,7 +65,7 @@ def test_cutting_a_history_into_segments_costs_as_much_for_every_message(rendere
 
 @settings(max_examples=50)
 @given(text=st.text("ab\nU", max_size=60), stop=st.text("ab\nU", min_size=1, max_size=8), call=st.booleans())
-def test_no_more_states_are_kept_than_a_stop_string_reaches_back(text: str, stop: str, call: bool) -> None:
+def test_at_most_as_many_states_are_kept_as_the_stop_string_has_characters(text: str, stop: str, call: bool) -> None:
     tokenizer = byte_tokenizer()
     watching = StoppingText(tokenizer, (stop,), "U" if call else None, (None, 0))
     for fed, token in enumerate(tokenizer(text, add_special_tokens=False)["input_ids"], 1):
@@ -74,11 +74,11 @@ def test_no_more_states_are_kept_than_a_stop_string_reaches_back(text: str, stop
             break
         watching.passed((None, fed))
         assert watching.kept <= len(stop)
-    # A token is a character here: what is remembered is what is left of the text.
+    # One token is one character here, so the number of remembered tokens is the length of the remaining text.
     assert watching.remembered[1] == len(watching.text) == (text.index(stop) if watching.stopped else len(text))
 
 
-def test_text_that_begins_no_stop_string_keeps_one_state() -> None:
+def test_text_without_the_start_of_a_stop_string_keeps_one_state() -> None:
     watching = StoppingText(byte_tokenizer(), ("\nUser:",), None, (None, 0))
     for number, token in enumerate(byte_tokenizer()("A long reply. " * 20, add_special_tokens=False)["input_ids"]):
         watching.push(token)
@@ -93,7 +93,7 @@ def holders(secret: str) -> list[object]:
     tracked = [one for one in gc.get_objects() if type(one) is not FrameType and one is not tokens]
     found: list[object] = [one for one in tracked if type(one) in (list, tuple) and _spells(one, tokens)]
     seen = {id(one) for one in (*tracked, tokens, tracked, found)}
-    # What holds only texts and numbers is not among the tracked objects, but is held by one of them.
+    # The garbage collector does not track containers of only texts and numbers, but a tracked object refers to them.
     waiting: list[object] = tracked
     while waiting:
         held = {id(one): one for one in gc.get_referents(*waiting) if type(one) in (str, tuple, dict, list)}
@@ -127,12 +127,12 @@ def test_no_text_of_an_agent_stays_in_the_process_once_it_is_forgotten(config: A
 
     live()
     engine.store.forget("ada")
-    # What the test itself keeps is found, so whatever else there was would be found too.
+    # Only the test's own references are found, which also shows that the search works.
     kept = [f"Still {secret}", tuple(byte_tokenizer()(f"Still {secret}")["input_ids"])]
     assert sorted(map(id, holders(secret))) == sorted(map(id, kept))
 
 
-def test_opening_a_model_makes_nobody_wait_who_uses_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_model_does_not_block_users_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, opened = threading.Event(), threading.Event(), []
 
     def opening(spec: EngineSpec) -> ScriptedEngine:

@@ -1,4 +1,4 @@
-"""Laws of collecting: the same writes whatever was told before, cut into chunks or not, and the state they make."""
+"""Laws of collecting writes: they do not depend on chunks, and scanning them gives the absorbed state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def told(engine: DeltaMemEngine) -> Prompt:
     return prompt
 
 
-def test_the_writes_of_all_messages_make_the_state_that_absorbing_makes() -> None:
+def test_the_scan_of_a_messages_writes_equals_the_absorbed_state() -> None:
     engine = tiny_engine(config=CONFIG)
     found = written_by(engine._speaker, told(engine))
     assert set(found) <= {0, 1, 2} and 0 in found
@@ -46,7 +46,7 @@ def test_the_writes_of_all_messages_make_the_state_that_absorbing_makes() -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 5, 16])
-def test_cut_into_chunks_the_writes_and_queries_are_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_and_queries_do_not_depend_on_the_chunk_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine(config=CONFIG)
     prompt = told(engine)
     whole, asked = written_by(engine._speaker, prompt), queries_of(engine._speaker, prompt)
@@ -62,7 +62,7 @@ def test_cut_into_chunks_the_writes_and_queries_are_the_same(chunk: int, monkeyp
     torch.testing.assert_close(queries_of(engine._speaker, prompt), asked, atol=1e-5, rtol=1e-4)
 
 
-def test_a_statement_asked_for_with_its_own_words_is_found() -> None:
+def test_each_written_token_has_writes_and_each_reading_token_has_queries() -> None:
     engine = tiny_engine(config=CONFIG)
     found = written_by(engine._speaker, told(engine))
     assert all(len(piece.writes) == len(piece.written) > 0 for piece in found.values())

@@ -1,4 +1,4 @@
-"""Law of cutting: what goes through the model in parts is what goes through it whole, in every variant."""
+"""Law of chunking: a prompt in chunks gives the same state as the whole prompt, in every variant."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UPDATES = {
     "lambda outside": {"state_update_mode": "lambda_outside", "couple_lambda": False},
     "no lambda": {"state_update_mode": "no_lambda"},
 }
-# Each number of states meets each way to write and each update, but not each two of them.
+# Covers each number of states with each write granularity and with each update mode, but not every combination.
 WRITES_AND_UPDATES = product({"token": TOKENWISE, "message": PER_MESSAGE}.items(), UPDATES)
 CONFIGS = {
     f"{write}, {states}, {update}": replace(config, **STATES[states], **UPDATES[update])
@@ -57,7 +57,7 @@ def close(one: MemoryState, other: MemoryState) -> None:
 
 
 def outcomes(engine: DeltaMemEngine, parts: int) -> list[MemoryState]:
-    """States after absorbing, absorbing in a batch, and a whole turn, with prompts in parts of so many tokens."""
+    """States after absorbing, absorbing in a batch, and a whole turn, with prompts in chunks of `parts` tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode, "PREFILL_CHUNK", parts)
         patch.setattr(batching, "PREFILL_CHUNK", parts)
@@ -72,6 +72,6 @@ def outcomes(engine: DeltaMemEngine, parts: int) -> list[MemoryState]:
 @pytest.mark.slow
 @settings(max_examples=2)
 @given(parts=st.integers(5, 120))
-def test_a_prompt_in_parts_is_the_prompt_whole(subject: Subject, parts: int) -> None:
+def test_a_prompt_in_chunks_equals_the_whole_prompt(subject: Subject, parts: int) -> None:
     for cut, whole in zip(outcomes(subject.engine, parts), subject.whole, strict=True):
         close(cut, whole)

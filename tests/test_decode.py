@@ -16,7 +16,7 @@ ASK = [Message("user", "Say something.")]
 
 
 def forced_reply(engine: DeltaMemEngine, text: str, **sampling: object) -> tuple[list[str], Decoding]:
-    """The pieces in which a reply is shown whose tokens are given."""
+    """Decode a reply with forced tokens; returns the streamed pieces and the decoding."""
     ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
     prompt = engine._prompts.reading(ASK)
     decoding = Decoding(
@@ -86,7 +86,7 @@ def test_a_stop_string_is_neither_shown_nor_remembered() -> None:
     assert torch.allclose(cut.reply.state.matrices, short.reply.state.matrices, atol=1e-6)
 
 
-def test_what_might_be_a_stop_string_is_held_back_until_decided() -> None:
+def test_a_possible_stop_string_is_held_back_until_decided() -> None:
     pieces, _ = forced_reply(tiny_engine(), "one STO two", stop=("STOP",))
     assert "".join(pieces) == "one STO two"
     shown = ""
@@ -118,7 +118,7 @@ def test_a_reply_at_its_length_limit_is_remembered_whole() -> None:
 
 
 @pytest.mark.parametrize("stop", [(), ("~",)], ids=["in one pass", "token by token"])
-def test_a_given_reply_leaves_what_it_left_when_it_was_drawn(stop: tuple[str, ...]) -> None:
+def test_a_forced_reply_leaves_the_same_state_as_when_it_was_sampled(stop: tuple[str, ...]) -> None:
     engine = tiny_engine()
 
     def reply(forced: tuple[int, ...] | None) -> Reply:
@@ -161,7 +161,7 @@ def test_chunked_prefill_equals_one_pass() -> None:
 ENGINE = tiny_engine()
 
 
-def test_what_a_stop_string_cut_off_does_not_count_as_written() -> None:
+def test_tokens_cut_off_by_a_stop_string_do_not_count_as_written() -> None:
     engine = tiny_engine()
     for text, stop in (("It rains.\nUser: no", "\nUser:"), ("one two", "two"), ("plain", "\nUser:")):
         _, decoding = forced_reply(engine, text, stop=(stop,))

@@ -32,8 +32,8 @@ needs_numba = pytest.mark.skipif(not kernels.available(), reason="numba is not i
 FAST_FORMS = ["chunked", pytest.param("compiled", marks=needs_numba)]
 ALL_FORMS = ["loop", *FAST_FORMS]
 
-# (mean, spread) of the beta logits and of the keep logits: published init, almost never, almost always,
-# everything at once, and a keep gate of about e^-50.
+# (mean, spread) of the beta logits and of the keep logits: as initialised in the publication, almost no writes,
+# almost only writes, a mixture of all, and a keep gate of about e^-50.
 REGIMES = {
     "published": ((-1.5, 0.5), (1.5, 0.5)),
     "rare": ((-13.8, 1.0), (13.8, 1.0)),
@@ -112,7 +112,7 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mode=st.sampled_from(UPDATE_MODES),
     coupled=st.booleans(),
 )
-def test_every_form_computes_the_loop(
+def test_every_form_equals_the_loop(
     sequences: int, length: int, rank: int, seed: int, regime: str, mode: UpdateMode, coupled: bool
 ) -> None:
     inputs = tokens(sequences, length, rank, seed=seed, regime=regime)
@@ -136,7 +136,7 @@ def test_float32_follows_float64_over_long_sequences(form: ScanForm, regime: str
     assert_equal_within(tuple(x.double() for x in scan(singles, form)), exact, 1e-4)
 
 
-# Every length meets every mode, and either of them both kinds of keep gate.
+# Covers every length with every mode, and each length and each mode with both kinds of keep gate.
 PAIRWISE = [
     (length, mode, (row + column) % 2 == 0)
     for row, length in enumerate((1, 15, 16, 50))
@@ -297,7 +297,7 @@ def test_an_erase_gate_scales_what_is_erased_and_nothing_else(mode: UpdateMode) 
     assert torch.equal(half.erase, plain.erase / 2)
     frozen = update_gates(beta, keep, torch.zeros_like(beta), mode=mode, writable=~everything(beta))
     assert not frozen.erase.any()
-    # Shut, the rule only adds: a fact under a key stays whatever is told under the like of it.
+    # With the erase gate closed the rule only adds: a value stays, whatever is written under a similar key.
     shut = update_gates(beta, None, torch.full_like(beta, -1e4), mode="no_lambda", writable=everything(beta))
     _, new = delta_scan(state, q, k, v, shut)
     torch.testing.assert_close(new, state + torch.einsum("nti,ntj->nij", shut.write * v, k))
@@ -333,7 +333,7 @@ def test_gates_of_tokens_that_may_not_write_are_exactly_neutral_and_pass_no_grad
         assert torch.all(gradient[writable] != 0)
 
 
-def test_a_coupled_gate_fades_also_where_one_minus_beta_rounds_to_one() -> None:
+def test_a_coupled_keep_gate_decays_even_if_one_minus_beta_rounds_to_one() -> None:
     logits = torch.full((1, 1, 1), -20.0, dtype=torch.bfloat16)
     gates = update_gates(logits, None, mode="standard", writable=everything(logits))
     assert gates.log_keep.dtype == torch.float32
@@ -354,12 +354,12 @@ def test_a_floor_of_zero_is_the_published_gate_bit_for_bit(seed: int, regime: st
 
 
 @given(floor=FLOORS, logits=st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=20))
-def test_a_floored_gate_is_shut_below_its_floor_and_reaches_from_0_to_1_above(
+def test_a_floored_gate_is_closed_below_its_floor_and_rescaled_to_0_to_1_above(
     floor: float, logits: list[float]
 ) -> None:
     values = torch.tensor(sorted(logits))
     gates = floored_gate(values, floor)
-    # float32 rounds the gate and the floor, and dividing by 1 − floor enlarges that.
+    # float32 rounds the gate and the floor, and dividing by 1 − floor amplifies the error.
     slack = 1e-5 + 2**-22 / (1 - floor)
     for logit, gate in zip(values.tolist(), gates.tolist(), strict=True):
         share = 1 / (1 + math.exp(-logit))
@@ -370,13 +370,13 @@ def test_a_floored_gate_is_shut_below_its_floor_and_reaches_from_0_to_1_above(
 
 
 @given(floor=FLOORS, seed=st.integers(0, 2**31))
-def test_gradient_flows_through_a_shut_gate_as_through_an_open_one(floor: float, seed: int) -> None:
+def test_gradient_flows_through_a_closed_gate_as_through_an_open_one(floor: float, seed: int) -> None:
     *_, logits, _ = tokens(1, 40, 4, seed=seed)
     logits.requires_grad_()
     gates, plain = floored_gate(logits, floor), logits.sigmoid()
     values = floored_gate(logits.detach(), floor)
     torch.testing.assert_close(gates.detach(), values, rtol=0, atol=1e-12)
-    # With gradient or without, shut is shut.
+    # Closed gates are closed with and without recorded gradients.
     assert torch.equal(gates == 0, values == 0)
     found, expected = (torch.autograd.grad(x.sum(), logits)[0] for x in (gates, plain))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
@@ -386,9 +386,7 @@ def test_gradient_flows_through_a_shut_gate_as_through_an_open_one(floor: float,
 @pytest.mark.parametrize("mode", UPDATE_MODES)
 @pytest.mark.parametrize("form", ["auto", *ALL_FORMS])
 @pytest.mark.parametrize("differentiable", [False, True])
-def test_a_shut_gate_writes_nothing_however_many_tokens_pass(
-    form: ScanForm, mode: UpdateMode, differentiable: bool
-) -> None:
+def test_a_closed_gate_writes_nothing_over_many_tokens(form: ScanForm, mode: UpdateMode, differentiable: bool) -> None:
     state, q, k, v, spread, _ = tokens(2, SPAN + 50, 4, dtype=torch.float32)
     logits = (torch.tensor(0.25).logit() - 1e-3 - spread.abs()).requires_grad_(differentiable)
     gates = update_gates(logits, None, mode=mode, writable=everything(logits), floor=0.25)
@@ -398,7 +396,7 @@ def test_a_shut_gate_writes_nothing_however_many_tokens_pass(
 
 
 @pytest.mark.parametrize("form", ALL_FORMS)
-def test_a_shut_gate_under_a_learned_keep_gate_only_fades(form: ScanForm) -> None:
+def test_with_a_learned_keep_gate_a_closed_write_gate_only_decays_the_state(form: ScanForm) -> None:
     state, q, k, v, spread, keep = tokens(2, 40, 4, regime="published")
     logits = -5 - spread.abs()
     gates = update_gates(logits, keep, mode="standard", writable=everything(logits), floor=0.25)
@@ -422,13 +420,13 @@ def test_gradients_under_a_floor_are_those_of_the_loop(form: ScanForm, mode: Upd
         state, q, k, v, logits, _ = leaves = [x.requires_grad_() for x in tokens(2, 40, 4)]
         gates = update_gates(logits, None, mode=mode, writable=everything(logits), floor=0.25)
         reads, last = delta_scan(state, q, k, v, gates, form=by)
-        # The spare logits of a keep gate take no part.
+        # The last of the leaves, the keep gate's logits, is unused here.
         return torch.autograd.grad(reads.square().sum() + last.square().sum(), leaves[:-1])
 
     assert_equal_within(found(form), found("loop"), 1e-9)
 
 
-def test_no_tokens_read_nothing_and_change_nothing() -> None:
+def test_an_empty_sequence_reads_nothing_and_changes_nothing() -> None:
     inputs = tokens(2, 0, 8, dtype=torch.float32)
     for form in ("auto", "loop", "chunked"):
         reads, last = scan(inputs, form)
@@ -447,13 +445,13 @@ def test_without_numba_auto_still_works_and_compiled_says_what_is_missing(withou
 
 
 @needs_numba
-def test_a_folder_that_takes_no_machine_code_costs_only_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_writable_cache_folder_the_kernel_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     numba = pytest.importorskip("numba")
 
     def refuses_to_cache(*_: object, cache: bool = False, **__: object) -> object:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        # Compiling takes seconds, and the kernel computes the same as it stands.
+        # Skips compilation, which takes seconds: the plain Python kernel computes the same.
         return lambda kernel: kernel
 
     monkeypatch.setattr(numba, "njit", refuses_to_cache)

@@ -1,6 +1,6 @@
 """Each row of the family table is right: the memory reaches every attention layer, and corrects q, k, v and o.
 
-What q, k and v are is read where no table is needed: at the call of the attention function itself.
+The test observes q, k and v without the table: at the call of the attention function.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_the_call_reaches_every_layer_with_and_without_a_cache(family: str, atte
 
 @dataclass
 class Seen:
-    """What one attention layer was given and gave: q, k, v by head, its input, and its output."""
+    """The inputs and outputs of one attention layer: q, k, v by head, its input, and its output."""
 
     hidden: Tensor
     q: Tensor
@@ -152,7 +152,7 @@ def test_q_k_v_and_o_get_their_own_corrections(family: str) -> None:
 
 
 def test_gemma2_gets_its_corrections_as_gemma3_does() -> None:
-    """gemma2 has no sdpa to probe; its projections are separate modules, looked at one by one."""
+    """gemma2 has no sdpa to probe; its projections are separate modules, checked one by one."""
     model = tiny_model("gemma2", "eager")
     adapter, ids = random_adapter(model), random_ids(3, 1)
     attention, memory, state = attention_modules(model)[0], adapter.layer(0), random_state(adapter, 3)
@@ -196,7 +196,7 @@ def test_a_correction_of_a_fused_projection_leaves_the_other_parts_bit_for_bit(f
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-def test_a_loss_is_computed_beside_the_memory(family: str) -> None:
+def test_a_loss_is_computed_with_a_memory_attached(family: str) -> None:
     model = tiny_model(family)
     adapter, ids = random_adapter(model), random_ids(2, 5)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A state folded into the adapter's layers reads as the state itself does, and a reply written late as one at once."""
+"""Laws of folding: a folded state is read like the state itself; writes computed later equal those computed at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
     "all heads": replace(FOLDS, delta_heads=("q", "k", "v", "o")),
     "no readout": replace(FOLDS, readout=False),
     "readout alone": replace(FOLDS, delta_heads=("q",)),
-    "gates mostly shut": replace(FOLDS, gate_floor=0.6),
+    "gates mostly closed": replace(FOLDS, gate_floor=0.6),
 }
 
 
@@ -40,7 +40,7 @@ def words(length: int, *, writes: bool) -> Prompt:
 
 
 def begun(engine: DeltaMemEngine, *, folds: bool, later: bool = True) -> Pass:
-    """A pass that reads a random state and has fed a prompt."""
+    """A pass that reads a random state, after feeding a prompt."""
     state = MemoryState(torch.ones_like(engine.new_state().matrices)).random_like(torch.Generator().manual_seed(3))
     run = engine._speaker.begin(state, applies=False)
     run.config = run.config if folds else None
@@ -50,7 +50,7 @@ def begun(engine: DeltaMemEngine, *, folds: bool, later: bool = True) -> Pass:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_folded_state_reads_as_the_state_does(name: str) -> None:
+def test_a_folded_state_reads_like_the_state_itself(name: str) -> None:
     engine = tiny_engine(config=KINDS[name])
     folded, plain = begun(engine, folds=True), begun(engine, folds=False)
     for token in (5, 80, 200):
@@ -60,7 +60,7 @@ def test_a_folded_state_reads_as_the_state_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("folds", [True, False])
-def test_what_is_written_late_is_what_is_written_at_once(folds: bool) -> None:
+def test_writes_computed_later_equal_writes_computed_at_once(folds: bool) -> None:
     engine = tiny_engine(config=FOLDS)
     late, once = begun(engine, folds=folds), begun(engine, folds=False, later=False)
     for token in (5, 80, 200, 7):
@@ -87,7 +87,7 @@ def test_what_is_written_late_is_what_is_written_at_once(folds: bool) -> None:
         replace(FOLDS, trainable_delta_scale=True),
     ],
 )
-def test_an_adapter_that_does_more_with_a_read_is_not_folded(config: AdapterConfig) -> None:
+def test_an_unsupported_adapter_is_not_folded(config: AdapterConfig) -> None:
     engine = tiny_engine(config=config)
     layers = [engine.adapter.layer(slot) for slot in range(2)]
     assert FoldedState.of(config, layers, engine.new_state()) is None
@@ -95,7 +95,7 @@ def test_an_adapter_that_does_more_with_a_read_is_not_folded(config: AdapterConf
     assert turn.usage.completion_tokens
 
 
-def test_a_reply_of_a_folded_state_is_the_same_text() -> None:
+def test_a_reply_that_reads_a_folded_state_has_the_same_text() -> None:
     engine = tiny_engine(config=FOLDS)
     for text in ("I live in Oslo.", "My name is Ada."):
         engine.run_turn("a", [{"role": "user", "content": text}], sampling=Sampling(max_tokens=4))

@@ -1,4 +1,4 @@
-"""Questions that are heard at the same time share forward passes, and each is heard as it would be alone."""
+"""Laws of `hear`: questions run at the same time share forward passes, with the same results as alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_models import FAMILIES, random_adapter, tiny_model
 
 
 class Taken(Errand):
-    """An errand that counts, and breaks where it is told to."""
+    """An errand that records which errands shared each run, and raises if one of them `breaks`."""
 
     def __init__(self, number: int, tokens: int, kind: object, *, breaks: bool = False) -> None:
         super().__init__(tokens, kind)
@@ -42,7 +42,7 @@ class Taken(Errand):
 
 
 def errands_at_once(scheduler: Scheduler[Numbered], errands: Sequence[Taken]) -> list[Any]:
-    """What came of errands that all wait at the same time."""
+    """Run errands that all wait at the same time; returns their exceptions, None for success."""
     seats = [Seat(scheduler, admitted=True) for _ in errands]
     threads: list[Any] = []
     with scheduler.exclusively():
@@ -65,7 +65,7 @@ def errands_at_once(scheduler: Scheduler[Numbered], errands: Sequence[Taken]) ->
 
 
 @given(st.lists(st.tuples(st.integers(1, 140), st.sampled_from(["a", "b", None])), min_size=1, max_size=12))
-def test_errands_of_a_kind_share_a_pass_as_far_as_they_fit(drawn: list[tuple[int, str | None]]) -> None:
+def test_errands_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple[int, str | None]]) -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=4)
     errands = [Taken(number, tokens, kind) for number, (tokens, kind) in enumerate(drawn)]
     assert errands_at_once(scheduler, errands) == [None] * len(errands)
@@ -78,7 +78,7 @@ def test_errands_of_a_kind_share_a_pass_as_far_as_they_fit(drawn: list[tuple[int
     assert not scheduler._busy and not scheduler._queue
 
 
-def test_an_errand_that_breaks_leaves_those_beside_it_alone() -> None:
+def test_a_failing_errand_does_not_affect_the_others() -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=8)
     errands = [Taken(number, 3, "a", breaks=number == 2) for number in range(5)]
     found = errands_at_once(scheduler, errands)
@@ -87,8 +87,8 @@ def test_an_errand_that_breaks_leaves_those_beside_it_alone() -> None:
     assert not scheduler._busy and not scheduler._queue
 
 
-def test_short_prompts_go_first_as_far_as_one_long_one_would() -> None:
-    """So that they are in the next pass of those who decode, which waits no longer for them than for a long one."""
+def test_short_prompts_run_before_a_decode_pass_up_to_the_tokens_of_one_chunk() -> None:
+    """Their turns join the next decode pass, which waits no longer for them than for one chunk of a long prompt."""
     done: list[str] = []
 
     class Saying(Counted):
@@ -119,7 +119,7 @@ def test_short_prompts_go_first_as_far_as_one_long_one_would() -> None:
     kept=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_questions_heard_together_are_heard_as_alone(lengths: list[int], kept: bool, seed: int) -> None:
+def test_questions_run_together_equal_questions_run_alone(lengths: list[int], kept: bool, seed: int) -> None:
     engine = ENGINES["folded"]
     speaker, lead = engine._speaker, ids_of(seed, 6)
     known = hear(speaker, words(lead, writes=False)).layers if kept else None
@@ -145,12 +145,12 @@ def test_questions_heard_together_are_heard_as_alone(lengths: list[int], kept: b
         held = (*each.inputs.values(), *(part for layer in each.layers for part in layer))
         storages.append({part.untyped_storage().data_ptr() for part in held})
         assert all(part.untyped_storage().nbytes() == part.numel() * part.element_size() for part in held)
-    # No reference holds what another agent said.
+    # No tensor keeps another agent's tokens alive.
     assert sum(map(len, storages)) == len(set().union(*storages))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_hears_together(family: str) -> None:
+def test_every_family_runs_questions_together(family: str) -> None:
     model = tiny_model(family, "eager")
     adapter = random_adapter(model)
     speaker = MemoryModel(model, None, adapter, None)  # type: ignore[arg-type]
@@ -168,8 +168,8 @@ def test_every_family_hears_together(family: str) -> None:
         hear(speaker, words(ids[0], writes=False))
 
 
-def test_few_tokens_that_are_computed_with_rounded_weights_go_alone() -> None:
-    """With others they would be computed with the model's own."""
+def test_prompts_short_enough_for_int8_weights_run_alone() -> None:
+    """In a batch they would be computed with the model's own weights."""
     engine = tiny_engine(config=FOLDS)
     decode_in_int8(engine.model)
     kinds = [_PromptChunk(engine._speaker, ids_of(0, length), (), 0).kind is None for length in (1, FEW, FEW + 1)]

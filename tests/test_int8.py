@@ -1,4 +1,4 @@
-"""Decoding with int8 weights: prompts and what is kept are those of the model's own weights."""
+"""Laws of decoding with int8 weights: prompts and stored memories are those of the model's own weights."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def layers(width: int = 64, height: int = 24, *, bias: bool = False) -> tuple[nn
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_few_rows_are_the_layers_own_but_for_rounding(bias: bool) -> None:
+def test_few_rows_equal_the_layer_up_to_rounding(bias: bool) -> None:
     plain, rounded = layers(bias=bias)
     x = torch.randn(1, 3, 64)
     found, expected = rounded(x), plain(x)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    # Half a step of 1/127 of the largest weight on each of 64 inputs, and bfloat16's eight bits of the sum.
+    # Bound: half a step, 1/127 of the largest weight, for each of 64 inputs, plus bfloat16 rounding of the sum.
     assert (found - expected).abs().max() < 0.02 * x.norm()
     assert not torch.equal(found, expected)
 
@@ -50,13 +50,13 @@ def test_each_row_is_computed_alone(rows: int) -> None:
     assert torch.equal(rounded(x), torch.cat([rounded(row[None]) for row in x]))
 
 
-def test_many_rows_are_multiplied_with_the_layers_own_weights() -> None:
+def test_many_rows_use_the_layers_own_weights() -> None:
     plain, rounded = layers()
     x = torch.randn(1, FEW + 1, 64)
     assert torch.equal(rounded(x), plain(x))
 
 
-def test_the_models_weights_and_names_stay(tiny: Tiny) -> None:
+def test_the_models_weights_and_names_do_not_change(tiny: Tiny) -> None:
     plain = load_model(tiny.model, dtype="float32", progress=False)
     rounded = load_model(tiny.model, dtype="float32", decode_weights="int8", progress=False)
     assert any(isinstance(module, Int8Linear) for module in rounded.model.modules())
@@ -64,7 +64,7 @@ def test_the_models_weights_and_names_stay(tiny: Tiny) -> None:
     assert rounded.model_fingerprint == plain.model_fingerprint
 
 
-def test_a_memory_opens_whichever_weights_it_was_told_with(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_memory_opens_with_and_without_int8_weights(tiny: Tiny, tmp_path: Path) -> None:
     path, asked = tmp_path / "memory.sqlite", [Message("user", "What is my name?")]
     for first, then in ((None, "int8"), ("int8", None)):
         agent = f"told with {first}"
@@ -82,12 +82,12 @@ def test_a_memory_opens_whichever_weights_it_was_told_with(tiny: Tiny, tmp_path:
         ({"decode_weights": "int8", "quantization_config": QuantoConfig()}, "each rounds the weights; give one"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(tiny: Tiny, options: dict[str, Any], said: str) -> None:
+def test_invalid_options_are_refused_by_name(tiny: Tiny, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         opened(tiny, **options)
 
 
-def test_a_model_without_a_layer_that_can_is_refused() -> None:
+def test_a_model_without_a_supported_layer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no layer of this model is a torch\.nn\.Linear with a multiple of 16"):
         decode_in_int8(nn.Sequential(nn.Linear(24, 24)))
     with pytest.raises(ConfigError, match="which is for models on the CPU, and this one is on meta"):

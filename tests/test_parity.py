@@ -114,7 +114,7 @@ def test_read_only(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 7, 12, 23])
 def test_split_over_a_kv_cache(case: Case, cut: int) -> None:
-    # The reference has no split for what is written once per message; whole is what it has to be.
+    # The reference cannot split prompts if it writes once per message; compare with its result for the whole prompt.
     arm = "split" if "split.logits" in case.expected else "oneshot"
     ids, cache = case.expected["input_ids"], DynamicCache()
     first, state = case.forward(ids, case.adapter.zero_state(), part=slice(0, cut), unfinished=True, cache=cache)

@@ -1,4 +1,4 @@
-"""Laws of the pointer: what was told becomes more likely where it is asked for, and nothing else changes."""
+"""Laws of the pointer: it raises the logits of statement tokens that the question asks for, and lowers none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEATURES = STATIC_FEATURES + STEP_FEATURES + 2 * LAYERS
 
 
 def pointer(*, match: float = 0.0, goes_on: float = 0.0, near: float = 0.0) -> Pointer:
-    """One that adds up a few features, each by its weight."""
+    """A pointer that sums a few features with these weights."""
     hidden = torch.zeros(1, FEATURES)
     hidden[0, 4:6] = near
     hidden[0, STATIC_FEATURES + LAYERS] = goes_on
@@ -44,13 +44,13 @@ def told(*statements: PointedAt, queries: torch.Tensor = NOWHERE, asked: tuple[i
     return POINTER.candidates(statements, queries, asked)
 
 
-def test_the_token_whose_key_is_asked_for_becomes_most_likely() -> None:
+def test_the_token_whose_key_matches_the_query_gets_the_largest_bonus() -> None:
     kept = writes(4)
     found = bonuses(told((kept, [7, 8, 9, 10], None)), kept.keys[2])
     assert max(found, key=lambda token: found[token]) == 9 and found[9] > 0
 
 
-def test_what_was_told_goes_on_where_the_reply_says_its_beginning() -> None:
+def test_a_token_that_continues_the_statement_gets_a_larger_bonus() -> None:
     kept = writes(2)
     away = -kept.keys.sum(0)
     found = told((kept, [7, 8], [1, 7, 8, 2]))
@@ -58,7 +58,7 @@ def test_what_was_told_goes_on_where_the_reply_says_its_beginning() -> None:
     assert bonuses(found, away, 30, 7)[8] > 10 * bonuses(found, away, 30)[8]
 
 
-def test_what_stands_near_a_word_of_the_question_is_pointed_at_and_a_common_word_marks_nothing() -> None:
+def test_tokens_near_a_question_word_get_larger_bonuses_unless_it_is_common() -> None:
     text, near = [3, 4, 5, 6, 7, 8], pointer(near=1.0)
     found = near.candidates([(writes(6), text, text)], NOWHERE, [4])
     ids, bonus = near.bonus(torch.zeros(VOCABULARY), NOWHERE, found, [])
@@ -67,23 +67,23 @@ def test_what_stands_near_a_word_of_the_question_is_pointed_at_and_a_common_word
     assert len(near.bonus(torch.zeros(VOCABULARY), NOWHERE, common, [])[1].unique()) == 1
 
 
-def test_what_was_said_already_is_not_pointed_at_again_unless_the_statement_goes_on_with_it() -> None:
+def test_a_token_in_the_reply_gets_no_bonus_unless_it_continues_the_statement() -> None:
     found = told((writes(4), [7, 4, 4, 9], None))
     queries = writes(4).keys[1]
     assert bonuses(found, queries)[4] > 0
-    # "4" behind "4", as it stands in the statement; then "9".
+    # The second 4 continues the statement after the first; 7 does not continue anything.
     assert bonuses(found, queries, 7, 4)[4] > 0 and bonuses(found, queries, 7, 4)[7] == 0
     assert bonuses(found, queries, 7, 4, 4, 9) == {4: 0, 7: 0, 9: 0}
 
 
-def test_a_bonus_is_never_negative_and_each_token_has_one() -> None:
+def test_bonuses_are_never_negative_and_their_token_ids_distinct() -> None:
     kept = writes(6)
     for query in writes(20, seed=1).keys:
         ids, bonus = POINTER.bonus(torch.zeros(VOCABULARY), query, told((kept, [5, 5, 6, 6, 7, 8], None)), [5])
         assert ids.tolist() == [5, 6, 7, 8] and bool((bonus >= 0).all())
 
 
-def test_an_eager_pointer_counts_as_far_as_the_model_is_unsure() -> None:
+def test_an_eager_pointers_surplus_scales_with_the_models_uncertainty() -> None:
     eager = replace(POINTER, out_bias=POINTER.out_bias + 6)
     both, found = replace(POINTER, eager=eager), told((writes(4), [7, 8, 9, 10], None))
     for logit, sure in ((0.0, False), (40.0, True)):
@@ -96,13 +96,13 @@ def test_an_eager_pointer_counts_as_far_as_the_model_is_unsure() -> None:
             torch.testing.assert_close(raised, plain + (1 - 1 / VOCABULARY) * (most - plain))
 
 
-def test_several_statements_point_as_each_of_them() -> None:
+def test_bonuses_of_several_statements_are_those_of_each_alone() -> None:
     one, other = (writes(2, 1), [3, 4], [3, 4]), (writes(2, 2), [5, 6], [9, 5, 6])
     both = bonuses(told(one, other), one[0].keys[0], 5)
     alone = {**bonuses(told(one), one[0].keys[0], 5), **bonuses(told(other), one[0].keys[0], 5)}
     assert both == pytest.approx(alone)
 
 
-def test_a_text_that_does_not_hold_what_was_written_gives_the_written_tokens() -> None:
+def test_if_the_text_lacks_written_tokens_only_these_are_candidates() -> None:
     kept = writes(2)
     assert told((kept, [7, 8], [8, 7])).ids.tolist() == [7, 8]

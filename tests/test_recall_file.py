@@ -1,4 +1,4 @@
-"""Laws of the recall file: what is saved is what is loaded, nothing fitted is a uniform matcher, damage is named."""
+"""Laws of the recall file: loading returns what was saved, or a uniform matcher without a file; damage is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POINTER = Pointer(torch.rand(5, FEATURES), torch.rand(5), torch.rand(5), -2.5, f
 EAGER = Pointer(torch.rand(4, FEATURES), torch.rand(4), torch.rand(4), 1.5)
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, POINTER)
     matcher, pointer = load_recall(tmp_path, *GEOMETRY)
     assert pointer is not None
@@ -55,7 +55,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert (pointer.out_bias, pointer.common, pointer.eager) == (POINTER.out_bias, POINTER.common, None)
 
 
-def test_an_eager_pointer_is_kept_beside_the_other(tmp_path: Path) -> None:
+def test_an_eager_pointer_is_saved_with_the_other(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, replace(POINTER, eager=EAGER))
     _, pointer = load_recall(tmp_path, *GEOMETRY)
     assert pointer is not None and pointer.eager is not None
@@ -63,12 +63,12 @@ def test_an_eager_pointer_is_kept_beside_the_other(tmp_path: Path) -> None:
     assert torch.equal(pointer.hidden, POINTER.hidden)
 
 
-def test_where_nothing_was_fitted_all_layers_count_the_same_and_nothing_is_pointed_at(tmp_path: Path) -> None:
+def test_without_a_file_the_matcher_is_uniform_and_there_is_no_pointer(tmp_path: Path) -> None:
     matcher, pointer = load_recall(tmp_path, *GEOMETRY)
     assert pointer is None and len(matcher.weights.unique()) == 1 and matcher.asking is None
 
 
-def test_a_matcher_alone_is_kept_without_a_pointer(tmp_path: Path) -> None:
+def test_a_matcher_is_saved_without_a_pointer(tmp_path: Path) -> None:
     save_recall(tmp_path, Matcher.uniform(LAYERS, HEADS), None)
     matcher, pointer = load_recall(tmp_path, *GEOMETRY)
     assert pointer is None and torch.equal(matcher.weights, Matcher.uniform(LAYERS, HEADS).weights)

@@ -1,4 +1,4 @@
-"""Laws of matching: the statement whose key is asked for comes first, and below the floor nothing is read."""
+"""Laws of matching: the statement whose key matches the query best comes first; below the floor nothing is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def index(matcher: Matcher, *statements: Writes) -> StatementIndex:
     return found
 
 
-def test_the_statement_whose_key_is_asked_for_comes_first() -> None:
+def test_the_statement_whose_key_matches_the_query_comes_first() -> None:
     statements = [statement(seed) for seed in range(50)]
     matcher = Matcher.uniform(LAYERS, 1)
     for number in (0, 17, 49):
@@ -42,7 +42,7 @@ def test_the_statement_whose_key_is_asked_for_comes_first() -> None:
         assert scores.argmax() == number
 
 
-def test_added_one_by_one_scores_as_added_at_once() -> None:
+def test_scoring_between_additions_does_not_change_scores() -> None:
     statements = [statement(seed, tokens=1 + seed % 4) for seed in range(9)]
     matcher = Matcher.uniform(LAYERS, 1)
     queries = statement(77).keys
@@ -53,12 +53,12 @@ def test_added_one_by_one_scores_as_added_at_once() -> None:
     assert torch.equal(found.scores(queries, []), index(matcher, *statements).scores(queries, []))
 
 
-def test_a_token_that_was_hardly_written_is_not_matched() -> None:
+def test_a_weakly_written_token_is_not_matched() -> None:
     weak = statement(1, strength=0.01)
     assert index(Matcher.uniform(LAYERS, 1), weak).scores(weak.keys, []).tolist() == pytest.approx([-10])
 
 
-def test_kept_in_half_precision_the_order_stays() -> None:
+def test_half_precision_writes_give_nearly_the_same_scores() -> None:
     statements = [statement(seed) for seed in range(40)]
     matcher, queries = Matcher.uniform(LAYERS, 1), statement(99).keys
     full, half = index(matcher, *statements), index(matcher, *(each.half() for each in statements))
@@ -66,7 +66,7 @@ def test_kept_in_half_precision_the_order_stays() -> None:
 
 
 @given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
-def test_what_is_chosen_is_above_the_floor_near_the_best_and_bounded(
+def test_choosing_respects_the_floor_the_margin_and_the_number(
     scores: list[float], floor: float, margin: float, most: int
 ) -> None:
     matcher = Matcher(torch.ones(1, 1), floor=floor, margin=margin, most=most)
@@ -87,21 +87,21 @@ def test_a_word_in_common_decides_between_equal_keys() -> None:
     assert [found.chosen(writes.keys, [1, rare])[0][0] for rare in (3, 4, 5)] == [0, 1, 2]
 
 
-def test_what_the_assistant_said_itself_stands_behind_what_it_was_told() -> None:
+def test_the_assistants_statements_score_lower_than_the_users() -> None:
     found, writes = StatementIndex(Matcher.uniform(LAYERS, 1)), statement(5)
     for role in ("assistant", "user", "assistant"):
         found.add(writes, [1], role)
     assert found.chosen(writes.keys, [1])[0][0] == 1
 
 
-def test_of_two_that_say_the_same_the_newer_comes_first() -> None:
+def test_the_newer_of_two_equal_statements_comes_first() -> None:
     found = StatementIndex(Matcher.uniform(LAYERS, 1))
     for writes in (statement(5), statement(6), statement(5)):
         found.add(writes, [1, 2], "user")
     assert found.chosen(statement(5).keys, [1])[0][0] == 2
 
 
-def test_a_statement_among_those_with_words_of_the_question_comes_before_a_lone_one() -> None:
+def test_neighbours_with_words_of_the_question_raise_a_statements_score() -> None:
     found, writes = StatementIndex(Matcher.uniform(LAYERS, 1)), statement(5)
     for number in range(60):
         found.add(writes, [7] if number in (20, 40, 41) else [100 + number], "user")
@@ -109,7 +109,7 @@ def test_a_statement_among_those_with_words_of_the_question_comes_before_a_lone_
     assert scores[40] > scores[20] > scores[39] > scores[10]
 
 
-def test_a_word_that_stands_in_most_questions_finds_less() -> None:
+def test_words_of_most_questions_count_less() -> None:
     matcher = replace(Matcher.uniform(LAYERS, 1), commonness={1: 0.1})
     found, writes = StatementIndex(matcher), statement(5)
     for terms in ([1], [2], [3]):
@@ -117,7 +117,7 @@ def test_a_word_that_stands_in_most_questions_finds_less() -> None:
     assert found.chosen(writes.keys, [1, 2])[0][0] == 1
 
 
-def test_what_asks_for_nothing_that_was_told_reads_nothing() -> None:
+def test_a_prompt_that_asks_for_nothing_reads_nothing() -> None:
     asking = statement(8).keys[0]
     matcher = replace(Matcher.uniform(LAYERS, 1), asking=asking, asking_bias=-1.0)
     found = index(matcher, statement(5))
@@ -128,7 +128,7 @@ REPLACING = Replacing(alike=0.6, alike_long=0.95, long=4, missing=0.1, behind=3.
 
 
 def told(*statements: tuple[Writes, list[int], Role], replacing: Replacing | None = REPLACING) -> StatementIndex:
-    """Statements as (writes, words, role). The first one's first key is asked for by most tests."""
+    """An index of statements, given as (writes, words, role). Most tests query the first statement's first key."""
     found = StatementIndex(replace(Matcher.uniform(LAYERS, 1), newest=0.0, replacing=replacing))
     for writes, terms, role in statements:
         found.add(writes, terms, role)
@@ -136,12 +136,12 @@ def told(*statements: tuple[Writes, list[int], Role], replacing: Replacing | Non
 
 
 def weaker(writes: Writes) -> Writes:
-    """The same keys turned a little, so that they answer the same question less well."""
+    """The same writes with slightly rotated keys, which match the same query less well."""
     keys = F.normalize(writes.keys + 0.5 * statement(123, len(writes.keys)).keys, dim=-1)
     return replace(writes, keys=keys)
 
 
-def test_a_newer_statement_that_says_the_same_anew_is_read_in_place_of_a_better_one() -> None:
+def test_a_newer_update_replaces_a_better_match() -> None:
     old, other = statement(5), statement(6)
     asked = [(old, [1, 2], "user"), (other, [3], "user"), (weaker(old), [1, 2], "user")]
     assert told(*asked, replacing=None).chosen(old.keys[:1], [1])[0][0] == 0
@@ -150,7 +150,7 @@ def test_a_newer_statement_that_says_the_same_anew_is_read_in_place_of_a_better_
     assert score == float(told(*asked).scores(old.keys[:1], [1])[2])
 
 
-def test_of_several_newer_ones_the_newest_is_read() -> None:
+def test_the_newest_of_several_updates_is_read() -> None:
     old = statement(5)
     asked = [(old, [1], "user"), (weaker(old), [1], "user"), (weaker(old), [1, 9], "user"), (statement(8), [4], "user")]
     assert told(*asked).chosen(old.keys[:1], [1])[0][0] == 2
@@ -159,23 +159,23 @@ def test_of_several_newer_ones_the_newest_is_read() -> None:
 @pytest.mark.parametrize(
     "newer",
     [
-        pytest.param((weaker(statement(5)), [1], "user"), id="about somebody else: a word of the question is missing"),
-        pytest.param((statement(6), [1, 2], "user"), id="about something else: other keys"),
-        pytest.param((weaker(statement(5)), [1, 2], "assistant"), id="the assistant's own"),
+        pytest.param((weaker(statement(5)), [1], "user"), id="about another person: a word of the question is missing"),
+        pytest.param((statement(6), [1, 2], "user"), id="about another fact: other keys"),
+        pytest.param((weaker(statement(5)), [1, 2], "assistant"), id="said by the assistant"),
     ],
 )
-def test_nothing_else_takes_a_statements_place(newer: tuple[Writes, list[int], Role]) -> None:
+def test_only_updates_of_the_same_fact_replace_a_statement(newer: tuple[Writes, list[int], Role]) -> None:
     old = statement(5)
     assert told((old, [1, 2], "user"), newer).chosen(old.keys[:1], [1, 2])[0][0] == 0
 
 
-def test_a_newer_statement_far_behind_takes_no_place() -> None:
+def test_a_newer_statement_with_a_much_lower_score_replaces_nothing() -> None:
     old = statement(5)
     asked = [(old, [1], "user"), (weaker(old), [1], "user")]
     assert told(*asked, replacing=replace(REPLACING, behind=0.1)).chosen(old.keys[:1], [1])[0][0] == 0
 
 
-def test_a_newer_statement_below_the_floor_takes_no_place() -> None:
+def test_a_newer_statement_below_the_floor_replaces_nothing() -> None:
     old = statement(5)
     asked = [(old, [1], "user"), (weaker(old), [1], "user")]
     best, newer = told(*asked).scores(old.keys[:1], [1]).tolist()
@@ -185,7 +185,7 @@ def test_a_newer_statement_below_the_floor_takes_no_place() -> None:
         assert found.chosen(old.keys[:1], [1], matcher=matcher)[0][0] == place
 
 
-def test_a_statement_that_says_several_things_is_replaced_by_one_more_alike_alone() -> None:
+def test_a_long_statement_is_replaced_only_by_a_very_similar_one() -> None:
     long = statement(5, tokens=4)
     for newer, place in ((weaker(long), 0), (long, 1)):
         rows: list[tuple[Writes, list[int], Role]] = [(long, [1], "user"), (newer, [1, 2], "user")]
@@ -194,7 +194,7 @@ def test_a_statement_that_says_several_things_is_replaced_by_one_more_alike_alon
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10), st.integers(0, 3))
-def test_what_replaces_is_newer_and_may_be_read(statements: list[tuple[int, bool]], asked: int) -> None:
+def test_a_replacement_is_newer_and_allowed_to_be_read(statements: list[tuple[int, bool]], asked: int) -> None:
     able = torch.tensor([may for _, may in statements])
     rows = [(statement(seed), [seed], "user") for seed, _ in statements]
     queries = statement(asked).keys[:1]
@@ -206,7 +206,7 @@ def test_what_replaces_is_newer_and_may_be_read(statements: list[tuple[int, bool
         assert place >= before and statements[place][0] == statements[before][0]
 
 
-def test_what_asks_for_everything_reads_the_newest_that_were_told() -> None:
+def test_a_question_for_everything_reads_the_newest_told_statements() -> None:
     everything = statement(8).keys[0]
     matcher = replace(
         Matcher.uniform(LAYERS, 1), overview=everything, overview_bias=-1.0, most=2, floor=1e9, asking=-everything
@@ -222,12 +222,12 @@ def test_what_asks_for_everything_reads_the_newest_that_were_told() -> None:
     assert StatementIndex(matcher).chosen(everything[None], []) == []
 
 
-def test_no_statement_is_found_in_no_statements() -> None:
+def test_an_empty_index_finds_nothing() -> None:
     matcher = Matcher.uniform(LAYERS, 1)
     assert StatementIndex(matcher).chosen(torch.zeros(1, LAYERS, 1, RANK), []) == []
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(StateError, match="the matcher expects"):
         index(Matcher.uniform(LAYERS + 1, 1), statement(0))
     with pytest.raises(ConfigError, match="expected at least 1"):

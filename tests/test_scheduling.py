@@ -1,4 +1,4 @@
-"""Turns that are under way at the same time share forward passes, and each is what it would be alone."""
+"""Laws of continuous batching: concurrent turns share forward passes, and each gives the same result as alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIGS = {
     "folded": FOLDS,
     "not folded": replace(FOLDS, gate_on_reads=True),
     "one state": AdapterConfig(rank=4, key_shift=True),
-    "a write a message": AdapterConfig(rank=4, memory_write_granularity="message_mean"),
+    "one write per message": AdapterConfig(rank=4, memory_write_granularity="message_mean"),
 }
 
 
@@ -45,7 +45,7 @@ def words(ids: Sequence[int], *, writes: bool) -> Prompt:
 
 @dataclass
 class Talker:
-    """One sequence that is fed given tokens one by one, with its logits; `kind` says what its memory does."""
+    """A sequence that is fed given tokens one by one. `heard`: its logits so far. `kind`: how it uses its memory."""
 
     engine: DeltaMemEngine
     seed: int
@@ -77,7 +77,7 @@ class Talker:
         return OneToken(self.run, token, self.run._call(prompt, slice(0, 1)))
 
     def took(self, step: OneToken, logits: Tensor | Exception) -> None:
-        """What `Pass` does with the logits of a step."""
+        """Do what `Pass` does with the logits of a step."""
         assert isinstance(logits, Tensor), logits
         self.heard.append(logits)
         seat, self.run.seat = self.run.seat, None
@@ -94,7 +94,7 @@ class Talker:
 
 
 def same(one: Talker, other: Talker) -> None:
-    """The same logits, state, writes and keys and values."""
+    """Assert equal logits, states, measures, writes, keys and values."""
     for found, wanted in zip(one.heard, other.heard, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     for run in (one.run, other.run):
@@ -129,7 +129,7 @@ ENGINES = {name: tiny_engine(config=config) for name, config in CONFIGS.items()}
     passes=st.lists(st.sets(st.integers(0, 4)), min_size=1, max_size=12),
     leaves=st.sets(st.tuples(st.integers(0, 11), st.integers(0, 4))),
 )
-def test_together_is_alone_over_any_joins_and_leaves(
+def test_decoding_together_equals_alone_over_any_joins_and_leaves(
     name: str, rows: list[tuple[str, int]], passes: list[set[int]], leaves: set[tuple[int, int]]
 ) -> None:
     engine, together = ENGINES[name], Rows()
@@ -149,7 +149,7 @@ def test_together_is_alone_over_any_joins_and_leaves(
     assert len(together) == 0
 
 
-def test_rows_outgrow_their_buffers_and_are_sent_away_when_they_miss_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_grow_and_rows_that_miss_too_many_passes_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltamem_agents.inference.rows.GROWTH", 3)
     monkeypatch.setattr("deltamem_agents.inference.rows.MISSED", 2)
     engine, together = ENGINES["folded"], Rows()
@@ -166,7 +166,7 @@ def test_rows_outgrow_their_buffers_and_are_sent_away_when_they_miss_too_much(mo
 
 
 @pytest.mark.parametrize("kind", ["off", "quiet"])
-def test_a_row_reads_nothing_of_who_stood_in_its_place(kind: str) -> None:
+def test_a_row_reads_nothing_of_the_row_that_had_its_place_before(kind: str) -> None:
     engine, together = ENGINES["folded"], Rows()
     kinds = ("state", "state", "state", kind)
     talkers, alone = ([Talker(engine, row, each, 9) for row, each in enumerate(kinds)] for _ in range(2))
@@ -208,7 +208,7 @@ def talk(text: str) -> list[Message]:
 
 @contextmanager
 def widths_of(engine: DeltaMemEngine) -> Iterator[list[int]]:
-    """How many rows each forward pass of one token had."""
+    """Records the number of rows of each forward pass of one token."""
     found: list[int] = []
 
     def heard(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ def widths_of(engine: DeltaMemEngine) -> Iterator[list[int]]:
 
 
 def at_once(*calls: Any) -> list[Any]:
-    """What each call gave or raised, all made in threads of their own."""
+    """Run each call in its own thread at the same time; returns their results or exceptions."""
     found: list[Any] = [None] * len(calls)
     begun = threading.Barrier(len(calls))
 
@@ -257,8 +257,8 @@ def turn_of(engine: DeltaMemEngine, number: int) -> Turn:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_turns_at_once_are_turns_one_by_one(name: str) -> None:
-    """Each agent has a secret of its own: what is said, kept and read of it is the same with and without others."""
+def test_concurrent_turns_equal_sequential_turns(name: str) -> None:
+    """Each agent has its own secret. Replies, statements and reads are the same with and without other agents."""
     one_by_one, together = (tiny_engine(config=CONFIGS[name]) for _ in range(2))
     wanted = [turn_of(one_by_one, number) for number in range(6)]
     with widths_of(together) as widths:
@@ -288,7 +288,7 @@ def left_clean(engine: DeltaMemEngine) -> bool:
 
 
 def test_a_row_keeps_no_view_of_others() -> None:
-    """What a step leaves with a row are tensors of its own, so that no reference holds what another agent said."""
+    """A step leaves a row only tensors of its own, so that no reference keeps another agent's tokens alive."""
     engine, together = ENGINES["folded"], Rows()
     talkers = [Talker(engine, seed, "state", 9) for seed in (0, 2, 4)]
     steps = [talker.step() for talker in talkers]
@@ -305,7 +305,7 @@ def test_a_row_keeps_no_view_of_others() -> None:
 
 
 class Breaking:
-    """A constraint that allows everything, and raises after so many tokens."""
+    """A constraint that allows every token, and raises after `after` tokens."""
 
     finished = False
 
@@ -343,7 +343,7 @@ def decode(engine: DeltaMemEngine, number: int, constraint: Any = None) -> str:
         speaker.scheduler.leave(seat)
 
 
-def test_an_error_in_one_row_leaves_the_others_alone() -> None:
+def test_an_error_in_one_row_does_not_affect_the_others() -> None:
     engine = tiny_engine(config=FOLDS)
     wanted = [decode(engine, number) for number in range(4)]
     calls = [lambda number=number: decode(engine, number, Breaking(7) if number == 2 else None) for number in range(4)]
@@ -355,7 +355,7 @@ def test_an_error_in_one_row_leaves_the_others_alone() -> None:
     assert left_clean(engine)
 
 
-def test_a_pass_that_fails_fails_for_whose_fault_it_is() -> None:
+def test_a_failing_pass_fails_only_the_row_that_caused_it() -> None:
     engine, together = ENGINES["one state"], Rows()
     talkers, alone = ([Talker(engine, seed, "state", 8) for seed in range(3)] for _ in range(2))
     for number in range(3):
@@ -412,7 +412,7 @@ def test_too_many_turns_are_refused_by_name() -> None:
     assert left_clean(engine)
 
 
-def test_a_stream_that_nobody_reads_keeps_nobody_waiting() -> None:
+def test_an_unread_stream_does_not_block_other_turns() -> None:
     engine = tiny_engine(config=FOLDS)
     scheduler = engine._speaker.scheduler
     scheduler.at_once = 1
@@ -425,7 +425,7 @@ def test_a_stream_that_nobody_reads_keeps_nobody_waiting() -> None:
 
 
 class Counted:
-    """A runner that says in which order it ran what, and waits at each pass for `gate`."""
+    """A runner that records the steps of each pass, in order."""
 
     def __init__(self) -> None:
         self.ran: list[list[int]] = []
@@ -443,8 +443,8 @@ class Numbered(Step):
 
 
 @pytest.mark.parametrize("at_once_", [2, 3, 8])
-def test_nobody_starves(at_once_: int) -> None:
-    """With more rows than fit, and chunks of prompts in between, everyone has as many steps as everyone else."""
+def test_no_row_starves(at_once_: int) -> None:
+    """With more rows than fit into a pass, and chunks of prompts in between, every row gets all its steps."""
     runner = Counted()
     scheduler: Scheduler[Numbered] = Scheduler(runner, at_once=at_once_)
     stop = threading.Event()
@@ -475,7 +475,7 @@ def test_nobody_starves(at_once_: int) -> None:
 
 @pytest.mark.slow
 def test_a_long_prompt_does_not_hold_up_a_stream() -> None:
-    """Between two chunks of a prompt, whoever decodes has its next token."""
+    """A decoding turn gets its next token between two chunks of another turn's prompt."""
     engine = tiny_engine(config=FOLDS)
     lengths: list[int] = []
     handle = engine.model.register_forward_pre_hook(
@@ -518,7 +518,7 @@ async def test_turns_on_one_event_loop_share_passes() -> None:
     assert left_clean(engine)
 
 
-def test_a_turn_alone_runs_as_it_did_before() -> None:
+def test_a_single_turn_uses_no_shared_buffers() -> None:
     engine = tiny_engine(config=FOLDS)
     with widths_of(engine) as widths:
         turn = engine.run_turn("a", talk("Hi."), sampling=Sampling(max_tokens=12, temperature=0))
@@ -526,7 +526,7 @@ def test_a_turn_alone_runs_as_it_did_before() -> None:
     assert turn.facts.decode_seconds > 0
 
 
-def test_what_is_no_plain_cache_is_run_alone() -> None:
+def test_a_row_without_a_plain_cache_runs_alone() -> None:
     engine, together = ENGINES["folded"], Rows()
     talkers = [Talker(engine, seed, "off", 8) for seed in range(3)]
     talkers[0].run.cache = empty_cache()

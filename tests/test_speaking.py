@@ -39,7 +39,7 @@ def test_no_user_content_counts(template: str, prompted: bool) -> None:
 
 @each_template
 @pytest.mark.parametrize("instructions", [(), (Message("system", "Be kind."),)], ids=["alone", "instructed"])
-def test_the_lead_ends_before_the_token_that_shifts_the_first_spoken_content(
+def test_the_lead_ends_one_token_before_the_first_content_that_is_not_a_system_message(
     template: str, instructions: tuple[Message, ...]
 ) -> None:
     messages = (*instructions, *TALK)

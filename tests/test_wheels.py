@@ -1,7 +1,7 @@
-"""Each distribution builds a wheel that works where nothing of this repository is on the path.
+"""Each distribution builds a wheel that works without this repository on the path.
 
-Offline: built with the installed hatchling, and installed without dependencies into a fresh environment,
-to which this one lends its libraries but, as editable installs do not travel along, none of the packages.
+Works offline: wheels are built with the installed hatchling and installed without dependencies into a fresh
+environment. It uses this environment's third-party libraries, but not its editable installs of the packages.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# One worker runs them all: they share the wheels.
+# One worker runs all of these tests, since they share the wheels.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheels")]
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """`folder` holds its pyproject.toml, `package` its code; `use` fails or prints "ok" where it is installed."""
+    """`folder`: where its pyproject.toml is. `package`: its code. `use`: prints "ok" if the installed wheel works."""
 
     folder: str
     package: str
@@ -100,7 +100,7 @@ def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
 
 
 def test_the_wheels_work_in_a_clean_environment(clean_python: Path, tmp_path: Path) -> None:
-    # A folder on the path is searched, but its .pth files, which point back to this repository, are not read.
+    # Python searches a folder on PYTHONPATH but ignores its .pth files, which point back to this repository.
     uses = "".join(each.use for each in (CORE, LANGCHAIN, LLAMAINDEX))
     said = run(str(clean_python), "-c", uses, cwd=tmp_path, PYTHONPATH=sysconfig.get_path("purelib"))
     found = [line.split() for line in said.splitlines()]

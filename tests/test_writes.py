@@ -1,4 +1,4 @@
-"""Laws of single writes: the state is what they make of it, and some of them make the state of these alone."""
+"""Laws of writes: scanning them gives the state, in one part or several, and rounding changes it little."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEPING = {
         key_shift=True,
     ),
     "parallel states": replace(FLOORED, state_update_mode="no_lambda", num_state_heads=2),
-    "fades where it writes": FLOORED,
+    "writes decay the state": FLOORED,
 }
 TOKENS = 24
 
@@ -36,7 +36,7 @@ TOKENS = 24
 def passed(
     config: AdapterConfig, *, batch: int = 2, applies: bool = True, start: MemoryState | None = None
 ) -> tuple[MemoryCall, MemoryState]:
-    """One forward pass of a tiny model that writes every token but the last two; the call and the state it left."""
+    """Run a tiny model once, writing every token but the last two; returns the call and the new state."""
     model = tiny_model("llama")
     adapter = random_adapter(model, config)
     attachment = attach(model, adapter)
@@ -62,7 +62,7 @@ def test_the_state_is_the_scan_of_the_writes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KEEPING)
-def test_scanning_in_two_parts_is_scanning_at_once(name: str) -> None:
+def test_scanning_in_two_parts_equals_scanning_at_once(name: str) -> None:
     call, _ = passed(KEEPING[name], batch=1)
     ((_, writes),) = collected(call)
     first = scan_writes(KEEPING[name], writes.select(slice(None, 3)))
@@ -72,7 +72,7 @@ def test_scanning_in_two_parts_is_scanning_at_once(name: str) -> None:
     assert torch.equal(again.keys, writes.keys) and torch.equal(again.erase, writes.erase)
 
 
-def test_as_they_are_kept_the_state_is_the_same_to_two_digits() -> None:
+def test_stored_writes_give_the_same_state_to_two_digits() -> None:
     config = KEEPING["no decay"]
     call, state = passed(config, batch=1)
     ((_, writes),) = collected(call)
@@ -80,7 +80,7 @@ def test_as_they_are_kept_the_state_is_the_same_to_two_digits() -> None:
     assert 0 < distance < 1e-2
 
 
-def test_what_is_kept_is_kept_as_it_is() -> None:
+def test_rounding_writes_twice_changes_nothing() -> None:
     call, _ = passed(KEEPING["no decay"], batch=1)
     ((_, writes),) = collected(call)
     once = writes.rounded()
@@ -90,7 +90,7 @@ def test_what_is_kept_is_kept_as_it_is() -> None:
     torch.testing.assert_close(once.values, again.values, atol=1e-6, rtol=1e-5)
 
 
-def test_a_scanned_state_is_scanned_when_it_is_looked_at_and_once() -> None:
+def test_a_scanned_state_is_scanned_once_on_first_use() -> None:
     config, looks = KEEPING["no decay"], []
     nothing = MemoryState.zeros(1, LAYERS, 1, config.rank)
 
@@ -103,7 +103,7 @@ def test_a_scanned_state_is_scanned_when_it_is_looked_at_and_once() -> None:
     assert state.norm() == state.settled().norm() and len(looks) == 1
 
 
-def test_a_pass_that_only_collects_leaves_the_state_and_reads_it_everywhere() -> None:
+def test_a_pass_that_only_collects_reads_in_every_layer_and_does_not_change_the_state() -> None:
     config = KEEPING["no decay"]
     start = random_state(random_adapter(tiny_model("llama"), config), 2)
     call, after = passed(config, applies=False, start=start)
@@ -112,7 +112,7 @@ def test_a_pass_that_only_collects_leaves_the_state_and_reads_it_everywhere() ->
     assert call.queries is not None and len(call.queries) == LAYERS
 
 
-def test_no_writes_make_an_empty_state() -> None:
+def test_no_writes_give_a_zero_state() -> None:
     config = KEEPING["no decay"]
     nothing = Writes.none(LAYERS, 1, config.rank)
     assert len(nothing) == 0 and not scan_writes(config, nothing).matrices.any()
@@ -121,9 +121,9 @@ def test_no_writes_make_an_empty_state() -> None:
 @pytest.mark.parametrize(
     "config",
     [FULL, replace(FLOORED, couple_lambda=False), replace(FLOORED, memory_write_granularity="message_mean")],
-    ids=["no floor", "fades by a gate of its own", "one write a message"],
+    ids=["no floor", "separate keep gate", "one write per message"],
 )
-def test_an_adapter_whose_state_is_more_than_its_writes_refuses(config: AdapterConfig) -> None:
+def test_scanning_is_refused_if_the_state_fades_or_gates_never_close(config: AdapterConfig) -> None:
     assert not config.keeps_writes
     with pytest.raises(StateError, match="cannot be computed from writes"):
         scan_writes(config, Writes.none(LAYERS, 1, config.rank))
