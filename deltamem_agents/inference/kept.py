@@ -25,7 +25,7 @@ from deltamem_agents.processes import Mutex
 KEPT_BYTES = 256 * 2**20
 """An engine's default limit of kept bytes."""
 
-_NOTHING, _STATE, _ITS_OWN = 0, 1, 2
+_NOTHING, _STATE, _UNIQUE = 0, 1, 2
 """What a token reads: nothing, so that its keys and values are the frozen model's; the state at the start of the
 course; or a state that no other course has (after a write)."""
 
@@ -75,8 +75,8 @@ class Course:
         behind = _STATE
         if run.applies:
             written = _first(np.asarray(prompt.writes, bool))
-            read[written:][read[written:] == _STATE] = _ITS_OWN
-            behind = _ITS_OWN if writes_reply or written < len(ids) else _STATE
+            read[written:][read[written:] == _STATE] = _UNIQUE
+            behind = _UNIQUE if writes_reply or written < len(ids) else _STATE
         return cls(ids, read, _digest(run.state.matrices), lead, behind)
 
     def __len__(self) -> int:
@@ -94,13 +94,13 @@ class Course:
         """Length of the common prefix on which both compute the same keys and values."""
         length = min(len(self), len(other))
         read = self.read[:length]
-        differs = (self.ids[:length] != other.ids[:length]) | (read != other.read[:length]) | (read == _ITS_OWN)
+        differs = (self.ids[:length] != other.ids[:length]) | (read != other.read[:length]) | (read == _UNIQUE)
         return _first(differs if self.state == other.state else differs | (read == _STATE))
 
     @property
     def repeatable(self) -> int:
         """Length of the longest prefix that another course can share."""
-        return _first(self.read == _ITS_OWN)
+        return _first(self.read == _UNIQUE)
 
 
 @dataclass(frozen=True, eq=False)
