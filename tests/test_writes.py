@@ -123,9 +123,9 @@ def test_no_writes_give_a_zero_state() -> None:
     [FULL, replace(FLOORED, couple_lambda=False), replace(FLOORED, memory_write_granularity="message_mean")],
     ids=["no floor", "separate keep gate", "one write per message"],
 )
-def test_scanning_is_refused_if_the_state_fades_or_gates_never_close(config: AdapterConfig) -> None:
+def test_scanning_is_refused_if_the_state_is_more_than_the_scan_of_its_writes(config: AdapterConfig) -> None:
     assert not config.keeps_writes
-    with pytest.raises(StateError, match="cannot be computed from writes"):
+    with pytest.raises(StateError, match="cannot be computed from this adapter's writes"):
         scan_writes(config, Writes.none(LAYERS, 1, config.rank))
 
 

@@ -182,12 +182,12 @@ def collected(call: MemoryCall) -> list[tuple[Tensor, Writes]]:
 def scan_writes(config: AdapterConfig, writes: Writes, start: MemoryState | None = None) -> MemoryState:
     """The state after these writes in order, batch 1, float32, starting from `start` or from zero.
 
-    Raises StateError for an adapter whose state also changes between writes: it fades, or every token writes.
+    Raises StateError for an adapter without a gate floor, with a separate keep gate, or with one write per message.
     """
     if not config.keeps_writes:
         raise StateError(
-            "the state cannot be computed from writes: this adapter's state fades between them, or its gates never "
-            "close; use an adapter with a gate floor"
+            "the state cannot be computed from this adapter's writes: that needs a gate floor, one write per token and "
+            "no separate keep gate; use the full state, or another adapter"
         )
     return scanned(writes, start, fades=config.state_update_mode != "no_lambda")
 
