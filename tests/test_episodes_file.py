@@ -76,7 +76,7 @@ def test_numeric_answers_become_text(tmp_path: Path) -> None:
         ({**ROW, "questions": ["Where?"]}, "question 1 is 'Where"),
         ({**ROW, "questions": [*ROW["questions"], {"question": "Where?"}]}, "question 3 has answer None"),
         ({**ROW, "questions": [{"answer": "Oslo"}]}, "question 1 has question None"),
-        ({**ROW, "questions": [{"question": "Where?", "answer": ["Oslo"]}]}, "question 1 has answer .*no text"),
+        ({**ROW, "questions": [{"question": "Where?", "answer": ["Oslo"]}]}, "question 1 has answer .*not text"),
         ({**ROW, "questions": [{"question": "Where?", "answer": True}]}, "question 1 has answer True"),
         ({**ROW, "questions": [{"question": "Where?", "answer": "  "}]}, "no word that a reply could match"),
         ({**ROW, "questions": [{"question": "Where?", "answer": "a", "prefix": None}]}, "has prefix None"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -16,6 +17,11 @@ COMMIT_ATTEMPTS = 100
 
 LEAST_LETTERS = 3
 """Minimum length of a shared word that makes two statements alike."""
+
+FEW_STATEMENTS, FEW_SHARE = 4, 0.1
+"""A word in more statements than this number, and than this share of them, tells too little to make two alike."""
+
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,36 @@ def strong_words(statement: Statement) -> list[str]:
 
 
 def _alike(statement: Statement, others: Sequence[Statement]) -> tuple[Statement, ...]:
-    """The other statements that contain a word which this statement wrote strongly."""
-    words = [word.casefold() for word in strong_words(statement) if len(word) >= LEAST_LETTERS]
-    return tuple(each for each in others if any(word in each.text.casefold() for word in words))
+    """The other statements with the same text, or where one of the two contains what the other wrote strongly.
+
+    What a statement wrote strongly: parts of its text, and words that have a digit or that few statements contain.
+    """
+    held = {each.id: frozenset(_WORD.findall(each.text.casefold())) for each in (statement, *others)}
+    most = max(FEW_STATEMENTS, len(others) * FEW_SHARE)
+
+    def tells(word: str) -> bool:
+        return any(letter.isdigit() for letter in word) or sum(word in words for words in held.values()) <= most
+
+    def repeats(one: Statement, other: Statement) -> bool:
+        parts = [part.casefold() for part in strong_words(one) if len(part) >= LEAST_LETTERS]
+        shared = _strongly_written(one) & held[other.id]
+        return any(part in other.text.casefold() for part in parts) or any(map(tells, shared))
+
+    text = statement.text.strip().casefold()
+    return tuple(
+        each
+        for each in others
+        if text and (each.text.strip().casefold() == text or repeats(statement, each) or repeats(each, statement))
+    )
+
+
+def _strongly_written(statement: Statement) -> frozenset[str]:
+    """The words, in lower case, of which at least one token was written strongly."""
+    text = "".join(piece for piece, _ in statement.marked)
+    strong = [strength >= STRONG for piece, strength in statement.marked for _ in piece]
+    words = _WORD.finditer(text)
+    found = (each.group().casefold() for each in words if any(strong[each.start() : each.end()]))
+    return frozenset(word for word in found if len(word) >= LEAST_LETTERS)
 
 
 def _find(agent: str, statements: Sequence[Statement], named: str, went: int) -> Statement:
