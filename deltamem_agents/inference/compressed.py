@@ -1,8 +1,9 @@
-"""Key–value caches that hold less than all: in 8 bits, or of the first and the newest tokens alone.
+"""Key–value caches that take less memory: quantised to 8 bits, or bounded to the first and the newest tokens.
 
-Such a cache is one sequence's own. It is not kept between turns and not decoded with others, which need keys and
-values as they are. An engine offers the former. Bounded ones are there to be measured (`benchmarks/compression.py`): a
-shorter window holds as little, its prompt takes less to compute and is kept, and the memory has what falls out of both.
+Such a cache belongs to one sequence. It is not kept between turns and not batched with others, because both need
+unchanged keys and values. The engine offers quantised caches. Bounded caches are only measured
+(`benchmarks/compression.py`), because a shorter window holds as few tokens, computes a shorter prompt and can be kept.
+The memory has what falls out of either.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from deltamem_agents.memory.backbones import KeyValueCache, empty_cache
 CacheKind: TypeAlias = Literal["full", "quantized"]
 
 SINKS = 4
-"""First tokens that a bounded cache holds besides: attention rests on them where it has nothing to look for."""
+"""Number of first tokens that a bounded cache also holds, because attention falls back on them (attention sinks)."""
 
 
 class CompressedCache(KeyValueCache):
-    """`tokens`: how many of the newest are held besides the sinks, None for all. `quantized`: in 8 bits."""
+    """`tokens`: number of newest tokens held besides the sinks, None for all. `quantized`: hold them in 8 bits."""
 
     def __init__(self, layers: int, *, tokens: int | None = None, quantized: bool = False) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class CompressedCache(KeyValueCache):
 
 @dataclass
 class _Held:
-    """Keys or values (1, heads, tokens, size) as they are, or as whole numbers with a scale a token and head."""
+    """Keys or values (1, heads, tokens, size): unchanged, or int8 with one scale for each token and head."""
 
     values: Tensor
     scales: Tensor | None
@@ -72,7 +73,7 @@ class _Held:
 
 
 class _Layer(DynamicLayer):
-    """One layer of a `CompressedCache`. Tokens keep the positions at which they were read."""
+    """One layer of a `CompressedCache`. Tokens keep their original positions."""
 
     is_croppable = False
 
@@ -103,7 +104,7 @@ class _Layer(DynamicLayer):
         return self._seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All that is held comes before what is asked: as many tokens as are held, just before it."""
+        """Key length and offset for the mask: the held tokens count as the positions just before the query."""
         held = self._held[0].values.shape[-2] if self._held else 0
         return held + query_length, self._seen - held
 
@@ -113,7 +114,7 @@ class _Layer(DynamicLayer):
 
 
 def cache_maker(kind: CacheKind, config: PreTrainedConfig) -> Callable[[], KeyValueCache]:
-    """What makes an empty cache of this kind for a model of this config. Raises ConfigError for a kind that is none."""
+    """A function that makes an empty cache of this kind. Raises ConfigError for an unknown kind."""
     if kind not in get_args(CacheKind):
         raise ConfigError(
             f"cache is {kind!r}, expected 'full' or 'quantized'; to hold fewer tokens lower window_tokens: the memory "

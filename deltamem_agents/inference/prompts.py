@@ -1,4 +1,4 @@
-"""Messages to prompts: which tokens are fed, which of them read the memory, and which are written to it."""
+"""Turns messages into prompts: token ids, which tokens read the memory, and which are written to it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from deltamem_agents.inference.decode import Prompt
 from deltamem_agents.types import Message, Role, Tool
 
 LEAST_SHOWN = 64
-"""Content tokens of a message below which its head and tail are not worth showing."""
+"""Fewest content tokens of a shortened message that are worth showing."""
 
 Shown = Mapping[int, Sequence[Stretch]]
-"""What is shown of a prompt's messages, by their place in it; all of those that are not named."""
+"""The shown parts of a prompt's messages, by position in the prompt. A message that is missing is shown whole."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The prompt of a turn. `start`: the first message in it that is no leading system message.
+    """The prompt of a turn. `start`: position of its first message that is not a leading system message.
 
-    `absorbed`: positions of the new messages that are absorbed ahead of the prompt, as it does not show them whole.
-    `unshown`: how many tokens of its messages were left out.
+    `absorbed`: positions of new messages that are absorbed before the prompt, because it does not show them whole.
+    `unshown`: number of tokens of its messages that were left out.
     """
 
     prompt: Prompt
@@ -35,12 +35,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Renders with one template. `tokens` bounds a prompt together with its reply; `roles` may be written.
+    """Renders prompts with one template.
 
-    `message_tokens`: how many tokens of one message are written, its head and tail. Which these are does not depend on
-    where the message stands.
-    The lead, up to one token before the first content that is not a system message, neither reads nor writes: it is
-    the same for every memory.
+    `tokens`: maximum of a prompt and its reply together. `roles`: messages of these roles may be written.
+    `message_tokens`: maximum number of tokens written of one message, from its head and tail. Which tokens these are
+    does not depend on the message's position.
+    The lead is everything up to one token before the first content that is not a system message. It neither reads nor
+    writes, so it is the same for every memory.
     """
 
     template: ChatTemplate
@@ -134,7 +135,7 @@ class Prompts:
         return self._prompt(rendered, messages, (), prompted=True), tokens
 
     def reading(self, messages: Sequence[Message]) -> Prompt:
-        """A prompt that only reads; it ends inside the last message when that is the assistant's."""
+        """A prompt that only reads. It ends inside the last message if that is the assistant's."""
         prefilled = bool(messages) and messages[-1].role == "assistant"
         rendered = self.template.render(messages, generation_prompt=not prefilled, continue_final=prefilled)
         return self._prompt(rendered, messages, (), prompted=True)
@@ -166,7 +167,7 @@ class Prompts:
         )
 
     def _segment(self, template: ChatTemplate, parts: Sequence[_Part]) -> Prompt:
-        """The prompt that writes these parts. A message counts with its first part."""
+        """The prompt that writes these parts. A message is counted with its first part."""
         messages = [part.message for part in parts]
         rendered = template.render(messages, generation_prompt=False)
         prompt = self._prompt(rendered, messages, range(len(parts)), shown=_kept(parts))
@@ -181,9 +182,9 @@ class Prompts:
     def _shortened(
         self, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool], budget: int
     ) -> tuple[dict[int, tuple[Stretch, ...]], int, int]:
-        """What is shown of the newest messages, which do not fit whole; none where there is no room for enough of them.
+        """The shown parts of the newest messages when these do not fit whole; empty if there is too little room.
 
-        Also the tokens that this spares, and how many are left out. A quarter of the room is for what came before.
+        Also returns the number of tokens saved and of tokens left out. A quarter of the room is for earlier messages.
         """
         lead, starts = lead_and_starts(messages)
         rendered = template.render([*messages[:lead], *messages[starts[-1] :]], tools=tools)
@@ -201,7 +202,7 @@ class Prompts:
         return {}, 0, 0
 
     def _limit(self, sizes: Collection[int], room: int) -> int:
-        """How much of each message can be shown so that all fit; those that are shorter are shown whole."""
+        """The number of tokens to show of each message so that all fit. Shorter messages are shown whole."""
 
         def taken(limit: int) -> int:
             return sum(size if size <= limit else limit + len(self._mark(size - limit)) for size in sizes)
@@ -216,7 +217,7 @@ class Prompts:
         return self.template.content(f"\n[... {left_out:,} tokens left out ...]\n")
 
     def _parts(self, template: ChatTemplate, message: Message) -> list[_Part]:
-        """What is written of the message, in parts where that is larger than a segment."""
+        """The written part of the message, split where it is larger than a segment."""
         rendered = template.render([message], generation_prompt=False)
         size = counts(rendered.owner).get(0, 0)
         kept = head_and_tail(size, self.message_tokens)
@@ -226,7 +227,7 @@ class Prompts:
         return [_Part(message, part, number == 0, unwritten) for number, part in enumerate(parts)]
 
     def _fill(self, template: ChatTemplate, parts: Sequence[_Part], start: int) -> int:
-        """One past the last part that fits into a segment with those from `start`; at least one does."""
+        """The end (exclusive) of the parts from `start` that fit into one segment. It holds at least one."""
 
         def fits(stop: int) -> bool:
             chosen = parts[start:stop]
@@ -245,9 +246,9 @@ class Prompts:
 
 @dataclass(frozen=True)
 class _Part:
-    """Stretches of a message that are written together. `unwritten`: how many tokens the message's parts leave out.
+    """Stretches of a message that are written together.
 
-    `position`: where the message stands among those that are written.
+    `unwritten`: number of the message's tokens that no part writes. `position`: the message's position in the history.
     """
 
     message: Message
@@ -262,7 +263,7 @@ def _kept(parts: Sequence[_Part]) -> Shown:
 
 
 def _leading_system(messages: Sequence[Message], start: int) -> list[int]:
-    """Positions of the system messages at the front, as far as the window cut them off."""
+    """Positions of the leading system messages that stand before the window's start."""
     count = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     return list(range(min(count, start)))
 
