@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # On a shared machine an example may take any time; no test depends on it.
 settings.register_profile("deltamem", deadline=None, max_examples=30)
-settings.register_profile("fast", settings.get_profile("deltamem"), max_examples=10)
+settings.register_profile("fast", settings.get_profile("deltamem"), max_examples=5)
 
 
 def pytest_configure(config: pytest.Config) -> None:

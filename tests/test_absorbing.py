@@ -43,6 +43,7 @@ def test_a_turn_reads_what_was_absorbed_before(engine: DeltaMemEngine) -> None:
     assert facts.tokens_written == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_absorbed_twice(engine: DeltaMemEngine) -> None:
     engine.absorb_into("ada", [U1, A1])
     assert engine.absorb_into("ada", [U1, A1]) is None
@@ -53,6 +54,7 @@ def test_nothing_is_absorbed_twice(engine: DeltaMemEngine) -> None:
     assert engine.store.agents() == ["ada"]
 
 
+@pytest.mark.slow
 def test_what_a_turn_wrote_is_known_when_it_leaves_the_window(engine: DeltaMemEngine) -> None:
     first = engine.run_turn("ada", [U1], sampling=SHORT, thread="t").message
     engine.run_turn("ada", [U1, first, U2], sampling=SHORT, thread="t")

@@ -84,6 +84,7 @@ def test_asked_inputs_are_at_the_positions_that_predict_told_tokens(
     torch.testing.assert_close(activations.asked[0], embedded(engine, torch.tensor(before)))
 
 
+@pytest.mark.slow
 def test_begun_inputs_are_at_the_end_of_the_questions(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     template, engine, activations = found
     begun = [
@@ -151,6 +152,7 @@ def test_several_tellings_of_one_conversation_are_separate() -> None:
         )
 
 
+@pytest.mark.slow
 def test_every_answer_token_refers_to_where_it_was_told() -> None:
     """Also if two facts are told in one message, in either order."""
     episodes = episodes_of(12, replace(SHAPE, facts=3, paired=1.0, tellers=("user",)))
@@ -178,6 +180,7 @@ def test_joined_parts_equal_one_collection_of_all_episodes() -> None:
     assert activations.joined(parts).tellings.inputs is parts[0].tellings.inputs, "activations are not copied"
 
 
+@pytest.mark.slow
 def test_told_tokens_are_content_and_never_in_an_aside(found: tuple[str, DeltaMemEngine, Activations]) -> None:
     _, _, activations = found
     assert not bool(activations.asides.told.any())

@@ -41,6 +41,7 @@ COMMANDS = (
 
 
 class TestEverywhere:
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_command_has_help_with_an_example(self, command: str) -> None:
         result = run(*command.split(), "--help")
@@ -253,6 +254,7 @@ class TestMemory:
         kept = {move["snapshot"] for move in run_json("memory", "log", "ada", "--moves", "--store", store)["moves"]}
         assert kept == {newest, oldest}
 
+    @pytest.mark.slow
     def test_an_export_imports_into_another_store(self, store: str, tmp_path: Path) -> None:
         file, other = tmp_path / "ada.deltamem", tmp_path / "other.sqlite"
         exported = run_json("memory", "export", "ada", file, "--store", store)

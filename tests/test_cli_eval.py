@@ -47,6 +47,7 @@ def test_every_figure_has_all_controls_and_is_deterministic(tiny: Tiny, tmp_path
     assert json.loads((tmp_path / "a.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_one_seed(tiny: Tiny) -> None:
     report = run_json("eval", "recall", "capacity", *tiny.options, "--facts", "1", "--quick", "--questions", "4")
     assert report["seeds"] == [1]
@@ -79,6 +80,7 @@ def test_several_suites_are_shown_under_their_names(tiny: Tiny) -> None:
         assert piece in shown.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_finished_figures(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

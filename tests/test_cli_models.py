@@ -35,6 +35,7 @@ class TestChat:
         rows = run_json("memory", "list", "--store", store)["agents"]
         return rows[0] if rows else None
 
+    @pytest.mark.slow
     def test_an_answer_is_saved_and_the_next_process_continues_from_it(self, options: list[str]) -> None:
         first = run_json("chat", *options, "--once", "Hello.")
         assert self.head(options)["head"] == first["snapshot"]
@@ -52,6 +53,7 @@ class TestChat:
         assert result.stdout.rstrip("\n") == printable(answer["text"], keep="\n\t").rstrip("\n")
         assert "state 128 bytes · nothing saved" in result.stderr
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["readonly", "off"])
     def test_only_readwrite_writes(self, mode: str, options: list[str]) -> None:
         run("chat", *options, "--once", "Hello.")

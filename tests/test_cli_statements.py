@@ -154,6 +154,7 @@ class TestMigrate:
         assert report["snapshot"] is None and report["written"] is None
         assert run_json("memory", "list", "--store", store) == before
 
+    @pytest.mark.slow
     def test_a_migrated_memory_is_a_copy(self, store: str, tiny: Tiny, tmp_path: Path) -> None:
         there = str(tmp_path / "there.sqlite")
         to = ["--to-model", str(tiny.model), "--to-adapter", str(tiny.adapter), "--to-store", there]
@@ -167,6 +168,7 @@ class TestMigrate:
 
 
 class TestWhy:
+    @pytest.mark.slow
     def test_why_shows_the_statements_and_the_words_that_memory_changed(self, store: str, selective: Tiny) -> None:
         asked = ["chat", "--agent", "ada", "--store", store, "--max-tokens", "4", "--once", "Who likes tea?"]
         asked += [*selective.options, "--memory", "readonly"]

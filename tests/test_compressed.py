@@ -103,6 +103,7 @@ def test_a_compressed_cache_is_neither_kept_nor_decoded_with_others() -> None:
         assert caches.nbytes == 0
 
 
+@pytest.mark.slow
 def test_turns_at_once_with_quantized_caches_are_those_one_by_one() -> None:
     engine = tiny_engine(config=SELECTIVE, cache="quantized")
     histories = [[Message("user", f"Number {n} of many words is said here, and more of them.")] for n in range(3)]

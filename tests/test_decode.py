@@ -56,6 +56,7 @@ def test_top_k_of_one_and_a_tiny_top_p_are_greedy() -> None:
         assert drawn.text == greedy, narrow
 
 
+@pytest.mark.slow
 def test_repetition_penalty_changes_a_repeating_reply() -> None:
     engine = tiny_engine()
     plain = engine.run_turn(None, ASK, sampling=Sampling(max_tokens=30)).text

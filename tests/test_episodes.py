@@ -375,6 +375,7 @@ def test_a_question_about_a_person_names_them(shape: EpisodeShape, seed: int) ->
             assert subject.person.yours.lower() in question.prefix.lower()
 
 
+@pytest.mark.slow
 def test_no_persons_name_is_told_as_a_value() -> None:
     for episode in drawn(replace(WIDE, facts=6), 200):
         names = {subject.person.name for subject in episode.subjects if subject.person is not None} - {""}

@@ -103,6 +103,7 @@ def test_a_recipes_first_steps_draw_the_data_of_version_0_1(name: str) -> None:
     assert digest(drawn) == FIRST_STEPS[name]
 
 
+@pytest.mark.slow
 def test_suites_draw_the_cases_of_version_0_1() -> None:
     shapes = [shape for count in (1, 4) for named in (_held_out, _updates) for shape in named(count).values()]
     words = Vocabulary().words

@@ -95,6 +95,7 @@ def test_an_unsupported_adapter_is_not_folded(config: AdapterConfig) -> None:
     assert turn.usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_a_reply_that_reads_a_folded_state_has_the_same_text() -> None:
     engine = tiny_engine(config=FOLDS)
     for text in ("I live in Oslo.", "My name is Ada."):

@@ -53,6 +53,7 @@ def opened(adapter: Adapter, x: Tensor) -> float:
     return float(((gates - floor) / (1 - floor)).clamp_min(0).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [HIDDEN_GATES, replace(HIDDEN_GATES, gate_floor=0.0)])
 def test_fitted_gates_open_on_new_told_tokens_and_shut_on_new_filler(config: AdapterConfig) -> None:
     adapter = fitted(config)
@@ -77,6 +78,7 @@ def test_other_tokens_of_tellings_keep_their_gates() -> None:
     assert opened(fitted(HIDDEN_GATES, replace(free, beside=0)), plain) > opened(start, plain) + 0.1
 
 
+@pytest.mark.slow
 def test_nothing_but_the_write_gates_changes() -> None:
     start, adapter = fitted(HIDDEN_GATES, replace(PLAN, steps=1)), fitted(HIDDEN_GATES)
     before = dict(start.named_parameters())

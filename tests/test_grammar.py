@@ -149,6 +149,7 @@ def test_schemas_with_definitions_and_nesting_are_enforced() -> None:
         assert accepts(reply_grammar([tool], "any"), format_tool_calls([ToolCall("adopt", arguments)])) == fits
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from(["any", "get_weather", "clock"]), st.integers(160, 500))
 def test_a_required_call_is_valid_however_randomly_it_is_sampled(seed: int, choice: str, tokens: int) -> None:

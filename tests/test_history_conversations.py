@@ -332,6 +332,7 @@ class CountingStore(InMemoryStore):
         return super().load(agent, at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sends", ["whole", "window", "new"])
 @pytest.mark.parametrize("thread", [None, "thread"])
 def test_the_snapshots_a_turn_loads_do_not_grow_with_the_history(thread, sends):

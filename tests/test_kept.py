@@ -139,6 +139,7 @@ def test_a_turn_that_continues_prefills_what_is_new(options: dict[str, Any]) -> 
     assert any(turn.facts.recalled for turn in turns) != bool(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [0, 120], ids=["nothing comes back", "messages come back"])
 def test_where_the_window_slides_most_turns_prefill_what_is_new(shown: int) -> None:
     engine = tiny_engine(config=SELECTIVE, window_tokens=900)
@@ -322,6 +323,7 @@ def heard_turns(engine: DeltaMemEngine, **options: Any) -> list[Turn]:
     return [*turns, engine.run_turn("ada", begun, thread="begun", sampling=SHORT, **options)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 2**20])
 @pytest.mark.parametrize("memory", ["readwrite", "readonly"])
 @pytest.mark.parametrize("scope", ["replies", "all"])

@@ -209,6 +209,7 @@ def test_another_gguf_has_another_copy(tmp_path: Path, cache: Path) -> None:
     assert one.tokenizer_fingerprint == two.tokenizer_fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["manifest gone", "weights cut", "file gone", "manifest garbled"])
 def test_an_incomplete_copy_is_never_used(damage: str, tmp_path: Path, cache: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")

@@ -38,6 +38,7 @@ def said(engine: DeltaMemEngine, agent: str = "ada") -> list[tuple[object, ...]]
     return [(each.role, each.text, each.thread, each.place, each.created) for each in statements]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["selective", "one state"])
 @pytest.mark.parametrize("here", ["selective", "one state"])
 def test_texts_roles_threads_and_times_arrive_in_their_order(here: str, there: str) -> None:
@@ -103,6 +104,7 @@ def test_an_existing_agent_is_not_replaced() -> None:
     assert new.store.head("ada") == head
 
 
+@pytest.mark.slow
 def test_a_memory_moves_within_one_store(tmp_path: object) -> None:
     with SQLiteStore(f"{tmp_path}/m.sqlite") as store:
         old = source(config=SELECTIVE, store=store)

@@ -74,6 +74,7 @@ def states_of(engine: DeltaMemEngine, episodes: Sequence[Episode], template: str
     return write_history(engine.model, engine.adapter, history_batch(renderer(template), histories_of(episodes)))
 
 
+@pytest.mark.slow
 @each_pair
 def test_a_written_history_equals_an_absorbed_conversation(config: AdapterConfig, template: str) -> None:
     engine, episodes = word_engine(config, template), episodes_of(4)
@@ -104,6 +105,7 @@ def test_a_gate_counts_as_open_above_half_its_floor(gate: float, open_by: float)
     assert logits.grad is not None and bool((logits.grad > 0).all()) == (open_by > 0)
 
 
+@pytest.mark.slow
 @each_pair
 def test_answer_log_probabilities_equal_the_engines_scores(config: AdapterConfig, template: str) -> None:
     engine, episodes = word_engine(config, template), episodes_of(3)

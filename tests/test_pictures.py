@@ -40,6 +40,7 @@ def drawn_size(png: Path) -> tuple[int, int]:
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", [(1, 1, 2), (20, 1, 8), (3, 4, 5)])
 def test_a_state_of_any_geometry_is_drawn(geometry: tuple[int, int, int], tmp_path: Path) -> None:
     picture = tmp_path / "state.png"

@@ -183,6 +183,7 @@ def test_a_stranger_does_not_know_the_wrong_values_either() -> None:
     assert read[0] is states[2]
 
 
+@pytest.mark.slow
 def test_the_evaluation_is_deterministic() -> None:
     engine = tiny_engine()
     cases = [case(word, told=f"My code is {word}.") for word in ("amber", "basil", "cedar")]

@@ -152,6 +152,7 @@ def test_an_answers_correction_has_length_1_on_average(rehearsed: Rehearsed) -> 
     assert float(torch.stack(lengths).mean().sqrt()) == pytest.approx(1.0, rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_is_determined_by_its_seed() -> None:
     found, config = WORLD.activations(40, seed=1), replace(GATED, rank=8)
     weights = []

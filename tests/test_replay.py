@@ -22,6 +22,7 @@ from tiny_training import CONFIGS, REPLIES, activations_of, each_template, episo
 ALONE = EpisodeShape(distractors=(0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("erase_gate", [False, True], ids=["plain", "erase gate"])
 @pytest.mark.parametrize("writes", [False, True], ids=["asked", "asked and written"])
 @each_template
@@ -122,6 +123,7 @@ def test_a_conversation_without_filler_has_no_noise() -> None:
 LEARNED = ("replies alone read", "readout", "gates that see more", "layers that vote on gates")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "writes"), list(zip(LEARNED, (False, True, False, True), strict=True)))
 def test_the_gradient_reaches_all_adapter_weights_and_no_model_weight(name: str, writes: bool) -> None:
     engine = word_engine(replace(CONFIGS[name], gate_floor=0.0))

@@ -95,6 +95,7 @@ def test_a_report_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
 # Pictures.
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_panel_for_each_measured_suite(tmp_path: Path) -> None:
     one, both = tmp_path / "one.png", tmp_path / "both.png"
     recall_picture([report(capacity=CAPACITY)], one)

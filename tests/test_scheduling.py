@@ -343,6 +343,7 @@ def decode(engine: DeltaMemEngine, number: int, constraint: Any = None) -> str:
         speaker.scheduler.leave(seat)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_row_does_not_affect_the_others() -> None:
     engine = tiny_engine(config=FOLDS)
     wanted = [decode(engine, number) for number in range(4)]

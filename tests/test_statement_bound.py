@@ -93,6 +93,7 @@ def grown(
         yield memory, list(gone)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(turns_said, st.integers(1, 40))
 def test_the_bound_is_kept_and_the_full_state_loses_nothing(turns: list[list[tuple[str, bool]]], most: int) -> None:
@@ -137,6 +138,7 @@ def test_with_a_large_bound_a_sixteenth_is_dropped_at_once() -> None:
     assert [each.place for each in gone] == list(range(11)) and len(memory.statements) == 150
 
 
+@pytest.mark.slow
 def test_turns_absorbing_and_correcting_stay_within_the_bound(store: Store) -> None:
     engine, free = bounded(store), bounded(InMemoryStore(), None)
     for number in range(4):

@@ -60,6 +60,7 @@ def test_nothing_stays_of_a_commit_interrupted_at_any_moment(sweeps: str, tmp_pa
     assert left_something
 
 
+@pytest.mark.slow
 def test_statements_of_older_snapshots_and_forks_are_kept(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "store")
     ids = tell(store, "a", [f"fact {number}" for number in range(70)])

@@ -311,6 +311,7 @@ TOLD = ScriptedEngine(json.dumps(TRIP))
 ROOMS = (1, 30, 70, 110)
 
 
+@pytest.mark.slow
 def test_dates_ids_and_prices_are_read_as_what_they_are() -> None:
     for method, engine in zip(METHODS, (CALLED, TOLD, TOLD), strict=True):
         model = ChatDeltaMem(engine=engine, max_tokens=2000)

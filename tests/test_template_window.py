@@ -101,6 +101,7 @@ def conversation(system: int, kinds: list[str]) -> list[Message]:
     return messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chatml", "gemma", "tooled"])
 @given(system=st.integers(0, 2), kinds=WINDOWS, budget=st.integers(1, 400))
 @settings(max_examples=40)
@@ -198,6 +199,7 @@ def test_a_start_is_found_in_what_is_shown_alone(seed, turns, cut):
     assert sum(sizes[start:-1]) >= (1 - FRONT) * past
 
 
+@pytest.mark.slow
 def test_a_start_only_moves_on_and_stays_for_most_turns():
     prefilled: dict[int, list[float]] = {50: [], 500: []}
     for seed in range(10):

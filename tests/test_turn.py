@@ -210,6 +210,7 @@ def test_messages_beyond_the_window_are_absorbed_first() -> None:
     assert turn.facts.tokens_written == sum(len(m.content) for m in (*history, U3)) + turn.usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_a_first_call_longer_than_the_models_context_works() -> None:
     engine = tiny_engine(policy=WritePolicy(message_tokens=10_000))
     long = Message("user", "word " * 1200)

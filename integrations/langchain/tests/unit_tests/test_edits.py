@@ -150,6 +150,7 @@ def test_the_check_of_these_laws_distinguishes_memories(saver: SqliteSaver, midd
     assert not remembered(graph, middleware, [*messages[2:4], *messages[:2], *messages[4:]])
 
 
+@pytest.mark.slow
 @with_each_store("place", range(6))
 def test_an_edited_message_is_replaced_in_the_memory(
     place: int, saver: SqliteSaver, middleware: DeltaMemMiddleware, caplog: pytest.LogCaptureFixture
@@ -167,6 +168,7 @@ def test_an_edited_message_is_replaced_in_the_memory(
     assert remembered(graph, middleware) and undone(graph) == 0
 
 
+@pytest.mark.slow
 @with_each_store("places", [[2], [3], [2, 3], [4], [5], [4, 5], [1, 4, 5], [1, 2, 3, 4, 5]])
 def test_a_message_deleted_after_others_is_removed_from_the_memory(
     places: list[int], saver: SqliteSaver, middleware: DeltaMemMiddleware
@@ -283,6 +285,7 @@ def whole(texts: Sequence[str]) -> list[BaseMessage]:
     return [each for text in texts for each in (HumanMessage(text), AIMessage(f"You said: {text}"))]
 
 
+@pytest.mark.slow
 @with_each_store("trimming", TRIMMING)
 def test_what_is_trimmed_or_summarised_stays_in_the_memory(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
@@ -375,6 +378,7 @@ def test_a_store_holds_the_log_of_what_a_thread_remembers(saver: SqliteSaver, tm
         assert newest.snapshot.counters.messages == 14
 
 
+@pytest.mark.slow
 def test_a_retry_after_an_edit_writes_once(saver: SqliteSaver, middleware: DeltaMemMiddleware) -> None:
     failures: list[str] = []
 
@@ -448,6 +452,7 @@ def test_async_and_streams_hold_these_laws(streaming: bool, tmp_path: Path, midd
     assert messages[0].content == "I live in Rome." and has_heard(snapshot, messages)
 
 
+@pytest.mark.slow
 def test_a_sub_agent_with_its_own_history_is_edited_separately(
     tmp_path: Path, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:

@@ -256,6 +256,7 @@ def test_a_human_in_the_loop_decides_what_is_remembered(
     assert list(snapshot.absorbed.tail) == [digest(message) for message in to_messages(messages)]
 
 
+@pytest.mark.slow
 def test_summaries_and_tool_selections_are_not_remembered(middleware: DeltaMemMiddleware, saver: SqliteSaver) -> None:
     asked_aside = ChatDeltaMem(engine=ENGINE, max_tokens=80)
     summary = SummarizationMiddleware(model=asked_aside, trigger=("messages", 4), keep=("messages", 2))

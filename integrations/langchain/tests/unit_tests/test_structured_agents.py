@@ -84,6 +84,7 @@ def test_a_truncated_structured_response_raises_an_error_at_once(name: str, way:
         assert isinstance(raised.value, OutputParserException) and len(asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "way", "tools"), COMBINED)
 def test_a_structured_response_with_room_is_the_object(name: str, way: str, tools: list[Any]) -> None:
     response_format, reply = STRATEGIES[name]

@@ -119,6 +119,7 @@ def test_an_edited_question_is_answered_from_the_agents_memory(graph: Any, model
     assert agents(model) == ["ada"]
 
 
+@pytest.mark.slow
 def test_a_thread_continued_many_times_without_the_id_stays_with_the_agent(graph: Any, model: ChatDeltaMem) -> None:
     graph.invoke(says("I live in Oslo."), ADA)
     # Each turn makes three checkpoints, and the newest 32 are searched.

@@ -62,6 +62,7 @@ async def ask(agent: BaseWorkflowAgent | AgentWorkflow, text: str, **given: Any)
     return str(done.response.content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_a_function_agent_remembers_its_complete_tool_loop(streaming: bool) -> None:
     llm = scripted().for_agent("bob")
@@ -201,6 +202,7 @@ async def test_the_context_takes_the_memory_to_another_process(made: Made) -> No
         assert isinstance(llm, DeltaMemLLM) and llm.open_engine(None).store.agents() == []
 
 
+@pytest.mark.slow
 async def test_an_edit_of_the_history_reaches_the_memory_in_the_context(made: Made) -> None:
     agent = made()
     ctx, memory = Context(agent), Memory.from_defaults()
@@ -215,6 +217,7 @@ async def test_an_edit_of_the_history_reaches_the_memory_in_the_context(made: Ma
     assert after.absorbed.tail[1:6] == before.absorbed.tail[1:]
 
 
+@pytest.mark.slow
 async def test_a_history_that_was_flushed_stays_in_the_memory_of_the_context(made: Made) -> None:
     agent = made()
     ctx, memory = Context(agent), ChatMemoryBuffer.from_defaults(token_limit=20, tokenizer_fn=str.split)

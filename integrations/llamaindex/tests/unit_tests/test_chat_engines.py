@@ -65,6 +65,7 @@ def absorbed(llm: DeltaMemLLM) -> Snapshot:
     return llm.open_engine("ada").store.load("ada").snapshot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("way", ["sync", "stream", "async", "astream"])
 def test_a_conversation_is_remembered_once(kind: str, way: str, llm: DeltaMemLLM, retriever: BaseRetriever) -> None:
@@ -87,6 +88,7 @@ def test_a_reset_engine_still_reads_the_memory(kind: str, llm: DeltaMemLLM, retr
     assert absorbed(llm).parent is not None and absorbed(llm).absorbed.count == before.absorbed.count + 2
 
 
+@pytest.mark.slow
 def test_a_long_conversation_outgrows_the_window_and_not_the_memory(retriever: BaseRetriever) -> None:
     llm = DeltaMemLLM(engine=ScriptedEngine("ok", window_tokens=400), max_tokens=20).for_agent("ada")
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=Memory.from_defaults(token_limit=100_000))

@@ -47,6 +47,7 @@ class TestMock(LLMConformance):
     def make_llm(self) -> FunctionCallingLLM:
         return MockFunctionCallingLLM(response_generator=obliging, is_chat_model=True)
 
+    @pytest.mark.slow
     @pytest.mark.xfail(reason="the mock writes down one of its functions, which is not JSON")
     def test_it_is_written_down_and_read_back(self) -> None:
         super().test_it_is_written_down_and_read_back()
