@@ -29,7 +29,7 @@ import torch
 from transformers.cache_utils import QuantizedCache
 
 from deltamem_agents import DeltaMemEngine, InMemoryStore, Message, Sampling
-from deltamem_agents.inference import decode
+from deltamem_agents.inference import passes
 from deltamem_agents.inference.compressed import SINKS, CompressedCache
 from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, with_cache
@@ -217,7 +217,7 @@ def main() -> None:
     if arguments.quick:
         arguments.tokens, arguments.conversations, arguments.exchanges, arguments.prose = 128, 3, 6, 512
     # A bounded cache sees all of a pass's own tokens.
-    decode.PREFILL_CHUNK = CHUNK
+    passes.PREFILL_CHUNK = CHUNK
     engine = DeltaMemEngine.from_pretrained(
         arguments.model, store=InMemoryStore(), dtype=arguments.dtype, window_tokens=2048, progress=False
     )

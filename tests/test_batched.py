@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.inference import batching as batched
-from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message
 from tiny_engine import tiny_engine

@@ -11,7 +11,7 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.inference import collecting
 from deltamem_agents.inference.collecting import queries_of, written_by
-from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.memory.writes import scan_writes
 from deltamem_agents.types import as_messages
 from tiny_engine import tiny_engine

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.compressed import SINKS, CompressedCache, cache_maker
-from deltamem_agents.inference.decode import Pass, Prompt
 from deltamem_agents.inference.kept import KeptCaches, Whose
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.inference.rows import joinable
 from deltamem_agents.memory.backbones import KeyValueCache, cache_of, layers_of, with_cache
 from deltamem_agents.testing import SELECTIVE

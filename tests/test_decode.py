@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.inference.decode import PREFILL_CHUNK, Decoding, Pass, Prompt, Reply
+from deltamem_agents.inference.decode import Decoding, Reply
+from deltamem_agents.inference.passes import PREFILL_CHUNK, Pass, Prompt
 from deltamem_agents.types import Message, Sampling
 from tiny_engine import byte_tokenizer, tiny_engine
 

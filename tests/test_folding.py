@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltamem_agents import AdapterConfig, DeltaMemEngine, Recall, Sampling
-from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.memory.folding import FoldedState
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.turns.memories import scan_statements

@@ -43,7 +43,7 @@ def test_few_rows_equal_the_layer_up_to_rounding(bias: bool) -> None:
     assert not torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, FEW])
+@pytest.mark.parametrize("rows", [1, 2, 7, FEW, 3 * FEW])
 def test_each_row_is_computed_alone(rows: int) -> None:
     _, rounded = layers()
     x = torch.randn(rows, 1, 64)

@@ -19,8 +19,8 @@ from client_turns import SHORT, grow, head
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.inference.decode import Pass, Prompt
 from deltamem_agents.inference.kept import KeptCaches, Whose
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.memory.backbones import KeyValueCache, cuts_anywhere, layers_of
 from deltamem_agents.snapshots import InMemoryStore, SQLiteStore
 from deltamem_agents.testing import SELECTIVE

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deltamem_agents.chat.shortening import head_and_tail, in_parts
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError, WindowError
-from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.turns.planning import WritePolicy
 from deltamem_agents.types import Message, Sampling, ToolCall

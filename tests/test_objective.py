@@ -15,7 +15,7 @@ from torch import Tensor
 from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.corpus.small_talk import small_talk
 from deltamem_agents.lab.training.batches import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.inference.decode import Pass, Prompt
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.snapshots import SQLiteStore
 from deltamem_agents.testing import ScriptedEngine, oblige
 from deltamem_agents.types import MemoryMode

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltamem_agents import AdapterConfig, DeltaMemEngine, Message, Overloaded, OverloadedError, Recall, Sampling, Turn
-from deltamem_agents.inference.decode import Decoding, Pass, Prompt
+from deltamem_agents.inference.decode import Decoding
+from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.inference.rows import OneToken, Rows
 from deltamem_agents.inference.scheduling import Scheduler, Seat, Step
 from deltamem_agents.memory.backbones import empty_cache

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.errors import StateError
-from deltamem_agents.inference.decode import PREFILL_CHUNK, Piece, Prompt, pieces_of
 from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.passes import PREFILL_CHUNK, Piece, Prompt, pieces_of
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Errand, Seat
 from deltamem_agents.memory.attach import CALL_KEYWORD

@@ -9,7 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.chat.grammar import Vocabulary
-from deltamem_agents.inference.decode import Measures, Pass, Piece
+from deltamem_agents.inference.passes import Measures, Pass, Piece
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import definition
 from deltamem_agents.inference.rows import OneToken, Rows

@@ -9,7 +9,7 @@ from deltamem_agents.chat.shortening import Stretch, counts, head_and_tail, in_p
 from deltamem_agents.chat.speaking import lead_length, replies
 from deltamem_agents.chat.template import ChatTemplate, Rendered, lead_and_starts
 from deltamem_agents.errors import WindowError
-from deltamem_agents.inference.decode import Prompt
+from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.types import Message, Role, Tool
 
 LEAST_SHOWN = 64

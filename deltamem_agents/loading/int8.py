@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deltamem_agents.errors import ConfigError
 
 FEW = 16
-"""Maximum number of tokens in a pass for which the int8 weights are used."""
+"""Maximum number of tokens of one sequence in a pass for which the int8 weights are used, however many sequences."""
 
 _STEP = 16
 """Number of inputs that the kernel multiplies at once. It reads past the end of a row that is not a multiple of it."""
@@ -39,16 +39,17 @@ class Int8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features), in the input's dtype."""
-        rows = input.reshape(-1, self.in_features)
-        if len(rows) > FEW or input.requires_grad:
+        # Sequences are not counted, so that one alone is computed with the same weights as in a batch.
+        if (input.ndim > 1 and input.shape[-2] > FEW) or input.requires_grad:
             return super().forward(input)
+        rows = input.reshape(-1, self.in_features)
         found = torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.codes, self.scales).to(input.dtype)
         output = found if self.bias is None else found + self.bias
         return output.view(*input.shape[:-1], self.out_features)
 
 
 def rounded_up_to(model: nn.Module) -> int:
-    """Tokens in one pass up to which a model computes with int8 weights; 0 for one that never does."""
+    """Maximum number of tokens of a sequence that a model computes with int8 weights; 0 if it has none."""
     return FEW if any(isinstance(module, Int8Linear) for module in model.modules()) else 0
 
 

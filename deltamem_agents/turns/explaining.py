@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from deltamem_agents.inference.decode import REPLY, Pass, Prompt
+from deltamem_agents.inference.passes import REPLY, Pass, Prompt
 from deltamem_agents.inference.reply_text import spelled
 from deltamem_agents.turns.recalling import pointing
 from deltamem_agents.turns.running import Outcome, TurnRequest, TurnRunner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -157,10 +158,11 @@ def _alike(statement: Statement, others: Sequence[Statement]) -> tuple[Statement
     What a statement wrote strongly: parts of its text, and words that have a digit or that few statements contain.
     """
     held = {each.id: frozenset(_WORD.findall(each.text.casefold())) for each in (statement, *others)}
+    holders = Counter(word for words in held.values() for word in words)
     most = max(FEW_STATEMENTS, len(others) * FEW_SHARE)
 
     def tells(word: str) -> bool:
-        return any(letter.isdigit() for letter in word) or sum(word in words for words in held.values()) <= most
+        return any(letter.isdigit() for letter in word) or holders[word] <= most
 
     def repeats(one: Statement, other: Statement) -> bool:
         parts = [part.casefold() for part in strong_words(one) if len(part) >= LEAST_LETTERS]

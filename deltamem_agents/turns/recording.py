@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import accumulate, pairwise
 
-from deltamem_agents.inference.decode import REPLY, Pass, Piece
+from deltamem_agents.inference.passes import REPLY, Pass, Piece
 from deltamem_agents.inference.reply_text import spelled
 from deltamem_agents.loading import TokenizerObject
 from deltamem_agents.memory.writes import StoredWrites, Writes

@@ -13,9 +13,10 @@ from deltamem_agents.chat.reply_stream import ReplyStream, reply_message
 from deltamem_agents.chat.tool_calls import OPEN
 from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateError
 from deltamem_agents.inference.collecting import Hearing
-from deltamem_agents.inference.decode import Decoding, Pass, Reply
+from deltamem_agents.inference.decode import Decoding, Reply
 from deltamem_agents.inference.kept import KeptCaches, Sitting, Whose
 from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.passes import Pass
 from deltamem_agents.inference.prompts import Window
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
@@ -85,6 +86,16 @@ class Outcome:
     recollection: Recollection | None
     recorder: Recorder
     sitting: Sitting | None
+
+
+@dataclass
+class _Prepared:
+    """A turn's prompt and what was recalled for it. `absorbed`: number of tokens absorbed before the prompt."""
+
+    window: Window
+    recollection: Recollection | None = None
+    heard: Hearing | None = None
+    absorbed: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,34 +190,13 @@ class TurnRunner:
         # If the memory is a list of statements, new writes do not change the state that is read.
         reads_all = not speaker.keeps_writes or request.recall.read == "all"
         run = speaker.begin(None if plan is None else plan.memory.base, collect=True, applies=reads_all, seat=seat)
-        new = plan.new if plan is not None and writes else ()
         recorder = self.recorder(request.messages, request.thread or DEFAULT_THREAD)
-        recollection: Recollection | None = None
-        heard: Hearing | None = None
-        fitted: Window | None = None
-        start: int | None = None
-        absorbed = 0
-        if speaker.keeps_writes and plan is not None:
-            reserve = shown_tokens(request.recall, self.matcher) if plan.memory.listed.newest else 0
-            fitted = self.window(request, new, reserve=reserve)
-            # The same whatever returns to the window, so that the prompt goes on from the one before.
-            ahead, start = fitted.absorbed, None if fitted.unshown else fitted.start
-            absorbed = yield from self._absorbing(run, request, ahead)
-            recorder.record(run, plan, ahead)
-            fresh, asked, recall = recorder.statements, request.messages, request.recall
-            recollection, heard = recollect(speaker, plan.memory, fresh, asked, recall, self.matcher, self.caches, seat)
-            run.state = recollection.state.to(speaker.model.device)
-            new = tuple(position for position in new if position not in ahead)
-            if ahead or recollection.shown or fitted.unshown:
-                fitted = None
-        window = fitted or self.window(request, new, recollection=recollection, start=start)
-        absorbed += yield from self._absorbing(run, request, window.absorbed)
-        if run.state is not None:
-            run.state = run.state.settled()
+        ready = yield from self._prepare(request, plan, run, recorder, seat)
+        window, recollection = ready.window, ready.recollection
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
         whose = Whose.of(self.lazy_store.place, request.agent, request.thread or DEFAULT_THREAD)
-        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply, heard=heard)
-        heard = None  # Large, and the reply may be long.
+        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply, heard=ready.heard)
+        ready.heard = None  # Large, and the reply may be long.
         decoding = Decoding(
             run,
             window.prompt,
@@ -235,7 +225,36 @@ class TurnRunner:
             run.measures.messages += 1
         if plan is not None and writes:
             recorder.record(run, plan, plan.new, message if writes_reply else None)
-        return Outcome(plan, window, run, reply, message, cut, absorbed, number, recollection, recorder, sitting)
+        return Outcome(plan, window, run, reply, message, cut, ready.absorbed, number, recollection, recorder, sitting)
+
+    def _prepare(
+        self, request: TurnRequest, plan: Plan | None, run: Pass, recorder: Recorder, seat: Seat[OneToken]
+    ) -> Generator[str, None, _Prepared]:
+        """Recalls, fits the prompt, and absorbs new messages that the prompt does not show."""
+        new = plan.new if plan is not None and request.memory == "readwrite" else ()
+        if not self.speaker.keeps_writes or plan is None:
+            ready = _Prepared(self.window(request, new))
+        else:
+            reserve = shown_tokens(request.recall, self.matcher) if plan.memory.listed.newest else 0
+            fitted = self.window(request, new, reserve=reserve)
+            ahead = fitted.absorbed
+            absorbed = yield from self._absorbing(run, request, ahead)
+            recorder.record(run, plan, ahead)
+            fresh, asked, recall = recorder.statements, request.messages, request.recall
+            recollection, heard = recollect(
+                self.speaker, plan.memory, fresh, asked, recall, self.matcher, self.caches, seat
+            )
+            run.state = recollection.state.to(self.speaker.model.device)
+            if ahead or recollection.shown or fitted.unshown:
+                new = tuple(position for position in new if position not in ahead)
+                # The same start whatever returns to the window, so that the prompt continues the previous one.
+                start = None if fitted.unshown else fitted.start
+                fitted = self.window(request, new, recollection=recollection, start=start)
+            ready = _Prepared(fitted, recollection, heard, absorbed)
+        ready.absorbed += yield from self._absorbing(run, request, ready.window.absorbed)
+        if run.state is not None:
+            run.state = run.state.settled()
+        return ready
 
     def window(
         self,

@@ -23,8 +23,8 @@ from torch import Tensor
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import queries_of, written_by
-from deltamem_agents.inference.decode import Prompt
 from deltamem_agents.inference.memory_model import MemoryModel
+from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
