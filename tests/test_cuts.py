@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
-from deltamem_agents.inference import batching, decode
+from deltamem_agents.inference import batching, passes
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, Sampling
 from tiny_engine import tiny_engine
@@ -59,7 +59,7 @@ def close(one: MemoryState, other: MemoryState) -> None:
 def outcomes(engine: DeltaMemEngine, parts: int) -> list[MemoryState]:
     """States after absorbing, absorbing in a batch, and a whole turn, with prompts in chunks of `parts` tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "PREFILL_CHUNK", parts)
+        patch.setattr(passes, "PREFILL_CHUNK", parts)
         patch.setattr(batching, "PREFILL_CHUNK", parts)
         told = engine.absorb(engine.new_state(), TALK)
         batch = engine.absorb_batch([told, engine.new_state()], [OTHER, TALK])
