@@ -174,7 +174,7 @@ class Recall:
     """How a reply reads the memory.
 
     `read`: "selected" reads the statements that match the question, "all" the state of all statements, "none" nothing.
-    An adapter whose gates never shut has only one state and no separate statements, so "selected" means "all" for it.
+    An adapter whose gates never close has only one state and no separate statements, so "selected" means "all" for it.
     `window_tokens`: tokens of the prompt for the text of the selected statements, shown as the messages they were
     with the messages around them; 0 shows none. None uses the value fitted to the adapter; a statement that was
     selected alone is then shown only if it says several things. `roles`: roles whose statements may be selected.
