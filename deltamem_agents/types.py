@@ -121,7 +121,11 @@ def _as_arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling options of a reply. The default is greedy decoding of up to 256 tokens."""
+    """Sampling options of a reply. The default is greedy decoding of up to 256 tokens.
+
+    `temperature`: 0 is greedy decoding. `top_p`, `top_k`, `min_p` and `repetition_penalty`: as in transformers; None
+    does not use them. `seed`: makes a sampled reply repeatable. `stop`: texts that end the reply, not part of it.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
