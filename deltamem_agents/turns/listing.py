@@ -122,8 +122,8 @@ def change_statement(
 def single_state_error() -> StateError:
     """The error for removing a single statement from a memory that is one state."""
     return StateError(
-        "this adapter's gates never shut: it keeps only one state, and no single statement can be removed from it. "
-        "Forget the agent, or move its memory to an adapter whose gates shut"
+        "this adapter's gates never close: it keeps only one state, and no single statement can be removed from it. "
+        "Forget the agent, or move its memory to an adapter whose gates close"
     )
 
 
