@@ -142,6 +142,14 @@ def test_forgetting_names_forks_that_hold_it_and_others_that_say_the_same(store:
     assert first.id not in [each.id for each in engine.statements("a")]
 
 
+def test_forgetting_a_corrected_statement_names_what_says_the_same_as_its_earlier_versions(store: Store) -> None:
+    engine = tiny_engine(store, config=SELECTIVE)
+    tell(engine, "My dog is Biscuit.", "So my dog is Biscuit.", "I live in Oslo.")
+    new = engine.correct_statement("a", engine.statements("a")[0].id, "My cat is Bruno.")
+    receipt = engine.forget_statement("a", new.id)
+    assert "So my dog is Biscuit." in [each.text for each in receipt.alike]
+
+
 def test_forgetting_an_unknown_statement_is_an_error(store: Store) -> None:
     engine = tiny_engine(store, config=SELECTIVE)
     tell(engine, "My name is Ada.")
