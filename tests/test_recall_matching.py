@@ -74,7 +74,7 @@ def test_choosing_respects_the_floor_the_margin_and_the_number(
 ) -> None:
     matcher = Matcher(torch.ones(1, 1), floor=floor, margin=margin, most=most)
     given = torch.tensor(scores)
-    found = matcher.best(given, matcher.reach_floor(given, torch.zeros(len(scores))))
+    found = matcher.best(given, matcher.heights(given, torch.zeros(len(scores))) >= floor)
     chosen = [place for place, _ in found]
     assert [score for _, score in found] == torch.tensor(scores)[chosen].tolist()
     assert len(chosen) <= most and len(set(chosen)) == len(chosen)
@@ -224,11 +224,11 @@ def test_a_replacement_is_newer_and_allowed_to_be_read(statements: list[tuple[in
         assert place >= before and statements[place][0] == statements[before][0]
 
 
-@pytest.mark.parametrize(("strong", "read"), [(1, [0]), (5, [0]), (6, [0, 1])])
-def test_a_second_statement_is_read_only_beside_one_of_several_facts(strong: int, read: list[int]) -> None:
+@pytest.mark.parametrize(("strong", "other", "read"), [(1, 1, [0]), (5, 5, [0]), (6, 1, [0, 1]), (1, 6, [0, 1])])
+def test_two_statements_are_read_only_if_one_holds_several_facts(strong: int, other: int, read: list[int]) -> None:
     best = statement(5, tokens=strong)
     found = StatementIndex(replace(Matcher.uniform(LAYERS, 1), margin=100.0, most=2, margin_from=6))
-    for writes, terms in ((best, [1, 2]), (statement(6), [1]), (statement(7), [])):
+    for writes, terms in ((best, [1, 2]), (statement(6, tokens=other), [1, 2])):
         found.add(writes, terms, "user")
     assert sorted(place for place, _ in found.chosen(best.keys[:1], [1, 2])) == read
 

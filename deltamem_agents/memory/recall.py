@@ -84,8 +84,8 @@ class Matcher:
     question's words is below `floor` + `floor_rise` · ln(S) for S statements, since among many some match by chance.
     Or the question asks for nothing that could have been told: a linear classifier, `asking` (layers, heads, r) on the
     mean of the question's queries plus `asking_bias`, is below 0. Otherwise up to `most` statements are read: the best,
-    and those that reach the floor and whose scores are at most `margin` below it. The best is read alone if it has
-    fewer than `margin_from` strongly written tokens: what is like a single fact is mostly the same of someone else.
+    and those that reach the floor and whose scores are at most `margin` below it. One of the two must have at least
+    `margin_from` strongly written tokens: two single facts with like scores are mostly about two people.
 
     `overview` and `overview_bias` are the classifier of questions that ask for everything. The newest `overview_most`
     statements that the assistant did not say are then read.
@@ -145,13 +145,12 @@ class Matcher:
         """A copy that always chooses at least one statement, however low its score."""
         return replace(self, floor=-math.inf, asking=None, overview=None)
 
-    def reach_floor(self, scores: Tensor, covered: Tensor) -> Tensor:
-        """(S,) bool: the statements whose match is good enough to be read.
+    def heights(self, scores: Tensor, covered: Tensor) -> Tensor:
+        """(S,): what is compared with `floor`, for statements with these scores (S,).
 
-        `scores`: (S,), the scores of all statements. `covered`: (S,), the share of the question's words in each.
+        `covered`: (S,), the share of the question's words that each statement has.
         """
-        least = self.floor + self.floor_rise * math.log(max(1, len(scores)))
-        return scores + self.coverage * covered >= least
+        return scores + self.coverage * covered - self.floor_rise * math.log(max(1, len(scores)))
 
     def best(self, scores: Tensor, able: Tensor) -> list[tuple[int, float]]:
         """The statements to read and their scores, best first.
@@ -237,6 +236,10 @@ class StatementIndex:
         others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
         return self._key_scores(queries[-1]) + torch.from_numpy(others)
 
+    def heights(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
+        """(S,): what is compared with the matcher's floor. `queries`, `asked`: as in `scores`."""
+        return self._matcher.heights(self.scores(queries, asked), self._covered(self._shares(asked)))
+
     def chosen(
         self,
         queries: Tensor,
@@ -259,10 +262,13 @@ class StatementIndex:
             told = [place for place in self._said_by_others() if able[place]][-matcher.overview_most :]
             return [(place, float(scores[place])) for place in reversed(told)]
         shares = self._shares(asked)
-        able = able & matcher.reach_floor(scores, self._covered(shares))
+        able = able & (matcher.heights(scores, self._covered(shares)) >= matcher.floor)
         found = self._with_update(matcher.best(scores, able), scores, able, shares, matcher)
-        alone = bool(found) and self._strong[found[0][0]] < matcher.margin_from
-        return found[:1] if alone else found
+        return [
+            each
+            for at, each in enumerate(found)
+            if not at or max(self._strong[found[0][0]], self._strong[each[0]]) >= matcher.margin_from
+        ]
 
     def _with_update(
         self,

@@ -6,7 +6,6 @@ Model and adapter stay unchanged. Only a few hundred weights are fitted. For the
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,13 +36,16 @@ REPLACING = Replacing(alike=0.45, alike_long=0.7, long=7, missing=0.1, behind=4.
 SHOW_TOKENS = 400
 """Token budget of a prompt for chosen statements that return to the window. Chosen on validation."""
 
-FLOOR_RISE = 0.69
-"""Chosen on validation, on single facts, eight facts and ten conversations."""
+FLOOR_RISE, COVERAGE = 1.2, 5.0
+"""Chosen on one to 100 generated facts and on ten conversations of a person."""
+
+MARGIN, MOST, MARGIN_FROM = 1.5, 2, 8
+"""When a second statement is read. Chosen on validation."""
 
 OVERVIEW_MARGIN = 1.0
 """Margin in logits before a question counts as asking for everything."""
 
-TOLD_LOST = 0.05
+TOLD_LOST = 0.06
 """Share of questions about told facts that the floor may reject."""
 
 Say = Callable[[str], None]
@@ -167,14 +169,20 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         commonness=dict(zip(prior, (common + rather).exp().tolist(), strict=True)),
         replacing=REPLACING,
         show_tokens=SHOW_TOKENS,
+        margin=MARGIN,
+        margin_from=MARGIN_FROM,
+        most=MOST,
+        floor_rise=FLOOR_RISE,
+        coverage=COVERAGE,
     )
-    bests = [
-        float(_scores(fitted, memory, each).max()) - FLOOR_RISE * math.log(len(memory.statements))
+    heights = [
+        float(index.heights(each.last[None], each.terms).max())
         for memory in memories
+        for index in [index_of(fitted, memory)]
         for each in memory.questions
         if each.right
     ]
-    return replace(fitted, floor=float(torch.tensor(bests).quantile(TOLD_LOST)), floor_rise=FLOOR_RISE)
+    return replace(fitted, floor=float(torch.tensor(heights).quantile(TOLD_LOST)))
 
 
 def commonness(memories: Sequence[Memory]) -> dict[int, float]:
@@ -306,10 +314,6 @@ def _statement_loss(weights: Tensor, shares: Tensor, common: Tensor, evidence: _
     scores = start.scatter_reduce(0, evidence.owners, found, "amax") + evidence.others @ shares[2:]
     scores = scores + shares[0] * words + shares[1] * sides
     return scores.logsumexp(0) - scores[evidence.right].logsumexp(0)
-
-
-def _scores(matcher: Matcher, memory: Memory, question: Question) -> Tensor:
-    return index_of(matcher, memory).scores(question.last[None], question.terms)
 
 
 def index_of(matcher: Matcher, memory: Memory) -> StatementIndex:
