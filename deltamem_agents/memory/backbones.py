@@ -6,8 +6,9 @@ Each family is an entry of `LAYOUTS`. No other module depends on a model's inter
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -76,7 +77,7 @@ class AttentionSite:
 
     def correct(self, head: Head, output: Tensor, delta: Tensor) -> Tensor:
         """A projection's output with `delta` (…, width of the head) added to its part for q, k or v."""
-        return output + self._spread(head, delta.to(output.dtype), output.shape[-1])
+        return corrected_by(output, self._spread(head, delta, output.shape[-1]))
 
     def _spread(self, head: Head, delta: Tensor, total: int) -> Tensor:
         """`delta` padded with zeros to a projection's output of width `total`, at the columns of `head`."""
@@ -88,6 +89,18 @@ class AttentionSite:
         before = "qkv".index(head) * self.head_dim
         by_head = delta.unflatten(-1, (-1, self.head_dim))
         return F.pad(by_head, (before, 2 * self.head_dim - before)).flatten(-2)
+
+
+def corrected_by(output: Tensor, delta: Tensor) -> Tensor:
+    """A module's output (B, T, width) with `delta` added to its last tokens, which may be all of them.
+
+    A shorter `delta` is added in place.
+    """
+    delta = delta.to(output.dtype)
+    if delta.shape[1] == output.shape[1]:
+        return output + delta
+    output[:, -delta.shape[1] :] += delta
+    return output
 
 
 def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
@@ -157,9 +170,13 @@ def cuts_anywhere(config: PreTrainedConfig) -> bool:
 
 def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
     """The arguments that make `model` use the cache `kept` and append to it in place."""
-    # The argument's name depends on the transformers release, and later releases warn about the old name.
-    named = inspect.signature(type(_decoder_of(model)).forward).parameters
-    return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
+    return {_cache_keyword(type(_decoder_of(model)).forward): kept, "use_cache": True}
+
+
+@cache
+def _cache_keyword(forward: Callable[..., object]) -> str:
+    """Depends on the transformers release, and later releases warn about the old name."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def last_place(device: torch.device) -> Tensor:
