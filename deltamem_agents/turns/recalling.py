@@ -174,7 +174,7 @@ def exchanges(
             continue
         around = _exchange(statement, by_place)
         new = [each for each in around if each.id not in shown]
-        size = speaker.prompts.content_tokens([_message(each) for each in new]) + AROUND_MESSAGE * len(new)
+        size = sum(speaker.prompts.content_tokens([_message(each)]) + AROUND_MESSAGE for each in new)
         if size > budget:
             continue
         budget -= size
