@@ -355,7 +355,7 @@ class DeltaMemEngine:
         `id`: as `statements` lists it, or its first six or more digits. The receipt names forks that still hold the
         statement, and other statements that say the same words, such as the reply to it, so that they can be forgotten
         too. The statement does not come back when a client sends the message again. Backups and exports are outside
-        the store. Raises StatementNotFoundError, StateError for an adapter whose gates never shut, and the errors of
+        the store. Raises StatementNotFoundError, StateError for an adapter whose gates never close, and the errors of
         `statements`.
         """
         return self._editor().forget(_name(agent), id)

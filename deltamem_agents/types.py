@@ -121,7 +121,11 @@ def _as_arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling options of a reply. The default is greedy decoding of up to 256 tokens."""
+    """Sampling options of a reply. The default is greedy decoding of up to 256 tokens.
+
+    `temperature`: 0 is greedy decoding. `top_p`, `top_k`, `min_p` and `repetition_penalty`: as in transformers; None
+    does not use them. `seed`: makes a sampled reply repeatable. `stop`: texts that end the reply, not part of it.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -174,7 +178,7 @@ class Recall:
     """How a reply reads the memory.
 
     `read`: "selected" reads the statements that match the question, "all" the state of all statements, "none" nothing.
-    An adapter whose gates never shut has only one state and no separate statements, so "selected" means "all" for it.
+    An adapter whose gates never close has only one state and no separate statements, so "selected" means "all" for it.
     `window_tokens`: tokens of the prompt for the text of the selected statements, shown as the messages they were
     with the messages around them; 0 shows none. None uses the value fitted to the adapter; a statement that was
     selected alone is then shown only if it says several things. `roles`: roles whose statements may be selected.

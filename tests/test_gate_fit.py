@@ -1,4 +1,4 @@
-"""Laws of the gate fit: told tokens open write gates, filler shuts them, and no other weight changes."""
+"""Laws of the gate fit: told tokens open write gates, filler closes them, and no other weight changes."""
 
 from __future__ import annotations
 

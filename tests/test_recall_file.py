@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from deltamem_agents.errors import AdapterError
 from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
@@ -22,6 +25,7 @@ MATCHER = Matcher(
     overview=torch.rand(LAYERS, HEADS, RANK),
     overview_bias=0.75,
     floor_rise=0.5,
+    coverage=1.5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
     replacing=Replacing(0.5, 0.75, 3, 0.25, 2.0),
@@ -43,6 +47,8 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
         "assistant",
         "newest",
         "floor",
+        "floor_rise",
+        "coverage",
         "margin",
         "most",
         "asking_bias",
@@ -53,6 +59,18 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
     for name in ("hidden", "hidden_bias", "out"):
         assert torch.equal(getattr(pointer, name), getattr(POINTER, name))
     assert (pointer.out_bias, pointer.common, pointer.eager) == (POINTER.out_bias, POINTER.common, None)
+
+
+def test_a_file_of_an_earlier_version_has_no_coverage(tmp_path: Path) -> None:
+    save_recall(tmp_path, MATCHER, POINTER)
+    path = tmp_path / RECALL_FILE
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    numbers = json.loads(metadata["numbers"])
+    del numbers["coverage"]
+    save_file(tensors, path, metadata=metadata | {"numbers": json.dumps(numbers)})
+    matcher, _ = load_recall(tmp_path, *GEOMETRY)
+    assert matcher.coverage == 0 and matcher.floor_rise == MATCHER.floor_rise
 
 
 def test_an_eager_pointer_is_saved_with_the_other(tmp_path: Path) -> None:

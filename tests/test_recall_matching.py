@@ -65,12 +65,16 @@ def test_half_precision_writes_give_nearly_the_same_scores() -> None:
     torch.testing.assert_close(full.scores(queries, []), half.scores(queries, []), atol=3e-2, rtol=0)
 
 
-@given(st.lists(st.floats(-1, 1, width=32), max_size=12), st.floats(-1, 1), st.floats(0, 1), st.integers(1, 4))
+SCORES = st.floats(-1, 1, width=32)
+
+
+@given(st.lists(SCORES, max_size=12), SCORES, st.floats(0, 1), st.integers(1, 4))
 def test_choosing_respects_the_floor_the_margin_and_the_number(
     scores: list[float], floor: float, margin: float, most: int
 ) -> None:
     matcher = Matcher(torch.ones(1, 1), floor=floor, margin=margin, most=most)
-    found = matcher.best(torch.tensor(scores))
+    given = torch.tensor(scores)
+    found = matcher.best(given, matcher.reach_floor(given, torch.zeros(len(scores))))
     chosen = [place for place, _ in found]
     assert [score for _, score in found] == torch.tensor(scores)[chosen].tolist()
     assert len(chosen) <= most and len(set(chosen)) == len(chosen)
@@ -78,6 +82,20 @@ def test_choosing_respects_the_floor_the_margin_and_the_number(
     for place in chosen:
         assert scores[place] >= floor and scores[place] >= max(scores) - margin - 1e-6
     assert chosen == sorted(chosen, key=lambda place: -scores[place])
+
+
+@pytest.mark.parametrize(("words", "read"), [([1], False), ([1, 2], True), ([7, 8], False)])
+def test_a_statement_with_more_of_the_questions_words_reaches_the_floor_earlier(words: list[int], read: bool) -> None:
+    """Words count nothing in the score itself."""
+    asked, writes = [1, 2, 3], statement(5)
+    matcher = replace(Matcher.uniform(LAYERS, 1), words=0.0, near=0.0)
+    found = StatementIndex(matcher)
+    found.add(writes, words, "user")
+    for other in range(9):
+        found.add(statement(other + 10), [], "user")
+    score = float(found.scores(writes.keys[:1], asked)[0])
+    strict = replace(matcher, floor=score + 1.0, coverage=2.0, newest=0.0)
+    assert bool(found.chosen(writes.keys[:1], asked, matcher=strict)) == read
 
 
 def test_a_word_in_common_decides_between_equal_keys() -> None:
@@ -206,10 +224,24 @@ def test_a_replacement_is_newer_and_allowed_to_be_read(statements: list[tuple[in
         assert place >= before and statements[place][0] == statements[before][0]
 
 
+@pytest.mark.parametrize(("strong", "read"), [(1, [0]), (5, [0]), (6, [0, 1])])
+def test_a_second_statement_is_read_only_beside_one_of_several_facts(strong: int, read: list[int]) -> None:
+    best = statement(5, tokens=strong)
+    found = StatementIndex(replace(Matcher.uniform(LAYERS, 1), margin=100.0, most=2, margin_from=6))
+    for writes, terms in ((best, [1, 2]), (statement(6), [1]), (statement(7), [])):
+        found.add(writes, terms, "user")
+    assert sorted(place for place, _ in found.chosen(best.keys[:1], [1, 2])) == read
+
+
 def test_a_question_for_everything_reads_the_newest_told_statements() -> None:
     everything = statement(8).keys[0]
     matcher = replace(
-        Matcher.uniform(LAYERS, 1), overview=everything, overview_bias=-1.0, most=2, floor=1e9, asking=-everything
+        Matcher.uniform(LAYERS, 1),
+        overview=everything,
+        overview_bias=-1.0,
+        overview_most=2,
+        floor=1e9,
+        asking=-everything,
     )
     found = StatementIndex(matcher)
     for seed, role in enumerate(("user", "user", "assistant", "tool", "user", "user")):

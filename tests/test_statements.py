@@ -142,6 +142,14 @@ def test_forgetting_names_forks_that_hold_it_and_others_that_say_the_same(store:
     assert first.id not in [each.id for each in engine.statements("a")]
 
 
+def test_forgetting_a_corrected_statement_names_what_says_the_same_as_its_earlier_versions(store: Store) -> None:
+    engine = tiny_engine(store, config=SELECTIVE)
+    tell(engine, "My dog is Biscuit.", "So my dog is Biscuit.", "I live in Oslo.")
+    new = engine.correct_statement("a", engine.statements("a")[0].id, "My cat is Bruno.")
+    receipt = engine.forget_statement("a", new.id)
+    assert "So my dog is Biscuit." in [each.text for each in receipt.alike]
+
+
 def test_forgetting_an_unknown_statement_is_an_error(store: Store) -> None:
     engine = tiny_engine(store, config=SELECTIVE)
     tell(engine, "My name is Ada.")
@@ -379,13 +387,13 @@ def test_a_memory_of_one_state_gains_statements_from_then_on(store: Store) -> No
     assert base is not None and torch.equal(base.matrices, before.matrices)
 
 
-def test_an_adapter_whose_gates_never_shut_has_statements_of_text_alone(store: Store) -> None:
+def test_an_adapter_whose_gates_never_close_has_statements_of_text_alone(store: Store) -> None:
     engine = tiny_engine(store)
     tell(engine, "I live in Oslo.", "My name is Ada.")
     assert told(engine) == ["I live in Oslo.", "My name is Ada."]
     assert all(each.stored is None for each in engine.statements("a"))
     assert engine.store.load("a").snapshot.base is None
-    with pytest.raises(StateError, match="gates never shut"):
+    with pytest.raises(StateError, match="gates never close"):
         engine.forget_statement("a", engine.statements("a")[0].id)
 
 
@@ -464,5 +472,5 @@ def test_forgetting_needs_no_model(store: Store) -> None:
 def test_forgetting_one_statement_of_a_single_state_is_an_error(store: Store) -> None:
     engine = tiny_engine(store)
     tell(engine, "My name is Ada.")
-    with pytest.raises(StateError, match="gates never shut"):
+    with pytest.raises(StateError, match="gates never close"):
         forget_statement(store, "a", store.statements("a")[0].id)

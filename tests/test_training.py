@@ -406,7 +406,7 @@ def test_erase_gates_start_at_the_given_value_for_all_tokens(erased: float) -> N
 
 @pytest.mark.parametrize("config", [GATED, replace(FULL, couple_lambda=False)], ids=["gated", "learned keep gate"])
 def test_write_gates_start_nearly_shut_and_read_and_keep_gates_open(config: AdapterConfig) -> None:
-    """Initial gate values do not depend on the floor. Otherwise a gate with a floor would start shut and never
+    """Initial gate values do not depend on the floor. Otherwise a gate with a floor would start closed and never
     write."""
     adapter = Adapter.for_model(config, word_model().model)
     initialise(adapter)

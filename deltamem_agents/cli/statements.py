@@ -129,7 +129,8 @@ def forget_statement(
     with open_memory(store) as opened:
         if not yes:
             found = find_statement(opened, agent, statement)
-            typer.confirm(f"Permanently erase: {printable(found.text) or short(found.id)}?", abort=True, err=True)
+            what = f'"{printable(found.text)}"' if found.text else short(found.id)
+            typer.confirm(f"Permanently erase {what}?", abort=True, err=True)
         receipt = forget(opened, agent, statement)
     _print_receipt(receipt, as_json)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,7 @@ class Replacing:
     All of these have to hold:
     - The similarity of their keys is at least `alike`: the mean k·k of their most similar pair of tokens, −1 to 1.
     - Question words that only the older one has are at most a share `missing` of the question.
-    - The newer score reaches the floor and is at most `behind` below the older one's.
+    - The newer one reaches the floor, and its score is at most `behind` below the older one's.
 
     A statement with `long` or more strongly written tokens holds several facts, and another may be similar in only
     one of them. So `alike_long` is used in place of `alike` if either of the two is that long.
@@ -79,17 +80,19 @@ class Matcher:
 
     `replacing`: when a newer statement replaces the best one; None for never.
 
-    Nothing is read in two cases. No score reaches `floor` + `floor_rise` · ln(S) for S statements: among many, some
-    match by chance. Or the question asks for nothing that could have been told: a linear classifier, `asking` (layers,
-    heads, r) on the mean of the question's queries plus `asking_bias`, is below 0. Otherwise up to `most` statements
-    are read: the best, and those whose scores are at most `margin` below it.
+    Nothing is read in two cases. No statement reaches the floor: its score plus `coverage` times its share of the
+    question's words is below `floor` + `floor_rise` · ln(S) for S statements, since among many some match by chance.
+    Or the question asks for nothing that could have been told: a linear classifier, `asking` (layers, heads, r) on the
+    mean of the question's queries plus `asking_bias`, is below 0. Otherwise up to `most` statements are read: the best,
+    and those that reach the floor and whose scores are at most `margin` below it. The best is read alone if it has
+    fewer than `margin_from` strongly written tokens: what is like a single fact is mostly the same of someone else.
 
-    `overview` and `overview_bias` are the classifier of questions that ask for everything. The newest `most`
+    `overview` and `overview_bias` are the classifier of questions that ask for everything. The newest `overview_most`
     statements that the assistant did not say are then read.
 
-    `show_tokens`: default prompt budget, in tokens, for chosen statements whose text is put back into the window. Only
-    statements with at least `show_from` strongly written tokens are shown: a single fact is read exactly from the
-    state, but a statement of several facts is read better as text.
+    `show_tokens`: default prompt budget, in tokens, for chosen statements whose text is put back into the window. A
+    statement that is read alone is shown only if it holds several facts, which is if it has at least `show_from`
+    strongly written tokens: a single fact is read exactly from the state, several are read better as text.
     """
 
     weights: Tensor
@@ -99,12 +102,15 @@ class Matcher:
     newest: float = 0.1
     floor: float = -math.inf
     floor_rise: float = 0.0
+    coverage: float = 0.0
     margin: float = 0.0
     most: int = 8
+    margin_from: int = 0
     asking: Tensor | None = None
     asking_bias: float = 0.0
     overview: Tensor | None = None
     overview_bias: float = 0.0
+    overview_most: int = 8
     show_tokens: int = 0
     show_from: int = 5
     commonness: Mapping[int, float] = field(default_factory=dict)
@@ -139,17 +145,23 @@ class Matcher:
         """A copy that always chooses at least one statement, however low its score."""
         return replace(self, floor=-math.inf, asking=None, overview=None)
 
-    def least(self, statements: int) -> float:
-        """The lowest score at which a statement is read, for an index of `statements` statements."""
-        return self.floor + self.floor_rise * math.log(statements)
+    def reach_floor(self, scores: Tensor, covered: Tensor) -> Tensor:
+        """(S,) bool: the statements whose match is good enough to be read.
 
-    def best(self, scores: Tensor) -> list[tuple[int, float]]:
-        """The statements to read and their scores, best first, from the scores (S,) of all statements."""
-        if not len(scores):
-            return []
-        order = scores.argsort(descending=True, stable=True)[: self.most].tolist()
-        least = max(self.least(len(scores)), float(scores[order[0]]) - self.margin)
-        return [(place, float(scores[place])) for place in order if float(scores[place]) >= least]
+        `scores`: (S,), the scores of all statements. `covered`: (S,), the share of the question's words in each.
+        """
+        least = self.floor + self.floor_rise * math.log(max(1, len(scores)))
+        return scores + self.coverage * covered >= least
+
+    def best(self, scores: Tensor, able: Tensor) -> list[tuple[int, float]]:
+        """The statements to read and their scores, best first.
+
+        `scores`: (S,), the scores of all statements. `able`: (S,) bool, which of them may be read.
+        """
+        scores = scores.masked_fill(~able, -math.inf)
+        order = scores.argsort(descending=True, stable=True)[: min(self.most, int(able.sum()))].tolist()
+        found = [(place, float(scores[place])) for place in order]
+        return [(place, score) for place, score in found if score >= found[0][1] - self.margin]
 
 
 def _is_positive(weights: Tensor, bias: float, queries: Tensor) -> bool:
@@ -242,47 +254,62 @@ class StatementIndex:
         if not len(self) or not (overview or matcher.asks(queries)):
             return []
         scores = self.scores(queries, asked)
-        if able is not None:
-            scores = scores.masked_fill(~able, -math.inf)
+        able = torch.ones(len(self), dtype=torch.bool) if able is None else able
         if overview:
-            told = [place for place in self._said_by_others() if scores[place] > -math.inf][-matcher.most :]
+            told = [place for place in self._said_by_others() if able[place]][-matcher.overview_most :]
             return [(place, float(scores[place])) for place in reversed(told)]
-        best = [(place, score) for place, score in matcher.best(scores) if score > -math.inf]
-        return self._with_update(best, scores, asked, matcher)
+        shares = self._shares(asked)
+        able = able & matcher.reach_floor(scores, self._covered(shares))
+        found = self._with_update(matcher.best(scores, able), scores, able, shares, matcher)
+        alone = bool(found) and self._strong[found[0][0]] < matcher.margin_from
+        return found[:1] if alone else found
 
     def _with_update(
-        self, best: list[tuple[int, float]], scores: Tensor, asked: Sequence[int], matcher: Matcher
+        self,
+        best: list[tuple[int, float]],
+        scores: Tensor,
+        able: Tensor,
+        shares: Mapping[int, float],
+        matcher: Matcher,
     ) -> list[tuple[int, float]]:
         """`best`, with its first statement replaced by the newest update of the same fact; see `Replacing`."""
         replacing = matcher.replacing
         if replacing is None or not best:
             return best
         first, score = best[0]
-        least = max(matcher.least(len(scores)), score - replacing.behind)
-        near = (scores[first + 1 :] >= least).nonzero()[:, 0] + first + 1
-        shares = self._shares(asked) if len(near) else []
+        near = (able & (scores >= score - replacing.behind))[first + 1 :].nonzero()[:, 0] + first + 1
         for place in reversed(near.tolist()):
-            lacks = sum(share for share, holders in shares if first in holders and place not in holders)
-            if self._by_assistant[place] > self._by_assistant[first] or lacks > replacing.missing:
+            if self._by_assistant[place] > self._by_assistant[first]:
+                continue
+            if self._lacks(first, place, shares) > replacing.missing:
                 continue
             several = max(self._strong[first], self._strong[place]) >= replacing.long
             if self._similarity(first, place) >= (replacing.alike_long if several else replacing.alike):
                 return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
         return best
 
+    def _lacks(self, one: int, other: int, shares: Mapping[int, float]) -> float:
+        """The share of the question, by weight, of the words that are in `one` and not in `other`."""
+        terms = ((share, self._postings[term][0]) for term, share in shares.items())
+        return sum(share for share, holders in terms if _has(holders, one) and not _has(holders, other))
+
     def _said_by_others(self) -> list[int]:
         """Statements with an indexed key that the assistant did not say, ascending."""
         _, owners = self._all_keys()
         return [place for place in owners.unique().tolist() if not self._by_assistant[place]]
 
-    def _shares(self, asked: Sequence[int]) -> list[tuple[float, frozenset[int]]]:
-        """For each word of the question that occurs in statements: its share of the question's weight, and where."""
-        known = [term for term in set(asked) if term in self._postings]
-        weights = [self._weight(term) for term in known]
-        total = sum(weights) + sum(self._weight(term) for term in set(asked) - set(known)) or 1.0
-        return [
-            (weight / total, frozenset(self._postings[term][0])) for term, weight in zip(known, weights, strict=True)
-        ]
+    def _shares(self, asked: Sequence[int]) -> dict[int, float]:
+        """The share of the question's weight that each of its words has, of the words that occur in statements."""
+        weights = {term: self._weight(term) for term in set(asked)}
+        total = sum(weights.values()) or 1.0
+        return {term: weight / total for term, weight in weights.items() if term in self._postings}
+
+    def _covered(self, shares: Mapping[int, float]) -> Tensor:
+        """(S,): the share of the question's words, by weight, that each statement has."""
+        covered = np.zeros(len(self), np.float32)
+        for term, share in shares.items():
+            covered[np.array(self._postings[term][0])] += share
+        return torch.from_numpy(covered)
 
     def _similarity(self, one: int, other: int) -> float:
         """k·k, mean over layers and heads, of the most similar tokens of two statements; −1 if one has no key."""
@@ -329,6 +356,12 @@ class StatementIndex:
             weight = self._weight(term) * (SATURATION + 1)
             found[holders] += weight * counts / (counts + room[holders])
         return found
+
+
+def _has(numbers: Sequence[int], number: int) -> bool:
+    """Whether ascending `numbers` contain one."""
+    at = bisect_left(numbers, number)
+    return at < len(numbers) and numbers[at] == number
 
 
 def around(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,6 +19,9 @@ RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
 _NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
+_LATER_NUMBERS = ("coverage", "margin_from", "overview_most")
+"""Numbers that earlier files lack. The matcher's defaults stand in for them."""
+
 _REPLACING = ("alike", "alike_long", "long", "missing", "behind")
 _CLASSIFIERS = ("asking", "overview")
 _POINTER = ("hidden", "hidden_bias", "out")
@@ -35,7 +38,7 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
     }
     judges = {name: getattr(matcher, name) for name in _CLASSIFIERS}
     tensors |= {f"matcher.{name}": judge for name, judge in judges.items() if judge is not None}
-    numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_INTEGERS)}
+    numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_LATER_NUMBERS, *_INTEGERS)}
     if matcher.replacing is not None:
         numbers |= {name: getattr(matcher.replacing, name) for name in _REPLACING}
     for name, each in (("pointer", pointer), ("eager", pointer and pointer.eager)):
@@ -88,6 +91,9 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         show_from=int(numbers["show_from"]),
         commonness=dict(zip(terms, weights, strict=True)),
         **{name: numbers[name] for name in _NUMBERS},
+        coverage=numbers.get("coverage", Matcher.coverage),
+        margin_from=int(numbers.get("margin_from", Matcher.margin_from)),
+        overview_most=int(numbers.get("overview_most", Matcher.overview_most)),
         replacing=_replacing(numbers),
     )
     pointer = _pointer("pointer", tensors)

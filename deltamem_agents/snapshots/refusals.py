@@ -81,7 +81,9 @@ def agent_exists(agent: str) -> AlreadyExistsError:
 
 
 def no_agent(agent: str) -> AgentNotFoundError:
-    return AgentNotFoundError(f"no agent {agent!r} in the store; `agents` lists all agents")
+    return AgentNotFoundError(
+        f"no agent {agent!r} in the store; `store.agents()` or `deltamem memory list` lists all agents"
+    )
 
 
 def no_snapshot(agent: str, at: str) -> SnapshotNotFoundError:

@@ -51,7 +51,7 @@ class Statement:
     `id`: its address. `text`: the message's text, "" if the policy keeps no text. `place`: index of the message in its
     thread's log, from 0. `created`: ISO 8601, UTC. `tokens`: token ids of the part of the text that was processed for
     writing. `written`: indices of the tokens that wrote, ascending; `stored` has one row for each. `stored`: the
-    writes. None for an adapter whose gates never shut, because such an adapter keeps a full state instead. `origin`:
+    writes. None for an adapter whose gates never close, because such an adapter keeps a full state instead. `origin`:
     the verb that made it ("turn", "absorb", "correct", …). `supersedes`: id of the statement that this one corrects.
     `spans`: start and end of each of `tokens` in the text, () if not known.
     """

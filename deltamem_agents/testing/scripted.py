@@ -48,7 +48,7 @@ SELECTIVE = AdapterConfig(
     rankwise_gates=False,
     read_scope="replies",
 )
-"""Config of a small adapter whose gates can shut, so that it keeps statements."""
+"""Config of a small adapter whose gates can close, so that it keeps statements."""
 
 _DEFAULT = AdapterConfig(rank=4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from deltamem_agents.errors import ConfigError
@@ -40,7 +41,9 @@ class StatementEditor:
     def matching(self, agent: str, query: str, limit: int, recall: Recall) -> list[tuple[Statement, float]]:
         """The statements that best match a query, with their scores, best first, at most `limit`."""
         memory = self._memory(agent, self._store.load(agent))
-        matcher = replace(self.turns.matcher.without_floor(), margin=float("inf"), most=limit, replacing=None)
+        matcher = replace(
+            self.turns.matcher.without_floor(), margin=math.inf, most=limit, margin_from=0, replacing=None
+        )
         asked = [Message("user", query)]
         return choose(self.turns.speaker, memory, (), asked, recall, matcher, self.turns.caches)[0]
 

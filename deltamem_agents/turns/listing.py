@@ -66,10 +66,12 @@ def forget_statement(store: Store, agent: str, named: str, *, read: Read | None 
     Raises StatementNotFoundError, and StateError if the memory is a single state without statements' writes.
     """
     found, memory = change_statement(store, agent, named, "forget-statement", lambda *_: Replacement(), read=read)
-    gone = [each.id for each in (found, *earlier_versions(store, agent, found))]
-    removed = store.erase_statements(agent, gone)
+    versions = [found, *earlier_versions(store, agent, found)]
+    removed = store.erase_statements(agent, [each.id for each in versions])
     forks = store.holders(removed.kept, but=agent)
-    alike = _alike(found, [each for each in memory.statements if each.id != found.id])
+    others = [each for each in memory.statements if each.id != found.id]
+    same = {each.id for version in versions for each in _alike(version, others)}
+    alike = tuple(each for each in others if each.id in same)
     return StatementReceipt(agent, utc_now(), removed.removed, removed.kept, forks, alike, removed.nbytes)
 
 
@@ -122,8 +124,8 @@ def change_statement(
 def single_state_error() -> StateError:
     """The error for removing a single statement from a memory that is one state."""
     return StateError(
-        "this adapter's gates never shut: it keeps only one state, and no single statement can be removed from it. "
-        "Forget the agent, or move its memory to an adapter whose gates shut"
+        "this adapter's gates never close: it keeps only one state, and no single statement can be removed from it. "
+        "Forget the agent, or move its memory to an adapter whose gates close"
     )
 
 

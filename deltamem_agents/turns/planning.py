@@ -40,7 +40,7 @@ class WritePolicy:
     addition, so that not every commit has to drop some. A dropped statement can no longer be found, shown or corrected.
     Its writes remain only in the state of all statements (`Recall("all")`).
 
-    `on_divergence`: only for adapters whose gates never shut, because single messages cannot be removed from their
+    `on_divergence`: only for adapters whose gates never close, because single messages cannot be removed from their
     memory. It says what to do if a thread's history was edited before a point where other threads wrote. "append" keeps
     everything and writes the new messages, "rewind" goes back and loses the other threads' later writes, "raise" raises
     HistoryDivergedError. If no other thread wrote, going back is exact and always done.

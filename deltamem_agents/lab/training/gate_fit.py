@@ -5,7 +5,7 @@ gate can be fitted like any other classifier:
 
 - Told tokens open it: tokens of tellings, of spoken words, and of names and jobs in users' introductions.
 - Other tokens of tellings keep their previous gate, since existing weights were trained with it.
-- Small talk, neutral prompts and questions shut it. If one in 20,000 of these tokens opens it, that costs as much as a
+- Small talk, neutral prompts and questions close it. If one in 20,000 of these tokens opens it, that costs as much as a
   missed fact, so they weigh more.
 """
 
@@ -39,10 +39,10 @@ WARMUP, LAST_RATE = 30, 0.02
 """Number of warm-up steps, and the share of the learning rate at the end of the cosine decay."""
 
 MARGIN = 1.0
-"""Target distance, in logits, of a shut gate below the floor."""
+"""Target distance, in logits, of a closed gate below the floor."""
 
 LEAST_FLOOR = 0.02
-"""The gate value that counts as shut where gates have no floor."""
+"""The gate value that counts as closed where gates have no floor."""
 
 
 def fit_gates(
