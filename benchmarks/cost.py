@@ -12,10 +12,13 @@ Everything is on the same model, and in the same precision but for llama.cpp, wh
 embedded model is a dense copy of. It is left out, with a line that says so, where its wheel (the extra "benchmark")
 or that of the embedded model is not installed. Figures are medians of rounds in which the contestants alternate.
 
-The conversation is made up. A history that is longer than the model's context is fitted to it, newest messages first,
-so that the whole history at turn 500 is an estimate from below. `--quick` is a smaller run, to see that it runs.
+The conversation is made up. A history of more than 4,096 tokens is fitted to that, newest messages first, so that the
+whole history at turn 500 is an estimate from below. `--quick` is a smaller run, to see that it runs.
 
-`--json` prints one JSON value, `--out` writes it to a file, `--picture` draws it (needs the extra "plot").
+Each section is shown when it is done. `--out` writes what there is so far to a file, as JSON; with `--only`, sections
+that the file has already stay in it, so a run that was stopped can go on. `--json` prints that JSON at the end instead
+of tables. `--picture` draws it (needs the extra "plot"); with `--saved`, a file of an earlier run is shown and drawn,
+and nothing is measured.
 """
 
 from __future__ import annotations
@@ -51,19 +54,23 @@ PREFILLED = 512
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much is measured. `tokens`: of one reply; `tokens_each`: of each agent's, where many reply at once.
+    `whole_tokens`: of the prompt with the whole history, at most.
+    """
 
     rounds: int
     turns: tuple[int, ...]
     agents: tuple[int, ...]
     tokens: int
+    tokens_each: int
     window_tokens: int
+    whole_tokens: int
     around: int
     conversations: int
 
 
-FULL = Size(5, (5, 50, 500), (1, 4, 8, 16), 48, 2048, 60, 3)
-QUICK = Size(1, (5, 50), (1, 4), 12, 1024, 10, 1)
+FULL = Size(5, (5, 50, 500), (1, 4, 8, 16), 48, 24, 2048, 4096, 60, 3)
+QUICK = Size(1, (5, 50), (1, 4), 12, 12, 1024, 2048, 10, 1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Bench:
         engine = DeltaMemEngine.from_pretrained(
             model, store=store, dtype=dtype, window_tokens=size.window_tokens, progress=False
         )
-        context = int(engine.model.config.max_position_embeddings)
+        context = min(int(engine.model.config.max_position_embeddings), size.whole_tokens)
         whole = DeltaMemEngine.from_pretrained(
             model, store=InMemoryStore(), dtype=dtype, window_tokens=context, progress=False, kept_cache_bytes=2**31
         )
@@ -174,7 +181,7 @@ def alternating(
     return found[1:]
 
 
-def speeds(bench: Bench) -> list[Speed]:
+def speeds(bench: Bench) -> Iterator[Speed]:
     bench.engine.run_turn("told", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
     speakers, rounds = bench.soloists(), bench.size.rounds
     said = alternating(speakers, [Message("user", ASKED)], bench.size.tokens, rounds)
@@ -188,7 +195,7 @@ def speeds(bench: Bench) -> list[Speed]:
         messages = [Message("user", long), Message("assistant", "I see."), Message("user", "Is that all?")]
         prefill.append({who: speak(messages, 1) for who, speak in speakers.items()})
     rates = medians(prefill[1:], lambda reply: reply.prefilled_tokens / reply.first)
-    return [Speed(who, decode[who], rates[who]) for who in speakers]
+    yield from (Speed(who, decode[who], rates[who]) for who in speakers)
 
 
 def history(turns: int, conversation: int = 0) -> list[Message]:
@@ -224,9 +231,11 @@ def costs_of(bench: Bench, turn: int) -> Iterator[TurnCost]:
     messages, found, grown = list(before), list[dict[str, Said]](), bench.stored()
     for number in range(size.rounds + 1):
         messages.append(asking(turn + number))
-        found.append({who: speak(messages, 16) for who, speak in speakers.items()})
+        # The first round finds nothing kept, so it is not counted; `generate` keeps nothing in any.
+        named = [who for who in speakers if number or who != WHOLE_GENERATE]
+        order = named if number % 2 else named[::-1]
+        found.append({who: speakers[who](messages, 16) for who in order})
         messages.append(Message("assistant", f"It was day {turn + number}, and there was bread."))
-    # The first round finds nothing kept.
     counted = found[1:]
     a_turn = {who: (bench.stored() - grown) / (size.rounds + 1) for who in (MEMORY,)}
     text = len(json.dumps([asdict(message) for message in before]).encode())
@@ -302,14 +311,21 @@ def together(bench: Bench) -> Iterator[Together]:
 
 
 def at_once_by(bench: Bench, agents: int, reader: Callable[[str], Speaker]) -> Iterator[Together]:
-    tokens = bench.size.tokens
+    def tokens(round_: int) -> int:
+        """The first round warms up, and is not counted."""
+        return bench.size.tokens_each if round_ else 2
+
     arms: dict[str, Callable[[int], tuple[float, list[Said]]]] = {
-        MEMORY: lambda round_: at_once([reader(f"agent {i}") for i in range(agents)], round_, tokens),
-        GENERATE: lambda round_: in_a_batch(bench.generate, agents, round_, tokens),
+        MEMORY: lambda round_: at_once([reader(f"agent {i}") for i in range(agents)], round_, tokens(round_)),
+        GENERATE: lambda round_: in_a_batch(bench.generate, agents, round_, tokens(round_)),
     }
     if (llama := bench.llama) is not None:
-        arms[LLAMA] = lambda round_: at_once([llama] * agents, round_, tokens)
-    rounds = [{who: arm(number) for who, arm in arms.items()} for number in range(bench.size.rounds + 1)][1:]
+        arms[LLAMA] = lambda round_: at_once([llama] * agents, round_, tokens(round_))
+    rounds = []
+    for number in range(bench.size.rounds + 1):
+        order = list(arms) if number % 2 else list(arms)[::-1]
+        rounds.append({who: arms[who](number) for who in order})
+    rounds = rounds[1:]
     for who in arms:
         rates = [sum(reply.tokens for reply in said) / seconds for seconds, said in (each[who] for each in rounds)]
         waits = [reply.first for each in rounds for reply in each[who][1]]
@@ -322,9 +338,17 @@ def in_a_batch(generate: Generate, count: int, round_: int, tokens: int) -> tupl
     return time.perf_counter() - begun, said
 
 
-def ratios(
-    speed: Sequence[Speed], turns: Sequence[TurnCost], slid: Sequence[Sliding], agents: Sequence[Together]
-) -> dict[str, float]:
+SECTIONS: Mapping[str, tuple[type[Any], Callable[[Bench], Iterator[Any]]]] = {
+    "speed": (Speed, speeds),
+    "turns": (TurnCost, turn_costs),
+    "sliding": (Sliding, sliding),
+    "agents": (Together, together),
+}
+
+
+def ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Of the sections that there are."""
+    speed, turns, slid, agents = ([kind(**row) for row in result.get(name, ())] for name, (kind, _) in SECTIONS.items())
     found: dict[str, float] = {}
     by_name = {each.who: each for each in speed}
     for who in [name for name in by_name if name != MEMORY]:
@@ -360,20 +384,48 @@ def machine(engine: DeltaMemEngine) -> dict[str, object]:
     }
 
 
-def show(result: Mapping[str, Any]) -> None:
+def measured(bench: Bench, chosen: Sequence[str], earlier: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each section's name as it is done, and everything so far. `earlier`: sections that are kept till then."""
+    rows = {name: earlier.get(name, []) for name in SECTIONS}
+    for name in chosen:
+        begun = time.perf_counter()
+        rows[name] = [asdict(row) for row in SECTIONS[name][1](bench)]
+        about = {
+            "machine": machine(bench.engine),
+            "rounds": bench.size.rounds,
+            "window_tokens": bench.size.window_tokens,
+            "whole_tokens": bench.size.whole_tokens,
+        }
+        seconds = {**earlier.get("seconds", {}), name: round(time.perf_counter() - begun)}
+        earlier = {**earlier, "seconds": seconds}
+        yield name, {**about, "ratios": ratios(rows), "seconds": seconds, **rows}
+
+
+def earlier_sections(file: Path | None, size: Size) -> dict[str, Any]:
+    """What a file of an earlier run holds; nothing where there is none. Refuses one that was measured otherwise."""
+    if file is None or not file.exists():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text())
+    mine, its = (size.rounds, size.window_tokens), (found.get("rounds"), found.get("window_tokens"))
+    if mine != its:
+        raise SystemExit(f"{file} holds (rounds, window) = {its}, this run would measure {mine}; name another --out")
+    return found
+
+
+def show(result: Mapping[str, Any], sections: Iterable[str] = tuple(SECTIONS)) -> None:
     about = result["machine"]
     cores = f"{about['threads']} of {about['cores']} cores, load {about['load']}"
     print(f"\n{about['model']}, {about['dtype']}, {cores}, window {result['window_tokens']}, rounds {result['rounds']}")
-    print("\nratios")
-    for name, value in result["ratios"].items():
-        print(f"  {value:>8.2f}  {name}")
-    for section in ("speed", "turns", "sliding", "agents"):
+    for section in sections:
         rows = result[section]
         if rows:
             print(f"\n{section}")
             print("  " + "  ".join(f"{name:>{_width(rows, name)}}" for name in rows[0]))
             for row in rows:
                 print("  " + "  ".join(f"{_shown(value):>{_width(rows, name)}}" for name, value in row.items()))
+    print("\nratios")
+    for name, value in ratios({section: result[section] for section in sections}).items():
+        print(f"  {value:>8.2f}  {name}", flush=True)
 
 
 def _width(rows: Sequence[Mapping[str, Any]], name: str) -> int:
@@ -393,44 +445,43 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--dtype", default=None, help="of the base model; what the engine takes where nothing is said")
     parser.add_argument("--threads", type=int, default=None, help="torch's; what torch takes where nothing is said")
-    parser.add_argument("--only", nargs="+", choices=["speed", "turns", "sliding", "agents"], default=None)
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=None)
     parser.add_argument("--quick", action="store_true", help="few rounds of little, to see that it runs")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="one JSON value instead of tables")
-    parser.add_argument("--out", type=Path, help="a file for the JSON value")
+    parser.add_argument("--out", type=Path, help="a file for the JSON value, written after each section")
+    parser.add_argument("--saved", type=Path, help="a file that --out wrote, shown and drawn instead of measuring")
     parser.add_argument("--picture", type=Path, help="a picture's file: .png, .svg or .pdf")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    size = QUICK if arguments.quick else FULL
-    size = replace(size, rounds=arguments.rounds or size.rounds)
-    chosen = arguments.only or ["speed", "turns", "sliding", "agents"]
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench.opened(arguments.model, arguments.dtype, size, Path(folder))
-        speed = speeds(bench) if "speed" in chosen else []
-        turns = list(turn_costs(bench)) if "turns" in chosen else []
-        slid = list(sliding(bench)) if "sliding" in chosen else []
-        agents = list(together(bench)) if "agents" in chosen else []
-        bench.engine.close()
-        bench.whole.close()
-    result = {
-        "machine": machine(bench.engine),
-        "rounds": size.rounds,
-        "window_tokens": size.window_tokens,
-        "ratios": ratios(speed, turns, slid, agents),
-        **{
-            name: [asdict(row) for row in rows]
-            for name, rows in (("speed", speed), ("turns", turns), ("sliding", slid), ("agents", agents))
-        },
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.saved is None:
+        result = run(arguments)
+    else:
+        result = json.loads(arguments.saved.read_text())
+        if not arguments.json:
+            show(result)
     if arguments.picture:
         cost_picture(result, arguments.picture)
     if arguments.json:
         print(json.dumps(result))
-    else:
-        show(result)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    size = QUICK if arguments.quick else FULL
+    size = replace(size, rounds=arguments.rounds or size.rounds)
+    earlier = earlier_sections(arguments.out, size) if arguments.only else {}
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench.opened(arguments.model, arguments.dtype, size, Path(folder))
+        for name, result in measured(bench, arguments.only or list(SECTIONS), earlier):
+            if arguments.out:
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            if not arguments.json:
+                show(result, [name])
+        bench.engine.close()
+        bench.whole.close()
+    return result
 
 
 if __name__ == "__main__":

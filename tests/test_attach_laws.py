@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import StateError
 from deltamem_agents.memory.attach import CALL_KEYWORD, Adapter, attach
-from deltamem_agents.memory.attention import MemoryCall
+from deltamem_agents.memory.attention import MemoryCall, TokenWrites
 from deltamem_agents.memory.backbones import with_cache
 from deltamem_agents.memory.state import MemoryState
 from tiny_models import (
@@ -247,6 +247,49 @@ def test_with_read_scope_replies_no_other_token_reads(family: str) -> None:
         tensors = [value.matrices if isinstance(value, MemoryState) else value for value in (one, other)]
         assert torch.equal(*tensors)
     assert not torch.equal(results["everywhere"][0][:, :6], base[:, :6])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("writes", [False, True], ids=["reads", "collects"])
+def test_reads_from_a_position_on_are_those_of_all_tokens(family: str, writes: bool) -> None:
+    """`reads_from` computes less, and nothing else: logits, queries, carry and writes are the same, also padded."""
+    subject = Subject(tiny_model(family, "eager"), replace(VARIANTS["replies-only"], key_shift=True))
+    ids, state, speaks = random_ids(2, 9), random_state(subject.adapter, 2), torch.arange(9).expand(2, 9) >= 6
+    valid = torch.arange(9) >= torch.tensor([[1], [3]])
+    calls, logits = [], []
+    attachment = attach(subject.model, subject.adapter)
+    for start in (0, 6):
+        written: dict[int, TokenWrites] | None = {} if writes else None
+        mask = valid & ~speaks if writes else None
+        call = MemoryCall(
+            state, valid, mask, replies=speaks, queries={}, written=written, applies=False, reads_from=start
+        )
+        with torch.no_grad():
+            logits.append(subject.model(input_ids=ids, **{CALL_KEYWORD: call}).logits)
+        calls.append(call)
+    attachment.detach()
+    close(*logits)
+    assert not torch.equal(logits[0], subject.base(ids))
+    whole, part = calls
+    for slot in range(LAYERS):
+        assert whole.queries is not None and part.queries is not None
+        close(part.queries[slot][:, :, -3:], whole.queries[slot][:, :, -3:])
+        close(part.carries[slot], whole.carries[slot])
+        if whole.written and part.written:
+            close(part.written[slot].keys, whole.written[slot].keys)
+    assert torch.equal(part.new_state().matrices, state.matrices)
+
+
+def test_where_no_token_reads_the_pass_is_the_frozen_models() -> None:
+    subject = Subject(tiny_model("llama", "sdpa"), VARIANTS["replies-only"])
+    ids, state = random_ids(2, 9), random_state(subject.adapter, 2)
+    attachment = attach(subject.model, subject.adapter)
+    call = MemoryCall(state, torch.ones(2, 9, dtype=torch.bool), collect=True, reads_from=9)
+    with torch.no_grad():
+        logits = subject.model(input_ids=ids, **{CALL_KEYWORD: call}).logits
+    attachment.detach()
+    assert torch.equal(logits, subject.base(ids))
+    assert call.ratios == [0.0] * LAYERS and torch.equal(call.new_state().matrices, state.matrices)
 
 
 def test_each_state_head_has_its_own_read_gate() -> None:

@@ -363,7 +363,14 @@ class Pass:
             applies=self.applies,
             quiet=quiet,
             later=later,
+            reads_from=0 if self.applies else self._reads_from(prompt, part),
         )
+
+    def _reads_from(self, prompt: Prompt, part: slice) -> int:
+        """The first position in `part` of a token that reads; the prompt's last token always may, for the pointer."""
+        may = self._may_read(prompt, part)
+        may[-1] |= part.stop >= len(prompt)
+        return may.index(True) if any(may) else len(may)
 
     def _fold(self) -> None:
         """Fold the state into the adapter's layers: it does not change for the rest of the reply."""
@@ -382,8 +389,12 @@ class Pass:
 
     def _reading(self, prompt: Prompt, part: slice) -> int:
         """Number of these tokens that read the memory."""
+        return sum(self._may_read(prompt, part))
+
+    def _may_read(self, prompt: Prompt, part: slice) -> list[bool]:
+        """Which of these tokens read the memory."""
         flags = zip(prompt.reads[part], prompt.replies[part], strict=True)
-        return sum(reads and (says or not self.replies_read) for reads, says in flags)
+        return [reads and (says or not self.replies_read) for reads, says in flags]
 
     def _row(self, values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
         return torch.tensor([values], dtype=dtype, device=self.model.device)

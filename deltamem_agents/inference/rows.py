@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from deltamem_agents.inference.scheduling import Step
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.memory.backbones import KeyValueCache, cuts_anywhere, empty_cache, last_place, with_cache
+from deltamem_agents.memory.backbones import KeyValueCache, cuts_anywhere, empty_cache, is_plain, last_place, with_cache
 from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.rows import FoldedRows, RowsCall
 
@@ -291,7 +291,7 @@ def joinable(row: Row) -> bool:
     if not cuts_anywhere(row.model.config):
         return False
     layers = row.cache.layers
-    plain = all(type(layer) is DynamicLayer and layer.is_initialized for layer in layers)
+    plain = all(is_plain(layer) and layer.is_initialized for layer in layers)
     return plain and bool(layers) and row.cache.get_seq_length() > 0
 
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from deltamem_agents.config import AdapterConfig, Head
 from deltamem_agents.errors import AdapterError, UnsupportedModelError
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
-from deltamem_agents.memory.backbones import AttentionSite, find_sites
+from deltamem_agents.memory.backbones import AttentionSite, corrected_by, find_sites
 from deltamem_agents.memory.folding import FoldedCall
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
@@ -168,7 +168,11 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
             if call.inputs is not None:
                 call.inputs[slot] = hidden
             return args, rest
-        running.active = _Active(memory, call, read_and_write(memory, call, slot, hidden))
+        reads = read_and_write(memory, call, slot, hidden)
+        if reads.shape[1]:
+            running.active = _Active(memory, call, reads)
+        elif call.collect:
+            call.ratios.append(reads.new_zeros(()))
         return args, rest
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -179,7 +183,7 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
             return output
         attended = output[0] if isinstance(output, tuple) else output
         active.measured(delta, attended)
-        corrected = attended + delta.to(attended.dtype)
+        corrected = corrected_by(attended, delta)
         return (corrected, *output[1:]) if isinstance(output, tuple) else corrected
 
     def correcting(head: Head) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:

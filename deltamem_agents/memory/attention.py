@@ -50,6 +50,8 @@ class MemoryCall:
     collected.
     `quiet`: read and write nothing, as in the base model; `inputs` are still collected.
     `later`: these tokens' writes are computed after the pass from `inputs`, so the pass computes no keys and no carry.
+    `reads_from`: no token before this position reads, so reads and queries are computed for the tokens from there on
+    alone. Only for states that writes do not change.
     """
 
     state: MemoryState
@@ -65,6 +67,7 @@ class MemoryCall:
     applies: bool = True
     quiet: bool = False
     later: bool = False
+    reads_from: int = 0
     matrices: dict[int, Tensor] = field(default_factory=dict)
     carries: dict[int, Tensor] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -272,7 +275,7 @@ class LayerMemory(nn.Module):
 
 
 def read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
-    """Reads (B, T, heads·r) float32 for every token; stores the layer's new state in `call`.
+    """Reads (B, T, heads·r) float32 for every token from `reads_from` on; stores the layer's new state in `call`.
 
     `slot`: the layer's index in the state. `x`: (B, T, hidden), the attention's input.
     """
@@ -280,17 +283,22 @@ def read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) 
         call.inputs[slot] = x
     _check_call(memory.config, call, slot, x)
     with _in_float32(x):
-        return _read_and_write(memory, call, slot, x.float())
+        if call.write_mask is None:
+            return _only_read(memory, call, slot, x)
+        return _read_and_write(memory, call, slot, _masked(call, x))
+
+
+def _masked(call: MemoryCall, x: Tensor, start: int = 0) -> Tensor:
+    """The inputs (B, T - start, hidden) float32 from position `start` on."""
+    x = x[:, start:].float()
+    if call.token_mask is None:
+        return x
+    # A model may compute anything for padding, even NaN. Zeros read nothing.
+    return x.masked_fill(~call.token_mask[:, start:, None], 0)
 
 
 def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
-    if call.token_mask is not None:
-        # A model may compute anything for padding, even NaN. Zeros read nothing.
-        x = x.masked_fill(~call.token_mask[..., None], 0)
     state = call.state.matrices[:, slot]
-    start = state if call.state.open is None else call.state.open.start[:, slot]
-    if call.write_mask is None and (call.later or call.token_mask is None):
-        return _only_read(memory, call, slot, x, state, start)
     carry = None if call.state.carry is None else call.state.carry[:, slot]
     keys, carry = memory.keys(x, call.token_mask, carry)
     if carry is not None:
@@ -298,9 +306,8 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
     projected = memory.project(call, slot, x, keys)
     if call.queries is not None:
         call.queries[slot] = projected.q
-    if call.write_mask is None:
-        reads, new = _read(start, projected.q), state
-    elif memory.config.memory_write_granularity == "token":
+    assert call.write_mask is not None
+    if memory.config.memory_write_granularity == "token":
         writable = call.write_mask if call.token_mask is None else call.write_mask & call.token_mask
         gates = token_gates(memory.config, projected, writable)
         if call.written is not None:
@@ -308,11 +315,12 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
         if call.applies:
             reads, new = _scan(state, projected, gates)
         else:
-            reads, new = _read(state, projected.q), state
+            reads, new = _read(state, projected.q[:, :, call.reads_from :]), state
         if call.collect:
             beta = floored_gate(projected.beta.detach(), memory.config.gate_floor)
             call.betas.append(beta.mean(dim=(1, 3))[writable])
     else:
+        start = _before(call, slot)
         reads = _read(start, projected.q)
         new = _write_messages(memory, call, slot, start, x)
     earlier = call.matrices.get(slot)
@@ -323,18 +331,36 @@ def _read_and_write(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor)
             "wrong; use one MemoryCall per forward pass, and checkpointing with use_reentrant=False"
         )
     call.matrices[slot] = new
-    return _gated(memory, call, slot, x, reads)
+    return _gated(memory, call, slot, x[:, x.shape[1] - reads.shape[2] :], reads)
 
 
-def _only_read(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, state: Tensor, start: Tensor) -> Tensor:
+def _only_read(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
     """The reads of tokens that write nothing, without computing keys, values or write gates."""
     if memory.config.key_shift and not call.later:
-        call.carries[slot] = F.linear(x[:, -1], memory.memory_k_shift_proj)
+        call.carries[slot] = _carry_after(memory, call, slot, x)
+    call.matrices[slot] = call.state.matrices[:, slot]
+    x = _masked(call, x, call.reads_from)
     q = memory.queries(x)
     if call.queries is not None:
         call.queries[slot] = q
-    call.matrices[slot] = state
-    return _gated(memory, call, slot, x, _read(start, q))
+    return _gated(memory, call, slot, x, _read(_before(call, slot), q))
+
+
+def _before(call: MemoryCall, slot: int) -> Tensor:
+    """The state (B, H, r, r) before the prompt, which the tokens of a message that is not over read."""
+    return (call.state.matrices if call.state.open is None else call.state.open.start)[:, slot]
+
+
+def _carry_after(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> Tensor:
+    """The carry (B, width) that `LayerMemory.keys` returns, from the last valid token of x (B, T, hidden) alone."""
+    if call.token_mask is None:
+        return F.linear(x[:, -1].float(), memory.memory_k_shift_proj)
+    order = torch.arange(1, x.shape[1] + 1, device=x.device)
+    newest = torch.where(call.token_mask, order, torch.zeros_like(order)).amax(dim=1)[:, None]
+    last = x.gather(1, (newest - 1).clamp_min(0)[..., None].expand(-1, 1, x.shape[-1]))[:, 0]
+    shifted = F.linear(last.float().masked_fill(newest == 0, 0), memory.memory_k_shift_proj)
+    before = torch.zeros_like(shifted) if call.state.carry is None else call.state.carry[:, slot]
+    return torch.where(newest > 0, shifted, before)
 
 
 def _gated(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, reads: Tensor) -> Tensor:
@@ -342,7 +368,7 @@ def _gated(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor, reads: T
     heard = memory.gated_reads(call, slot, x, reads.transpose(1, 2).flatten(2))
     if call.replies is None or memory.config.read_scope == "all":
         return heard
-    return heard * call.replies[..., None]
+    return heard * call.replies[:, call.replies.shape[1] - heard.shape[1] :, None]
 
 
 def _in_float32(x: Tensor) -> AbstractContextManager[object]:

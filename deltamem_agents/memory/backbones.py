@@ -6,9 +6,10 @@ Each family is an entry of `LAYOUTS`. No other module depends on a model's inter
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from functools import cache
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ class AttentionSite:
 
     def correct(self, head: Head, output: Tensor, delta: Tensor) -> Tensor:
         """A projection's output with `delta` (…, width of the head) added to its part for q, k or v."""
-        return output + self._spread(head, delta.to(output.dtype), output.shape[-1])
+        return corrected_by(output, self._spread(head, delta, output.shape[-1]))
 
     def _spread(self, head: Head, delta: Tensor, total: int) -> Tensor:
         """`delta` padded with zeros to a projection's output of width `total`, at the columns of `head`."""
@@ -88,6 +89,18 @@ class AttentionSite:
         before = "qkv".index(head) * self.head_dim
         by_head = delta.unflatten(-1, (-1, self.head_dim))
         return F.pad(by_head, (before, 2 * self.head_dim - before)).flatten(-2)
+
+
+def corrected_by(output: Tensor, delta: Tensor) -> Tensor:
+    """A module's output (B, T, width) with `delta` added to its last tokens, which may be all of them.
+
+    A shorter `delta` is added in place.
+    """
+    delta = delta.to(output.dtype)
+    if delta.shape[1] == output.shape[1]:
+        return output + delta
+    output[:, -delta.shape[1] :] += delta
+    return output
 
 
 def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
@@ -121,14 +134,63 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
 
 def empty_cache() -> KeyValueCache:
     """An empty cache for `with_cache`. Every layer caches all tokens: the model applies its sliding window by masks."""
-    return KeyValueCache()
+    cache = KeyValueCache()
+    cache.layer_class_to_replicate = GrowingLayer
+    return cache
+
+
+LONG = 192
+"""Tokens from which on appending in place is faster than copying."""
+
+SPARE = 64
+"""Tokens that newly allocated keys and values have room for."""
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer whose single tokens are appended in place, to tensors with room, where no gradient is needed.
+
+    `keys` and `values` are views of these. Tensors that others gave or cut are never written to.
+    """
+
+    _room: tuple[Tensor, Tensor] | None = None
+    _shown: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        at = self.get_seq_length()
+        if at < LONG or key_states.shape[-2] > 1 or torch.is_grad_enabled():
+            self._room = None
+            found: tuple[Tensor, Tensor] = super().update(key_states, value_states)
+            return found
+        assert self.keys is not None and self.values is not None
+        if self._room is None or self.keys is not self._shown or at >= self._room[0].shape[-2]:
+            self._room = _with_room(self.keys), _with_room(self.values)
+        keys, values = self._room
+        keys.narrow(-2, at, 1).copy_(key_states)
+        values.narrow(-2, at, 1).copy_(value_states)
+        self.keys, self.values = keys.narrow(-2, 0, at + 1), values.narrow(-2, 0, at + 1)
+        self._shown = self.keys
+        return self.keys, self.values
+
+
+def _with_room(held: Tensor) -> Tensor:
+    *outer, tokens, size = held.shape
+    room = held.new_empty(*outer, tokens + SPARE, size)
+    room[..., :tokens, :] = held
+    return room
+
+
+def is_plain(layer: object) -> TypeGuard[DynamicLayer]:
+    """Whether a cache's layer holds the keys and values of all tokens as they are."""
+    return type(layer) in (DynamicLayer, GrowingLayer)
 
 
 def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
     """Each layer's keys and values (batch, heads, tokens, size); None for a cache that cannot be truncated."""
     found = []
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+        if not is_plain(layer) or layer.keys is None or layer.values is None:
             return None
         found.append((layer.keys, layer.values))
     return found
@@ -138,7 +200,7 @@ def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> KeyValueCache:
     """A cache that starts with these keys and values. The given tensors are not modified: appending makes new ones."""
     cache = empty_cache()
     for keys, values in layers:
-        layer = DynamicLayer()
+        layer = GrowingLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
@@ -157,9 +219,13 @@ def cuts_anywhere(config: PreTrainedConfig) -> bool:
 
 def with_cache(model: nn.Module, kept: KeyValueCache) -> dict[str, Any]:
     """The arguments that make `model` use the cache `kept` and append to it in place."""
-    # The argument's name depends on the transformers release, and later releases warn about the old name.
-    named = inspect.signature(type(_decoder_of(model)).forward).parameters
-    return {"cache" if "cache" in named else "past_key_values": kept, "use_cache": True}
+    return {_cache_keyword(type(_decoder_of(model)).forward): kept, "use_cache": True}
+
+
+@cache
+def _cache_keyword(forward: Callable[..., object]) -> str:
+    """Depends on the transformers release, and later releases warn about the old name."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def last_place(device: torch.device) -> Tensor:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem_agents.config import AdapterConfig, Head
@@ -36,21 +39,31 @@ class FoldedLayer:
     answers: Tensor
     widths: dict[str, int]
 
-    def read(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The query (r,) of one token's attention input x (hidden,), and its correction by part.
+    def read(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """The query (r,) of one token's attention input x (hidden,), and its corrections (rows of `answers`,).
 
-        There are no corrections if the read gate is closed.
+        The latter is None if the read gate is closed.
         """
         # NumPy, because for products this small PyTorch's overhead per call exceeds the computation.
-        asked = self.asks.numpy() @ x.float().numpy()
-        raw = np.tanh(asked[:-1])
-        query = raw / max(math.sqrt(raw @ raw), 1e-6)
+        asks, answers = self._arrays
+        asked = asks @ x
+        query = np.tanh(asked[:-1])
+        query *= np.float32(1 / max(math.sqrt(query @ query), 1e-6))
         gate = 1 / (1 + math.exp(-max(-80.0, float(asked[-1]) + self.gate_bias)))
         opened = (gate - self.floor) / (1 - self.floor)
         if opened <= 0:
-            return torch.from_numpy(query), {}
-        found = torch.from_numpy(self.answers.numpy() @ (query * np.float32(opened))).split(list(self.widths.values()))
-        return torch.from_numpy(query), dict(zip(self.widths, found, strict=True))
+            return query, None
+        return query, answers @ (query * np.float32(opened))
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.asks.numpy(), self.answers.numpy()
+
+    @cached_property
+    def places(self) -> tuple[tuple[str, slice], ...]:
+        """Each part's rows of `answers`."""
+        ends = accumulate(self.widths.values())
+        return tuple((name, slice(end - self.widths[name], end)) for name, end in zip(self.widths, ends, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +110,7 @@ class FoldedCall:
     state: FoldedState
     inputs: dict[int, Tensor] | None = None
     queries: dict[int, Tensor] | None = None
-    said: Tensor | None = None
+    said: NDArray[np.float32] | None = None
 
     def read(self, slot: int, hidden: Tensor) -> dict[str, Tensor]:
         """A layer's corrections for its attention input (1, 1, hidden).
@@ -106,13 +119,15 @@ class FoldedCall:
         """
         if self.inputs is not None:
             self.inputs[slot] = hidden
-        query, parts = self.state.layers[slot].read(hidden[0, 0])
+        layer = self.state.layers[slot]
+        query, found = layer.read(hidden.float().numpy()[0, 0])
         if self.queries is not None:
-            self.queries[slot] = query[None, None, None]
+            self.queries[slot] = torch.from_numpy(query)[None, None, None]
+        parts = {} if found is None else {name: found[place] for name, place in layer.places}
         said = parts.pop(READOUT, None)
         if said is not None:
             self.said = said if self.said is None else self.said + said
         if slot + 1 == len(self.state.layers) and self.said is not None:
             own: Head = "o"
             parts[own] = self.said if own not in parts else parts[own] + self.said
-        return {head: delta[None, None] for head, delta in parts.items()}
+        return {head: torch.from_numpy(delta)[None, None] for head, delta in parts.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +50,12 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """The distinct ids (M,), and the place of each candidate's id among them (N,)."""
+        ids, owners = self.ids.unique(return_inverse=True)
+        return ids, owners
 
     @classmethod
     def of(cls, statements: Sequence[PointedAt], queries: Tensor, asked: frozenset[int]) -> Candidates:
@@ -104,13 +111,14 @@ class Pointer:
         `logits`: (vocabulary,) of this step. `queries`: (layers, heads, r), from which the next token is predicted.
         `said`: the reply's tokens so far.
         """
-        judged = features(logits, queries, candidates, said)
+        total = logits.logsumexp(0)
+        judged = _features(logits[candidates.ids] - total, queries, candidates, said)
         raised = self._bonuses(judged)
         if self.eager is not None:
-            unsure = 1 - float((logits.max() - logits.logsumexp(0)).exp())
+            unsure = 1 - (logits.max() - total).exp()
             raised = raised + unsure * (self.eager._bonuses(judged) - raised).clamp_min(0)
         raised = raised.masked_fill(_repeats(candidates, said), 0)
-        ids, owners = candidates.ids.unique(return_inverse=True)
+        ids, owners = candidates.distinct
         return ids, torch.zeros(len(ids)).scatter_reduce(0, owners, raised, "amax")
 
     def _bonuses(self, judged: Tensor) -> Tensor:
@@ -126,10 +134,15 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
     contains it already; its log-probability without the pointer, divided by 10; the square of that; "continues" times
     that; whether this is the reply's first token. Last, its q·k in each layer and head.
     """
+    return _features(logits[candidates.ids] - logits.logsumexp(0), queries, candidates, said)
+
+
+def _features(logprobs: Tensor, queries: Tensor, candidates: Candidates, said: Sequence[int]) -> Tensor:
+    """`features` from the candidates' log-probabilities (N,)."""
     last = (_NOTHING - 1, _NOTHING - 1, *said)[-2:]
     goes_on = (candidates.before[:, 0] == last[1]).float()
-    repeated = torch.isin(candidates.ids, torch.tensor(said, dtype=torch.long)).float()
-    likely = (logits[candidates.ids] - logits.logsumexp(0)).float().clamp_min(LEAST_LOG_PROBABILITY) / 10
+    repeated = _said(candidates, said).float()
+    likely = logprobs.float().clamp_min(LEAST_LOG_PROBABILITY) / 10
     step = (
         goes_on,
         goes_on * (candidates.before[:, 1] == last[0]),
@@ -143,16 +156,20 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
     return torch.cat([candidates.static, torch.stack(step, 1), _matches(candidates.keys, queries)], 1)
 
 
+def _said(candidates: Candidates, said: Sequence[int]) -> Tensor:
+    """(N,) bool: the reply has the token already."""
+    # Several times as fast as torch.isin, for so few.
+    return (candidates.ids[:, None] == torch.tensor(said, dtype=torch.long)).any(1)
+
+
 def _repeats(candidates: Candidates, said: Sequence[int]) -> Tensor:
     """(N,) bool: the reply has the token already, and does not continue the statement as the 2nd 4 of "4471" does."""
-    if not said:
-        return torch.zeros(len(candidates), dtype=torch.bool)
-    return torch.isin(candidates.ids, torch.tensor(said)) & (candidates.before[:, 0] != said[-1])
+    return _said(candidates, said) & (candidates.before[:, 0] != (said[-1] if said else _NOTHING))
 
 
 def _matches(keys: Tensor, queries: Tensor) -> Tensor:
     """q·k: (N, layers · heads)."""
-    return torch.einsum("nlhr,lhr->nlh", keys, queries.float()).flatten(1)
+    return (keys * queries.float()).sum(-1).flatten(1)
 
 
 def _candidates_of(
