@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,10 @@ MATCHER = Matcher(
     overview_bias=0.75,
     floor_rise=0.5,
     coverage=1.5,
+    sure=7.5,
+    margin=0.5,
+    margin_from=4,
+    overview_most=5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
     replacing=Replacing(0.5, 0.75, 3, 0.25, 2.0),
@@ -49,7 +54,10 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
         "floor",
         "floor_rise",
         "coverage",
+        "sure",
         "margin",
+        "margin_from",
+        "overview_most",
         "most",
         "asking_bias",
         "commonness",
@@ -61,16 +69,18 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
     assert (pointer.out_bias, pointer.common, pointer.eager) == (POINTER.out_bias, POINTER.common, None)
 
 
-def test_a_file_of_an_earlier_version_has_no_coverage(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_version_gets_defaults_for_what_it_lacks(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, POINTER)
     path = tmp_path / RECALL_FILE
     with safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     numbers = json.loads(metadata["numbers"])
-    del numbers["coverage"]
+    for later in ("coverage", "sure", "margin_from", "overview_most"):
+        del numbers[later]
     save_file(tensors, path, metadata=metadata | {"numbers": json.dumps(numbers)})
     matcher, _ = load_recall(tmp_path, *GEOMETRY)
-    assert matcher.coverage == 0 and matcher.floor_rise == MATCHER.floor_rise
+    assert matcher.floor_rise == MATCHER.floor_rise
+    assert (matcher.coverage, matcher.sure, matcher.margin_from, matcher.overview_most) == (0, math.inf, 0, 8)
 
 
 def test_an_eager_pointer_is_saved_with_the_other(tmp_path: Path) -> None:

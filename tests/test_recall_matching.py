@@ -98,6 +98,15 @@ def test_a_statement_with_more_of_the_questions_words_reaches_the_floor_earlier(
     assert bool(found.chosen(writes.keys[:1], asked, matcher=strict)) == read
 
 
+def test_a_statement_whose_keys_match_well_enough_is_read_below_the_floor() -> None:
+    writes = statement(5)
+    matcher = replace(Matcher.uniform(LAYERS, 1), floor=1e9)
+    found = index(matcher, writes, statement(6))
+    score = float(found.scores(writes.keys[:1], [])[0])
+    for sure, read in ((score - 0.1, [0]), (score + 0.2, [])):
+        assert [place for place, _ in found.chosen(writes.keys[:1], [], matcher=replace(matcher, sure=sure))] == read
+
+
 def test_a_word_in_common_decides_between_equal_keys() -> None:
     found, writes = StatementIndex(Matcher.uniform(LAYERS, 1)), statement(5)
     for terms in ([1, 2, 3], [1, 2, 4], [1, 5, 5, 6]):

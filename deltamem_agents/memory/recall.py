@@ -81,11 +81,13 @@ class Matcher:
     `replacing`: when a newer statement replaces the best one; None for never.
 
     Nothing is read in two cases. No statement reaches the floor: its score plus `coverage` times its share of the
-    question's words is below `floor` + `floor_rise` · ln(S) for S statements, since among many some match by chance.
-    Or the question asks for nothing that could have been told: a linear classifier, `asking` (layers, heads, r) on the
-    mean of the question's queries plus `asking_bias`, is below 0. Otherwise up to `most` statements are read: the best,
-    and those that reach the floor and whose scores are at most `margin` below it. One of the two must have at least
-    `margin_from` strongly written tokens: two single facts with like scores are mostly about two people.
+    question's words is below `floor` + `floor_rise` · ln(S) for S statements, since among many some match by chance,
+    and its q·k is below `sure`. Or the question asks for nothing that could have been told: a linear classifier,
+    `asking` (layers, heads, r) on the mean of the question's queries plus `asking_bias`, is below 0.
+
+    Otherwise up to `most` statements are read: the best, and those that reach the floor and whose scores are at most
+    `margin` below it. One of the two must have at least `margin_from` strongly written tokens: two single facts with
+    like scores are mostly about two people.
 
     `overview` and `overview_bias` are the classifier of questions that ask for everything. The newest `overview_most`
     statements that the assistant did not say are then read.
@@ -103,6 +105,7 @@ class Matcher:
     floor: float = -math.inf
     floor_rise: float = 0.0
     coverage: float = 0.0
+    sure: float = math.inf
     margin: float = 0.0
     most: int = 8
     margin_from: int = 0
@@ -227,14 +230,16 @@ class StatementIndex:
         `queries`: (tokens, layers, heads, r), the queries of the question's tokens; the last one is that of the token
         before the reply. `asked`: numbers of the question's words.
         """
-        if not len(self):
-            return torch.zeros(0)
+        return self._scores(self._key_scores(queries[-1]), asked)
+
+    def _scores(self, keys: Tensor, asked: Sequence[int]) -> Tensor:
+        """`scores` from the statements' weighted q·k (S,)."""
         matcher = self._matcher
         words = self.word_scores(asked)
         others = matcher.words * words + matcher.near * around(words)
         others += matcher.assistant * np.array(self._by_assistant, np.float32)
         others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
-        return self._key_scores(queries[-1]) + torch.from_numpy(others)
+        return keys + torch.from_numpy(others)
 
     def heights(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
         """(S,): what is compared with the matcher's floor. `queries`, `asked`: as in `scores`."""
@@ -256,13 +261,14 @@ class StatementIndex:
         overview = matcher.asks_for_all(queries)
         if not len(self) or not (overview or matcher.asks(queries)):
             return []
-        scores = self.scores(queries, asked)
+        keys = self._key_scores(queries[-1])
+        scores = self._scores(keys, asked)
         able = torch.ones(len(self), dtype=torch.bool) if able is None else able
         if overview:
             told = [place for place in self._said_by_others() if able[place]][-matcher.overview_most :]
             return [(place, float(scores[place])) for place in reversed(told)]
         shares = self._shares(asked)
-        able = able & (matcher.heights(scores, self._covered(shares)) >= matcher.floor)
+        able = able & ((matcher.heights(scores, self._covered(shares)) >= matcher.floor) | (keys >= matcher.sure))
         found = self._with_update(matcher.best(scores, able), scores, able, shares, matcher)
         return [
             each

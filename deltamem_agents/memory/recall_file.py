@@ -19,7 +19,7 @@ RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
 _NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
-_LATER_NUMBERS = ("coverage", "margin_from", "overview_most")
+_LATER_NUMBERS = ("coverage", "sure", "margin_from", "overview_most")
 """Numbers that earlier files lack. The matcher's defaults stand in for them."""
 
 _REPLACING = ("alike", "alike_long", "long", "missing", "behind")
@@ -92,6 +92,7 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         commonness=dict(zip(terms, weights, strict=True)),
         **{name: numbers[name] for name in _NUMBERS},
         coverage=numbers.get("coverage", Matcher.coverage),
+        sure=numbers.get("sure", Matcher.sure),
         margin_from=int(numbers.get("margin_from", Matcher.margin_from)),
         overview_most=int(numbers.get("overview_most", Matcher.overview_most)),
         replacing=_replacing(numbers),

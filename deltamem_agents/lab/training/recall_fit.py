@@ -36,7 +36,7 @@ REPLACING = Replacing(alike=0.45, alike_long=0.7, long=7, missing=0.1, behind=4.
 SHOW_TOKENS = 400
 """Token budget of a prompt for chosen statements that return to the window. Chosen on validation."""
 
-FLOOR_RISE, COVERAGE = 1.2, 5.0
+FLOOR_RISE, COVERAGE, SURE = 1.2, 5.0, 6.0
 """Chosen on one to 100 generated facts and on ten conversations of a person."""
 
 MARGIN, MOST, MARGIN_FROM = 1.5, 2, 8
@@ -174,6 +174,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         most=MOST,
         floor_rise=FLOOR_RISE,
         coverage=COVERAGE,
+        sure=SURE,
     )
     heights = [
         float(index.heights(each.last[None], each.terms).max())
