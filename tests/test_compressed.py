@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.inference.compressed import SINKS, CompressedCache, cache_maker
-from deltamem_agents.inference.kept import KeptCaches, Whose
+from deltamem_agents.inference.kept import CacheKey, KeptCaches
 from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.inference.rows import joinable
 from deltamem_agents.memory.backbones import KeyValueCache, cache_of, layers_of, with_cache
@@ -96,10 +96,10 @@ def test_a_compressed_cache_is_neither_kept_nor_decoded_with_others() -> None:
     model, caches, ids = tiny_model("llama"), KeptCaches(2**20), tokens(20)
     for bound in (None, 8):
         run = Pass(model, None, cache=compressed(model, bound, quantized=True))
-        sitting = caches.begin(run, prompt_of(ids), Whose.of(model, "ada", ""), writes_reply=False)
+        use = caches.begin(run, prompt_of(ids), CacheKey.of(model, "ada", ""), writes_reply=False)
         run.feed(prompt_of(ids))
         assert not joinable(run)
-        caches.keep(sitting, run, [])
+        caches.keep(use, run, [])
         assert caches.nbytes == 0
 
 

@@ -24,8 +24,8 @@ from deltamem_agents.lab.evaluation.draws import FULL, QUICK, Size, drawn_cases
 from deltamem_agents.lab.evaluation.harmless import neutral_replies, unrelated_prompts
 from deltamem_agents.lab.evaluation.natural import KINDS
 from deltamem_agents.lab.evaluation.suites import _SIDES, _held_out, _updates
-from deltamem_agents.lab.training.left_alone import neutral_prompts
 from deltamem_agents.lab.training.material import Material
+from deltamem_agents.lab.training.preserved import neutral_prompts
 from deltamem_agents.lab.training.recipe import Recipe
 from deltamem_agents.lab.training.trainer import drawn_conversations
 from tiny_training import silent

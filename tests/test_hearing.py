@@ -16,7 +16,7 @@ from torch import Tensor
 from deltamem_agents.errors import StateError
 from deltamem_agents.inference.collecting import Hearing, _PromptChunk, hear, queries_in
 from deltamem_agents.inference.memory_model import MemoryModel
-from deltamem_agents.inference.scheduling import BETWEEN, Errand, Scheduler, Seat
+from deltamem_agents.inference.scheduling import BETWEEN, PromptJob, Scheduler, Seat
 from deltamem_agents.loading.int8 import FEW, decode_in_int8
 from deltamem_agents.memory.attach import attach
 from test_folding import FOLDS
@@ -25,36 +25,36 @@ from tiny_engine import tiny_engine
 from tiny_models import FAMILIES, random_adapter, tiny_model
 
 
-class Taken(Errand):
-    """An errand that records which errands shared each run, and raises if one of them `breaks`."""
+class Taken(PromptJob):
+    """A job that records which jobs shared each run, and raises if one of them `breaks`."""
 
     def __init__(self, number: int, tokens: int, kind: object, *, breaks: bool = False) -> None:
         super().__init__(tokens, kind)
         self.number, self.breaks = number, breaks
         self.ran: list[list[int]] = []
 
-    def run(self, errands: Sequence[Errand]) -> None:
-        alike = [each for each in errands if isinstance(each, Taken)]
+    def run(self, jobs: Sequence[PromptJob]) -> None:
+        alike = [each for each in jobs if isinstance(each, Taken)]
         for each in alike:
             each.ran.append([other.number for other in alike])
         if any(each.breaks for each in alike):
-            raise ZeroDivisionError("the errand broke")
+            raise ZeroDivisionError("the job broke")
 
 
-def errands_at_once(scheduler: Scheduler[Numbered], errands: Sequence[Taken]) -> list[Any]:
-    """Run errands that all wait at the same time; returns their exceptions, None for success."""
-    seats = [Seat(scheduler, admitted=True) for _ in errands]
+def errands_at_once(scheduler: Scheduler[Numbered], jobs: Sequence[Taken]) -> list[Any]:
+    """Run jobs that all wait at the same time; returns their exceptions, None for success."""
+    seats = [Seat(scheduler, admitted=True) for _ in jobs]
     threads: list[Any] = []
     with scheduler.exclusively():
-        found: list[Any] = [None] * len(errands)
+        found: list[Any] = [None] * len(jobs)
 
         def one(number: int) -> None:
             try:
-                seats[number].see_to(errands[number])
+                seats[number].run_job(jobs[number])
             except Exception as error:
                 found[number] = error
 
-        for number in range(len(errands)):
+        for number in range(len(jobs)):
             threads.append(threading.Thread(target=one, args=(number,)))
             threads[-1].start()
             while len(scheduler._queue) <= number:
@@ -67,23 +67,23 @@ def errands_at_once(scheduler: Scheduler[Numbered], errands: Sequence[Taken]) ->
 @given(st.lists(st.tuples(st.integers(1, 140), st.sampled_from(["a", "b", None])), min_size=1, max_size=12))
 def test_errands_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple[int, str | None]]) -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=4)
-    errands = [Taken(number, tokens, kind) for number, (tokens, kind) in enumerate(drawn)]
-    assert errands_at_once(scheduler, errands) == [None] * len(errands)
-    for errand in errands:
-        (together,) = errand.ran
-        shared = [errands[number] for number in together]
+    jobs = [Taken(number, tokens, kind) for number, (tokens, kind) in enumerate(drawn)]
+    assert errands_at_once(scheduler, jobs) == [None] * len(jobs)
+    for job in jobs:
+        (together,) = job.ran
+        shared = [jobs[number] for number in together]
         assert len(shared) == 1 or sum(each.tokens for each in shared) <= BETWEEN
-        assert len(shared) <= 4 and {each.kind for each in shared} == {errand.kind}
-        assert errand.kind is not None or len(shared) == 1
+        assert len(shared) <= 4 and {each.kind for each in shared} == {job.kind}
+        assert job.kind is not None or len(shared) == 1
     assert not scheduler._busy and not scheduler._queue
 
 
 def test_a_failing_errand_does_not_affect_the_others() -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=8)
-    errands = [Taken(number, 3, "a", breaks=number == 2) for number in range(5)]
-    found = errands_at_once(scheduler, errands)
+    jobs = [Taken(number, 3, "a", breaks=number == 2) for number in range(5)]
+    found = errands_at_once(scheduler, jobs)
     assert [isinstance(each, ZeroDivisionError) for each in found] == [number == 2 for number in range(5)]
-    assert all(each.ran == [[0, 1, 2, 3, 4], [each.number]] for each in errands)
+    assert all(each.ran == [[0, 1, 2, 3, 4], [each.number]] for each in jobs)
     assert not scheduler._busy and not scheduler._queue
 
 

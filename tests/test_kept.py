@@ -19,7 +19,7 @@ from client_turns import SHORT, grow, head
 from deltamem_agents.config import AdapterConfig
 from deltamem_agents.engine import DeltaMemEngine
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.inference.kept import KeptCaches, Whose
+from deltamem_agents.inference.kept import CacheKey, KeptCaches
 from deltamem_agents.inference.passes import Pass, Prompt
 from deltamem_agents.memory.backbones import KeyValueCache, cuts_anywhere, layers_of
 from deltamem_agents.snapshots import InMemoryStore, SQLiteStore
@@ -256,27 +256,27 @@ def prompt_of(ids: list[int]) -> Prompt:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_goes_on_from_what_was_kept(family: str) -> None:
     model, caches = tiny_model(family, "eager"), KeptCaches(2**20)
-    whose = Whose.of(model, "ada", "")
+    key = CacheKey.of(model, "ada", "")
     ids = torch.randint(1, 60, (24,), generator=torch.Generator().manual_seed(5)).tolist()
     first = Pass(model, None)
-    sitting = caches.begin(first, prompt_of(ids[:16]), whose, writes_reply=False)
-    assert sitting is not None
+    use = caches.begin(first, prompt_of(ids[:16]), key, writes_reply=False)
+    assert use is not None
     first.feed(prompt_of(ids[:16]))
     first.feed(prompt_of(ids[16:18]))
-    caches.keep(sitting, first, ids[16:20])
+    caches.keep(use, first, ids[16:20])
     for changed, kept in ((None, 18), (11, 11), (0, 0)):
         asked = [each if at != changed else 61 for at, each in enumerate(ids)]
         run = Pass(model, None)
-        caches.begin(run, prompt_of(asked), whose, writes_reply=False)
+        caches.begin(run, prompt_of(asked), key, writes_reply=False)
         assert run.cached == kept
         whole = Pass(model, None).feed(prompt_of(asked))
         torch.testing.assert_close(run.feed(prompt_of(asked)), whole, atol=1e-4, rtol=1e-4)
     # What is kept goes with the place where its agent lives.
     elsewhere = InMemoryStore()
-    caches.keep(replace(sitting, whose=Whose.of(elsewhere, "ada", "")), first, [])
+    caches.keep(replace(use, key=CacheKey.of(elsewhere, "ada", "")), first, [])
     assert len(caches._entries) == 2
     del elsewhere
-    caches.keep(sitting, first, [])
+    caches.keep(use, first, [])
     assert len(caches._entries) == 1
 
 
@@ -284,10 +284,10 @@ def test_a_cache_that_cannot_be_cut_is_not_kept() -> None:
     model, caches = tiny_model("mistral"), KeptCaches(2**20)
     ids = list(range(1, 12))
     run = Pass(model, None, cache=KeyValueCache(config=model.config))
-    sitting = caches.begin(run, prompt_of(ids), Whose.of(model, "ada", ""), writes_reply=False)
+    use = caches.begin(run, prompt_of(ids), CacheKey.of(model, "ada", ""), writes_reply=False)
     run.feed(prompt_of(ids))
     assert layers_of(run.cache) is None
-    caches.keep(sitting, run, [])
+    caches.keep(use, run, [])
     assert caches.nbytes == 0
 
 

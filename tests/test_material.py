@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from deltamem_agents.lab.corpus.episodes import Episode
-from deltamem_agents.lab.training import left_alone
 from deltamem_agents.lab.training import material as module
+from deltamem_agents.lab.training import preserved
 from deltamem_agents.lab.training.material import Material
 from deltamem_agents.lab.training.neutral import own_replies
 from deltamem_agents.lab.training.recipe import Recipe
@@ -61,10 +61,10 @@ def test_the_models_own_prompts_are_neutral_prompts_too(tmp_path: Path, monkeypa
         asked.update(options, count=count)
         return ["Why is the kettle singing?"]
 
-    monkeypatch.setattr(left_alone, "own_prompts", thought_of)
+    monkeypatch.setattr(preserved, "own_prompts", thought_of)
     run = material(tmp_path, replace(RECIPE, own_prompts=1))
-    prompts = [exchange.messages[0].content for exchange in run.left_alone.neutral]
-    assert prompts[-1] == "Why is the kettle singing?" and prompts[0] == left_alone.neutral_prompts()[0]
+    prompts = [exchange.messages[0].content for exchange in run.preserved.neutral]
+    assert prompts[-1] == "Why is the kettle singing?" and prompts[0] == preserved.neutral_prompts()[0]
     assert asked["count"] == 1 and asked["seed"] == RECIPE.seed
 
 
@@ -74,21 +74,21 @@ def test_exchanges_to_leave_alone_are_neutral_untold_or_new_statements(tmp_path:
     rng = random.Random(0)
     for _ in range(20):
         episode = generator.draw(rng)
-        neutral, untold, new = (run.left_alone.draw(rng, generator, episode, kind) for kind in range(3))
-        assert neutral in run.left_alone.neutral and neutral.cut
+        neutral, untold, new = (run.preserved.draw(rng, generator, episode, kind) for kind in range(3))
+        assert neutral in run.preserved.neutral and neutral.cut
         asked, begun = (message.content for message in untold.messages)
         assert untold.cut and asked not in {question.question for question in episode.questions}
         assert begun not in {question.prefix for question in episode.questions}
-        assert new in run.left_alone.statements and new.cut
+        assert new in run.preserved.statements and new.cut
 
 
 def test_statements_are_told_by_the_user_and_answered_by_the_frozen_model(tmp_path: Path) -> None:
     run = material(tmp_path)
-    statements = [one.messages for one in run.left_alone.statements]
+    statements = [one.messages for one in run.preserved.statements]
     prompts = [prompt.content for prompt, _ in statements]
     assert 0 < len(prompts) <= module.STATEMENTS
     assert statements == own_replies(word_model(), prompts, max_tokens=6, say=silent)
-    assert [one.messages for one in material(tmp_path).left_alone.statements] == statements
+    assert [one.messages for one in material(tmp_path).preserved.statements] == statements
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_asides_are_neutral_exchanges_and_replies_to_statements(tmp_path: Path) 
     run = material(tmp_path)
     with carried(run):
         asides = run._asides
-    neutral, statements = run.left_alone.neutral, run.left_alone.statements
+    neutral, statements = run.preserved.neutral, run.preserved.statements
     assert len(asides.contents) == 2 * len(neutral) + len(statements)
     replies = sorted((one.messages for one in statements), key=lambda pair: sum(len(m.content) for m in pair))
     for places, (_, reply) in zip(asides.contents[-len(replies) :], replies, strict=True):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deltamem_agents.lab.training import neutral
-from deltamem_agents.lab.training.left_alone import neutral_prompts
 from deltamem_agents.lab.training.neutral import own_prompts, own_replies
+from deltamem_agents.lab.training.preserved import neutral_prompts
 from deltamem_agents.types import Message
 from tiny_training import GATED, silent, word_engine, word_model
 

@@ -10,10 +10,10 @@ import pytest
 from deltamem_agents.lab.corpus.small_talk import small_talk
 from deltamem_agents.lab.corpus.tables import read_table
 from deltamem_agents.lab.evaluation import harmless
-from deltamem_agents.lab.training import left_alone
+from deltamem_agents.lab.training import preserved
 
-TRAINED, KEPT = left_alone.neutral_prompts(), harmless.unrelated_prompts()
-TRAINED_FIRST_PERSON = read_table(left_alone.DATA, "neutral_prompts")["first_person"]
+TRAINED, KEPT = preserved.neutral_prompts(), harmless.unrelated_prompts()
+TRAINED_FIRST_PERSON = read_table(preserved.DATA, "neutral_prompts")["first_person"]
 KEPT_FIRST_PERSON = read_table(harmless.DATA, "unrelated_prompts")["first_person"]
 SELF = re.compile(r"\b(I|I'm|I'd|me|my|My|mine)\b")
 FACT = re.compile(

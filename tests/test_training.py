@@ -20,7 +20,7 @@ from deltamem_agents.config import AdapterConfig
 from deltamem_agents.errors import ConfigError, TrainingDivergedError
 from deltamem_agents.lab.corpus.episodes import Episode
 from deltamem_agents.lab.corpus.splits import split_of
-from deltamem_agents.lab.training import left_alone, warm_start
+from deltamem_agents.lab.training import preserved, warm_start
 from deltamem_agents.lab.training import trainer as training
 from deltamem_agents.lab.training.neutral import own_replies
 from deltamem_agents.lab.training.recipe import GateFit, Recipe, Stage
@@ -348,8 +348,8 @@ def test_neutral_replies_are_the_frozen_models_and_are_generated_once_per_run(
     attach(run._model, run.adapter).detach()
     made = (tmp_path / NEUTRAL_FILE).read_bytes()
     kept = RunFolder(tmp_path, recipe).own_replies(NEUTRAL_FILE)
-    assert kept and kept == own_replies(word_model(), left_alone.neutral_prompts(), max_tokens=6, say=silent)
-    monkeypatch.setattr(left_alone, "own_replies", raising(AssertionError))
+    assert kept and kept == own_replies(word_model(), preserved.neutral_prompts(), max_tokens=6, say=silent)
+    monkeypatch.setattr(preserved, "own_replies", raising(AssertionError))
     trainer(tmp_path, recipe).run()
     assert (tmp_path / NEUTRAL_FILE).read_bytes() == made
 

@@ -43,7 +43,7 @@ turn = ScriptedEngine("ok").run_turn("ada", [{"role": "user", "content": "hi"}])
 assert turn.snapshot and list(adapter_folder(None, "smollm2-135m-instruct").glob("*.safetensors"))
 from deltamem_agents.lab.corpus.facts import attributes
 from deltamem_agents.lab.evaluation.harmless import neutral_replies
-from deltamem_agents.lab.training.left_alone import neutral_prompts
+from deltamem_agents.lab.training.preserved import neutral_prompts
 from deltamem_agents.lab.training.recipe import Recipe
 assert attributes() and attributes(held_out=True) and neutral_replies() and neutral_prompts() and Recipe.load("wide")
 print(deltamem_agents.__file__, turn.text)

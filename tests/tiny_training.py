@@ -18,9 +18,9 @@ from deltamem_agents.lab.corpus.episodes import Episode, EpisodeGenerator, Episo
 from deltamem_agents.lab.corpus.small_talk import small_talk
 from deltamem_agents.lab.corpus.values import word_values
 from deltamem_agents.lab.corpus.words import open_words
-from deltamem_agents.lab.training import left_alone, material
+from deltamem_agents.lab.training import material, preserved
 from deltamem_agents.lab.training.activations import Activations, collect_activations, collect_asides
-from deltamem_agents.lab.training.left_alone import neutral_prompts
+from deltamem_agents.lab.training.preserved import neutral_prompts
 from deltamem_agents.lab.training.recipe import Recipe, Rehearsal, Stage, WarmStart
 from deltamem_agents.loading import LoadedModel
 from deltamem_agents.memory.attach import Adapter
@@ -171,7 +171,7 @@ def silent(_: str) -> None:
 
 def few_texts(patch: pytest.MonkeyPatch) -> None:
     """Reduces the neutral prompts and the statements with replies to a few."""
-    patch.setattr(left_alone, "REPLY_TOKENS", 6)
+    patch.setattr(preserved, "REPLY_TOKENS", 6)
     few = (*neutral_prompts()[:4], "What colour are ripe bananas?", "Help me with my garden.")
-    patch.setattr(left_alone, "neutral_prompts", lambda: few)
+    patch.setattr(preserved, "neutral_prompts", lambda: few)
     patch.setattr(material, "STATEMENTS", 3)

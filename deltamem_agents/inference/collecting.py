@@ -15,7 +15,7 @@ from deltamem_agents.errors import StateError
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.passes import PREFILL_CHUNK, Piece, Prompt, pieces_of
 from deltamem_agents.inference.rows import OneToken
-from deltamem_agents.inference.scheduling import Errand, Seat
+from deltamem_agents.inference.scheduling import PromptJob, Seat
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import (
@@ -89,14 +89,14 @@ def hear(
     for begin in range(start, len(prompt), PREFILL_CHUNK):
         assert layers is not None
         taking = _PromptChunk(speaker, prompt.ids[begin : begin + PREFILL_CHUNK], layers, begin)
-        seat.see_to(taking)
+        seat.run_job(taking)
         parts.append(taking.inputs)
         layers, seconds = taking.layers, seconds + taking.share
     inputs = {slot: torch.cat([part[slot] for part in parts], dim=1) for slot in parts[0]}
     return Hearing(prompt, start, inputs, layers if cuts_anywhere(speaker.model.config) else None, seconds)
 
 
-class _PromptChunk(Errand):
+class _PromptChunk(PromptJob):
     """A chunk of a prompt to run through the frozen model.
 
     `layers`: keys and values of the `start` tokens before it; after `run`, of all tokens up to its end. `inputs`: as
@@ -113,8 +113,8 @@ class _PromptChunk(Errand):
         self.inputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def run(self, errands: Sequence[Errand]) -> None:
-        rows = [each for each in errands if isinstance(each, _PromptChunk)]
+    def run(self, jobs: Sequence[PromptJob]) -> None:
+        rows = [each for each in jobs if isinstance(each, _PromptChunk)]
         model, device, count = self.speaker.model, self.speaker.model.device, len(rows)
         width = max(len(row.ids) for row in rows)
         before = [(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1)) for keys, values in self.layers]

@@ -31,7 +31,7 @@ course; or a state that no other course has (after a write)."""
 
 
 @dataclass(frozen=True)
-class Whose:
+class CacheKey:
     """The key of a kept cache: a thread of an agent. `place`: the object that holds the agent, such as its store."""
 
     place: weakref.ref[object]
@@ -39,7 +39,7 @@ class Whose:
     thread: str
 
     @classmethod
-    def of(cls, place: object, agent: str | None, thread: str) -> Whose | None:
+    def of(cls, place: object, agent: str | None, thread: str) -> CacheKey | None:
         """None if there is no agent."""
         return None if agent is None else cls(weakref.ref(place), agent, thread)
 
@@ -117,10 +117,10 @@ class _Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Sitting:
+class CacheUse:
     """One turn's use of the kept caches. `drops`: number of drops before the turn began."""
 
-    whose: Whose
+    key: CacheKey
     course: Course
     drops: int
 
@@ -135,7 +135,7 @@ class KeptCaches:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._entries: OrderedDict[Whose, _Entry] = OrderedDict()
+        self._entries: OrderedDict[CacheKey, _Entry] = OrderedDict()
         self._drops = 0
         self._lock = Mutex()
 
@@ -153,11 +153,11 @@ class KeptCaches:
         return () if entry is None or tokens <= 0 else _cut(entry.layers, tokens)
 
     def begin(
-        self, run: Pass, prompt: Prompt, whose: Whose | None, *, writes_reply: bool, heard: Hearing | None = None
-    ) -> Sitting | None:
+        self, run: Pass, prompt: Prompt, key: CacheKey | None, *, writes_reply: bool, heard: Hearing | None = None
+    ) -> CacheUse | None:
         """Give `run` the longest usable prefix of this prompt, kept or just `heard`, before the prompt is fed.
 
-        `whose`: None without an agent; nothing is kept then. Tokens that are to be written are fed again, and so is
+        `key`: None without an agent; nothing is kept then. Tokens that are to be written are fed again, and so is
         the token before them, which the first key depends on (key shift). But the writes of heard tokens are computed
         from their attention inputs, without feeding them again.
         """
@@ -167,7 +167,7 @@ class KeptCaches:
         written = _first(np.asarray(prompt.writes, bool))
         most = min(len(prompt), written) - 1
         with self._lock:
-            entry, tokens = self._longest(course, whose)
+            entry, tokens = self._longest(course, key)
             drops = self._drops
         tokens = min(tokens, most)
         if entry is not None and tokens > 0:
@@ -180,52 +180,52 @@ class KeptCaches:
                 run.cached, run.cache = tokens, cache_of(_cut(heard.layers, tokens))
                 run.heard = Heard(heard.start, {slot: x[:, : tokens - heard.start] for slot, x in heard.inputs.items()})
                 run.measures.prefill_seconds += heard.seconds
-        return None if whose is None or not self.limit else Sitting(whose, course, drops)
+        return None if key is None or not self.limit else CacheUse(key, course, drops)
 
-    def keep(self, sitting: Sitting | None, run: Pass, reply: Sequence[int]) -> None:
+    def keep(self, use: CacheUse | None, run: Pass, reply: Sequence[int]) -> None:
         """Keep the cache of a finished turn. `reply`: the ids of its tokens; the last ones may not have been fed.
 
         Nothing is kept if any cache was dropped during the turn, since that may have been this agent's.
         """
-        layers = None if sitting is None else layers_of(run.cache)
-        if sitting is None or not layers:
+        layers = None if use is None else layers_of(run.cache)
+        if use is None or not layers:
             return
         fed = layers[0][0].shape[-2]
-        course = sitting.course.with_reply(reply).cut(fed)
+        course = use.course.with_reply(reply).cut(fed)
         each = sum(part.untyped_storage().nbytes() for layer in layers for part in layer) // fed
         tokens = min(len(course), course.repeatable, self.limit // (each + 8))
         if tokens < fed:
             # Clone, because a view would keep the whole tensor alive.
             layers = [(k[..., :tokens, :].clone(), v[..., :tokens, :].clone()) for k, v in layers]
         with self._lock:
-            if tokens <= 0 or sitting.drops != self._drops:
+            if tokens <= 0 or use.drops != self._drops:
                 return
-            self._entries[sitting.whose] = _Entry(course.cut(tokens), layers)
-            self._entries.move_to_end(sitting.whose)
-            for gone in [whose for whose in self._entries if whose.place() is None]:
+            self._entries[use.key] = _Entry(course.cut(tokens), layers)
+            self._entries.move_to_end(use.key)
+            for gone in [key for key in self._entries if key.place() is None]:
                 del self._entries[gone]
             while self._nbytes > self.limit:
                 self._entries.popitem(last=False)
 
     def forgotten(self, agent: str) -> None:
         """Drop the caches of every agent with this name, in any store. Dropping too much only costs a recomputation."""
-        self._drop(lambda whose: whose.agent == agent)
+        self._drop(lambda key: key.agent == agent)
 
     def clear(self) -> None:
-        self._drop(lambda whose: True)
+        self._drop(lambda key: True)
 
-    def _drop(self, chosen: Callable[[Whose], bool]) -> None:
+    def _drop(self, chosen: Callable[[CacheKey], bool]) -> None:
         with self._lock:
             self._drops += 1
-            for whose in [each for each in self._entries if chosen(each)]:
-                del self._entries[whose]
+            for key in [each for each in self._entries if chosen(each)]:
+                del self._entries[key]
 
-    def _longest(self, course: Course, whose: Whose | None) -> tuple[_Entry | None, int]:
+    def _longest(self, course: Course, key: CacheKey | None) -> tuple[_Entry | None, int]:
         """The entry with the longest usable prefix of this course, and the length of that prefix."""
         best: tuple[_Entry | None, int] = (None, 0)
-        if whose is not None and whose in self._entries:
-            self._entries.move_to_end(whose)
-            best = (self._entries[whose], course.shared_with(self._entries[whose].course))
+        if key is not None and key in self._entries:
+            self._entries.move_to_end(key)
+            best = (self._entries[key], course.shared_with(self._entries[key].course))
         if best[1] < course.lead:
             lead = course.cut(course.lead)
             for entry in self._entries.values():

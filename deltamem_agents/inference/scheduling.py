@@ -66,8 +66,8 @@ class Step(Ticket):
 
 
 @dataclass(eq=False)
-class Errand(Ticket):
-    """A prompt job ("errand"): prompt tokens that wait for the model and may share a pass with others of its `kind`.
+class PromptJob(Ticket):
+    """Prompt tokens that wait for the model and may share a pass with others of its `kind`.
 
     `kind`: None if it shares with none. `wrong`: the exception it raised. `share`: its part of the passes' time, in
     seconds.
@@ -78,8 +78,8 @@ class Errand(Ticket):
     wrong: Exception | None = field(init=False, default=None)
     share: float = field(init=False, default=0.0)
 
-    def run(self, errands: Sequence[Errand]) -> None:
-        """Run errands of one kind, this one included, and store each result in its errand."""
+    def run(self, jobs: Sequence[PromptJob]) -> None:
+        """Run jobs of one kind, this one included, and store each result in its job."""
         raise NotImplementedError
 
 
@@ -142,11 +142,11 @@ class Seat(Generic[StepT]):
         finally:
             self.inside, self.touched = False, time.monotonic()
 
-    def see_to(self, errand: Errand) -> None:
-        """Run an errand, perhaps in a pass with others', and raise its exception if it failed."""
+    def run_job(self, job: PromptJob) -> None:
+        """Run a job, perhaps in a pass with others', and raise its exception if it failed."""
         self.inside = True
         try:
-            self.scheduler.see_to(errand)
+            self.scheduler.run_job(job)
         finally:
             self.inside, self.touched = False, time.monotonic()
 
@@ -264,28 +264,28 @@ class Scheduler(Generic[StepT]):
                 self._busy = False
                 self._dispatch()
 
-    def see_to(self, errand: Errand) -> None:
-        """Run an errand, perhaps in a pass with others', and raise its exception if it failed."""
+    def run_job(self, job: PromptJob) -> None:
+        """Run a job, perhaps in a pass with others', and raise its exception if it failed."""
         with self._lock:
-            errand.wake = Condition(self._lock)
-            self._queue.append(errand)
+            job.wake = Condition(self._lock)
+            self._queue.append(job)
             self._dispatch()
             try:
-                while not errand.over:
-                    if errand.granted:
-                        self._run_errands(errand)
+                while not job.over:
+                    if job.granted:
+                        self._run_jobs(job)
                     else:
-                        errand.wake.wait()
+                        job.wake.wait()
             except BaseException:
-                self._give_up(errand)
+                self._give_up(job)
                 raise
-        if errand.wrong is not None:
-            raise errand.wrong
+        if job.wrong is not None:
+            raise job.wrong
 
-    def _run_errands(self, first: Errand) -> None:
-        """Run an errand together with waiting ones of its kind; the lock is released meanwhile.
+    def _run_jobs(self, first: PromptJob) -> None:
+        """Run a job together with waiting ones of its kind; the lock is released meanwhile.
 
-        If the shared run fails or this thread is interrupted, each errand that is left is run alone by its own thread.
+        If the shared run fails or this thread is interrupted, each job that is left is run alone by its own thread.
         """
         taken = self._with_others(first)
         left, failed, begun = taken[1:], None, time.monotonic()
@@ -308,11 +308,11 @@ class Scheduler(Generic[StepT]):
                 each.wake.notify()
             self._dispatch()
 
-    def _with_others(self, first: Errand) -> list[Errand]:
-        """The errand and those that share its pass; these are taken out of the queue."""
+    def _with_others(self, first: PromptJob) -> list[PromptJob]:
+        """The job and those that share its pass; these are taken out of the queue."""
         taken, tokens = [first], first.tokens
         for other in list(self._queue):
-            if not isinstance(other, Errand) or first.kind is None or other.kind != first.kind:
+            if not isinstance(other, PromptJob) or first.kind is None or other.kind != first.kind:
                 continue
             if tokens + other.tokens <= BETWEEN and len(taken) < self.at_once:
                 self._queue.remove(other)

@@ -14,7 +14,7 @@ from deltamem_agents.chat.tool_calls import OPEN
 from deltamem_agents.errors import AgentForgottenError, StaleHeadError, StateError
 from deltamem_agents.inference.collecting import Hearing
 from deltamem_agents.inference.decode import Decoding, Reply
-from deltamem_agents.inference.kept import KeptCaches, Sitting, Whose
+from deltamem_agents.inference.kept import CacheKey, CacheUse, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.passes import Pass
 from deltamem_agents.inference.prompts import Window
@@ -85,7 +85,7 @@ class Outcome:
     attempts: int
     recollection: Recollection | None
     recorder: Recorder
-    sitting: Sitting | None
+    cache_use: CacheUse | None
 
 
 @dataclass
@@ -194,8 +194,8 @@ class TurnRunner:
         ready = yield from self._prepare(request, plan, run, recorder, seat)
         window, recollection = ready.window, ready.recollection
         writes_reply = writes and plan is not None and "assistant" in self.policy.roles
-        whose = Whose.of(self.lazy_store.place, request.agent, request.thread or DEFAULT_THREAD)
-        sitting = self.caches.begin(run, window.prompt, whose, writes_reply=writes_reply, heard=ready.heard)
+        key = CacheKey.of(self.lazy_store.place, request.agent, request.thread or DEFAULT_THREAD)
+        use = self.caches.begin(run, window.prompt, key, writes_reply=writes_reply, heard=ready.heard)
         ready.heard = None  # Large, and the reply may be long.
         decoding = Decoding(
             run,
@@ -225,7 +225,7 @@ class TurnRunner:
             run.measures.messages += 1
         if plan is not None and writes:
             recorder.record(run, plan, plan.new, message if writes_reply else None)
-        return Outcome(plan, window, run, reply, message, cut, ready.absorbed, number, recollection, recorder, sitting)
+        return Outcome(plan, window, run, reply, message, cut, ready.absorbed, number, recollection, recorder, use)
 
     def _prepare(
         self, request: TurnRequest, plan: Plan | None, run: Pass, recorder: Recorder, seat: Seat[OneToken]
@@ -429,7 +429,7 @@ class TurnRunner:
     def _turn(self, request: TurnRequest, outcome: Outcome, snapshot: str | None) -> Turn:
         measures, state, reply = outcome.run.measures, outcome.run.state, outcome.reply
         calls = outcome.message.tool_calls
-        self.caches.keep(outcome.sitting, outcome.run, reply.ids)
+        self.caches.keep(outcome.cache_use, outcome.run, reply.ids)
         tokens = len(outcome.window.prompt)
         undone = outcome.plan.undone if outcome.plan is not None and request.memory == "readwrite" else 0
         return Turn(

@@ -20,7 +20,7 @@ from deltamem_agents.lab.corpus.words import made_up_words, open_words
 from deltamem_agents.lab.training.activations import Activations, Exchanges, collect_activations, collect_asides
 from deltamem_agents.lab.training.batches import Renderer
 from deltamem_agents.lab.training.collection import PARTS, Collection
-from deltamem_agents.lab.training.left_alone import DATA, LeftAlone
+from deltamem_agents.lab.training.preserved import DATA, Preserved
 from deltamem_agents.lab.training.recipe import Recipe
 from deltamem_agents.lab.training.run_folder import RunFolder
 from deltamem_agents.lab.training.told_tokens import (
@@ -46,7 +46,7 @@ ASIDE_LENGTHS = (1, 1, 2, 4, 8, 16, 24)
 
 
 class Material:
-    """Everything drawn and collected for one run. `left_alone`: exchanges that memory must not change.
+    """Everything drawn and collected for one run. `preserved`: exchanges that memory must not change.
 
     `adapter` must be attached to the model when activations are requested: it determines the layers.
     """
@@ -66,7 +66,7 @@ class Material:
         self._generators: dict[EpisodeShape, EpisodeGenerator] = {}
         self._collection = Collection(self._draw_part, self._collect)
         self._paired: tuple[int, Pairs] | None = None
-        self.left_alone = LeftAlone(loaded, folder, self._told, say, own=recipe.own_prompts, seed=recipe.seed)
+        self.preserved = Preserved(loaded, folder, self._told, say, own=recipe.own_prompts, seed=recipe.seed)
 
     def generator(self, shape: EpisodeShape, facts: int) -> EpisodeGenerator:
         """The generator of episodes of this shape with `facts` facts."""
@@ -128,10 +128,10 @@ class Material:
         last, only the reply is filler.
         """
         rng = random.Random(f"{self._recipe.seed} asides")
-        neutral = [one.messages for one in self.left_alone.neutral]
+        neutral = [one.messages for one in self.preserved.neutral]
         said = [*neutral, *(_small_talk(rng) for _ in neutral)]
         asides = sorted(_conversations(said, rng), key=_size)
-        replied = sorted((one.messages for one in self.left_alone.statements), key=_size)
+        replied = sorted((one.messages for one in self.preserved.statements), key=_size)
         return collect_asides(self._model, self._adapter, self._renderer, asides, replied)
 
     def _told(self) -> list[str]:

@@ -29,7 +29,7 @@ from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
 from deltamem_agents.lab.corpus.words import open_words
-from deltamem_agents.lab.training.left_alone import neutral_prompts
+from deltamem_agents.lab.training.preserved import neutral_prompts
 from deltamem_agents.lab.training.recall_fit import (
     ANSWERS,
     Memory,

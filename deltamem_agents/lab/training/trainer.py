@@ -236,7 +236,7 @@ class Trainer:
             rows = [kind % len(episodes) for kind in kinds]
             generator = self._material.generator(drawn.shape, drawn.facts)
             exchanges = [
-                self._material.left_alone.draw(rng, generator, episodes[row], kind)
+                self._material.preserved.draw(rng, generator, episodes[row], kind)
                 for kind, row in zip(kinds, rows, strict=True)
             ]
             batch = neutral_batch(self._renderer, exchanges, rows).to(self._device)

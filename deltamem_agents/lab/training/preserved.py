@@ -33,7 +33,7 @@ def neutral_prompts() -> tuple[str, ...]:
     return (*table["prompts"], *table["short"], *table["first_person"])
 
 
-class LeftAlone:
+class Preserved:
     """Neutral prompts and fact statements with the frozen model's own replies, and questions about facts never told.
 
     The replies are generated once per run and kept in its `folder`. `told`: returns the statements; called at most
