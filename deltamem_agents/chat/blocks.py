@@ -1,10 +1,10 @@
-"""Where a window begins that has slid past messages: at one that stays for many turns, found in the messages alone.
+"""Chooses the first message of a sliding window, so that the same message stays the first one for many turns.
 
-A prompt whose first message changes has to be computed anew from there on. So the window does not drop one message
-each turn, but many now and then: it begins at the message whose digest is smallest among those at the front of what
-fits. As turns go by, new candidates come in at one end and old ones leave at the other, and the smallest stays where it
-is until it leaves or a smaller one comes in, which is about every half of the front. No state is needed, and a client
-that cuts its history short itself finds the same message.
+If the first message changes, the rest of the prompt has to be computed again. So the window does not drop one message
+each turn, but many messages now and then. Its candidates are the messages in the first part ("front") of what fits. The
+candidate with the smallest digest is chosen. From turn to turn old candidates leave and new ones join. The smallest
+digest stays until its message leaves or a smaller one joins, which is about every half of the front. The choice depends
+on the messages alone, so a client that trims its history itself gets the same one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from deltamem_agents.chat.history import digest
 from deltamem_agents.types import Message
 
 FRONT = 0.5
-"""The part of what fits of the past that may be left out, by tokens.
+"""Share of the fitting past's tokens that may be left out.
 
-With less, more is shown and the window moves more often: a turn prefills about 2 / FRONT − 1 times what is new in it.
+With a smaller share, more is shown and the window moves more often: a turn prefills about 2 / FRONT − 1 times its new
+tokens.
 """
 
 
 def steady_start(messages: Sequence[Message], starts: Sequence[int], places: Sequence[int]) -> int:
-    """One of `starts`, positions of messages that a window may begin at, ascending: the first is the oldest that fits.
+    """The position of the window's first message, chosen from `starts`.
 
-    `places`: where in that widest prompt each of them begins, in tokens. What is asked, the last user message and what
-    follows, is not left out, nor more than the front of what comes before it.
+    `starts`: positions of messages at which a window may begin, ascending. The first is the oldest that fits.
+    `places`: the token at which each of them begins in the widest prompt. The last user message and the messages after
+    it are never left out. Of the messages before it, at most the front is left out.
     """
     asked = max((at for at, message in enumerate(messages) if message.role == "user"), default=len(messages))
     past = next((place for at, place in zip(starts, places, strict=True) if at >= asked), places[-1])
@@ -38,6 +40,6 @@ def steady_start(messages: Sequence[Message], starts: Sequence[int], places: Seq
 
 
 def _mark(messages: Sequence[Message], at: int) -> str:
-    """What a message is ordered by. With the one before it, as many a reply is said more than once."""
+    """The digest that orders messages. It includes the message before, because the same reply may occur twice."""
     before = digest(messages[at - 1]) if at else ""
     return hashlib.sha256(f"{before}\n{digest(messages[at])}".encode()).hexdigest()

@@ -23,15 +23,15 @@ from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Message
 
 LONG_CHARACTERS = 16_000
-"""Text from which on absorbing it is worth showing."""
+"""Number of characters above which the progress of absorbing is shown."""
 
 
 @dataclass
 class MemoryModel:
-    """What every pass of an engine runs with. Holds nothing of any conversation.
+    """The model, tokenizer and adapter that every pass of an engine uses. It holds no data of any conversation.
 
-    `progress`: show long absorption on stderr. `scheduler`: who runs the model next. `new_cache`: makes the keys and
-    values of no token, for a turn.
+    `progress`: show long absorption on stderr. `scheduler`: decides who runs the model next. `new_cache`: makes an
+    empty key–value cache for a turn.
     """
 
     model: PreTrainedModel
@@ -44,17 +44,17 @@ class MemoryModel:
 
     @property
     def per_message(self) -> bool:
-        """Whether a message is written as a whole once it is over, and not token by token."""
+        """Whether there is one write per message, at its end, instead of one per token."""
         return self.adapter.config.memory_write_granularity == "message_mean"
 
     @cached_property
     def rounded_up_to(self) -> int:
-        """Tokens in one pass up to which the model computes otherwise than with more; 0 where it does not."""
+        """Maximum number of tokens in a pass that uses rounded weights; 0 if the model has none."""
         return rounded_up_to(self.model)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What grammars run on. Slow to make, so it waits for the first one."""
+        """The vocabulary that grammars need. It is slow to make, so it is made for the first grammar."""
         width = self.model.get_output_embeddings().weight.shape[0]
         return Vocabulary(definition(self.tokenizer), width, self.prompts.end_ids)
 
@@ -65,7 +65,7 @@ class MemoryModel:
 
     @property
     def no_writes(self) -> Writes | None:
-        """The writes of nothing; None where the memory is one state."""
+        """An empty set of writes; None if the memory is one state."""
         return Writes.none(*self.adapter.zero_state().geometry) if self.keeps_writes else None
 
     def begin(
@@ -76,7 +76,10 @@ class MemoryModel:
         applies: bool = True,
         seat: Seat[OneToken] | None = None,
     ) -> Pass:
-        """A new sequence that reads `state`, None for the base model; `applies`: and writes it. `seat`: a turn's."""
+        """A new sequence that reads `state`, None for the base model.
+
+        `applies`: whether its writes change the state. `seat`: the turn's seat, None outside of turns.
+        """
         placed = None if state is None else state.settled().to(self.model.device)
         pieces: list[Piece] | None = [] if self.keeps_writes else None
         replies_read = self.adapter.config.read_scope == "replies"
@@ -96,9 +99,9 @@ class MemoryModel:
         )
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:
-        """Write `messages` into the run's state, segment by segment; yields how many tokens each took.
+        """Write `messages` into the run's state, segment by segment. Yields the number of tokens of each segment.
 
-        `positions`: which of them are written, None for all that the policy allows.
+        `positions`: positions of the messages to write, None for all that the policy allows.
         """
         named = range(len(messages)) if positions is None else positions
         long = self.progress and sum(len(messages[at].content) for at in named) > LONG_CHARACTERS

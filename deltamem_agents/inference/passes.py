@@ -1,4 +1,4 @@
-"""A sequence on its way through the model: which of its tokens are fed, what they read, and what they write."""
+"""Runs one sequence through the model: feeds its tokens, lets them read the memory, and collects their writes."""
 
 from __future__ import annotations
 
@@ -401,7 +401,7 @@ class Pass:
 
 
 class Pointing(Protocol):
-    """Raises the logits of tokens of the recalled statements, as far as the memory's queries match their keys."""
+    """Raises the logits of tokens of the recalled statements. The better a query matches a key, the more it adds."""
 
     def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
         """The changed logits (vocabulary,) of the token after `token`; `queries` (layers, heads, r) are `token`'s."""

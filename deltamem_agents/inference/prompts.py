@@ -68,12 +68,12 @@ class Prompts:
         *,
         start: int | None = None,
     ) -> Window:
-        """Newest messages that leave room for `reply_tokens`, those at positions `new` to be written.
+        """The window of the newest messages that leaves room for `reply_tokens`. Messages at `new` are written.
 
-        `start`: where to begin, if that fits; elsewhere where nothing is said or it does not.
-        Where the newest message alone does not fit, its head and tail are shown. It is absorbed before, and with it
-        the new ones ahead of it, so that all are written in order.
-        Raises WindowError when there is no room even for that.
+        `start`: position of the first message if that fits. If it does not fit, or is None, the window chooses.
+        If the newest message alone does not fit, its head and tail are shown. Then it is absorbed before the prompt,
+        and so are the new messages before it, so that all are written in order.
+        Raises WindowError if there is no room even for head and tail.
         """
         budget = self.tokens - reply_tokens
         if budget <= 0:
@@ -107,9 +107,9 @@ class Prompts:
         return Window(prompt, start, absorbed, unshown)
 
     def segments(self, messages: Sequence[Message], positions: Collection[int] | None) -> Iterator[Prompt]:
-        """Prompts of bounded size that together write `messages`, whole messages as far as they fit.
+        """Prompts of bounded size that together write `messages`. A message is split only if it does not fit whole.
 
-        `positions`: which are written, None for all whose role may be.
+        `positions`: positions of the messages to write, None for all whose role may be written.
         """
         template = self.template.for_one_call()
         wanted = range(len(messages)) if positions is None else positions

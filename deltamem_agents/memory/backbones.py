@@ -140,16 +140,16 @@ def empty_cache() -> KeyValueCache:
 
 
 LONG = 192
-"""Tokens from which on appending in place is faster than copying."""
+"""Number of cached tokens from which appending in place is faster than copying."""
 
 SPARE = 64
-"""Tokens that newly allocated keys and values have room for."""
+"""Number of tokens for which newly allocated keys and values have room."""
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer whose single tokens are appended in place, to tensors with room, where no gradient is needed.
+    """A cache layer that appends single tokens in place, to tensors with spare room, if no gradient is needed.
 
-    `keys` and `values` are views of these. Tensors that others gave or cut are never written to.
+    `keys` and `values` are views of these tensors. Tensors that came from outside, or were cut, are never modified.
     """
 
     _room: tuple[Tensor, Tensor] | None = None
@@ -182,7 +182,7 @@ def _with_room(held: Tensor) -> Tensor:
 
 
 def is_plain(layer: object) -> TypeGuard[DynamicLayer]:
-    """Whether a cache's layer holds the keys and values of all tokens as they are."""
+    """Whether a cache's layer holds the unchanged keys and values of all tokens."""
     return type(layer) in (DynamicLayer, GrowingLayer)
 
 
