@@ -385,7 +385,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class ThreadLog:
-    """Which messages of one thread an agent has absorbed, in constant space.
+    """A record of the messages of one thread that an agent has absorbed. Its size is bounded.
 
     `count`: number of messages absorbed. `tail`: digests of the newest ones, oldest first, at most TAIL_MESSAGES.
     `opening`: digests of messages that clients send first, such as a fixed prefix, although they are older than the

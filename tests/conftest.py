@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays until the end, so no later collection needs to look through it again."""
+    """Everything imported so far stays until the end, so later garbage collections need not search it again."""
     gc.collect()
     gc.freeze()
 

@@ -3,7 +3,7 @@
 A Python block in README.md or docs/ runs in tests, all blocks of a page in order in one namespace. A comment on the
 line before its fence says more of it:
 
-    <!-- real model -->        runs on the real model too; what a comment behind a `print` says is then printed
+    <!-- real model -->        also runs on the real model; comments after `print` are the expected output
     <!-- not run: reason -->   only its imports run
 """
 
@@ -57,7 +57,7 @@ def links(page: str) -> list[tuple[str, str]]:
 
 @cache
 def anchors(text: str) -> set[str]:
-    """What can stand behind # in a link to a page: ids, and headings as GitHub names them."""
+    """The anchors that a link to a page can name after #: ids, and headings as GitHub names them."""
     found = set(re.findall(r'id="([^"]+)"', text))
     for heading in re.findall(
         r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
@@ -92,7 +92,7 @@ def over(engine: DeltaMemEngine, store: Any) -> DeltaMemEngine:
 
 
 def run(block: Block, names: dict[str, Any], page: str) -> None:
-    """In the namespace `names`, or its imports alone."""
+    """Runs a block in the namespace `names`; only its imports if it is marked as not run."""
     code = ast.parse(block.code, page)
     if block.mark.startswith(NOT_RUN):
         code.body = [line for line in code.body if isinstance(line, ast.Import | ast.ImportFrom)]
@@ -100,5 +100,5 @@ def run(block: Block, names: dict[str, Any], page: str) -> None:
 
 
 def promised(code: str) -> list[str]:
-    """What comments behind prints say that they print."""
+    """The outputs that comments after `print` calls promise."""
     return re.findall(r"^print\(.*\)  # (.+\.)$", code, re.MULTILINE)

@@ -26,7 +26,7 @@ def engine() -> DeltaMemEngine:
 
 
 @pytest.mark.slow
-def test_what_is_absorbed_is_in_the_state_and_in_the_log(engine: DeltaMemEngine) -> None:
+def test_absorbed_messages_are_in_the_state_and_in_the_log(engine: DeltaMemEngine) -> None:
     at = engine.absorb_into("ada", [U1, A1])
     entry = engine.store.load("ada")
     assert at == entry.id and entry.snapshot.origin == "absorb"
@@ -55,7 +55,7 @@ def test_nothing_is_absorbed_twice(engine: DeltaMemEngine) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_turn_wrote_is_known_when_it_leaves_the_window(engine: DeltaMemEngine) -> None:
+def test_messages_that_a_turn_wrote_are_known_when_they_leave_the_window(engine: DeltaMemEngine) -> None:
     first = engine.run_turn("ada", [U1], sampling=SHORT, thread="t").message
     engine.run_turn("ada", [U1, first, U2], sampling=SHORT, thread="t")
     before = engine.store.head("ada")
@@ -96,7 +96,9 @@ DIGESTS = st.lists(st.sampled_from(["u:1", "u:2", "a:1", "a:2"]), max_size=8)
 
 
 @given(DIGESTS, DIGESTS, DIGESTS)
-def test_what_the_log_ends_with_is_known_when_it_leaves(log: list[str], shared: list[str], more: list[str]) -> None:
+def test_messages_at_the_end_of_the_log_are_known_when_they_leave_the_window(
+    log: list[str], shared: list[str], more: list[str]
+) -> None:
     held = extend(ThreadLog(), log + shared)
     known = known_ahead(held, shared + more)
     assert len(shared) <= known <= len(shared + more)

@@ -97,7 +97,7 @@ def test_a_read_gate_is_saved_and_loaded(llama: nn.Module, tmp_path: Path) -> No
         ("gates-on-reads", {"found_proj": (2, 8)}),
     ],
 )
-def test_what_a_variant_adds_is_saved_and_loaded(
+def test_weights_that_a_variant_adds_are_saved_and_loaded(
     llama: nn.Module, variant: str, shapes: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:
     save_adapter(random_adapter(llama, VARIANTS[variant]), tmp_path)

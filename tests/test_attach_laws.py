@@ -406,7 +406,7 @@ def test_the_last_layer_adds_the_sum_of_all_readouts() -> None:
     torch.testing.assert_close(outputs[1][1], outputs[0][1] + call.readouts[0] + call.readouts[1])
 
 
-def test_split_is_whole(attached: Subject) -> None:
+def test_a_split_prompt_equals_the_whole_prompt(attached: Subject) -> None:
     ids, start = random_ids(2, 12), random_state(attached.adapter, 2)
     messages = torch.arange(12).expand_as(ids) // 5
     whole, end = attached.run(ids, start, message_ids=messages)
@@ -439,7 +439,7 @@ def ragged(lengths: tuple[int, ...], side: str) -> tuple[list[Tensor], Tensor, T
     return rows, batch, seen
 
 
-def test_padded_and_batched_is_alone(attached: Case) -> None:
+def test_padded_and_batched_results_equal_those_of_the_sequence_alone(attached: Case) -> None:
     rows, batch, seen = ragged((10, 6, 1), attached.side)
     start = random_state(attached.adapter, 3)
     ids = torch.where(seen, (seen.long().cumsum(1) - 1) // 3, -1) if attached.per_message else None
@@ -450,7 +450,7 @@ def test_padded_and_batched_is_alone(attached: Case) -> None:
         close(end[i].matrices, state.matrices)
 
 
-def test_split_of_a_padded_batch_is_alone(attached: Case) -> None:
+def test_split_results_of_a_padded_batch_equal_those_of_the_sequence_alone(attached: Case) -> None:
     """Feeds a chunk of many tokens after a cache, with padding in both."""
     first, second = (4, 4, 4), (5, 2, 1)
     if attached.side == "left":

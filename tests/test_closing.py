@@ -20,7 +20,7 @@ def works(engine: DeltaMemEngine) -> bool:
     return engine.run_turn("ada", SAID, sampling=SHORT).snapshot is not None
 
 
-def test_closing_a_twin_leaves_its_parent_and_its_siblings_alone(tmp_path: Path) -> None:
+def test_closing_a_second_engine_leaves_its_original_and_the_others_open(tmp_path: Path) -> None:
     engine = tiny_engine(SQLiteStore(tmp_path / "one.sqlite"))
     same, other = engine.with_store(engine.store), engine.with_store(SQLiteStore(tmp_path / "two.sqlite"))
     last = other.with_store(InMemoryStore())

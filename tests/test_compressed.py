@@ -1,4 +1,4 @@
-"""Laws of key–value caches that hold less than all: what is held is what is seen, and a memory is no other for it."""
+"""Laws of smaller key–value caches: attention sees exactly the held tokens, and the memory does not change."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_bound_that_holds_all_changes_nothing(family: str, attention: str) -> 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES_BOUNDED)
-def test_what_is_past_the_bound_is_not_seen_and_the_rest_is_where_it_was(family: str, attention: str) -> None:
+def test_tokens_past_the_bound_are_not_seen_and_the_others_keep_their_positions(family: str, attention: str) -> None:
     model, ids, bound = tiny_model(family, attention), tokens(30), 6
     for last in (ids[20:21], ids[20:27]):
         cache, whole = compressed(model, bound), KeyValueCache()

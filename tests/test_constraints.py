@@ -1,4 +1,4 @@
-"""constraints.txt pins all that `make setup` installs, so that what was tested can be installed again."""
+"""constraints.txt pins everything that `make setup` installs, so that the tested versions can be installed again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_package_that_the_setup_installs_is_pinned_to_a_version_that_fits(
 
 
 def required_by(name: str, extras: set[str]) -> list[Requirement]:
-    """What an installed package needs here; nothing for one that is not installed."""
+    """The requirements of an installed package on this machine; empty if it is not installed."""
     try:
         needs = [Requirement(line) for line in requires(name) or ()]
     except PackageNotFoundError:

@@ -466,7 +466,7 @@ def test_importing_the_scan_does_not_import_numba() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_unknown_forms_and_wrong_shapes_are_refused_by_name() -> None:
     state, q, k, v, beta, keep = tokens(2, 5, 4, dtype=torch.float32)
     gates = update_gates(beta, keep, mode="standard", writable=everything(beta))
     with pytest.raises(ConfigError, match="'quick', expected one of auto, loop"):

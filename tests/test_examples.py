@@ -85,14 +85,14 @@ def test_on_the_real_model_the_notebook_recalls_corrects_and_forgets(
 
 
 def two_programs() -> tuple[str, str]:
-    """What tells and what asks."""
+    """The program that tells a fact, and the program that asks for it."""
     told, asked = (block.code for block in blocks(ENGINE_PAGE) if block.mark == REAL_MODEL)
     return told, asked
 
 
 @pytest.fixture
 def opened(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DeltaMemEngine:
-    """Where an engine is opened by name, it is this one, over a store of the test's own."""
+    """Opening an engine by name gives this one, with the test's own store."""
     engine = real_engine(precision)
     monkeypatch.setenv("DELTAMEM_HOME", str(tmp_path))
     monkeypatch.setattr(

@@ -26,7 +26,7 @@ def told(config: AdapterConfig | None) -> DeltaMemEngine:
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("recall", [Recall(), Recall("all"), Recall("none"), Recall(window_tokens=200)])
 @pytest.mark.parametrize("memory", ["readonly", "readwrite", "off"])
-def test_what_is_explained_is_the_turns_own_reply(adapter: str, recall: Recall, memory: Any) -> None:
+def test_the_explained_reply_is_the_turns_own(adapter: str, recall: Recall, memory: Any) -> None:
     options: Any = {"sampling": SHORT, "recall": recall, "memory": memory}
     turn = told(ADAPTERS[adapter]).run_turn("a", ASKED, **options)
     explained = told(ADAPTERS[adapter]).explain("a", ASKED, **options)

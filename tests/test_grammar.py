@@ -66,7 +66,7 @@ def wander(matcher: Matcher, seed: int, tokens: int) -> str:
     return str(TOKENIZER.decode(said))
 
 
-def test_what_the_formatter_writes_the_grammar_accepts() -> None:
+def test_the_grammar_accepts_what_the_formatter_writes() -> None:
     one, two = format_tool_calls([CALL]), format_tool_calls([CALL, ToolCall("clock", {})])
     for choice in ("auto", "any"):
         assert accepts(reply_grammar(TOOLS, choice), one) and accepts(reply_grammar(TOOLS, choice), two)
@@ -178,7 +178,7 @@ def test_a_reply_near_max_tokens_is_steered_to_a_valid_end(seed: int, tokens: in
     assert {"a", "b"} <= value.keys()
 
 
-def test_the_way_out_completes_any_beginning_and_changes_nothing() -> None:
+def test_the_ending_completes_any_beginning_and_changes_nothing() -> None:
     grammar = reply_grammar(TOOLS, "any")
     assert grammar is not None
     whole = ids(format_tool_calls([CALL]))
@@ -190,7 +190,7 @@ def test_the_way_out_completes_any_beginning_and_changes_nothing() -> None:
     assert matcher.way_out() == []
 
 
-def test_the_way_out_leads_out_of_strings_whatever_the_tokens_are() -> None:
+def test_the_ending_closes_strings_with_any_tokens() -> None:
     merged = byte_tokenizer().backend_tokenizer
     definition = json.loads(merged.to_str())
     pairs = [("]", "]"), ("}", "}"), ('"', "}"), ('"}', "}"), ("]]", "]]")]

@@ -1,4 +1,4 @@
-"""A cache that grows in place holds what one that copies holds, and never changes what others hold."""
+"""A cache that grows in place equals one that copies, and never modifies tensors that others hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_growing_is_copying_over_prompts_single_tokens_and_cuts() -> None:
 
 
 @torch.no_grad()
-def test_what_was_given_or_cut_off_is_never_written() -> None:
+def test_tensors_that_were_given_or_cut_are_never_modified() -> None:
     given = some(6)
     (first,), (second,) = (cache_of([(given[0][:, :, :4], given[1][:, :, :4])]).layers for _ in range(2))
     before = [part.clone() for part in given]

@@ -65,7 +65,7 @@ def errands_at_once(scheduler: Scheduler[Numbered], jobs: Sequence[Taken]) -> li
 
 
 @given(st.lists(st.tuples(st.integers(1, 140), st.sampled_from(["a", "b", None])), min_size=1, max_size=12))
-def test_errands_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple[int, str | None]]) -> None:
+def test_prompt_jobs_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple[int, str | None]]) -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=4)
     jobs = [Taken(number, tokens, kind) for number, (tokens, kind) in enumerate(drawn)]
     assert errands_at_once(scheduler, jobs) == [None] * len(jobs)
@@ -78,7 +78,7 @@ def test_errands_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple[int
     assert not scheduler._busy and not scheduler._queue
 
 
-def test_a_failing_errand_does_not_affect_the_others() -> None:
+def test_a_failing_prompt_job_does_not_affect_the_others() -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=8)
     jobs = [Taken(number, 3, "a", breaks=number == 2) for number in range(5)]
     found = errands_at_once(scheduler, jobs)

@@ -274,7 +274,7 @@ def test_a_history_stands_in_any_longer_one(history, cut):
         ("", "u1 a1", 0),
     ],
 )
-def test_what_a_copied_thread_shares_with_its_source(absorbed, incoming, shared):
+def test_the_part_that_a_copied_thread_shares_with_its_source(absorbed, incoming, shared):
     assert shared_prefix(log_of(absorbed), said(incoming)) == shared
 
 

@@ -40,14 +40,14 @@ WORDS = ("Oslo", "Miu", "amber", "seven", "lute", "rain")
 
 
 class Client:
-    """One conversation's client: what it has seen, and the odd things that it does with it."""
+    """The client of one conversation. It sometimes retries, edits or trims its history."""
 
     def __init__(self, chance: random.Random, agent: str, thread: str | None) -> None:
         self.chance, self.agent, self.thread = chance, agent, thread
         self.history: list[Message] = [SYSTEM] if chance.random() < 0.5 else []
 
     def next_messages(self) -> list[Message]:
-        """What is sent next: mostly the history and a new message."""
+        """The next messages to send: mostly the history and a new message."""
         act, said = self.chance.random(), [at for at, each in enumerate(self.history) if each.role == "user"]
         if said and act < 0.15:
             del self.history[self.chance.choice(said) :]
@@ -103,7 +103,7 @@ def walk(config: AdapterConfig, seed: int, kept_cache_bytes: int, turns: int = 1
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("seed", range(2))
-def test_with_and_without_kept_caches_the_same_is_said_and_remembered(name: str, seed: int) -> None:
+def test_kept_caches_change_neither_replies_nor_memory(name: str, seed: int) -> None:
     turns, engine = walk(CONFIGS[name], seed, 2**20)
     plain, without = walk(CONFIGS[name], seed, 0)
     assert [turn.text for turn in turns] == [turn.text for turn in plain]
@@ -135,7 +135,7 @@ def test_a_turn_that_continues_prefills_what_is_new(options: dict[str, Any]) -> 
         new = turn.usage.prompt_tokens - before.usage.prompt_tokens
         assert turn.facts.prefilled_tokens <= 1.2 * new
     assert turns[-1].usage.prompt_tokens > 700
-    # A state that is chosen anew in every turn does not stand in the way.
+    # Caches are used although every turn chooses another state.
     assert any(turn.facts.recalled for turn in turns) != bool(options)
 
 
@@ -162,7 +162,7 @@ def test_nothing_but_the_lead_is_taken_from_another_conversation() -> None:
     for agent, thread in (("bob", None), ("ada", "another"), (None, None)):
         turn = engine.run_turn(agent, said, thread=thread, sampling=SHORT)
         assert turn.usage.cached_tokens == lead
-    # Of nobody's conversation nothing is kept.
+    # Without an agent nothing is kept.
     assert len(engine._caches._entries) == 3
     # Another place, another agent.
     assert engine.with_store(InMemoryStore()).run_turn("ada", said, sampling=SHORT).usage.cached_tokens == lead
@@ -181,7 +181,7 @@ def test_the_bound_holds_and_what_was_used_longest_ago_goes_first() -> None:
         assert 0 < engine._caches.nbytes <= engine._caches.limit
     assert [whose.agent for whose in engine._caches._entries] == ["ada", "dan", "eve"]
     talk(engine, "fay", 12)
-    # A conversation that is larger than all the room keeps its beginning.
+    # If a conversation is larger than the limit, its beginning is kept.
     assert 0.8 * engine._caches.limit < engine._caches.nbytes <= engine._caches.limit
 
 
@@ -271,7 +271,7 @@ def test_every_family_goes_on_from_what_was_kept(family: str) -> None:
         assert run.cached == kept
         whole = Pass(model, None).feed(prompt_of(asked))
         torch.testing.assert_close(run.feed(prompt_of(asked)), whole, atol=1e-4, rtol=1e-4)
-    # What is kept goes with the place where its agent lives.
+    # Kept caches are dropped together with the agent's store.
     elsewhere = InMemoryStore()
     caches.keep(replace(use, key=CacheKey.of(elsewhere, "ada", "")), first, [])
     assert len(caches._entries) == 2
@@ -299,8 +299,8 @@ def test_positions_that_change_with_the_length_are_not_kept() -> None:
     assert KeptCaches(2**20).begin(Pass(model, None), prompt_of([1, 2]), None, writes_reply=False) is None
 
 
-def test_what_is_told_again_is_fed_again() -> None:
-    """A message that failed to be written is in the kept prefix, and still has to be written."""
+def test_messages_that_still_have_to_be_written_are_fed_again() -> None:
+    """A message may be in the kept prefix although it was not written. Then it still has to be written."""
     engine, plain = (tiny_engine(config=SELECTIVE, kept_cache_bytes=room) for room in (2**20, 0))
     said = [Message("user", "My word is amber."), Message("assistant", "Yes."), Message("user", "It is mine.")]
     for each in (engine, plain):
@@ -316,7 +316,7 @@ TOLD = ("My word is amber.", "My cat is Miu and my lute is new.", "I live in Osl
 
 
 def heard_turns(engine: DeltaMemEngine, **options: Any) -> list[Turn]:
-    """Turns whose prompts are their questions alone, each in a thread of its own."""
+    """Turns whose prompts contain only their question, each in a separate thread."""
     said = [[Message("user", text)] for text in (*TOLD, "What is my word?", "Where do I live?", TOLD[0])]
     turns = [engine.run_turn("ada", each, thread=str(at), sampling=SHORT, **options) for at, each in enumerate(said)]
     begun = [Message("user", "Say it again."), Message("assistant", "My word")]
@@ -330,7 +330,7 @@ def heard_turns(engine: DeltaMemEngine, **options: Any) -> list[Turn]:
 def test_a_question_that_was_heard_is_not_fed_again(
     kept: int, memory: Any, scope: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The prompt goes on from what was heard to choose statements: the same words, writes and facts, for less."""
+    """The prompt continues from the pass that matched its question: the same reply, writes and facts at less cost."""
     config = replace(SELECTIVE, read_scope=scope)
     engine, plain = (tiny_engine(config=config, kept_cache_bytes=kept) for _ in range(2))
     for each in (engine, plain):

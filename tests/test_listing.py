@@ -1,4 +1,4 @@
-"""Which statements are named with a forgotten one because they say the same."""
+"""Laws of the receipt of a forgotten statement: it names the other statements that say the same."""
 
 from __future__ import annotations
 

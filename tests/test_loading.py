@@ -229,7 +229,7 @@ def test_an_incomplete_copy_is_never_used(damage: str, tmp_path: Path, cache: Pa
     assert dense_copy.is_whole(folder)
 
 
-def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, cache: Path) -> None:
+def test_leftovers_of_a_killed_conversion_are_removed(tmp_path: Path, cache: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     folder = dense_copy.copy_folder(sha256(path))
     abandoned = folder.parent / f".{folder.name}.abcd" / "copy"
@@ -266,7 +266,7 @@ def test_concurrent_loads_convert_once_and_both_open(
     assert len({weights_hash(loaded.model) for loaded in opened}) == 1 and len(opened) == 4
 
 
-def test_of_two_finished_copies_the_first_stays(tmp_path: Path) -> None:
+def test_the_first_of_two_finished_copies_stays(tmp_path: Path) -> None:
     for name, content in (("first", "1"), ("second", "2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(content)

@@ -69,7 +69,7 @@ def logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("writer", FRAMEWORKS)
-def test_what_one_saved_the_other_reads_with_identical_logits(
+def test_one_reads_the_others_memory_with_identical_logits(
     writer: str, tmp_path: Path, logits: list[torch.Tensor]
 ) -> None:
     with SQLiteStore(tmp_path / "m.sqlite") as store:
@@ -91,7 +91,7 @@ def test_what_one_saved_the_other_reads_with_identical_logits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [("langchain", "llamaindex"), ("llamaindex", "langchain")])
-def test_both_write_the_same_bytes(order: tuple[str, str], tmp_path: Path) -> None:
+def test_both_frameworks_write_the_same_bytes(order: tuple[str, str], tmp_path: Path) -> None:
     said = ["I live in Oslo.", "My cat is Miu.", "And I am Ada."]
     states = []
     for frameworks in (order, order[::-1], order[:1]):

@@ -1,4 +1,4 @@
-"""Laws of read gates that see what is read: they distinguish told facts from facts never told."""
+"""Laws of read gates that see the reads: they distinguish told facts from facts never told."""
 
 from __future__ import annotations
 

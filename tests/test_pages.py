@@ -1,4 +1,4 @@
-"""Pages say what is there: their links lead somewhere, their Python runs, their names are those of the package."""
+"""Laws of pages: their links work, their Python runs, and the names in them exist in the package."""
 
 from __future__ import annotations
 

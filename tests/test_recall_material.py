@@ -1,4 +1,4 @@
-"""Laws of recall's training data: it is what a turn would see of the same statements and questions."""
+"""Laws of recall's training data: for the same statements and questions it equals the data of a turn."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_cached_question_is_written_as_one_that_is_read(template: str) -> None
 
 @each_template
 def test_questions_are_answered_from_their_own_conversations_state(template: str) -> None:
-    """Whatever the other conversations in the batch, and whatever their lengths."""
+    """For any other conversations in the batch, of any length."""
     engine = word_engine(REPLIES, template)
     found = activations_of(engine, episodes_of(20, ALONE), template=template)
     lead = question_batch(renderer(template), episodes_of(1)).lead

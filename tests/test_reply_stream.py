@@ -59,7 +59,7 @@ def adds_up(chunks: Sequence[TurnChunk], message: Message, unfinished: CallChunk
 
 
 @given(PROSE, SIZES)
-def test_what_is_shown_of_any_reply_adds_up_to_it(text: str, sizes: list[int]) -> None:
+def test_the_streamed_parts_of_any_reply_add_up_to_it(text: str, sizes: list[int]) -> None:
     assert adds_up(*shown(text, sizes, held=False))
 
 

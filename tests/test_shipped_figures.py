@@ -25,7 +25,7 @@ SMALL = f"{ADAPTERS}/small/README.md"
 """The card whose figures have no report."""
 
 WITH_FIGURES = [name for name in PAGES if name not in (SMALL, "docs/training-trials.md", "docs/training-log.md")]
-"""Pages whose figures with intervals are all of the adapters that ship. Trials are of others too."""
+"""Pages on which every figure with an interval is of a shipped adapter. The trials' pages have other adapters too."""
 
 NAMED = "another's value"
 SHOWN = {"untold": NAMED, "locomo": "token F1", "conflict": "right", "label-learning": "right"}
@@ -112,7 +112,7 @@ def plain(page: str) -> str:
 
 
 def with_intervals(text: str) -> list[tuple[str, str]]:
-    """The figures that have an interval behind them, as `shown` writes them."""
+    """The figures that are followed by an interval, as `shown` writes them."""
     return re.findall(r"(\d+\.\d+)(?: %)? \((\d+\.\d+–\d+\.\d+)[);,]", text)
 
 

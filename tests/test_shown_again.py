@@ -27,7 +27,7 @@ SAID = [
 
 @given(st.permutations(range(len(MEMORY.statements))), st.integers(0, 6), st.integers(0, 300))
 def test_each_message_is_shown_once_and_in_order(order: Sequence[int], count: int, budget: int) -> None:
-    """Whatever is chosen, in any order: also a statement that is shown already, in the exchange of another one."""
+    """For any choice in any order, even if a chosen statement is already shown in the exchange of another one."""
     chosen = [MEMORY.statements[number] for number in order[:count]]
     shown, in_window = exchanges(ENGINE._speaker, MEMORY, chosen, [Message("user", "Where?")], budget)
     texts = [message.content for message in shown]

@@ -1,4 +1,4 @@
-"""Laws of spoken values: activations of words behind the beginning of a statement."""
+"""Laws of spoken values: activations of words after the beginning of a statement."""
 
 from __future__ import annotations
 

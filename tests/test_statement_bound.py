@@ -125,7 +125,7 @@ def test_dropped_first_are_empty_ones_then_the_assistants_then_the_oldest() -> N
         memory, _, gone = memory.changed(None, "", [made(100 + number, "user", True)], most=6)
         order += [each.place for each in gone]
     assert order == [2, 1, 4, 0, 3]
-    # New statements are dropped last, whatever they are.
+    # New statements are dropped last, even if they are empty or the assistant's.
     memory, _, gone = memory.changed(None, "", [made(200, "assistant", False)], most=6)
     assert [each.place for each in gone] == [5]
 

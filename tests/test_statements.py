@@ -433,7 +433,7 @@ def test_a_statements_marked_pieces_are_its_text(text: str) -> None:
         assert "".join(piece for piece, _ in each.marked) == text
 
 
-def test_of_a_long_message_the_head_and_the_tail_are_marked() -> None:
+def test_the_head_and_the_tail_of_a_long_message_are_marked() -> None:
     engine = tiny_engine(config=SELECTIVE, policy=WritePolicy(message_tokens=11))
     text = "abcdef and so on and on and on to abcde"
     engine.absorb_into("a", [user(text)])

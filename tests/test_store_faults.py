@@ -41,7 +41,7 @@ Opener = Callable[[Path], Store]
 
 @pytest.mark.slow
 @each_store
-def test_killed_at_random_moments_no_committed_turn_is_lost(opened: Opener, tmp_path: Path) -> None:
+def test_no_committed_turn_is_lost_if_killed_at_random_moments(opened: Opener, tmp_path: Path) -> None:
     rounds = 25
     pick = random.Random(0)
     acknowledged: list[str] = []
@@ -192,7 +192,7 @@ def test_a_folder_whose_disk_fails_at_any_step_is_as_it_was(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opened", one_in(2, [OPEN["sqlite"], OPEN["files"]]), ids=["sqlite", "files"])
-def test_killed_while_forgetting_an_agent_is_whole_or_gone(opened: Opener, tmp_path: Path) -> None:
+def test_an_agent_is_whole_or_gone_if_killed_while_forgetting(opened: Opener, tmp_path: Path) -> None:
     rounds = 10
     with opened(tmp_path) as store:
         grow(store, "measured", 3)

@@ -97,7 +97,7 @@ class TestForget:
         after = everything_in(tmp_path)
         assert [trace for trace in traces if trace in after] == []
 
-    def test_what_a_fork_holds_stays_and_the_receipt_says_so(self, store: Store) -> None:
+    def test_bytes_that_a_fork_holds_stay_and_the_receipt_says_so(self, store: Store) -> None:
         ids = grow(store, self.AGENT, 3)
         store.fork(self.AGENT, "fork", ids[1])
         receipt = store.forget(self.AGENT)

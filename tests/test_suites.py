@@ -118,7 +118,7 @@ def test_each_seed_draws_its_share_of_the_questions(questions: int, seeds: int, 
     assert set(asked.values()) == {-(-questions // seeds)}
 
 
-def test_of_many_facts_only_some_are_asked_for() -> None:
+def test_only_some_of_many_facts_are_asked_for() -> None:
     cases = drawn_cases(WORDS, replace(HELD_OUT_VALUES, facts=32), Size(24, (1,)))
     assert len(cases) == 12
     assert {len(case.questions) for case in cases} == {2}

@@ -248,7 +248,7 @@ def test_threads_that_render_at_once_do_not_disturb_each_other():
 
 
 @pytest.mark.parametrize("kind", ["llama3", "gemma"])
-def test_what_a_template_trims_is_not_part_of_the_message(kind):
+def test_text_that_a_template_trims_is_not_part_of_the_message(kind):
     rendered = KINDS[kind].render([Message("user", "  hello  \n"), *HELLO[1:]])
     assert owned(KINDS[kind], rendered, 0) == "hello"
 
@@ -277,7 +277,7 @@ REFUSING = "{{ raise_exception('never') }}"
 LOUD = CHATML.replace("m['content'] +", "m['content'] + ('!' if 'loud' in messages[0]['content'] else '') +")
 
 
-def test_a_content_that_a_template_spells_otherwise_is_found_as_it_is_spelled():
+def test_a_content_that_a_template_spells_differently_is_found_in_its_spelling():
     template = ChatTemplate(byte_bpe(QUOTING))
     rendered = template.render([Message("user", 'say "hi"\n'), *HELLO[1:]])
     assert owned(template, rendered, 0) == r"say \"hi\"\n"

@@ -123,7 +123,7 @@ def test_the_widest_window_holds_the_newest_messages_that_fit_and_no_fewer(kind,
     assert start in cuts
     assert size(start) <= budget
     assert start == cuts[0] or size(cuts[cuts.index(start) - 1]) > budget
-    # What is taken of it begins no earlier, and with all of what is asked that fits.
+    # The chosen window begins no earlier, and shows as much of the question as fits.
     begins = template.fit_window(messages, budget)
     assert begins in cuts and begins >= start
     assert start > cuts[0] or begins == start
@@ -159,7 +159,7 @@ def test_a_long_history_is_measured_in_few_renderings(monkeypatch):
     assert len(sizes) <= 11
 
 
-# Where a window that slid begins
+# The first message of a sliding window
 
 
 def places(sizes: list[int], start: int) -> list[int]:
@@ -167,7 +167,7 @@ def places(sizes: list[int], start: int) -> list[int]:
 
 
 def begins(messages: list[Message], sizes: list[int], budget: int) -> int:
-    """Where a window of messages of these sizes begins."""
+    """Index of the first message of a window over messages of these sizes."""
     first, size = len(sizes), 0
     while first and size + sizes[first - 1] <= budget:
         first -= 1
@@ -190,7 +190,7 @@ def talk(seed: int, turns: int, tokens: int) -> tuple[list[Message], list[int]]:
 def test_a_start_is_found_in_what_is_shown_alone(seed, turns, cut):
     messages, sizes = talk(seed, turns, 40)
     start = begins(messages, sizes, 600)
-    # A client that cut its history short itself, somewhere before what fits, finds the same message.
+    # A client that trims its history itself, to no less than what fits, gets the same message.
     first = next(at for at in range(len(messages)) if sum(sizes[at:]) <= 600)
     gone = min(cut, first - 1)
     assert begins(messages[gone:], sizes[gone:], 600) + gone == start
@@ -215,17 +215,17 @@ def test_a_start_only_moves_on_and_stays_for_most_turns():
             assert sum(stays) > 0.5 * len(stays)
     early, late = (sum(found) / len(found) for found in prefilled.values())
     assert late <= 1.05 * early
-    # Rather than the whole window, of 800 tokens, about 2 / FRONT − 1 times what is new, of 80.
+    # Instead of the whole window of 800 tokens: about 2 / FRONT − 1 times the 80 new tokens.
     assert late < (2 / FRONT) * 80
 
 
-def test_what_is_asked_is_shown_with_the_steps_taken_for_it():
+def test_a_question_is_shown_with_the_steps_taken_for_it():
     asked = [Message("user", "Which of them is oldest?"), *(Message("assistant", f"Step {n}") for n in range(4))]
     messages = [*talk(0, 20, 40)[0], *asked]
     at = len(messages) - len(asked)
     assert steady_start(messages, range(at, len(messages)), places([200] * len(messages), at)) == at
     assert steady_start(messages, range(at - 1, len(messages)), places([200] * len(messages), at - 1)) == at - 1
-    # Where not even that fits, what is left of it moves in blocks as well.
+    # If not even the question's steps fit, the window over them moves in blocks too.
     assert (
         at + 1 <= steady_start(messages, range(at + 1, len(messages)), places([200] * len(messages), at + 1)) <= at + 2
     )

@@ -21,7 +21,7 @@ def named(calls):
 @pytest.mark.slow
 @given(CALLS)
 @settings(max_examples=200, deadline=None)
-def test_what_is_formatted_parses_back_to_the_same_calls(calls):
+def test_formatted_calls_parse_back_to_the_same_calls(calls):
     parsed = parse_tool_calls(format_tool_calls(calls))
     assert named(parsed.calls) == named(calls)
     assert parsed.text == ""
@@ -110,7 +110,7 @@ def test_known_spellings_of_one_call_mean_the_same(text):
         "<tool_call>" + "[" * 5000,
     ],
 )
-def test_what_only_looks_like_a_call_stays_text(text):
+def test_text_that_only_looks_like_a_call_stays_text(text):
     parsed = parse_tool_calls(text)
     assert parsed.calls == ()
     assert parsed.text == text

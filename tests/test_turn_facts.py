@@ -25,7 +25,7 @@ SCOPES = {scope: AdapterConfig(rank=4, read_scope=scope) for scope in ("all", "r
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What the first layer's tokens read, for each forward pass."""
+    """The reads of the first layer's tokens, for each forward pass."""
     found: list[Tensor] = []
     real = attach.read_and_write
 

@@ -92,7 +92,7 @@ def test_an_edit_in_a_named_thread_goes_back_exactly_and_is_logged(
     other: list[Message] = []
     grow(straight, "ada", other, U1, thread="a")
     grow(straight, "ada", other, U3, thread="a")
-    # One of them computed what the other had cached, which rounds differently.
+    # One engine computed tokens that the other had cached, which rounds differently.
     torch.testing.assert_close(head(engine).state.matrices, head(straight).state.matrices, atol=1e-5, rtol=0)
     assert head(engine).counters == head(straight).counters
 

@@ -166,9 +166,9 @@ def align(log: ThreadLog, incoming: Sequence[str], *, named: bool) -> Aligned:
 
 
 def known_ahead(log: ThreadLog, leaving: Sequence[str]) -> int:
-    """How many of the messages that leave a client's window, from the first on, the log contains.
+    """How many of the messages that leave a client's window are in the log, counted from the first one.
 
-    Counted are all messages up to the first unknown exchange, and the messages that follow them in the log too. A
+    All messages up to the first unknown exchange count. So do the next messages, if they also come next in the log. A
     single exchange with another reply in the log is not the same exchange, because people say "hello" more than once.
     """
     exchanges = _Exchanges.of(log)

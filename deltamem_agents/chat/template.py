@@ -142,9 +142,9 @@ class ChatTemplate:
     def fit_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
         """Index of the message where a window of the newest messages begins that fits into `budget` tokens.
 
-        Leading system messages are kept and count. A tool's result is not separated from its call. Where something has
-        to be left out, more is left out than needed, so that the window begins at the same message for many turns (see
-        `blocks`). Raises WindowError if not even the newest message fits.
+        Leading system messages are kept and count. A tool's result is not separated from its call. If messages have to
+        be left out, more than necessary are left out, so that the window begins at the same message for many turns
+        (see `blocks`). Raises WindowError if not even the newest message fits.
         """
         lead, starts = lead_and_starts(messages)
         first = starts.index(self.widest_window(messages, budget, tools=tools))
@@ -165,7 +165,7 @@ class ChatTemplate:
         return list(places), list(places.values())
 
     def widest_window(self, messages: Sequence[Message], budget: int, *, tools: Sequence[Tool] = ()) -> int:
-        """Where the newest messages that fit into `budget` tokens begin, with nothing left out that fits."""
+        """Index of the message where the longest window of newest messages begins that fits into `budget` tokens."""
         lead, starts = lead_and_starts(messages)
 
         def size(start: int) -> int:

@@ -26,7 +26,7 @@ KEPT_BYTES = 256 * 2**20
 """An engine's default limit of kept bytes."""
 
 _NOTHING, _STATE, _UNIQUE = 0, 1, 2
-"""What a token reads: nothing, so that its keys and values are the frozen model's; the state at the start of the
+"""The state that a token reads: none, so that its keys and values are the frozen model's; the state at the start of the
 course; or a state that no other course has (after a write)."""
 
 
@@ -46,10 +46,10 @@ class CacheKey:
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """What a sequence's keys and values depend on: each token's id and what it reads, `ids` and `read`, both (tokens,).
+    """Everything that a sequence's keys and values depend on.
 
-    `state`: a digest of the state that is read. `lead`: number of first tokens that neither read nor write a memory.
-    `behind`: what the tokens of the reply read.
+    `ids`, `read` (tokens,): each token's id, and which state it reads. `state`: a digest of the state that is read.
+    `lead`: number of first tokens that neither read nor write a memory. `behind`: which state the reply's tokens read.
     """
 
     ids: NDArray[np.int32]

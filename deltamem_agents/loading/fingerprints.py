@@ -24,8 +24,8 @@ def model_fingerprint(model: nn.Module) -> str:
     The sample is the sign bits of up to 4,096 evenly spaced elements of every parameter. Rounding to another
     floating-point type never changes a sign, not even of a weight that underflows, so the fingerprint is the same in
     float32, bfloat16 and float16. A fine-tuned model has another fingerprint, because some of the hundreds of thousands
-    of sampled weights are close enough to zero to change sign. Of weights stored as integers the codes are sampled, so
-    a quantised model is a different model.
+    of sampled weights are close enough to zero to change sign. For weights stored as integers, the integers are
+    sampled, so a quantised model is a different model.
 
     Compute it before attaching a memory. Raises ConfigError for weights on the meta device, which have no values.
     """

@@ -347,7 +347,7 @@ def _only_read(memory: LayerMemory, call: MemoryCall, slot: int, x: Tensor) -> T
 
 
 def _before(call: MemoryCall, slot: int) -> Tensor:
-    """The state (B, H, r, r) before the prompt, which the tokens of a message that is not over read."""
+    """The state (B, H, r, r) before the prompt. All tokens of an unfinished message read it."""
     return (call.state.matrices if call.state.open is None else call.state.open.start)[:, slot]
 
 

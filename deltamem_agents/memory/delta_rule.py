@@ -3,7 +3,7 @@
     read_t = S_{t-1} q_t                                                       before the write of the same token
     S_t    = Diag(λ_t) S_{t-1} - Diag(e_t) (S_{t-1} k_t) k_tᵀ + Diag(w_t) v_t k_tᵀ
 
-Row i of S is a value dimension, column j a key dimension, and every row evolves alone. `_step` is that
+Row i of S is a value dimension, column j a key dimension. Rows do not depend on each other. `_step` is that
 formula; the chunked and the compiled form are tested against it. docs/maths.md derives them.
 This module knows nothing about models, tokens or text.
 """
@@ -54,7 +54,7 @@ class Gates:
 def floored_gate(logits: Tensor, floor: float) -> Tensor:
     """Sigmoid gates with a floor: values below `floor` become exactly 0, the others are rescaled to 0..1.
 
-    A closed gate is exactly 0, so any number of tokens behind it has no effect on the state. (A separate keep gate
+    A closed gate is exactly 0, so its tokens have no effect on the state, however many there are. (A separate keep gate
     has no floor and still lets the state fade.) The gradient is that of the plain sigmoid (straight-through);
     otherwise a closed gate could never open again.
     """

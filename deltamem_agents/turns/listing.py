@@ -20,7 +20,7 @@ LEAST_LETTERS = 3
 """Minimum length of a shared word that makes two statements alike."""
 
 FEW_STATEMENTS, FEW_SHARE = 4, 0.1
-"""A word in more statements than this number, and than this share of them, tells too little to make two alike."""
+"""A shared word makes two statements alike only if at most this number, or this share, of the statements have it."""
 
 _WORD = re.compile(r"\w+")
 
@@ -155,9 +155,9 @@ def strong_words(statement: Statement) -> list[str]:
 
 
 def _alike(statement: Statement, others: Sequence[Statement]) -> tuple[Statement, ...]:
-    """The other statements with the same text, or where one of the two contains what the other wrote strongly.
+    """The other statements that repeat this one: the same text, or one contains the strongly written part of the other.
 
-    What a statement wrote strongly: parts of its text, and words that have a digit or that few statements contain.
+    The strongly written part: pieces of the text, and words that have a digit or that few statements contain.
     """
     held = {each.id: frozenset(_WORD.findall(each.text.casefold())) for each in (statement, *others)}
     holders = Counter(word for words in held.values() for word in words)

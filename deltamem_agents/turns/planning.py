@@ -28,8 +28,8 @@ class WritePolicy:
 
     `roles`: roles whose messages are written.
 
-    `message_tokens`: maximum number of tokens written per message. Of a longer message, such as a document that a tool
-    returned, the first and the last tokens are written, half of the maximum each.
+    `message_tokens`: maximum number of tokens written per message. A longer message, such as a document that a tool
+    returned, is written with its first and last tokens, half of the maximum each.
 
     `keep_text`: whether statements keep their text. Without it, no statement can be shown in the prompt or moved to
     another model.

@@ -24,7 +24,7 @@ from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statement
 from deltamem_agents.types import Message, Recall, Recalled
 
 ASKED_TOKENS = 512
-"""Maximum number of tokens of a question used for matching. Of a longer question the last tokens are used."""
+"""Maximum number of tokens of a question used for matching. If it is longer, its last tokens are used."""
 
 AROUND_MESSAGE = 8
 """Approximate number of tokens that a chat template adds to a message."""
@@ -35,7 +35,7 @@ EXCHANGE_MESSAGES = 4
 
 @dataclass(frozen=True)
 class Recollection:
-    """What was recalled for a reply.
+    """The statements recalled for a reply, and the state computed from them.
 
     `state`: the state that the reply reads. `chosen`: the selected statements with their scores, best first. `shown`:
     earlier messages that are shown in the prompt again, oldest first. `in_window`: ids of the selected statements whose

@@ -90,8 +90,8 @@ def capitalised(text: str) -> str:
 def read_attributes(rows: Iterable[Mapping[str, Any]]) -> tuple[Attribute, ...]:
     """Attributes from a table, in its order.
 
-    A row is one attribute with phrasings of its own, or stands for several: {"plain": names}, attributes with the
-    general phrasings alone; {"names_of": owners}; {"jobs_of": owners}.
+    A row is one attribute with its own phrasings, or describes several: {"plain": names} for attributes with only the
+    general phrasings, {"names_of": owners}, {"jobs_of": owners}.
     """
     return tuple(attribute for row in rows for attribute in _of_row(row))
 

@@ -13,8 +13,8 @@ HELD_OUT_VALUES = EpisodeShape(split="evaluation")
 """One fact with up to three exchanges of small talk around it. Its value is never used in training."""
 
 LEAST_CONVERSATIONS = 12
-"""Minimum number of conversations per seed, unless there are fewer questions. Of conversations with many facts, only
-some facts are asked for, so that a figure does not rest on a few conversations."""
+"""Minimum number of conversations per seed, unless there are fewer questions. In conversations with many facts only
+some are asked for. Otherwise the figure would come from too few conversations."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Whole turns as an application runs them: facts told in one conversation, asked for in another of the same agent.
 
 Measured through `run_turn`: the model replies to what it is told, its replies are written too, and the answer's
-beginning is not given. The controls, and the memory a second time, are asked in batches without writing. That does not
-disadvantage the controls: writing a question while it is read cannot give them the answer.
+beginning is not given. The controls are asked in batches without writing, and so is the memory as a further arm. That
+does not disadvantage the controls: writing a question while it is read cannot give them the answer.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def collect_asides(
 ) -> Exchanges:
     """Activations of filler: all of `conversations`, and the last message of each of `replied`.
 
-    Each exchange of `conversations`, beginning with a user's message, becomes one entry of `contents`. Of `replied`,
+    Each exchange of `conversations`, beginning with a user's message, becomes one entry of `contents`. In `replied`,
     only the last message counts as content. The adapter must be attached to the model.
     """
     both = [*conversations, *replied]

@@ -1,15 +1,15 @@
 """Losses on cached activations: does the memory store, find and say what it was told? The model does not run.
 
-Saying is judged on the direct path from the memory to the vocabulary, as if the layers in between did nothing. The sum
-of what all layers add at the positions that predict a told value is compared with the output rows of all values that
+Saying is measured on the direct path from the memory to the vocabulary, as if the layers in between did nothing. At the
+positions that predict a told value, the sum of all layers' outputs is compared with the output rows of all values that
 could have been told.
 
-Finding is learned from told values alone, with attention over them instead of a state. A memory that held nothing else,
-and whose writes erased nothing, would answer a question with the sum of all told values, each weighted by the match
-between its key and the question's query. Such a step takes hundredths of a second for many facts at once. What states
-add, gates and interference, is learned afterwards from conversations. A question about a fact never told should match
-nothing. The position where the reply begins should match the first token of the answer, since the model decides there
-whether it has an answer.
+Finding is learned from told values alone, with attention over them instead of a state. This is how a memory would read
+if it held nothing else and its writes erased nothing: the sum of all told values, each weighted by the match between
+its key and the question's query. Such a step takes hundredths of a second for many facts at once. Gates and
+interference, which come with states, are learned afterwards from conversations. A question about a fact never told
+should match nothing. The position where the reply begins should match the first token of the answer, since the model
+decides there whether it has an answer.
 """
 
 from __future__ import annotations

@@ -105,17 +105,17 @@ class WarmStart:
 class Stage:
     """A phase of training.
 
-    Each step draws a number from `facts` and enough conversations of so many facts for `questions` questions.
-    Conversations concatenate exchanges of the warm start's episodes; only replies run through the model (see
-    `replay.py`).
+    Each step draws one number from `facts`. It composes conversations with this number of facts each, enough of them
+    for `questions` questions. Conversations concatenate exchanges of the warm start's episodes; only replies run
+    through the model (see `replay.py`).
 
     - `asides`: minimum and maximum number of filler exchanges per eight facts; the same range gives the number of
       questions inserted in between.
     - `shapes`: episode shapes for neutral prompts and for the progress evaluation; their own `facts` is ignored.
     - `rate`, `warmup`, `rate_end`: learning rate after `warmup` steps, and where its cosine decay ends.
     - `question_writes`: share of steps in which question and reply are also written as they are read, as in use.
-    - `neutral_every`, `neutral_weight`: every so many steps (0: never) the loss also keeps the frozen model's
-      predictions on unrelated prompts, with this weight.
+    - `neutral_every`, `neutral_weight`: interval in steps (0: never), and weight, of a loss that keeps the frozen
+      model's predictions on unrelated prompts.
     - `begin_weight`: extra weight of a reply's first token, which decides whether the model answers from memory.
     - `noise_weight`: weight of the penalty on write gates that are open on filler.
     - `gate_weight`: weight of the write gates' classification loss, told tokens against all others.
@@ -124,7 +124,7 @@ class Stage:
     - `untold_weight`: weight of keeping the frozen model's replies to questions about facts never told.
     - `renewed_every`: steps of this stage after which a quarter of the episodes is replaced (0: the warm start's
       setting).
-    - `gates_kept`: freeze the write gates, for instance as a gate fit left them.
+    - `gates_kept`: freeze the write gates, for instance after a gate fit.
     """
 
     steps: int

@@ -1,10 +1,10 @@
 """Training on conversations composed of cached activations: only the replies run through the model.
 
-Where only replies read the memory, no other token depends on it: keys, values and attention inputs of all other
-messages are the frozen model's, computed once. What remains of a step is the memory's own projections, the update rule,
-and the few tokens of each reply through the frozen layers. A step costs a seventh of one that runs its histories.
+If only replies read the memory, no other token depends on it. Keys, values and attention inputs of all other messages
+are then the frozen model's and are computed once. A step computes only the memory's own projections, the update rule,
+and the few tokens of each reply in the frozen layers. It costs a seventh of a step that runs its histories.
 
-It is an approximation in two respects: in use, replies inside the history read the memory too, and later exchanges
+Replay is an approximation in two ways. In use, replies inside the history read the memory too, and later exchanges
 attend to earlier ones.
 """
 

@@ -1,8 +1,8 @@
 """Told tokens paired with the positions that ask for them, and told words alone: the data for keys, queries and gates.
 
-These are a few vectors per telling, while a replayed telling keeps all its tokens and its question's keys and values.
-So many more tellings fit. What a memory stores of a value depends on the value's own tokens. Those are cheap to collect
-behind the beginning of a statement that runs once, such as "My dog's name is", followed by any word.
+Told tokens need a few vectors per telling. A replayed telling needs all its tokens, and its question's keys and values.
+So this data has room for many more tellings. The stored value depends on the value's own tokens. These are cheap to
+collect: the beginning of a statement, such as "My dog's name is", runs once, and any word can follow it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARED_ATTRIBUTES = 3
 
 @dataclass(frozen=True)
 class SpokenValues:
-    """Words collected behind the beginning of a statement.
+    """Words collected after the beginning of a statement.
 
     `told` (layers, n, hidden): attention inputs at their tokens. `target` (n,): these tokens.
     """

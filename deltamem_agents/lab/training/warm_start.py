@@ -1,12 +1,12 @@
 """Warm start: fits the adapter's projections to the frozen model's activations before training through the model.
 
-From random projections, end-to-end training would first have to find out, through all frozen layers, what to store,
-under which key, and how to say it again. All of this can be learned from activations that are collected once, in
-seconds instead of hours. Exchanges that state facts are composed into conversations, written into states by the real
-update rule, and read at the positions that ask for their values. What is then said is judged on the direct path to the
-vocabulary (see `direct_path.py`). So the memory learns what to store, under which key, when to write and when to read,
-for any number of facts at once. Only the scale of its output through the layers in between is left; `set_gain` chooses
-it by trying several.
+From random projections, end-to-end training would have to learn through all frozen layers what to store, under which
+key, and how to say it again. All of this can be learned in seconds instead of hours, from activations that are
+collected once. Exchanges that state facts are composed into conversations, written into states by the real update
+rule, and read at the positions that ask for their values. The result is measured on the direct path to the vocabulary
+(see `direct_path.py`). So the memory learns what to store, under which key, when to write and when to read, for any
+number of facts at once. It does not learn the scale that its output needs to pass through the layers in between;
+`set_gain` chooses it by trying several.
 
 No held-out value, phrasing or attribute is used here.
 """

@@ -287,7 +287,7 @@ def whole(texts: Sequence[str]) -> list[BaseMessage]:
 
 @pytest.mark.slow
 @with_each_store("trimming", TRIMMING)
-def test_what_is_trimmed_or_summarised_stays_in_the_memory(
+def test_trimmed_or_summarised_messages_stay_in_the_memory(
     trimming: str, saver: SqliteSaver, middleware: DeltaMemMiddleware
 ) -> None:
     graph = made(middleware, saver, TRIMMING[trimming])

@@ -57,7 +57,7 @@ def test_an_agent_uses_its_tool(suite: Suite) -> None:
     suite.test_an_agent_uses_its_tool("at once")
 
 
-async def test_what_a_block_absorbed_is_recalled(real_engine: DeltaMemEngine) -> None:
+async def test_messages_that_a_block_absorbed_are_recalled(real_engine: DeltaMemEngine) -> None:
     llm = DeltaMemLLM(engine=real_engine.with_store(InMemoryStore()), max_tokens=20)
     told = [
         ChatMessage(role=MessageRole.USER, content="My dog's name is Biscuit."),

@@ -47,7 +47,7 @@ def head(llm: DeltaMemLLM) -> Snapshot:
     return llm.open_engine("bob").store.load("bob").snapshot
 
 
-async def test_what_is_flushed_is_absorbed(bob: DeltaMemLLM) -> None:
+async def test_flushed_messages_are_absorbed(bob: DeltaMemLLM) -> None:
     memory = small_memory(DeltaMemoryBlock(llm=bob))
     for number in range(5):
         await memory.aput_messages(exchange(number))
