@@ -179,7 +179,7 @@ class DeltaMemEngine:
         computed with the model's own weights. `progress`: show loading and absorbing on stderr.
 
         The other arguments are those of transformers' `from_pretrained`. `revision`: of a model on the Hub. `token`:
-        for the Hub, for model and adapter. `device_map`: in place of `device`; it must put the whole model on one
+        for the Hub, for model and adapter. `device_map`: instead of `device`; it must put the whole model on one
         device. `torch_dtype`: the older name of `dtype`. Code that comes with a model is never run.
 
         Raises UnsupportedModelError, AdapterError, DownloadError, ConfigError or StoreError.

@@ -250,7 +250,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class TurnFacts:
-    """What the memory did in one turn. Times in seconds, sizes in bytes, Frobenius norms over all layers.
+    """A turn's use of the memory. Times in seconds, sizes in bytes, Frobenius norms over all layers.
 
     `tokens_read`: tokens that read the memory, in the prompt, the reply and the absorbed messages. `messages_written`:
     number of messages with written tokens, including the reply. `tokens_unwritten`: tokens of these messages that were
@@ -321,7 +321,7 @@ class Turn:
 
     @property
     def report(self) -> dict[str, object]:
-        """What the memory did, as JSON: the fields of `facts`, and `snapshot`. A temporary memory has agent None."""
+        """The use of the memory as JSON: the fields of `facts`, and `snapshot`. A temporary memory has agent None."""
         facts = asdict(self.facts)
         return {
             **facts,

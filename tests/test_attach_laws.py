@@ -472,7 +472,7 @@ def test_split_results_of_a_padded_batch_equal_those_of_the_sequence_alone(attac
 
 
 def test_padding_is_not_written_even_if_it_is_nan(attached: Subject) -> None:
-    """What a model computes at padding is undefined; half precision overflows there first."""
+    """A model's results at padding are undefined; half precision overflows there first."""
     rows, batch, seen = ragged((7, 4), "left")
     start = random_state(attached.adapter, 2)
     ids = torch.where(seen, (seen.long().cumsum(1) - 1) // 3, -1) if attached.per_message else None

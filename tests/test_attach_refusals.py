@@ -1,4 +1,4 @@
-"""What attaching refuses, and how a memory works with half precision, LoRA and `generate`."""
+"""Laws of the errors of attaching, and how a memory works with half precision, LoRA and `generate`."""
 
 from __future__ import annotations
 

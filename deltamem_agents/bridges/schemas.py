@@ -82,7 +82,7 @@ def is_recursive(schema: Mapping[str, Any]) -> bool:
 
 
 def _is_object(schema: object, root: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> bool:
-    """Whether the schema accepts only objects, as far as can be determined."""
+    """Whether the schema certainly accepts only objects."""
     if not isinstance(schema, Mapping):
         return False
     if "type" in schema:

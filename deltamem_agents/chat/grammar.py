@@ -213,7 +213,7 @@ class Matcher:
         return self._ending(limit, varied=True) if way is None else way
 
     def _toward_an_end(self, mask: NDArray[np.bool_], remaining: int) -> NDArray[np.bool_]:
-        """The tokens of `mask` after which the reply can still be finished in time, as far as can be determined."""
+        """The tokens of `mask` after which the reply can still be finished in time. The search is not exhaustive."""
         way = self.way_out()
         if way and len(way) + _MARGIN >= remaining:
             return _mask_of(mask, way[:1])

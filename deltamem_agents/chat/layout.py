@@ -33,7 +33,7 @@ What the tool returns comes back between <tool_response> and </tool_response>. I
 
 @dataclass(frozen=True)
 class Traits:
-    """What a chat template supports.
+    """The features that a chat template supports.
 
     `system`: a system message at the start. `system_anywhere`: system messages later too. `repeats`: messages of the
     same role in a row. `assistant_first`: an assistant message at the start. `tools`: tool descriptions, a text with

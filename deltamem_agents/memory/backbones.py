@@ -1,4 +1,4 @@
-"""Where each model family keeps its attention modules and their projections.
+"""The places of attention modules and their projections in each model family.
 
 Each family is an entry of `LAYOUTS`. No other module depends on a model's internals.
 """

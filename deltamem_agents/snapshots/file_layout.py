@@ -129,7 +129,7 @@ def add_move(folder: Path, ref: Ref, move: Move) -> None:
 def write_journal(
     folder: Path, agent: str, moves: Sequence[Move], tags: Mapping[str, str], *, incarnation: str | None = None
 ) -> None:
-    """Writes a new journal in place of any earlier one. `incarnation`: the agent's token, None for a new agent."""
+    """Writes a new journal, which replaces any earlier one. `incarnation`: the agent's token, None for a new agent."""
     data = b"".join(map(_line, moves))
     token = secrets.token_hex(8)
     name = f"journal-{token}" if incarnation is None else f"journal-{incarnation}.{token}"
@@ -156,7 +156,7 @@ def link_or_copy(source: Path, target: Path) -> bool:
 def removal_of(
     folder: Path, ids: Iterable[str], others: Sequence[Path], file: Callable[[Path, str], Path] = snapshot_file
 ) -> Removed:
-    """What deleting these snapshots or statements of an agent will remove. Files in another agent's folder stay."""
+    """The files that deleting these snapshots or statements will remove. Files in another agent's folder stay."""
 
     def held(path: Path) -> bool:
         return path.exists() and path.stat().st_size > len(FORGOTTEN)

@@ -23,7 +23,7 @@ _NO_PATH = re.compile(r":memory:|(sqlite|folder|memory|file|open):|[a-z][a-z0-9+
 
 @dataclass(frozen=True)
 class Location:
-    """Where a store is. `path`: absolute, None for a store in memory."""
+    """The location of a store. `path`: absolute, None for a store in memory."""
 
     kind: Literal["memory", "sqlite", "folder"]
     path: Path | None

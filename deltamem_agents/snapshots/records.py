@@ -83,7 +83,7 @@ def state_diff(a: Entry, b: Entry) -> StateDiff:
 
 @dataclass(frozen=True)
 class Removed:
-    """What a deletion removed. `removed`: ids whose bytes are deleted. `kept`: ids whose bytes stay because
+    """The bytes that a deletion removed. `removed`: ids whose bytes are deleted. `kept`: ids whose bytes stay because
     another agent holds them. `nbytes`: number of bytes deleted."""
 
     removed: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from deltamem_agents.memory.writes import StoredWrites, Writes
 from deltamem_agents.types import Role, ToolCall
 
 FORGOTTEN = b"forgotten"
-"""Bytes that are stored in place of a forgotten object."""
+"""Bytes that replace a forgotten object in the store."""
 
 STATEMENT_FORMAT = 1
 ADDRESS_DIGITS = 32

@@ -62,7 +62,7 @@ SHORTEST_PREFIX = 6
 
 
 class Store(ABC):
-    """Where memories are stored. Safe to use from many threads; each store says what it guarantees across processes.
+    """A store of memories. Safe to use from many threads; each store says what it guarantees across processes.
 
     An agent id is any Unicode text of 1 to 512 characters, compared exactly. `at` and `to` name a snapshot of
     the agent by its id, a tag, or the first six or more digits of its id; None is the head.
@@ -491,7 +491,7 @@ class Store(ABC):
             yield entry
 
     def _reachable(self, agent: str, start: str) -> dict[str, Links]:
-        """The links, by id, of a snapshot, its ancestors and the snapshots their threads point to, as far as held."""
+        """The links, by id, of a snapshot, its ancestors and the snapshots their threads point to, if held."""
         seen = {start}
         ahead, found = [start], dict[str, Links]()
         while ahead:

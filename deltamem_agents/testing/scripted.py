@@ -55,7 +55,7 @@ _DEFAULT = AdapterConfig(rank=4)
 
 @dataclass(frozen=True)
 class Asked:
-    """What a script function gets to answer."""
+    """The input of a script function."""
 
     agent: str | None
     messages: tuple[Message, ...]
@@ -107,7 +107,7 @@ class ScriptedEngine(DeltaMemEngine):
 
 @dataclass(frozen=True)
 class _ScriptedRunner(TurnRunner):
-    """Uses `answer` in place of the model's reply."""
+    """Uses `answer` instead of the model's reply."""
 
     answer: Callable[[Asked], Scripted]
 

@@ -36,7 +36,7 @@ def remember_batch(
 def recollect_batch(
     turns: TurnRunner, memories: Sequence[AgentMemory], conversations: Sequence[Sequence[Message]], recall: Recall
 ) -> list[Recollection]:
-    """What the reply to each conversation reads from its memory."""
+    """The statements that the reply to each conversation reads from its memory."""
     pairs = zip(memories, conversations, strict=True)
     return [
         recollect(turns.speaker, memory, (), asked, recall, turns.matcher, turns.caches)[0] for memory, asked in pairs

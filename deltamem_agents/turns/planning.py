@@ -24,7 +24,7 @@ DEFAULT_THREAD = ""
 
 @dataclass(frozen=True)
 class WritePolicy:
-    """What is written to the memory, and how much of it.
+    """Limits on what is written to the memory.
 
     `roles`: roles whose messages are written.
 

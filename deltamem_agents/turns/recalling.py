@@ -79,7 +79,7 @@ def recollect(
     caches: KeptCaches,
     seat: Seat[OneToken] | None = None,
 ) -> tuple[Recollection, Hearing | None]:
-    """What the reply to `messages` reads from a memory that consists of statements, and the question's forward pass.
+    """The statements that the reply to `messages` reads, and the question's forward pass.
 
     The latter is None if the question was not run through the model. `fresh`: statements of this turn that are not in
     the prompt. `caches`: may hold keys and values of the question's beginning. `seat`: the turn's seat.
@@ -159,7 +159,7 @@ def exchanges(
     messages: Sequence[Message],
     budget: int,
 ) -> tuple[tuple[Message, ...], frozenset[str]]:
-    """The messages around the selected statements, oldest first, as far as they fit into `budget` tokens.
+    """The messages around the selected statements, oldest first, up to `budget` tokens.
 
     Also returns the ids of the statements that are shown. A statement that is in `messages` already is not shown again.
     """

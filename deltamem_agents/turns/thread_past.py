@@ -41,7 +41,7 @@ class ThreadPast:
     thread: str
 
     def log(self) -> ThreadLog:
-        """What the thread has absorbed; empty for a new thread."""
+        """The log of messages that the thread has absorbed; empty for a new thread."""
         entry = self._load(self.head, self.head.newest(self.thread))
         return ThreadLog() if entry is None else entry.snapshot.absorbed
 

@@ -34,7 +34,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Attribute:
-    """What a fact states, for example "city". `values` names a list of values; "word" stands for any word.
+    """An attribute that a fact states, for example "city". `values` names a list of values; "word" stands for any word.
 
     `told`, `asked`, `changed`: the attribute's own phrasings for statements, questions and changes, used besides the
     general ones. `arranged`: (user's request, assistant's statement) pairs. `replies`: beginnings of replies that fit

@@ -56,11 +56,11 @@ class Question:
     outdated: tuple[str, ...] = ()
     """Earlier values of the fact, oldest first."""
     subject: str = ""
-    """What is asked for, independent of the phrasing: "city", "Tom's city"."""
+    """The attribute asked for, with its owner: "city", "Tom's city"."""
     attribute: str = ""
     """The attribute without its owner: "city"."""
     told_before: Told | None = None
-    """Where the newest outdated value was told."""
+    """The place where the newest outdated value was told."""
 
     @property
     def reply(self) -> str:

@@ -50,7 +50,7 @@ class Telling:
 
 @dataclass(frozen=True)
 class Told:
-    """Where a fact's value was told: the index of the message, and the character in its content."""
+    """The place where a fact's value was told: the index of the message, and the character in its content."""
 
     message: int
     start: int

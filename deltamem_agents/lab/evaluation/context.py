@@ -1,4 +1,4 @@
-"""What a prompt shows of a long history: the most recent part, search results, or nothing."""
+"""The part of a long history that a prompt shows: the most recent messages, search results, or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltamem_agents.lab.evaluation.matching import words
 
 
 class Shown(StrEnum):
-    """What the prompt shows before the question."""
+    """The kind of text that the prompt shows before the question."""
 
     WINDOW = "recent window"
     NOTHING = "question only"

@@ -21,7 +21,7 @@ Held: TypeAlias = MemoryState | AgentMemory
 
 
 class Arm(StrEnum):
-    """What a question is asked with: the memory, or a control.
+    """The memory that a question is asked with: the right one, or a control.
 
     - MEMORY: the right memory.
     - OFF: no memory; the frozen model.

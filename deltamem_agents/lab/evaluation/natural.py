@@ -35,8 +35,8 @@ TOLD = replace(HELD_OUT_VALUES, distractors=(0, 1))
 """At most one exchange of small talk, since every exchange is a turn."""
 
 KINDS = {"": TOLD, ", everyday": replace(TOLD, everyday=1.0, word_share=0.0)}
-"""What is told, by the suffix of a figure's name: any fact; or the facts people state most often, with fitting values.
-"""
+"""The facts that are told, by the suffix of a figure's name: any fact, or the facts that people state most often, with
+fitting values."""
 
 READ_ONLY = "memory_read_only"
 """Arm: the memory, read without writing as the controls are."""

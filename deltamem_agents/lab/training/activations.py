@@ -250,7 +250,7 @@ def _tellings(renderer: Renderer, episode: Episode, lead: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is kept of a batch of questions.
+    """The cached data of a batch of questions.
 
     `inputs` (layers, tokens, hidden): attention inputs. `questions`: for each question, the indices of its content
     tokens and of the token before them.

@@ -245,7 +245,7 @@ def neutral_batch(renderer: Renderer, exchanges: Sequence[Exchange], histories: 
 
 
 def told_places(renderer: Renderer, episodes: Sequence[Episode], histories: HistoryBatch) -> tuple[Tensor, Tensor]:
-    """Where values were told: (row, position) pairs (tokens, 2), and a mask (batch, T) of these positions.
+    """The places where values were told: (row, position) pairs (tokens, 2), and a mask (batch, T) of these positions.
 
     The pairs follow the order of the episodes' questions. Each question must say where its fact was told. The mask also
     covers values that were changed later.

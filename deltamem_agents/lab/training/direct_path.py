@@ -76,7 +76,7 @@ class ReadWeights:
 def added_output(
     config: AdapterConfig, weights: ReadWeights, say: Tensor, state: Tensor, inputs: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """What all layers together add (n, hidden) at `inputs` (layers, n, hidden).
+    """The sum (n, hidden) of all layers' outputs at `inputs` (layers, n, hidden).
 
     `state` (layers, n, heads, r, r): what is read. `say` (layers, hidden, width): the readout. Also returns the read
     gate logits (layers, n, heads), None if the adapter has no read gates.

@@ -225,7 +225,7 @@ class Recipe:
         raise ConfigError(f"the recipe has {self.steps} steps, expected one of them, counted from 0")
 
     def drawn_step(self, step: int) -> DrawnStep:
-        """What step `step` trains on. Depends on the seed and the step alone, so a resumed run draws the same."""
+        """The training data of step `step`. Depends on the seed and the step alone, so a resumed run draws the same."""
         stage, into = self.stage_at(step)
         rng = random.Random(f"{self.seed} {step}")
         return DrawnStep(stage, into, rng.choice(stage.facts), rng.choice(stage.shapes), rng)

@@ -12,10 +12,10 @@ from deltamem_agents.loading import default_dtype
 
 NAME = "smollm2-135m-instruct"
 USUAL = str(default_dtype()).removeprefix("torch.")
-"""What the model is opened in on this machine."""
+"""The precision in which the model is opened on this machine."""
 
 OTHER = "bfloat16" if USUAL == "float32" else "float32"
-"""What it is opened in on other machines."""
+"""The precision in which other machines open it."""
 
 # A test worker's memory has room for one of the two, so tests with the same precision run in one worker.
 in_usual_precision = pytest.mark.xdist_group(USUAL)

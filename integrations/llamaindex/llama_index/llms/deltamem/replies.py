@@ -49,7 +49,7 @@ def statement_node(*, id: str, text: str, score: float, **metadata: Any) -> Node
 
 
 def tool_selections(response: ChatResponse) -> list[ToolSelection]:
-    """The response's tool calls. Arguments of a call that is still streaming are parsed as far as they go."""
+    """The response's tool calls. While a call is streaming, its partial arguments are parsed."""
     return [
         ToolSelection(
             tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=_arguments(block.tool_kwargs)
