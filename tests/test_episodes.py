@@ -524,3 +524,9 @@ def test_a_vocabulary_without_words_is_refused() -> None:
 def test_every_trait_is_drawn() -> None:
     told = {s.name for one in drawn(replace(WIDE, facts=6, about=("person",)), 400) for s in one.subjects}
     assert told >= {trait.name for trait in TRAITS}
+
+
+def test_an_episode_about_more_people_than_there_are_is_refused() -> None:
+    generator = EpisodeGenerator(WORDS, EpisodeShape(facts=150, about=("person",), split="evaluation"))
+    with pytest.raises(ConfigError, match="no name and no relation is left"):
+        generator.draw(random.Random(0))

@@ -20,8 +20,12 @@ from deltamem_agents.lab.evaluation.recall import Title, Watch, evaluate_recall
 from deltamem_agents.lab.evaluation.report import Figure
 from deltamem_agents.lab.evaluation.untold import untold
 
-COUNTS = (1, 2, 4, 8, 16, 32, 100)
+COUNTS = (1, 2, 4, 8, 16, 32, 100, 200)
 """Numbers of facts in a conversation."""
+
+FACTS_OF_USER = 100
+"""Largest number of facts that are all about the user. Of more, about a fifth is about other people: there are 161
+attributes."""
 
 CHANGES_AROUND = 50
 
@@ -47,7 +51,10 @@ def capacity(counts: Sequence[int] = COUNTS) -> Run:
 
     def run(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
         for count in counts:
-            cases = drawn_cases(words, replace(HELD_OUT_VALUES, facts=count), size, confusions=True)
+            shape = replace(HELD_OUT_VALUES, facts=count)
+            if count > FACTS_OF_USER:
+                shape = replace(shape, about=("user", "user", "user", "user", "person"))
+            cases = drawn_cases(words, shape, size, confusions=True)
             title = Title("capacity", facts_told(count), count, wrong="another's value")
             yield evaluate_recall(engine, title, cases, watch=watch)
 
