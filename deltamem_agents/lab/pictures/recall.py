@@ -46,7 +46,7 @@ _PANELS = (
 
 
 def recall_picture(reports: Sequence[Report], path: Path) -> None:
-    """Draws recall of whole answers from the state alone, one panel each for capacity and distance, if measured.
+    """Draws recall of whole answers from memory alone, one panel each for capacity and distance, if measured.
 
     One line per adapter, its 95 % interval as a band. Controls are thin grey lines. The extension of `path` sets the
     file type: .png, .svg, .pdf. Raises ConfigError without matplotlib, for an unknown extension or for reports without
@@ -71,7 +71,7 @@ def recall_picture(reports: Sequence[Report], path: Path) -> None:
     counted = f"{asked[0]:,}" if len(asked) == 1 else f"{asked[0]:,} to {asked[-1]:,}"
     models = ", ".join(dict.fromkeys(report.subject.model for report in reports))
     below = f"{models} · whole answer, exactly · {counted} questions a point · bands: 95 % intervals"
-    heading(figure, "Recall from the state alone", below)
+    heading(figure, "Recall from memory alone", below)
     save(figure, path)
 
 
