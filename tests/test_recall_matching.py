@@ -265,7 +265,10 @@ def test_a_question_for_everything_reads_the_newest_told_statements() -> None:
 
 def test_an_empty_index_finds_nothing() -> None:
     matcher = Matcher.uniform(LAYERS, 1)
-    assert StatementIndex(matcher).chosen(torch.zeros(1, LAYERS, 1, RANK), []) == []
+    empty, queries = StatementIndex(matcher), torch.zeros(1, LAYERS, 1, RANK)
+    assert (
+        empty.chosen(queries, []) == [] and not len(empty.scores(queries, [1])) and not len(empty.heights(queries, [1]))
+    )
 
 
 def test_wrong_sizes_are_refused() -> None:

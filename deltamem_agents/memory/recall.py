@@ -234,6 +234,8 @@ class StatementIndex:
 
     def _scores(self, keys: Tensor, asked: Sequence[int]) -> Tensor:
         """`scores` from the statements' weighted q·k (S,)."""
+        if not len(self):
+            return torch.zeros(0)
         matcher = self._matcher
         words = self.word_scores(asked)
         others = matcher.words * words + matcher.near * around(words)
