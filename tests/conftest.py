@@ -14,13 +14,16 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tiny_folders import Tiny
 
-# On a shared machine an example may take any time; no test depends on it.
-settings.register_profile("deltamem", deadline=None, max_examples=30)
+# On a shared machine an example may take any time; no test depends on it. A commit tries the same examples every
+# time, so it passes or fails for good. `--hypothesis-profile explore` tries new ones.
+settings.register_profile("deltamem", deadline=None, max_examples=30, derandomize=True)
 settings.register_profile("fast", settings.get_profile("deltamem"), max_examples=5)
+settings.register_profile("explore", settings.get_profile("deltamem"), derandomize=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("fast" if "not slow" in config.getoption("markexpr") else "deltamem")
+    if not config.getoption("hypothesis_profile"):
+        settings.load_profile("fast" if "not slow" in config.getoption("markexpr") else "deltamem")
 
 
 def pytest_collection_finish() -> None:

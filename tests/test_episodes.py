@@ -526,7 +526,15 @@ def test_every_trait_is_drawn() -> None:
     assert told >= {trait.name for trait in TRAITS}
 
 
-def test_an_episode_about_more_people_than_there_are_is_refused() -> None:
-    generator = EpisodeGenerator(WORDS, EpisodeShape(facts=150, about=("person",), split="evaluation"))
-    with pytest.raises(ConfigError, match="no name and no relation is left"):
+@pytest.mark.parametrize("seed", [43, 77, 80, 100])
+def test_when_nobody_new_is_left_more_is_told_of_those_known(seed: int) -> None:
+    shape = EpisodeShape(facts=200, about=("user", "user", "user", "user", "person"), split="evaluation")
+    episode = EpisodeGenerator(WORDS, shape).draw(random.Random(f"evaluation {seed}"))
+    assert len(set(episode.subjects)) == 200
+
+
+def test_an_episode_with_more_facts_than_people_have_attributes_is_refused() -> None:
+    shape = EpisodeShape(facts=700, about=("person",), values=("date",), split="evaluation")
+    generator = EpisodeGenerator(WORDS, shape)
+    with pytest.raises(ConfigError, match="no attribute is left besides"):
         generator.draw(random.Random(0))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deltamem_agents.cli.recall import SESSION_TOKENS, SUITE_NAMES
@@ -23,7 +23,7 @@ from deltamem_agents.lab.evaluation.draws import FULL, HELD_OUT_VALUES, QUICK, S
 from deltamem_agents.lab.evaluation.matching import contains
 from deltamem_agents.lab.evaluation.recall import FIRST, WHOLE, unwatched
 from deltamem_agents.lab.evaluation.report import Figure
-from deltamem_agents.lab.evaluation.suites import COUNTS, SUITES, capacity, run_suite
+from deltamem_agents.lab.evaluation.suites import COUNTS, SUITES, capacity, conversation, run_suite
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.types import Message, Sampling
 from tiny_training import word_engine
@@ -107,9 +107,10 @@ def test_the_command_line_knows_every_suite() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.sampled_from(COUNTS))
+@example(1, 3, 200)
 def test_each_seed_draws_its_share_of_the_questions(questions: int, seeds: int, facts: int) -> None:
     size = Size(questions, tuple(range(seeds)))
-    cases = drawn_cases(WORDS, replace(HELD_OUT_VALUES, facts=facts), size)
+    cases = drawn_cases(WORDS, conversation(facts), size)
     asked = Counter({seed: 0 for seed in size.seeds})
     for case in cases:
         asked[case.seed] += len(case.questions)

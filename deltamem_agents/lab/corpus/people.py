@@ -6,7 +6,6 @@ import random
 from collections.abc import Collection
 from functools import cache
 
-from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.corpus.attributes import Attribute, Person, read_attributes
 from deltamem_agents.lab.corpus.splits import Split
 from deltamem_agents.lab.corpus.tables import corpus_table
@@ -28,16 +27,11 @@ def traits(*, held_out: bool = False) -> tuple[Attribute, ...]:
     return read_attributes(corpus_table("people", held_out=held_out)["traits"])
 
 
-def draw_person(rng: random.Random, split: Split, *, held_out_relations: bool, avoid: Collection[str]) -> Person:
-    """A person whose relation and name are not in `avoid` (lower-case words).
-
-    Raises ConfigError if there is none left.
-    """
+def draw_person(rng: random.Random, split: Split, *, held_out_relations: bool, avoid: Collection[str]) -> Person | None:
+    """A person whose relation and name are not in `avoid` (lower-case words). None if nobody is left."""
     free_relations = [relation for relation in relations(held_out=held_out_relations) if relation not in avoid]
     free_names = [name for name in values_of("person", split) if name.lower() not in avoid]
     if free_relations and (not free_names or rng.random() < RELATION_SHARE):
         named = free_names and rng.random() < NAMED_RELATION_SHARE
         return Person(rng.choice(free_relations), rng.choice(free_names) if named else "")
-    if not free_names:
-        raise ConfigError("no name and no relation is left for another person; ask for fewer facts per episode")
-    return Person(name=rng.choice(free_names))
+    return Person(name=rng.choice(free_names)) if free_names else None

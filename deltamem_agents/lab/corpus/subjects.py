@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from deltamem_agents.errors import ConfigError
@@ -57,16 +57,10 @@ class Subjects:
 
     def another(self, rng: random.Random, taken: Sequence[Attribute]) -> Attribute:
         """An attribute that cannot be confused with any of `taken`. Raises ConfigError when none is left."""
-        person = self._person(rng, taken) if rng.choice(self._about) == "person" else None
-        found = self._of(person, rng, taken)
-        # If nothing is left for this owner, try another.
-        if found is None and "person" in self._about:
-            found = self._of(self._new_person(rng, taken, ()), rng, taken)
-        if found is None and "user" in self._about:
-            found = self._of(None, rng, taken)
-        if found is None:
-            raise ConfigError(f"no attribute is left besides {len(taken)} others; ask for fewer facts per episode")
-        return found
+        for owner in self._owners(rng, taken):
+            if found := self._of(owner, rng, taken):
+                return found
+        raise ConfigError(f"no attribute is left besides {len(taken)} others; ask for fewer facts per episode")
 
     def alike(
         self, rng: random.Random, taken: Sequence[Attribute], *, avoid: Collection[str] = (), own: bool
@@ -82,10 +76,28 @@ class Subjects:
                 return users
         trait = _named(like, self._traits)
         for _ in range(TRIES):
-            of_person = trait.of(self._new_person(rng, taken, avoid))
+            person = self._new_person(rng, taken, avoid)
+            if person is None:
+                break
+            of_person = trait.of(person)
             if not any(same_subject(of_person, other) for other in taken):
                 return of_person
         raise ConfigError(f"no person is left besides {len(taken)} others; ask for fewer facts per episode")
+
+    def _owners(self, rng: random.Random, taken: Sequence[Attribute]) -> Iterator[Person | None]:
+        """Whose attribute to choose: an owner drawn from `about`, then everybody else. None is the user."""
+        drawn = rng.choice(self._about)
+        if drawn == "user":
+            yield None
+        elif person := self._person(rng, taken):
+            yield person
+        if "person" in self._about and (person := self._new_person(rng, taken, ())):
+            yield person
+        if drawn != "user" and "user" in self._about:
+            yield None
+        if "person" in self._about:
+            known = _people(taken)
+            yield from rng.sample(known, len(known))
 
     def _of(self, person: Person | None, rng: random.Random, taken: Sequence[Attribute]) -> Attribute | None:
         """A free attribute of the person, or of the user if `person` is None."""
@@ -101,18 +113,22 @@ class Subjects:
                 return free
         return None
 
-    def _person(self, rng: random.Random, taken: Sequence[Attribute]) -> Person:
+    def _person(self, rng: random.Random, taken: Sequence[Attribute]) -> Person | None:
         known = [attribute.person for attribute in taken if attribute.person is not None]
         if known and rng.random() < SAME_PERSON_SHARE:
             return rng.choice(known)
         return self._new_person(rng, taken, ())
 
-    def _new_person(self, rng: random.Random, taken: Sequence[Attribute], avoid: Collection[str]) -> Person:
-        known = [attribute.person for attribute in taken if attribute.person is not None]
+    def _new_person(self, rng: random.Random, taken: Sequence[Attribute], avoid: Collection[str]) -> Person | None:
+        known = _people(taken)
         words = {*avoid, *(person.relation for person in known), *(person.name.lower() for person in known)}
         # A person in one of the user's attributes ("sister's name") does not become an owner of attributes as well.
         words |= {attribute.name.split("'s ")[0] for attribute in taken if attribute.person is None}
         return draw_person(rng, self._split, held_out_relations=self._held_out, avoid=words)
+
+
+def _people(taken: Sequence[Attribute]) -> list[Person]:
+    return list(dict.fromkeys(attribute.person for attribute in taken if attribute.person is not None))
 
 
 def _free(rng: random.Random, choices: Sequence[Attribute], taken: Sequence[Attribute]) -> Attribute | None:

@@ -46,15 +46,18 @@ def run_suite(engine: DeltaMemEngine, run: Run, size: Size, watch: Watch) -> Ite
     yield from run(engine, open_words(engine.tokenizer), size, watch)
 
 
+def conversation(facts: int) -> EpisodeShape:
+    """The shape of a conversation with this many facts."""
+    shape = replace(HELD_OUT_VALUES, facts=facts)
+    return shape if facts <= FACTS_OF_USER else replace(shape, about=("user", "user", "user", "user", "person"))
+
+
 def capacity(counts: Sequence[int] = COUNTS) -> Run:
     """Recall against the number of facts told."""
 
     def run(engine: DeltaMemEngine, words: Sequence[str], size: Size, watch: Watch) -> Iterator[Figure]:
         for count in counts:
-            shape = replace(HELD_OUT_VALUES, facts=count)
-            if count > FACTS_OF_USER:
-                shape = replace(shape, about=("user", "user", "user", "user", "person"))
-            cases = drawn_cases(words, shape, size, confusions=True)
+            cases = drawn_cases(words, conversation(count), size, confusions=True)
             title = Title("capacity", facts_told(count), count, wrong="another's value")
             yield evaluate_recall(engine, title, cases, watch=watch)
 
