@@ -36,6 +36,7 @@ from deltamem_agents.loading import (
     TokenizerObject,
     adapter_folder,
     load_model,
+    pack_weights,
 )
 from deltamem_agents.memory.adapter_file import adapter_fingerprint, load_adapter
 from deltamem_agents.memory.attach import Adapter, attach
@@ -176,7 +177,8 @@ class DeltaMemEngine:
         `turns_at_once`, `turns_waiting`, `kept_cache_bytes`, `cache`: as for the class.
         `device`: default "cpu". `dtype`: of the base model, "auto" for the dtype of its files; the memory is always
         float32. `decode_weights`: "int8" decodes with rounded weights, which is faster on most CPUs; prompts are
-        computed with the model's own weights. `progress`: show loading and absorbing on stderr.
+        computed with the model's own weights. `progress`: show loading and absorbing on stderr. On an x86 CPU float32
+        weights are packed, which changes no number but their order; see `loading/packed.py`.
 
         The other arguments are those of transformers' `from_pretrained`. `revision`: of a model on the Hub. `token`:
         for the Hub, for model and adapter. `device_map`: instead of `device`; it must put the whole model on one
@@ -191,6 +193,7 @@ class DeltaMemEngine:
         loaded = load_model(
             model, device=device, dtype=chosen, decode_weights=decode_weights, progress=progress, options=options
         )
+        pack_weights(loaded.model)
         # A path does not say which model it holds. The adapter's sizes are checked in any case.
         base_model = None if Path(loaded.name).exists() else loaded.name
         fitted = _fitted(adapter, loaded, base_model, token)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltamem_agents.errors import StateError
-from deltamem_agents.inference.collecting import Hearing, _PromptChunk, hear, queries_in
+from deltamem_agents.inference.collecting import Hearing, hear, heard_chunk, queries_in
 from deltamem_agents.inference.memory_model import MemoryModel
-from deltamem_agents.inference.scheduling import BETWEEN, PromptJob, Scheduler, Seat
+from deltamem_agents.inference.scheduling import TOGETHER, PromptJob, Scheduler, Seat
 from deltamem_agents.loading.int8 import FEW, decode_in_int8
 from deltamem_agents.memory.attach import attach
 from test_folding import FOLDS
@@ -64,7 +64,7 @@ def errands_at_once(scheduler: Scheduler[Numbered], jobs: Sequence[Taken]) -> li
     return found
 
 
-@given(st.lists(st.tuples(st.integers(1, 140), st.sampled_from(["a", "b", None])), min_size=1, max_size=12))
+@given(st.lists(st.tuples(st.integers(1, 600), st.sampled_from(["a", "b", None])), min_size=1, max_size=12))
 def test_prompt_jobs_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple[int, str | None]]) -> None:
     scheduler: Scheduler[Numbered] = Scheduler(Counted(), at_once=4)
     jobs = [Taken(number, tokens, kind) for number, (tokens, kind) in enumerate(drawn)]
@@ -72,7 +72,7 @@ def test_prompt_jobs_of_one_kind_share_a_pass_up_to_the_limits(drawn: list[tuple
     for job in jobs:
         (together,) = job.ran
         shared = [jobs[number] for number in together]
-        assert len(shared) == 1 or sum(each.tokens for each in shared) <= BETWEEN
+        assert len(shared) == 1 or sum(each.tokens for each in shared) <= TOGETHER
         assert len(shared) <= 4 and {each.kind for each in shared} == {job.kind}
         assert job.kind is not None or len(shared) == 1
     assert not scheduler._busy and not scheduler._queue
@@ -87,8 +87,12 @@ def test_a_failing_prompt_job_does_not_affect_the_others() -> None:
     assert not scheduler._busy and not scheduler._queue
 
 
-def test_short_prompts_run_before_a_decode_pass_up_to_the_tokens_of_one_chunk() -> None:
-    """Their turns join the next decode pass, which waits no longer for them than for one chunk of a long prompt."""
+@pytest.mark.parametrize(
+    ("decoding", "order"),
+    [(1, ["prompt 0", "prompt 1", "prompt 2", "token"]), (3, ["prompt 0", "prompt 1", "token"])],
+)
+def test_short_prompts_run_before_a_decode_pass_up_to_the_limit(decoding: int, order: list[str]) -> None:
+    """Their turns join the next decode pass, which waits for few tokens unless many wait for the few that decode."""
     done: list[str] = []
 
     class Saying(Counted):
@@ -102,7 +106,10 @@ def test_short_prompts_run_before_a_decode_pass_up_to_the_tokens_of_one_chunk() 
         with Seat(scheduler, admitted=True).exclusively(None, tokens=50):
             done.append(f"prompt {number}")
 
-    threads = [threading.Thread(target=lambda: Seat(scheduler, admitted=True).share(Numbered(0)))]
+    def one_token(number: int) -> None:
+        Seat(scheduler, admitted=True).share(Numbered(number))
+
+    threads = [threading.Thread(target=one_token, args=(number,)) for number in range(decoding)]
     threads += [threading.Thread(target=prefilling, args=(number,)) for number in range(4)]
     with scheduler.exclusively(tokens=1):
         for number, thread in enumerate(threads):
@@ -111,7 +118,7 @@ def test_short_prompts_run_before_a_decode_pass_up_to_the_tokens_of_one_chunk() 
                 threading.Event().wait(0.001)
     for thread in threads:
         thread.join()
-    assert done == ["prompt 0", "prompt 1", "token", "prompt 2", "prompt 3"]
+    assert done[: len(order)] == order
 
 
 @given(
@@ -129,7 +136,7 @@ def test_questions_run_together_equal_questions_run_alone(lengths: list[int], ke
     if kept:
         prompts = [replace(each, reads=(False,) * 6 + each.reads[6:]) for each in prompts]
     start = 6 if kept else 0
-    taken = [_PromptChunk(speaker, each.ids[start:], known or (), start) for each in prompts]
+    taken = [heard_chunk(speaker, each.ids[start:], known or ()) for each in prompts]
     assert len({each.kind for each in taken}) == 1
     taken[0].run(taken)
     storages: list[set[int]] = []
@@ -139,10 +146,12 @@ def test_questions_run_together_equal_questions_run_alone(lengths: list[int], ke
         for layer, wanted in zip(each.layers, alone.layers, strict=True):
             for found, expected in zip(layer, wanted, strict=True):
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-        together = Hearing(prompt, start, each.inputs, each.layers)
+        assert each.call is not None and each.call.inputs is not None
+        inputs = each.call.inputs
+        together = Hearing(prompt, start, inputs, each.layers)
         queries = queries_in(speaker, together), queries_in(speaker, alone)
         torch.testing.assert_close(*queries, atol=1e-4, rtol=1e-4)
-        held = (*each.inputs.values(), *(part for layer in each.layers for part in layer))
+        held = (*inputs.values(), *(part for layer in each.layers for part in layer))
         storages.append({part.untyped_storage().data_ptr() for part in held})
         assert all(part.untyped_storage().nbytes() == part.numel() * part.element_size() for part in held)
     # No tensor keeps another agent's tokens alive.
@@ -156,12 +165,13 @@ def test_every_family_runs_questions_together(family: str) -> None:
     speaker = MemoryModel(model, None, adapter, None)  # type: ignore[arg-type]
     attached = attach(model, adapter)
     ids = [tuple(each % 60 + 1 for each in ids_of(number, 4 + 5 * number)) for number in range(3)]
-    taken = [_PromptChunk(speaker, each, (), 0) for each in ids]
+    taken = [heard_chunk(speaker, each, ()) for each in ids]
     taken[0].run(taken)
     for each in taken:
         alone = hear(speaker, words(each.ids, writes=False))
         for slot, x in alone.inputs.items():
-            torch.testing.assert_close(each.inputs[slot], x, atol=1e-4, rtol=1e-4)
+            assert each.call is not None and each.call.inputs is not None
+            torch.testing.assert_close(each.call.inputs[slot], x, atol=1e-4, rtol=1e-4)
     assert None not in {each.kind for each in taken}
     attached.detach()
     with pytest.raises(StateError, match="is the adapter attached"):
@@ -172,5 +182,5 @@ def test_prompts_short_enough_for_int8_weights_run_alone() -> None:
     """In a batch they would be computed with the model's own weights."""
     engine = tiny_engine(config=FOLDS)
     decode_in_int8(engine.model)
-    kinds = [_PromptChunk(engine._speaker, ids_of(0, length), (), 0).kind is None for length in (1, FEW, FEW + 1)]
+    kinds = [heard_chunk(engine._speaker, ids_of(0, length), ()).kind is None for length in (1, FEW, FEW + 1)]
     assert kinds == [True, True, False]

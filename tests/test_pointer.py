@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Candidates, PointedAt, Pointer
+from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Candidates, PointedAt, Pointer, features
 from deltamem_agents.memory.writes import Writes
 
 LAYERS, RANK, VOCABULARY = 3, 16, 50
@@ -106,3 +108,35 @@ def test_bonuses_of_several_statements_are_those_of_each_alone() -> None:
 def test_if_the_text_lacks_written_tokens_only_these_are_candidates() -> None:
     kept = writes(2)
     assert told((kept, [7, 8], [8, 7])).ids.tolist() == [7, 8]
+
+
+@given(st.integers(0, 99), st.lists(st.integers(0, VOCABULARY - 1), max_size=9), st.booleans())
+def test_the_bonus_is_softplus_of_a_tanh_layer_on_the_features(seed: int, said: list[int], eager: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def network() -> Pointer:
+        return Pointer(*(torch.randn(shape, generator=generator) for shape in ((5, FEATURES), (5,), (5,))), 0.3)
+
+    drawn = replace(network(), eager=network() if eager else None)
+    tokens = torch.randint(0, VOCABULARY, (6,), generator=generator).tolist()
+    candidates = drawn.candidates([(writes(6, seed), tokens, tokens)], writes(1, seed + 1).keys[0], tokens[:2])
+    logits = 3 * torch.randn(VOCABULARY, generator=generator)
+    queries = writes(1, seed + 2).keys[0]
+    judged = features(logits, queries, candidates, said)
+
+    def plain(one: Pointer) -> torch.Tensor:
+        return F.softplus(torch.tanh(judged @ one.hidden.T + one.hidden_bias) @ one.out + one.out_bias)
+
+    expected = plain(drawn)
+    if drawn.eager is not None:
+        expected = expected + (1 - logits.softmax(0).max()) * (plain(drawn.eager) - expected).clamp_min(0)
+    found = dict(zip(*(part.tolist() for part in drawn.bonus(logits, queries, candidates, said)), strict=True))
+    for place, token in enumerate(candidates.ids.tolist()):
+        goes_on = bool(said) and candidates.before[place, 0] == said[-1]
+        assert found[token] >= float(expected[place]) - 1e-4 or (token in said and not goes_on)
+    raised = [
+        float(each)
+        for each, token, before in zip(expected, candidates.ids.tolist(), candidates.before[:, 0].tolist(), strict=True)
+        if token not in said or (said and before == said[-1])
+    ]
+    assert max(found.values()) == pytest.approx(max(raised, default=0.0), rel=1e-4, abs=1e-5)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from deltamem_agents.inference.passes import PREFILL_CHUNK, Piece, Pointing, Prompt, newest_queries, pieces_of
+from deltamem_agents.inference.passes import PREFILL_CHUNK, Piece, Prompt, pieces_of
+from deltamem_agents.inference.pointing import Pointing, newest_queries
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall

@@ -14,23 +14,13 @@ from torch import Tensor
 from deltamem_agents.errors import StateError
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.passes import PREFILL_CHUNK, Piece, Prompt, pieces_of
+from deltamem_agents.inference.prompt_rows import PromptChunk
 from deltamem_agents.inference.rows import OneToken
-from deltamem_agents.inference.scheduling import PromptJob, Seat
+from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
-from deltamem_agents.memory.backbones import (
-    cache_of,
-    cuts_anywhere,
-    empty_cache,
-    last_place,
-    layers_of,
-    no_place,
-    with_cache,
-)
+from deltamem_agents.memory.backbones import KeysAndValues, cuts_anywhere, empty_cache, last_place, with_cache
 from deltamem_agents.memory.writes import collected
-
-KeysAndValues = Sequence[tuple[Tensor, Tensor]]
-"""Each layer's keys and values, each (1, heads, tokens, size)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,72 +68,32 @@ def hear(
 ) -> Hearing:
     """Run a prompt through the frozen model. `known`: keys and values of its first tokens, but not of all.
 
-    Prompts that other threads run at the same time share its forward passes if they start with the same known tokens.
+    Prompts that other threads run at the same time share its forward passes.
     Raises StateError if the adapter is not attached to the model.
     """
     seat = seat or speaker.scheduler.seat()
     start = known[0][0].shape[-2] if known else 0
     parts: list[dict[int, Tensor]] = []
-    layers: KeysAndValues | None = known
-    seconds = 0.0
+    layers, seconds = known, 0.0
     for begin in range(start, len(prompt), PREFILL_CHUNK):
-        assert layers is not None
-        taking = _PromptChunk(speaker, prompt.ids[begin : begin + PREFILL_CHUNK], layers, begin)
-        seat.run_job(taking)
-        parts.append(taking.inputs)
-        layers, seconds = taking.layers, seconds + taking.share
+        chunk = heard_chunk(speaker, prompt.ids[begin : begin + PREFILL_CHUNK], layers)
+        seat.run_job(chunk)
+        assert chunk.call is not None and chunk.call.inputs is not None
+        parts.append(chunk.call.inputs)
+        layers, seconds = chunk.layers, seconds + chunk.share
+    if len(parts[0]) != len(speaker.adapter.indices):
+        raise StateError(
+            f"{len(parts[0])} of {len(speaker.adapter.indices)} memory layers took part in the forward pass; "
+            "is the adapter attached to this model?"
+        )
     inputs = {slot: torch.cat([part[slot] for part in parts], dim=1) for slot in parts[0]}
     return Hearing(prompt, start, inputs, layers if cuts_anywhere(speaker.model.config) else None, seconds)
 
 
-class _PromptChunk(PromptJob):
-    """A chunk of a prompt to run through the frozen model.
-
-    `layers`: keys and values of the `start` tokens before it; after `run`, of all tokens up to its end. `inputs`: as
-    in `Hearing`, for this chunk.
-    """
-
-    def __init__(self, speaker: MemoryModel, ids: Sequence[int], layers: KeysAndValues, start: int) -> None:
-        # All rows of one batch start at the same position. A chunk runs alone if a batch would change its result: if
-        # position embeddings depend on the longest row, or if the model uses rounded weights for so few tokens.
-        alike = (id(speaker.model), start, layers[0][0].data_ptr() if layers else 0)
-        alone = not cuts_anywhere(speaker.model.config) or len(ids) <= speaker.rounded_up_to
-        super().__init__(len(ids), None if alone else alike)
-        self.speaker, self.ids, self.layers, self.start = speaker, ids, layers, start
-        self.inputs: dict[int, Tensor] = {}
-
-    @torch.no_grad()
-    def run(self, jobs: Sequence[PromptJob]) -> None:
-        rows = [each for each in jobs if isinstance(each, _PromptChunk)]
-        model, device, count = self.speaker.model, self.speaker.model.device, len(rows)
-        width = max(len(row.ids) for row in rows)
-        before = [(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1)) for keys, values in self.layers]
-        cache = cache_of(before) if before else empty_cache()
-        call = MemoryCall(self.speaker.adapter.zero_state(), inputs={}, quiet=True)
-        # Right padding: in a causal model the tokens do not see what comes after them.
-        model(
-            input_ids=torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows], device=device),
-            logits_to_keep=no_place(device),
-            **with_cache(model, cache),
-            **{CALL_KEYWORD: call},
-        )
-        assert call.inputs is not None
-        if len(call.inputs) != len(self.speaker.adapter.indices):
-            raise StateError(
-                f"{len(call.inputs)} of {len(self.speaker.adapter.indices)} memory layers took part in the forward "
-                "pass; is the adapter attached to this model?"
-            )
-        held = layers_of(cache)
-        assert held is not None
-        for number, row in enumerate(rows):
-            own, tokens = slice(number, number + 1), len(row.ids)
-            row.inputs = {slot: x[own, :tokens].to(device, copy=True) for slot, x in call.inputs.items()}
-            row.layers = _row_of(held, own, self.start + tokens)
-
-
-def _row_of(layers: KeysAndValues, row: slice, tokens: int) -> KeysAndValues:
-    """Copies of one row's keys and values. A view would keep the whole batch alive, and so other agents' prompts."""
-    return [(keys[row, :, :tokens].clone(), values[row, :, :tokens].clone()) for keys, values in layers]
+def heard_chunk(speaker: MemoryModel, ids: Sequence[int], past: KeysAndValues) -> PromptChunk:
+    """Tokens to run through the frozen model after those of `past`. Its call collects their attention inputs."""
+    call = MemoryCall(speaker.adapter.zero_state(), inputs={}, quiet=True)
+    return PromptChunk(speaker.model, ids, past, call, speaks=False, rounded_up_to=speaker.rounded_up_to)
 
 
 @torch.no_grad()

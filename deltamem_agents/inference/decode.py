@@ -171,7 +171,8 @@ class Decoding:
             if processors:
                 scores = processors(torch.LongTensor([prompt + ids]), cast(torch.FloatTensor, scores[None]))[0]
             if self._sampling.temperature == 0:
-                token = int(scores.argmax())
+                # NumPy, because PyTorch would use a pool of threads for each turn's thread.
+                token = int(scores.numpy().argmax())
             else:
                 token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
             if self._constraint is not None:

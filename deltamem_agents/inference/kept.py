@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltamem_agents.inference.collecting import Hearing, KeysAndValues
+from deltamem_agents.inference.collecting import Hearing
 from deltamem_agents.inference.passes import Heard, Pass, Prompt
-from deltamem_agents.memory.backbones import KeyValueCache, cache_of, cuts_anywhere, layers_of
+from deltamem_agents.memory.backbones import KeysAndValues, KeyValueCache, cache_of, cuts_anywhere, layers_of
 from deltamem_agents.processes import Mutex
 
 KEPT_BYTES = 256 * 2**20

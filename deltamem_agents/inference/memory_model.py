@@ -96,6 +96,7 @@ class MemoryModel:
             layers=layers,
             config=self.adapter.config,
             seat=seat or self.scheduler.seat(),
+            rounded_up_to=self.rounded_up_to,
         )
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:

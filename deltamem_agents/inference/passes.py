@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,11 +13,21 @@ from transformers import (
 )
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.inference.pointing import Pointing, pointed
+from deltamem_agents.inference.prompt_rows import PromptChunk
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import BETWEEN, Seat
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
-from deltamem_agents.memory.backbones import KeyValueCache, empty_cache, last_place, with_cache
+from deltamem_agents.memory.backbones import (
+    KeysAndValues,
+    KeyValueCache,
+    cache_of,
+    empty_cache,
+    last_place,
+    layers_of,
+    with_cache,
+)
 from deltamem_agents.memory.folding import FoldedCall, FoldedState
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import Writes, collected
@@ -162,7 +171,7 @@ class Pass:
     `cached`: how many tokens of the next prompt `cache` holds already. `heard`: attention inputs of the last of them,
     if they were run for this turn by `hear`.
     `seat`: access to a model that other sequences use too. `shares`: whether single tokens go through the model
-    together with those of other sequences.
+    together with those of other sequences. `rounded_up_to`: as in `PromptChunk`.
     """
 
     model: PreTrainedModel
@@ -181,6 +190,7 @@ class Pass:
     heard: Heard | None = None
     seat: Seat[OneToken] | None = None
     shares: bool = False
+    rounded_up_to: int = 0
     _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
@@ -298,18 +308,36 @@ class Pass:
         logits: Tensor = out.logits[0, -1].float()
         return logits
 
-    def _logits(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
+    def _logits(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None, pointing: Pointing | None) -> Tensor:
+        """The last position's logits (vocabulary,) float32 with what `pointing` adds, perhaps from a shared pass."""
+        if self.shares and len(ids) == 1 and self.seat is not None:
+            return self.seat.share(OneToken(self, ids[0], call, pointing))
+        return pointed(self._own_logits(ids, call), pointing, call, ids[-1])
+
+    def _own_logits(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
         if self.seat is None:
             return self.forward(ids, call)
-        if self.shares and len(ids) == 1:
-            return self.seat.share(OneToken(self, ids[0], call))
+        past = self._past
+        if past is not None and not isinstance(call, FoldedCall):
+            chunk = PromptChunk(self.model, ids, past, call, speaks=True, rounded_up_to=self.rounded_up_to)
+            self.seat.run_job(chunk)
+            self.cache = cache_of(chunk.layers)
+            assert chunk.logits is not None
+            return chunk.logits
         with self.seat.exclusively(self, len(ids)):
             return self.forward(ids, call)
+
+    @property
+    def _past(self) -> KeysAndValues | None:
+        """The cached keys and values, if the next tokens may share a pass with prompts of other turns, else None."""
+        if self.seat is None or not self.seat.admitted or self.later or self.shares:
+            return None
+        return layers_of(self.cache) if type(self.cache) is KeyValueCache else None
 
     @torch.no_grad()
     def _chunk(self, prompt: Prompt, part: slice) -> Tensor:
         call, later = self._call(prompt, part), self.later
-        logits = self._logits(prompt.ids[part], call)
+        logits = self._logits(prompt.ids[part], call, self.pointing if part.stop >= len(prompt) else None)
         if call is None:
             return logits
         if later and any(prompt.writes):
@@ -318,7 +346,7 @@ class Pass:
         if isinstance(call, FoldedCall):
             self.measures.read += len(prompt)
             self.measures.written += sum(prompt.writes)
-            return self._pointed(logits, call, prompt)
+            return logits
         if not later and not call.quiet:
             self.state = call.new_state()
         if not call.quiet:
@@ -327,12 +355,7 @@ class Pass:
         self.measures.add(call)
         if call.written is not None and self.pieces is not None:
             self.pieces.extend(pieces_of(*collected(call)[0], prompt, part))
-        return self._pointed(logits, call, prompt) if part.stop >= len(prompt) else logits
-
-    def _pointed(self, logits: Tensor, call: MemoryCall | FoldedCall, prompt: Prompt) -> Tensor:
-        if self.pointing is None:
-            return logits
-        return self.pointing.added(logits, newest_queries(call)[0], prompt.ids[-1])
+        return logits
 
     def _call(self, prompt: Prompt, part: slice) -> MemoryCall | FoldedCall | None:
         """The memory call of a forward pass; None for the base model."""
@@ -398,20 +421,6 @@ class Pass:
 
     def _row(self, values: Sequence[int] | Sequence[bool], dtype: torch.dtype) -> Tensor:
         return torch.tensor([values], dtype=dtype, device=self.model.device)
-
-
-class Pointing(Protocol):
-    """Raises the logits of tokens of the recalled statements. The better a query matches a key, the more it adds."""
-
-    def added(self, logits: Tensor, queries: Tensor, token: int) -> Tensor:
-        """The changed logits (vocabulary,) of the token after `token`; `queries` (layers, heads, r) are `token`'s."""
-        ...
-
-
-def newest_queries(call: MemoryCall | FoldedCall) -> Tensor:
-    """The queries (batch, layers, heads, r) of a pass's last token; its call must have been made with `queries={}`."""
-    assert call.queries is not None
-    return torch.stack([call.queries[slot][:, :, -1] for slot in sorted(call.queries)], dim=1)
 
 
 def pieces_of(places: Tensor, writes: Writes, prompt: Prompt, part: slice) -> Iterator[Piece]:

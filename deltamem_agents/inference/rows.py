@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from deltamem_agents.inference.pointing import Pointing, pointed
 from deltamem_agents.inference.scheduling import Step
 from deltamem_agents.memory.attach import CALL_KEYWORD
 from deltamem_agents.memory.attention import MemoryCall
@@ -43,11 +44,21 @@ class Row(Protocol):
 
 @dataclass
 class OneToken(Step):
-    """One token of a row and its memory call, which the pass fills in."""
+    """One token of a row and its memory call, which the pass fills in. `pointing`: what raises its logits."""
 
     row: Row
     token: int
     call: MemoryCall | FoldedCall | None
+    pointing: Pointing | None = None
+
+    def pointed(self, logits: Tensor | Exception) -> Tensor | Exception:
+        """The result of the step, from the logits of its pass."""
+        if isinstance(logits, Exception):
+            return logits
+        try:
+            return pointed(logits, self.pointing, self.call, self.token)
+        except Exception as error:
+            return error
 
 
 @dataclass
@@ -101,8 +112,13 @@ class Rows:
     def run(self, steps: Sequence[OneToken]) -> list[Tensor | Exception]:
         """The next-token logits (vocabulary,) float32 of each step's row, or the exception it raised.
 
-        If a shared pass fails, each row is run alone, so that only the row that caused the error fails.
+        If a shared pass fails, each row is run alone, so that only the row that caused the error fails. Logits are
+        raised here, by the thread of the pass: as many threads at once would be slower.
         """
+        found = self._found(steps)
+        return [step.pointed(logits) for step, logits in zip(steps, found, strict=True)]
+
+    def _found(self, steps: Sequence[OneToken]) -> list[Tensor | Exception]:
         if len(steps) == 1 and not self._places:
             return [self._alone(steps[0])]
         able = [step for step in steps if self._place(step.row) or joinable(step.row)]

@@ -3,8 +3,8 @@
 One pass runs at a time, so that passes do not compete for cores. Decoding turns wait together for their next token, and
 one of their threads runs one pass for all of them. Everything else (a chunk of a prompt, the queries of a question)
 alternates with these decode passes. Both queues are first come, first served. Between two decode passes, several short
-prompts may run, up to the tokens of one chunk of a long prompt, so that their turns join the next decode pass. Short
-prompts of the same kind share a pass too.
+prompts may run, so that their turns join the next decode pass. Prompts of the same kind share a pass too, and the next
+pass waits a moment for their turns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -31,11 +31,16 @@ WAITING = 64
 PATIENCE = 0.3
 """How long a pass waits for the turns of the pass before, as a fraction of that pass's time.
 
-A turn whose reader is slower is left out and not waited for again; it joins a later pass.
+A turn that takes longer, for instance because its reader is slow, is left out and not waited for again. It joins a
+later pass.
 """
 
 BETWEEN = 128
-"""Most prompt tokens between two decode passes; one chunk is always allowed, whatever its length."""
+"""Most prompt tokens between two decode passes; one chunk is always allowed, whatever its length. Twice as many if at
+least twice as many turns wait for their prompts as are decoding."""
+
+TOGETHER = 512
+"""Most prompt tokens of a shared pass while no turn is decoding."""
 
 ASLEEP = 0.25
 """Seconds without a request from its reader after which a turn no longer makes others wait."""
@@ -70,13 +75,14 @@ class PromptJob(Ticket):
     """Prompt tokens that wait for the model and may share a pass with others of its `kind`.
 
     `kind`: None if it shares with none. `wrong`: the exception it raised. `share`: its part of the passes' time, in
-    seconds.
+    seconds. `seat`: of the turn that it belongs to.
     """
 
     tokens: int = field()
     kind: Hashable
     wrong: Exception | None = field(init=False, default=None)
     share: float = field(init=False, default=0.0)
+    seat: Seat[Any] | None = field(init=False, default=None)
 
     def run(self, jobs: Sequence[PromptJob]) -> None:
         """Run jobs of one kind, this one included, and store each result in its job."""
@@ -144,11 +150,13 @@ class Seat(Generic[StepT]):
 
     def run_job(self, job: PromptJob) -> None:
         """Run a job, perhaps in a pass with others', and raise its exception if it failed."""
+        begun = time.monotonic()
         self.inside = True
         try:
-            self.scheduler.run_job(job)
+            self.scheduler.run_job(job, self)
         finally:
             self.inside, self.touched = False, time.monotonic()
+        self.waited += max(0.0, self.touched - begun - job.share)
 
     def share(self, step: StepT) -> Tensor:
         """The logits after one more token, from a pass shared with other waiting turns; raises the step's exception."""
@@ -179,6 +187,7 @@ class Scheduler(Generic[StepT]):
         self._queue: deque[Ticket] = deque()
         self._due: list[tuple[Seat[StepT], StepT]] = []
         self._decoding: set[Seat[StepT]] = set()
+        self._coming: set[Seat[Any]] = set()
         self._patient_until, self._together = 0.0, False
         self._leader: Seat[StepT] | None = None
         self.drawing = Lock()
@@ -235,7 +244,7 @@ class Scheduler(Generic[StepT]):
         """End a turn: free its place and let the next one in."""
         with self._lock:
             self._seats.discard(seat)
-            self._decoding.discard(seat)
+            self._came(seat)
             self._leader = None if self._leader is seat else self._leader
             self._next_in()
             self._dispatch()
@@ -246,8 +255,7 @@ class Scheduler(Generic[StepT]):
         ticket = Ticket()
         ticket.tokens = tokens
         with self._lock:
-            if seat is not None:
-                self._decoding.discard(seat)
+            self._came(seat)
             ticket.wake = Condition(self._lock)
             self._queue.append(ticket)
             self._dispatch()
@@ -264,9 +272,11 @@ class Scheduler(Generic[StepT]):
                 self._busy = False
                 self._dispatch()
 
-    def run_job(self, job: PromptJob) -> None:
+    def run_job(self, job: PromptJob, seat: Seat[StepT] | None = None) -> None:
         """Run a job, perhaps in a pass with others', and raise its exception if it failed."""
         with self._lock:
+            self._came(seat)
+            job.seat = seat
             job.wake = Condition(self._lock)
             self._queue.append(job)
             self._dispatch()
@@ -275,7 +285,8 @@ class Scheduler(Generic[StepT]):
                     if job.granted:
                         self._run_jobs(job)
                     else:
-                        job.wake.wait()
+                        job.wake.wait(self._patience_left)
+                        self._dispatch()
             except BaseException:
                 self._give_up(job)
                 raise
@@ -296,7 +307,8 @@ class Scheduler(Generic[StepT]):
         except Exception as error:
             left, failed = (taken, None) if len(taken) > 1 else ([], error)
         finally:
-            seconds = (time.monotonic() - begun) / sum(each.tokens for each in taken)
+            ended = time.monotonic()
+            seconds = (ended - begun) / sum(each.tokens for each in taken)
             self._lock.acquire()
             self._busy, first.granted, first.wrong = False, False, failed
             left = [each for each in left if not each.over]
@@ -306,15 +318,19 @@ class Scheduler(Generic[StepT]):
             for each in taken:
                 each.over, each.share = each not in left, each.share + seconds * each.tokens
                 each.wake.notify()
+            self._coming.clear()
+            if len(taken) > 1:
+                self._coming.update(each.seat for each in taken if each.over and each.seat is not None)
+                self._patient_until = ended + PATIENCE * (ended - begun)
             self._dispatch()
 
     def _with_others(self, first: PromptJob) -> list[PromptJob]:
         """The job and those that share its pass; these are taken out of the queue."""
-        taken, tokens = [first], first.tokens
+        taken, tokens, most = [first], first.tokens, self._most_between
         for other in list(self._queue):
             if not isinstance(other, PromptJob) or first.kind is None or other.kind != first.kind:
                 continue
-            if tokens + other.tokens <= BETWEEN and len(taken) < self.at_once:
+            if tokens + other.tokens <= most and len(taken) < self.at_once:
                 self._queue.remove(other)
                 taken.append(other)
                 tokens += other.tokens
@@ -325,6 +341,7 @@ class Scheduler(Generic[StepT]):
         """Wait until a pass has run the step; returns its logits or raises its exception."""
         with self._lock:
             step.wake = Condition(self._lock)
+            self._came(seat)
             self._due.append((seat, step))
             self._decoding.add(seat)
             self._dispatch()
@@ -347,6 +364,7 @@ class Scheduler(Generic[StepT]):
         """Run the steps that are due; the lock is released meanwhile. Later passes do not wait for absent turns."""
         taken, self._due = self._due[: self.at_once], self._due[self.at_once :]
         self._decoding = {seat for seat, _ in (*taken, *self._due)}
+        self._coming.clear()
         results: Sequence[Tensor | Exception] = ()
         self._lock.release()
         begun = time.monotonic()
@@ -372,10 +390,13 @@ class Scheduler(Generic[StepT]):
         """Start whatever is next, if nothing is running. The caller holds the lock."""
         if self._busy:
             return
-        due = len(self._due)
-        missing = self._together and due < min(self.at_once, len(self._decoding))
-        ready = due > 0 and not (missing and time.monotonic() < self._patient_until)
-        if self._queue and (not ready or not self._between or self._between + self._queue[0].tokens <= BETWEEN):
+        due, patient = len(self._due), time.monotonic() < self._patient_until
+        gathering = patient and bool(self._coming)
+        missing = patient and self._together and due < min(self.at_once, len(self._decoding))
+        ready = due > 0 and not (gathering or missing)
+        room = self._most_between - self._between
+        held = gathering and bool(self._queue) and isinstance(self._queue[0], PromptJob)
+        if self._queue and not held and (not ready or not self._between or self._queue[0].tokens <= room):
             ticket: Ticket = self._queue.popleft()
             self._between += ticket.tokens
         elif ready:
@@ -389,9 +410,17 @@ class Scheduler(Generic[StepT]):
         ticket.wake.notify()
 
     @property
+    def _most_between(self) -> int:
+        """Most prompt tokens from now on until the next decode pass."""
+        if not self._decoding:
+            return TOGETHER
+        waiting = len(self._queue) + self._busy
+        return BETWEEN if waiting < 2 * len(self._decoding) else 2 * BETWEEN
+
+    @property
     def _patience_left(self) -> float | None:
-        """Seconds until a waiting step must check again whether a pass can start; None: sleep until notified."""
-        if self._busy or not self._due:
+        """Seconds until a waiting thread must check again whether a pass can start; None: sleep until notified."""
+        if self._busy or not (self._due or self._queue):
             return None
         return max(0.0, self._patient_until - time.monotonic())
 
@@ -404,6 +433,12 @@ class Scheduler(Generic[StepT]):
             self._busy = False
         ticket.over = True
         self._dispatch()
+
+    def _came(self, seat: Seat[Any] | None) -> None:
+        """Passes need not wait for this turn's next request. It is not decoding until it asks for a token."""
+        if seat is not None:
+            self._coming.discard(seat)
+            self._decoding.discard(seat)
 
     @property
     def _room(self) -> bool:

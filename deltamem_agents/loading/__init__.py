@@ -18,6 +18,7 @@ from deltamem_agents.loading.models import (
     default_dtype,
     load_model,
 )
+from deltamem_agents.loading.packed import pack_weights
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -34,6 +35,7 @@ __all__ = [
     "installed_gguf",
     "load_model",
     "model_fingerprint",
+    "pack_weights",
     "shipped_adapters",
     "shipped_presets",
     "tokenizer_fingerprint",

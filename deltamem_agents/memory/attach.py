@@ -21,7 +21,7 @@ from deltamem_agents.memory.backbones import AttentionSite, corrected_by, find_s
 from deltamem_agents.memory.folding import FoldedCall
 from deltamem_agents.memory.pointer import Pointer
 from deltamem_agents.memory.recall import Matcher
-from deltamem_agents.memory.rows import RowsActive, RowsCall
+from deltamem_agents.memory.rows import PromptsCall, RowsActive, RowsCall
 from deltamem_agents.memory.state import MemoryState
 
 CALL_KEYWORD = "deltamem"
@@ -156,12 +156,12 @@ def _attach_site(site: AttentionSite, memory: LayerMemory, slot: int) -> list[Re
         if CALL_KEYWORD not in kwargs:
             return args, kwargs
         rest = {name: value for name, value in kwargs.items() if name != CALL_KEYWORD}
-        call: MemoryCall | FoldedCall | RowsCall = kwargs[CALL_KEYWORD]
+        call: MemoryCall | FoldedCall | RowsCall | PromptsCall = kwargs[CALL_KEYWORD]
         hidden = args[0] if args else kwargs["hidden_states"]
         if isinstance(call, FoldedCall):
             running.active = _Folded(call.read(slot, hidden))
             return args, rest
-        if isinstance(call, RowsCall):
+        if isinstance(call, RowsCall | PromptsCall):
             running.active = call.reading(memory, slot, hidden)
             return args, rest
         if call.quiet:

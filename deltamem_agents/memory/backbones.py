@@ -42,6 +42,9 @@ class Layout:
 KeyValueCache: TypeAlias = DynamicCache
 """Keys and values of the tokens that a model has processed."""
 
+KeysAndValues: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+"""Each layer's keys and values, each (rows, heads, tokens, size)."""
+
 _SEPARATE = Layout()
 LAYOUTS: Mapping[str, Layout] = {
     "llama": _SEPARATE,
@@ -186,8 +189,8 @@ def is_plain(layer: object) -> TypeGuard[DynamicLayer]:
     return type(layer) in (DynamicLayer, GrowingLayer)
 
 
-def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
-    """Each layer's keys and values (batch, heads, tokens, size); None for a cache that cannot be truncated."""
+def layers_of(cache: KeyValueCache) -> KeysAndValues | None:
+    """A cache's keys and values; None for a cache that cannot be truncated."""
     found = []
     for layer in cache.layers:
         if not is_plain(layer) or layer.keys is None or layer.values is None:
@@ -196,7 +199,7 @@ def layers_of(cache: KeyValueCache) -> list[tuple[Tensor, Tensor]] | None:
     return found
 
 
-def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> KeyValueCache:
+def cache_of(layers: KeysAndValues) -> KeyValueCache:
     """A cache that starts with these keys and values. The given tensors are not modified: appending makes new ones."""
     cache = empty_cache()
     for keys, values in layers:

@@ -7,13 +7,15 @@ whether it continues the statement after the reply's last token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.memory.writes import Writes
@@ -56,6 +58,11 @@ class Candidates:
         """The distinct ids (M,), and the place of each candidate's id among them (N,)."""
         ids, owners = self.ids.unique(return_inverse=True)
         return ids, owners
+
+    @cached_property
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """`before`, `keys`, `static`, and the place of each candidate's id among the distinct ones."""
+        return self.before.numpy(), self.keys.numpy(), self.static.numpy(), self.distinct[1].numpy()
 
     @classmethod
     def of(cls, statements: Sequence[PointedAt], queries: Tensor, asked: frozenset[int]) -> Candidates:
@@ -108,22 +115,30 @@ class Pointer:
         """Distinct token ids (M,) and what is added to their logits (M,), at least 0.
 
         A token that the reply contains already gets 0, unless it continues the statement after the reply's last token.
-        `logits`: (vocabulary,) of this step. `queries`: (layers, heads, r), from which the next token is predicted.
-        `said`: the reply's tokens so far.
+        `logits`: (vocabulary,) float32 of this step. `queries`: (layers, heads, r), from which the next token is
+        predicted. `said`: the reply's tokens so far. Both tensors are on the CPU.
         """
-        total = logits.logsumexp(0)
-        judged = _features(logits[candidates.ids] - total, queries, candidates, said)
+        total, scores, (before, keys, static, owners) = float(logits.logsumexp(0)), logits.numpy(), candidates.arrays
+        own = scores[candidates.ids.numpy()] - np.float32(total)
+        repeated = _said(candidates, said).numpy()
+        step = _step_features(own, before, static, repeated, said)
+        judged = np.concatenate([static, step, (keys * queries.float().numpy()).sum(-1).reshape(len(own), -1)], 1)
         raised = self._bonuses(judged)
         if self.eager is not None:
-            unsure = 1 - (logits.max() - total).exp()
-            raised = raised + unsure * (self.eager._bonuses(judged) - raised).clamp_min(0)
-        raised = raised.masked_fill(_repeats(candidates, said), 0)
-        ids, owners = candidates.distinct
-        return ids, torch.zeros(len(ids)).scatter_reduce(0, owners, raised, "amax")
+            unsure = np.float32(1 - math.exp(float(scores.max()) - total))
+            raised += unsure * (self.eager._bonuses(judged) - raised).clip(0)
+        # A repeated token may continue the statement, as the second 4 of "4471" does.
+        raised[repeated & (before[:, 0] != (said[-1] if said else _NOTHING))] = 0
+        ids, _ = candidates.distinct
+        most = np.zeros(len(ids), np.float32)
+        np.maximum.at(most, owners, raised)
+        return ids, torch.from_numpy(most)
 
-    def _bonuses(self, judged: Tensor) -> Tensor:
+    def _bonuses(self, judged: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logit bonuses (N,) from features (N, F)."""
-        return F.softplus(torch.tanh(judged @ self.hidden.T + self.hidden_bias) @ self.out + self.out_bias)
+        units = np.tanh(judged @ self.hidden.numpy().T + self.hidden_bias.numpy())
+        softplus: NDArray[np.float32] = np.logaddexp(0, units @ self.out.numpy() + self.out_bias, dtype=np.float32)
+        return softplus
 
 
 def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequence[int]) -> Tensor:
@@ -134,37 +149,36 @@ def features(logits: Tensor, queries: Tensor, candidates: Candidates, said: Sequ
     contains it already; its log-probability without the pointer, divided by 10; the square of that; "continues" times
     that; whether this is the reply's first token. Last, its q·k in each layer and head.
     """
-    return _features(logits[candidates.ids] - logits.logsumexp(0), queries, candidates, said)
+    own = (logits[candidates.ids] - logits.logsumexp(0)).float().numpy()
+    before, _, static, _ = candidates.arrays
+    step = _step_features(own, before, static, _said(candidates, said).numpy(), said)
+    return torch.cat([candidates.static, torch.from_numpy(step), _matches(candidates.keys, queries)], 1)
 
 
-def _features(logprobs: Tensor, queries: Tensor, candidates: Candidates, said: Sequence[int]) -> Tensor:
-    """`features` from the candidates' log-probabilities (N,)."""
+def _step_features(
+    logprobs: NDArray[np.float32],
+    before: NDArray[np.int64],
+    static: NDArray[np.float32],
+    repeated: NDArray[np.bool_],
+    said: Sequence[int],
+) -> NDArray[np.float32]:
+    """The features (N, STEP_FEATURES) of the candidates that change from step to step. NumPy, because for arrays this
+    small PyTorch's overhead per call exceeds the computation."""
     last = (_NOTHING - 1, _NOTHING - 1, *said)[-2:]
-    goes_on = (candidates.before[:, 0] == last[1]).float()
-    repeated = _said(candidates, said).float()
-    likely = logprobs.float().clamp_min(LEAST_LOG_PROBABILITY) / 10
-    step = (
-        goes_on,
-        goes_on * (candidates.before[:, 1] == last[0]),
-        goes_on * candidates.static[:, 2],
-        repeated,
-        likely,
-        likely.square(),
-        goes_on * likely,
-        torch.full_like(likely, float(not said)),
-    )
-    return torch.cat([candidates.static, torch.stack(step, 1), _matches(candidates.keys, queries)], 1)
+    goes_on = before[:, 0] == last[1]
+    likely = logprobs.clip(LEAST_LOG_PROBABILITY) / np.float32(10)
+    step = np.empty((len(logprobs), STEP_FEATURES), np.float32)
+    step[:, 0], step[:, 1] = goes_on, goes_on & (before[:, 1] == last[0])
+    step[:, 2], step[:, 3] = goes_on * static[:, 2], repeated
+    step[:, 4], step[:, 5], step[:, 6] = likely, likely * likely, goes_on * likely
+    step[:, 7] = not said
+    return step
 
 
 def _said(candidates: Candidates, said: Sequence[int]) -> Tensor:
     """(N,) bool: the reply has the token already."""
     # Several times as fast as torch.isin, for so few.
     return (candidates.ids[:, None] == torch.tensor(said, dtype=torch.long)).any(1)
-
-
-def _repeats(candidates: Candidates, said: Sequence[int]) -> Tensor:
-    """(N,) bool: the reply has the token already, and does not continue the statement as the 2nd 4 of "4471" does."""
-    return _said(candidates, said) & (candidates.before[:, 0] != (said[-1] if said else _NOTHING))
 
 
 def _matches(keys: Tensor, queries: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""One token in each of many sequences in one pass. A row is a sequence with its own memory; rows do not interact.
+"""Many sequences in one pass. A row is a sequence with its own memory; rows do not interact.
 
-Rows with folded states are read in one batch, and so are rows whose state does not change during the reply. Every
-other row is read and written separately.
+Of single tokens, rows with folded states are read in one batch, and so are rows whose state does not change during the
+reply. Every other row is read and written separately, and so are the rows of prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -91,14 +92,14 @@ class RowsCall:
             groups.append((self._reading, self._read))
         for rows, call in groups:
             reads = read_and_write(memory, call, slot, hidden[rows])
-            for head in memory.config.delta_heads:
-                if head != "o":
-                    _add(parts, head, memory.correction(head, reads), rows, len(hidden))
-            said = memory.output_correction(call, slot, reads)
-            if said is not None:
-                _add(parts, "o", said, rows, len(hidden))
+            _add_all(parts, memory, call, slot, reads, (rows, slice(None)), hidden.shape[:2])
         return RowsActive(
-            parts, [(row, call) for row in self._single for call in (self.calls[row],) if _measured(call)]
+            parts,
+            [
+                (([row], slice(None)), call)
+                for row in self._single
+                if isinstance(call := self.calls[row], MemoryCall) and call.collect
+            ],
         )
 
     def _read_folded(self, folded: FoldedRows, slot: int, hidden: Tensor) -> dict[str, Tensor]:
@@ -135,12 +136,59 @@ class RowsCall:
                 call.queries.update(enumerate(read[:, place : place + 1].clone()))
 
 
+@dataclass
+class PromptsCall:
+    """The memory's argument of a forward pass over the prompts of several rows, padded on the right.
+
+    `calls`: each row's own call, which each layer fills in as if its row had run alone; None for a row without a
+    memory. `lengths`: each row's number of tokens.
+    """
+
+    calls: Sequence[MemoryCall | None]
+    lengths: Sequence[int]
+
+    @classmethod
+    def of(cls, calls: Sequence[MemoryCall | None], lengths: Sequence[int]) -> PromptsCall | None:
+        """None if no row has a memory."""
+        return cls(calls, lengths) if any(call is not None for call in calls) else None
+
+    def reading(self, memory: LayerMemory, slot: int, hidden: Tensor) -> RowsActive:
+        """A layer's corrections for its attention inputs (rows, tokens, hidden)."""
+        parts: dict[str, Tensor] = {}
+        collecting: list[tuple[_Place, MemoryCall]] = []
+        for row, (call, length) in enumerate(zip(self.calls, self.lengths, strict=True)):
+            if call is None:
+                continue
+            x = hidden[row : row + 1, :length]
+            if call.inputs is not None:
+                # A view would keep the other rows alive.
+                x = x.to(x.device, copy=True)
+            if call.quiet:
+                if call.inputs is not None:
+                    call.inputs[slot] = x
+                continue
+            reads = read_and_write(memory, call, slot, x)
+            if reads.shape[1]:
+                place = (slice(row, row + 1), slice(length - reads.shape[1], length))
+                _add_all(parts, memory, call, slot, reads, place, hidden.shape[:2])
+            if call.collect and reads.shape[1]:
+                collecting.append(((slice(row, row + 1), slice(0, length)), call))
+            elif call.collect:
+                call.ratios.append(reads.new_zeros(()))
+        return RowsActive(parts, collecting)
+
+
+_Place: TypeAlias = tuple[slice | Sequence[int], slice]
+"""Rows and tokens."""
+
+
 @dataclass(frozen=True)
 class RowsActive:
-    """One layer's corrections (rows, 1, width), for its projections' hooks. `collecting`: rows that keep measures."""
+    """One layer's corrections (rows, tokens, width), for its projections' hooks. `collecting`: where measures are
+    kept."""
 
     parts: Mapping[str, Tensor]
-    collecting: Sequence[tuple[int, MemoryCall | FoldedCall | None]]
+    collecting: Sequence[tuple[_Place, MemoryCall]]
 
     def correction(self, head: Head) -> Tensor | None:
         return self.parts.get(head)
@@ -149,22 +197,30 @@ class RowsActive:
         return self.parts.get("o")
 
     def measured(self, delta: Tensor, attended: Tensor) -> None:
-        for row, call in self.collecting:
-            if isinstance(call, MemoryCall):
-                call.measured(delta[row], attended[row])
+        for place, call in self.collecting:
+            call.measured(delta[place], attended[place])
 
 
-def _add(parts: dict[str, Tensor], head: str, delta: Tensor, rows: Sequence[int], count: int) -> None:
-    """Store the corrections of some rows in the tensor of all rows."""
-    whole = parts.get(head)
-    if whole is None:
-        whole = parts[head] = delta.new_zeros(count, *delta.shape[1:])
-    # Assignment is enough: a row is folded or in `rows`, never both.
-    whole[rows] = delta
-
-
-def _measured(call: MemoryCall | FoldedCall | None) -> bool:
-    return isinstance(call, MemoryCall) and call.collect
+def _add_all(
+    parts: dict[str, Tensor],
+    memory: LayerMemory,
+    call: MemoryCall,
+    slot: int,
+    reads: Tensor,
+    place: _Place,
+    shape: Sequence[int],
+) -> None:
+    """Store all corrections that follow from some rows' reads in the tensors of all rows and tokens, of this shape."""
+    found: dict[str, Tensor] = {
+        head: memory.correction(head, reads) for head in memory.config.delta_heads if head != "o"
+    }
+    if (said := memory.output_correction(call, slot, reads)) is not None:
+        found["o"] = said
+    for head, delta in found.items():
+        if head not in parts:
+            parts[head] = delta.new_zeros(*shape, delta.shape[-1])
+        # Assignment is enough: no place is written twice.
+        parts[head][place] = delta
 
 
 def _collects(call: MemoryCall | FoldedCall | None) -> bool:

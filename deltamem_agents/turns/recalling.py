@@ -13,7 +13,8 @@ from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import Hearing, hear, queries_in
 from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
-from deltamem_agents.inference.passes import Pointing, Prompt
+from deltamem_agents.inference.passes import Prompt
+from deltamem_agents.inference.pointing import Pointing
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
