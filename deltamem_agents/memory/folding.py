@@ -29,13 +29,15 @@ class FoldedLayer:
     """One layer's reads of a fixed state.
 
     `asks`: (r + 1, hidden), the weights of the query and of the read gate. `gate_bias`: the gate's bias; `floor`: its
-    floor, see `floored_gate`. `answers`: (sum of `widths`, r), the correction and readout weights times the state.
-    `widths`: rows of each part of `answers`.
+    floor, see `floored_gate`. `weights`: (sum of `widths`, r), the correction and readout weights. `matrix`: (r, r),
+    the state. `answers`: (sum of `widths`, r), their product. `widths`: rows of each part of `weights`.
     """
 
     asks: Tensor
     gate_bias: float
     floor: float
+    weights: Tensor
+    matrix: Tensor
     answers: Tensor
     widths: dict[str, int]
 
@@ -90,11 +92,14 @@ def _folded(config: AdapterConfig, layer: LayerMemory, matrix: Tensor) -> Folded
     parts: dict[str, Tensor] = {head: getattr(layer, f"delta_{head}_proj") for head in config.delta_heads}
     if config.readout:
         parts[READOUT] = layer.readout_proj
+    weights = torch.cat(list(parts.values())) * config.scale
     return FoldedLayer(
         asks=torch.cat([layer.memory_q_proj, layer.read_proj]),
         gate_bias=float(layer.read_bias),
         floor=config.gate_floor,
-        answers=torch.cat(list(parts.values())) @ matrix * config.scale,
+        weights=weights,
+        matrix=matrix,
+        answers=weights @ matrix,
         widths={name: len(weights) for name, weights in parts.items()},
     )
 

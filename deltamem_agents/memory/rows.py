@@ -22,19 +22,23 @@ from deltamem_agents.memory.state import MemoryState
 
 
 class FoldedRows:
-    """The folded states of several rows, stacked into one tensor per layer; zeros for a row without one."""
+    """The states of several rows that are folded when a row is alone, stacked into one tensor per layer.
+
+    Zeros for a row without one. Together, rows are read by the state and then by the weights, which all rows share:
+    the folded weights are different in each row, and take longer to read from memory.
+    """
 
     def __init__(self, like: FoldedState, rows: int) -> None:
         self.like = like
-        self._answers = [layer.answers.new_zeros(rows, *layer.answers.shape) for layer in like.layers]
+        self._matrices = [layer.matrix.new_zeros(rows, *layer.matrix.shape) for layer in like.layers]
 
     def put(self, row: int, state: FoldedState | None) -> None:
         """Set the state that a row reads from now on; None for no state."""
-        for slot, answers in enumerate(self._answers):
+        for slot, matrices in enumerate(self._matrices):
             if state is None:
-                answers[row].zero_()
+                matrices[row].zero_()
             else:
-                answers[row] = state.layers[slot].answers
+                matrices[row] = state.layers[slot].matrix
 
     def read(self, slot: int, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`FoldedLayer.read` for inputs (rows, 1, hidden): queries (rows, r), and corrections (rows, width) by part.
@@ -49,8 +53,8 @@ class FoldedRows:
         opened = ((gate - layer.floor) / (1 - layer.floor)).clamp_min(0)
         if not bool(opened.any()):
             return query, {}
-        answers = self._answers[slot][: len(query)]
-        found = torch.bmm(answers, (query * opened)[..., None])[..., 0].split(list(layer.widths.values()), dim=-1)
+        reads = torch.bmm(self._matrices[slot][: len(query)], (query * opened)[..., None])[..., 0]
+        found = F.linear(reads, layer.weights).split(list(layer.widths.values()), dim=-1)
         return query, dict(zip(layer.widths, found, strict=True))
 
 
