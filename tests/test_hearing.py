@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -119,6 +120,37 @@ def test_short_prompts_run_before_a_decode_pass_up_to_the_limit(decoding: int, o
     for thread in threads:
         thread.join()
     assert done[: len(order)] == order
+
+
+@pytest.mark.parametrize("what", ["asks for a token", "leaves", "is late"])
+def test_the_turns_of_a_shared_prompt_pass_decode_together(what: str) -> None:
+    """The first of them waits for the others, unless they end or take too long."""
+    passes: list[int] = []
+
+    class Saying(Counted):
+        def run(self, steps: Sequence[Any]) -> list[Tensor | Exception]:
+            passes.append(len(steps))
+            return super().run(steps)
+
+    scheduler: Scheduler[Numbered] = Scheduler(Saying(), at_once=8)
+    jobs = [Taken(number, 3, "a") for number in range(2)]
+    assert errands_at_once(scheduler, jobs) == [None, None]
+    one, other = (job.seat for job in jobs)
+    assert one is not None and other is not None and scheduler._coming == {one, other}
+    scheduler._patient_until = time.monotonic() + (0 if what == "is late" else 600)
+    first = threading.Thread(target=lambda: one.share(Numbered(0)))
+    first.start()
+    if what != "is late":
+        while not scheduler._due:
+            threading.Event().wait(0.001)
+        assert first.is_alive() and not passes
+        if what == "leaves":
+            scheduler.leave(other)
+        else:
+            other.share(Numbered(1))
+    first.join()
+    assert passes == ([2] if what == "asks for a token" else [1])
+    assert not scheduler._coming
 
 
 @given(

@@ -35,6 +35,9 @@ A turn that takes longer, for instance because its reader is slow, is left out a
 later pass.
 """
 
+ENTERING = 0.03
+"""Seconds that a pass waits for the first request of turns that have just begun."""
+
 BETWEEN = 128
 """Most prompt tokens between two decode passes; one chunk is always allowed, whatever its length. Twice as many if at
 least twice as many turns wait for their prompts as are decoding."""
@@ -449,6 +452,8 @@ class Scheduler(Generic[StepT]):
         seat.admitted = True
         seat.touched = time.monotonic()
         self._seats.add(seat)
+        self._coming.add(seat)
+        self._patient_until = max(self._patient_until, seat.touched + ENTERING)
 
     def _next_in(self) -> None:
         if self._lobby:
