@@ -306,13 +306,27 @@ def together(bench: Bench) -> Iterator[Together]:
 
     for number in range(max(size.agents)):
         bench.engine.run_turn(f"agent {number}", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
-    for agents in size.agents:
-        yield from at_once_by(bench, agents, reader)
+    arms = {agents: at_once_by(bench, agents, reader) for agents in size.agents}
+    rounds = []
+    for number in range(size.rounds + 1):
+        # All numbers of agents alternate too: a machine that others use is not equally fast for long.
+        order = [(agents, who) for agents, each in arms.items() for who in each]
+        rounds.append({(agents, who): arms[agents][who](number) for agents, who in order[:: 1 if number % 2 else -1]})
+    for agents, each in arms.items():
+        for who in each:
+            # The first round warms up, and is not counted.
+            measured = [one[agents, who] for one in rounds[1:]]
+            rates = [sum(reply.tokens for reply in said) / seconds for seconds, said in measured]
+            waits = [reply.first for _, said in measured for reply in said]
+            yield Together(who, agents, statistics.median(rates), statistics.median(waits))
 
 
-def at_once_by(bench: Bench, agents: int, reader: Callable[[str], Speaker]) -> Iterator[Together]:
+def at_once_by(
+    bench: Bench, agents: int, reader: Callable[[str], Speaker]
+) -> dict[str, Callable[[int], tuple[float, list[Said]]]]:
+    """Ways for so many agents to reply at once. Each takes the round's number, and returns seconds and replies."""
+
     def tokens(round_: int) -> int:
-        """The first round warms up, and is not counted."""
         return bench.size.tokens_each if round_ else 2
 
     arms: dict[str, Callable[[int], tuple[float, list[Said]]]] = {
@@ -321,15 +335,7 @@ def at_once_by(bench: Bench, agents: int, reader: Callable[[str], Speaker]) -> I
     }
     if (llama := bench.llama) is not None:
         arms[LLAMA] = lambda round_: at_once([llama] * agents, round_, tokens(round_))
-    rounds = []
-    for number in range(bench.size.rounds + 1):
-        order = list(arms) if number % 2 else list(arms)[::-1]
-        rounds.append({who: arms[who](number) for who in order})
-    rounds = rounds[1:]
-    for who in arms:
-        rates = [sum(reply.tokens for reply in said) / seconds for seconds, said in (each[who] for each in rounds)]
-        waits = [reply.first for each in rounds for reply in each[who][1]]
-        yield Together(who, agents, statistics.median(rates), statistics.median(waits))
+    return arms
 
 
 def in_a_batch(generate: Generate, count: int, round_: int, tokens: int) -> tuple[float, list[Said]]:
