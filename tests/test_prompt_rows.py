@@ -16,8 +16,7 @@ from deltamem_agents.inference.prompt_rows import ALIKE, PromptChunk
 from deltamem_agents.memory.attach import attach
 from deltamem_agents.memory.attention import MemoryCall
 from deltamem_agents.memory.backbones import KeysAndValues, layers_of
-from deltamem_agents.memory.state import MemoryState
-from test_scheduling import CONFIGS, ENGINES, ids_of, words
+from test_scheduling import CONFIGS, ENGINES, begun, ids_of, words
 from tiny_models import FAMILIES, random_adapter, random_ids, random_state, tiny_model
 
 KINDS = ("off", "quiet", "reads", "applies")
@@ -41,15 +40,8 @@ class Asked:
     tokens: int
 
     def run(self) -> Pass:
-        state: MemoryState | None = self.engine.new_state()
-        if self.kind == "off":
-            state = None
-        elif self.kind != "quiet":
-            ones = MemoryState(torch.ones_like(self.engine.new_state().matrices))
-            state = ones.random_like(torch.Generator().manual_seed(self.seed))
-        statements = self.engine._speaker.keeps_writes
-        run: Pass = self.engine._speaker.begin(state, applies=not statements or self.kind == "applies", collect=True)
-        run.pointing = Unchanged() if self.seed % 3 and state is not None else None
+        run = begun(self.engine, self.kind, self.seed)
+        run.pointing = Unchanged() if self.seed % 3 and self.kind != "off" else None
         if self.before:
             run.feed(words(ids_of(self.seed, self.before), writes=self.kind != "off" and self.seed % 2 == 0))
         return run

@@ -44,6 +44,18 @@ def words(ids: Sequence[int], *, writes: bool) -> Prompt:
     return Prompt(tuple(ids), (True,) * count, (writes,) * count, (0,) * count, (True,) * count)
 
 
+def begun(engine: DeltaMemEngine, kind: str, seed: int) -> Pass:
+    """A sequence that uses its memory in this way: "off", "quiet" (nothing to read), "reads" or "applies" (writes)."""
+    state: MemoryState | None = engine.new_state()
+    if kind == "off":
+        state = None
+    elif kind != "quiet":
+        ones = MemoryState(torch.ones_like(engine.new_state().matrices))
+        state = ones.random_like(torch.Generator().manual_seed(seed))
+    statements = engine._speaker.keeps_writes
+    return engine._speaker.begin(state, applies=not statements or kind == "applies", collect=True)
+
+
 @dataclass
 class Talker:
     """A sequence that is fed given tokens one by one. `heard`: its logits so far. `kind`: how it uses its memory."""
@@ -55,15 +67,8 @@ class Talker:
     heard: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        state: MemoryState | None = self.engine.new_state()
-        if self.kind == "off":
-            state = None
-        elif self.kind != "quiet":
-            ones = MemoryState(torch.ones_like(self.engine.new_state().matrices))
-            state = ones.random_like(torch.Generator().manual_seed(self.seed))
-        statements = self.engine._speaker.keeps_writes
-        self.run = self.engine._speaker.begin(state, applies=not statements or self.kind == "applies", collect=True)
-        self.run.feed(words(ids_of(self.seed, self.length), writes=state is not None))
+        self.run = begun(self.engine, self.kind, self.seed)
+        self.run.feed(words(ids_of(self.seed, self.length), writes=self.kind != "off"))
         self.run.later = self.run.defers
         self.said: list[int] = []
 
