@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deltamem_agents import DeltaMemEngine
-from deltamem_agents.loading import load_model, pack_weights
+from deltamem_agents.loading import load_model, pack_weights, weights_hash
 from deltamem_agents.loading.packed import PackedLinear
 from deltamem_agents.types import Message, Sampling
 from tiny_folders import Tiny
@@ -39,6 +41,25 @@ def test_a_packed_layer_computes_the_same(
     torch.testing.assert_close(found(x), plain(x), rtol=1e-5, atol=1e-5)
     assert torch.equal(found.weight.to_dense(), weights)
     assert found.weight.shape == weights.shape
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_saved_and_copied_are_the_plain_weights(bias: bool) -> None:
+    plain = nn.Linear(12, 7, bias=bias).requires_grad_(False)
+    expected, x = {name: value.clone() for name, value in plain.state_dict().items()}, torch.randn(3, 12)
+    found = packed(plain)
+    saved = found.state_dict()
+    assert saved.keys() == expected.keys() and all(torch.equal(saved[name], value) for name, value in expected.items())
+    twin = deepcopy(found)
+    assert isinstance(twin, PackedLinear) and torch.equal(twin(x), found(x))
+
+
+def test_packing_does_not_change_the_hash_of_a_model(tiny: Tiny) -> None:
+    plain = load_model(tiny.model, dtype="float32", progress=False)
+    before = weights_hash(plain.model)
+    pack_weights(plain.model)
+    assert any(isinstance(module, PackedLinear) for module in plain.model.modules())
+    assert weights_hash(plain.model) == before
 
 
 def test_a_gradient_goes_through_a_packed_layer() -> None:
