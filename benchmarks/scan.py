@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deltamem_agents.memory import kernels
+from deltamem_agents import jit
 from deltamem_agents.memory.delta_rule import ScanForm, delta_scan, update_gates
 
 RANK = 8
@@ -64,7 +64,7 @@ def main() -> None:
     rounds = arguments.parse_args().rounds
 
     forms: list[ScanForm] = ["loop", "chunked"]
-    if kernels.available():
+    if jit.available():
         forms.append("compiled")
     else:
         print("numba is not installed: skipping the compiled form")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deltamem_agents import jit
 from deltamem_agents.errors import ConfigError, StateError
 from deltamem_agents.memory import kernels
 from deltamem_agents.memory.delta_rule import (
@@ -28,7 +29,7 @@ from deltamem_agents.memory.delta_rule import (
 )
 from fast_set import one_in
 
-needs_numba = pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
+needs_numba = pytest.mark.skipif(not jit.available(), reason="numba is not installed")
 FAST_FORMS = ["chunked", pytest.param("compiled", marks=needs_numba)]
 ALL_FORMS = ["loop", *FAST_FORMS]
 
@@ -95,11 +96,11 @@ def assert_equal_within(found: tuple[Tensor, ...], expected: tuple[Tensor, ...],
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "numba", None)
-    kernels._numba.cache_clear()
-    kernels._compiled.cache_clear()
+    jit._numba.cache_clear()
+    jit.compiled.cache_clear()
     yield
     monkeypatch.undo()
-    kernels._numba.cache_clear()
+    jit._numba.cache_clear()
 
 
 @settings(max_examples=40, deadline=None)
@@ -122,7 +123,7 @@ def test_every_form_equals_the_loop(
 
     singles = [x.float() for x in inputs]
     expected = scan(singles, "loop", mode, coupled=coupled)
-    forms: tuple[ScanForm, ...] = ("auto", "chunked", "compiled") if kernels.available() else ("auto", "chunked")
+    forms: tuple[ScanForm, ...] = ("auto", "chunked", "compiled") if jit.available() else ("auto", "chunked")
     for form in forms:
         assert_equal_within(scan(singles, form, mode, coupled=coupled), expected, 1e-4)
 
@@ -435,7 +436,7 @@ def test_an_empty_sequence_reads_nothing_and_changes_nothing() -> None:
 
 
 def test_without_numba_auto_still_works_and_compiled_says_what_is_missing(without_numba: None) -> None:
-    assert not kernels.available()
+    assert not jit.available()
     for sequences, length in ((1, 3), (1, 40), (30, 40)):
         inputs = tokens(sequences, length, 8, dtype=torch.float32)
         assert_equal_within(scan(inputs, "auto"), scan(inputs, "loop"), 1e-4)
@@ -455,7 +456,7 @@ def test_without_a_writable_cache_folder_the_kernel_is_compiled_again(monkeypatc
         return lambda kernel: kernel
 
     monkeypatch.setattr(numba, "njit", refuses_to_cache)
-    monkeypatch.setattr(kernels, "_compiled", kernels._compiled.__wrapped__)
+    monkeypatch.setattr(kernels, "compiled", jit.compiled.__wrapped__)
     inputs = tokens(2, 20, 4)
     assert_equal_within(scan(inputs, "compiled"), scan(inputs, "loop"), 1e-10)
 

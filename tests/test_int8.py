@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import QuantoConfig
 
-from deltamem_agents import DeltaMemEngine
+from deltamem_agents import DeltaMemEngine, jit
 from deltamem_agents.errors import ConfigError
 from deltamem_agents.loading import load_model, weights_hash
-from deltamem_agents.loading.int8 import FEW, Int8Linear, decode_in_int8
+from deltamem_agents.loading.int8 import FEW, Int8Linear, _products, decode_in_int8
+from deltamem_agents.loading.packed import pack_weights
 from deltamem_agents.types import Message, Sampling
 from tiny_folders import Tiny
 
 SHORT = Sampling(max_tokens=6)
+needs_numba = pytest.mark.skipif(not jit.available(), reason="numba is not installed")
 
 
 def opened(tiny: Tiny, store: str | Path = "memory:", **options: Any) -> DeltaMemEngine:
@@ -38,16 +42,57 @@ def test_few_rows_equal_the_layer_up_to_rounding(bias: bool) -> None:
     x = torch.randn(1, 3, 64)
     found, expected = rounded(x), plain(x)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    # Bound: half a step, 1/127 of the largest weight, for each of 64 inputs, plus bfloat16 rounding of the sum.
+    # Bound: half a step, 1/127 of the largest weight, for each of 64 inputs, plus bfloat16 rounding without numba.
     assert (found - expected).abs().max() < 0.02 * x.norm()
     assert not torch.equal(found, expected)
 
 
+@pytest.fixture(params=[pytest.param(True, marks=needs_numba), False], ids=["numba", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers made with numba's kernel and with PyTorch's."""
+    if not request.param:
+        monkeypatch.setattr(jit, "available", lambda: False)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7, FEW, 3 * FEW])
-def test_each_row_is_computed_alone(rows: int) -> None:
+def test_each_row_is_computed_alone(kernel: None, rows: int) -> None:
     _, rounded = layers()
     x = torch.randn(rows, 1, 64)
-    assert torch.equal(rounded(x), torch.cat([rounded(row[None]) for row in x]))
+    torch.testing.assert_close(rounded(x), torch.cat([rounded(row[None]) for row in x]), rtol=1e-5, atol=1e-6)
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_computes_the_product_with_the_rounded_weights(dtype: torch.dtype) -> None:
+    _, rounded = layers(width=80, height=5, bias=True)
+    x, weights = torch.randn(3, 2, 80).to(dtype), rounded.codes.float() * rounded.scales[:, None]
+    rounded.to(dtype)
+    expected = (x.float() @ weights.T).to(dtype) + rounded.bias
+    close = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(rounded(x), expected, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_the_kernel_is_the_same_as_plain_python(count: int) -> None:
+    codes, scales = np.arange(-6, 6, dtype=np.int8).reshape(3, 4), np.array([0.5, 1, 2], np.float32)
+    rows, products = (
+        np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32),
+        np.zeros((count, 3), np.float32),
+    )
+    _products(codes, scales, rows, products)
+    np.testing.assert_allclose(products, rows @ (codes * scales[:, None]).T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_is_also_packed_is_saved_and_copied_as_before(kernel: None) -> None:
+    plain, rounded = layers(bias=True)
+    few, many = torch.randn(1, 3, 64), torch.randn(1, FEW + 1, 64)
+    model = nn.Sequential(rounded)
+    before = rounded(few), rounded(many)
+    pack_weights(model)
+    for layer in (rounded, deepcopy(rounded)):
+        torch.testing.assert_close((layer(few), layer(many)), before, rtol=1e-5, atol=1e-5)
+        assert torch.equal(layer.state_dict()["weight"], plain.weight)
+    assert sorted(model.state_dict()) == ["0.bias", "0.weight"]
 
 
 def test_many_rows_use_the_layers_own_weights() -> None:

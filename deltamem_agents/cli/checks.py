@@ -96,8 +96,8 @@ def _scan(name: str) -> Finding:
     """Compares every form of the scan that can run here with the plain loop, on random numbers."""
     import torch
 
+    from deltamem_agents.jit import available
     from deltamem_agents.memory.delta_rule import ScanForm, delta_scan, update_gates
-    from deltamem_agents.memory.kernels import available
 
     generator = torch.Generator().manual_seed(0)
     q, k, v, beta = torch.randn(4, 6, 77, 8, generator=generator).unbind()
@@ -122,7 +122,7 @@ def _scan(name: str) -> Finding:
 
 
 def _compiled(name: str) -> Finding:
-    from deltamem_agents.memory.kernels import available
+    from deltamem_agents.jit import available
 
     if available():
         return Finding(name, "ok", f"numba {version('numba')}")

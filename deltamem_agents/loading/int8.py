@@ -6,46 +6,93 @@ prompt is computed with the model's own weights: with many tokens the arithmetic
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deltamem_agents import jit
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.loading.packed import PackedLinear
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 FEW = 16
 """Maximum number of tokens of one sequence in a pass for which the int8 weights are used, however many sequences."""
 
 _STEP = 16
-"""Number of inputs that the kernel multiplies at once. It reads past the end of a row that is not a multiple of it."""
+"""Number of inputs that PyTorch's kernel multiplies at once. It reads past the end of a row that is not a multiple of
+it."""
+
+_ARGUMENTS: tuple[jit.Kind, ...] = (("int8", 2), ("float32", 1), ("float32", 2), ("float32", 2))
 
 
-class Int8Linear(nn.Linear):
+def _products(codes: Array, scales: Array, rows: Array, products: Array) -> None:
+    """Fills `products` (rows, out) with rows (rows, in) times the weights: codes (out, in) times scales (out,).
+
+    Four rows at a time, so that each weight is loaded and converted once for all four.
+    """
+    count = rows.shape[0]
+    for r in range(0, count - 3, 4):
+        for o in range(codes.shape[0]):
+            first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for i in range(codes.shape[1]):
+                code = np.float32(codes[o, i])
+                first += code * rows[r, i]
+                second += code * rows[r + 1, i]
+                third += code * rows[r + 2, i]
+                fourth += code * rows[r + 3, i]
+            products[r, o] = first * scales[o]
+            products[r + 1, o] = second * scales[o]
+            products[r + 2, o] = third * scales[o]
+            products[r + 3, o] = fourth * scales[o]
+    for r in range(count - count % 4, count):
+        for o in range(codes.shape[0]):
+            total = np.float32(0)
+            for i in range(codes.shape[1]):
+                total += np.float32(codes[o, i]) * rows[r, i]
+            products[r, o] = total * scales[o]
+
+
+class Int8Linear(PackedLinear):
     """A linear layer with a second, int8 copy of its weights and one scale per output.
 
-    PyTorch's kernel multiplies bfloat16 inputs and rounds its result to bfloat16. Each row is computed separately, so
-    it does not depend on the other rows of a batch.
+    With numba inputs and sums are float32. Without it PyTorch's kernel is used, which rounds inputs, scales and results
+    to bfloat16. The result for a row depends on the other rows of a batch by no more than the rounding of the sum.
     """
 
     codes: Tensor
     scales: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
+        super().__init__(linear)
         weights = linear.weight.detach().float()
         scales = (weights.abs().amax(dim=1) / 127).clamp_min(1e-12)
+        self._multiply = jit.compiled(_products, _ARGUMENTS) if jit.available() else None
         # Not saved with the model: code that reads or hashes its weights finds only the original ones.
         self.register_buffer("codes", (weights / scales[:, None]).round().to(torch.int8), persistent=False)
-        self.register_buffer("scales", scales.to(torch.bfloat16), persistent=False)
+        self.register_buffer("scales", scales if self._multiply else scales.to(torch.bfloat16), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features), in the input's dtype."""
         # Sequences are not counted, so that one alone is computed with the same weights as in a batch.
         if (input.ndim > 1 and input.shape[-2] > FEW) or input.requires_grad:
             return super().forward(input)
-        rows = input.reshape(-1, self.in_features)
-        found = torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.codes, self.scales).to(input.dtype)
+        found = self._product(input.reshape(-1, self.in_features)).to(input.dtype)
         output = found if self.bias is None else found + self.bias
         return output.view(*input.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        if self._multiply is None:
+            return torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.codes, self.scales)
+        products = torch.empty(len(rows), self.out_features)
+        inputs, scales = rows.detach().float().contiguous(), self.scales.float()
+        self._multiply(self.codes.numpy(), scales.numpy(), inputs.numpy(), products.numpy())
+        return products
 
 
 def rounded_up_to(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +20,25 @@ own for 1 to 512 tokens."""
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weights are packed. `weight.to_dense()` gives them back, bit for bit.
+    """A linear layer whose weights can be packed. `weight.to_dense()` gives them back, bit for bit.
 
     What is saved, hashed or copied are the plain weights.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS)
-        self.weight, self.bias = nn.Parameter(packed, requires_grad=False), linear.bias
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def pack(self) -> Self:
+        """Packs the weights, which must be float32 and on the CPU."""
+        packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), _TOKENS)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, in_features) to (…, out_features), both float32."""
+        """(…, in_features) to (…, out_features), in the input's dtype."""
+        if not self.weight.is_mkldnn:
+            return F.linear(input, self.weight, self.bias)
         if input.requires_grad:
             return F.linear(input, self.weight.to_dense(), self.bias)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
@@ -39,13 +46,18 @@ class PackedLinear(nn.Linear):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        plain.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+        packed = self.weight.is_mkldnn
+        plain.weight = (
+            nn.Parameter(self.weight.to_dense(), requires_grad=False) if packed else deepcopy(self.weight, memo)
+        )
         plain.bias = deepcopy(self.bias, memo)
-        return PackedLinear(plain).train(self.training)
+        copied = type(self)(plain).train(self.training)
+        return copied.pack() if packed else copied
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.weight.detach().to_dense()
+        if self.weight.is_mkldnn:
+            destination[f"{prefix}weight"] = self.weight.detach().to_dense()
 
 
 def pack_weights(model: nn.Module) -> None:
@@ -57,5 +69,12 @@ def pack_weights(model: nn.Module) -> None:
         return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
-                setattr(module, name, PackedLinear(child).eval())
+            if type(child) is nn.Linear and _fits(child):
+                setattr(module, name, PackedLinear(child).eval().pack())
+            elif isinstance(child, PackedLinear) and _fits(child):
+                child.pack()
+
+
+def _fits(linear: nn.Linear) -> bool:
+    weight = linear.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_mkldnn

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deltamem_agents import jit
 from deltamem_agents.errors import ConfigError, StateError
 from deltamem_agents.memory import kernels
 
@@ -146,7 +147,7 @@ def delta_scan(
 
 def _best_form(state: Tensor, tokens: int) -> ScanForm:
     on_cpu = state.device.type == "cpu"
-    if tokens > 1 and on_cpu and state.dtype == torch.float32 and kernels.available():
+    if tokens > 1 and on_cpu and state.dtype == torch.float32 and jit.available():
         return "compiled"
     rows = state.shape[0] * state.shape[1]
     return "loop" if tokens <= LOOP_TOKENS or (on_cpu and rows > LOOP_ROWS_ON_CPU) else "chunked"

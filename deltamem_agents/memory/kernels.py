@@ -1,14 +1,11 @@
 """The scan and its gradient as a compiled loop over tokens, for CPU tensors.
 
-numba is optional and imported on first use. Without it `available()` is False and only speed changes.
-The two kernels are plain Python until numba compiles them, so tests can run them as they are.
+Without numba only speed changes; see `jit.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deltamem_agents.errors import ConfigError
+from deltamem_agents.jit import available, compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 # those between them is faster than the memory traffic of storing all.
 MARK_EVERY = 16
 
-# Allow reordered and fused sums, so that the loops vectorise. Infinities and NaNs keep their meaning.
-_FASTMATH = {"reassoc", "contract", "nsz"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -161,43 +157,9 @@ def _backward(
                 d_state[n, i, j] = g[j, i]
 
 
-def available() -> bool:
-    """Whether the compiled loop can run here. The first call imports numba."""
-    return _numba() is not None
-
-
-@cache
-def _numba() -> Any | None:
-    try:
-        numba: Any = import_module("numba")
-    except (ImportError, OSError):
-        return None
-    return None if numba.config.DISABLE_JIT else numba
-
-
-@cache
-def _compiled(kernel: Callable[..., None], ranks: tuple[int, ...], dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel compiled for arguments with these numbers of dimensions; loaded from disk if cached there."""
-    numba = _numba()
-    if numba is None:
-        raise ConfigError(
-            'form "compiled" needs numba, which cannot be imported here or has its compiler turned off; '
-            'install deltamem-agents[fast], or use form "auto"'
-        )
-    element = getattr(numba, _DTYPES[dtype])
-    signature = numba.void(*(numba.types.Array(element, ndim, "C") for ndim in ranks))
-    compiled: Callable[..., None]
-    try:
-        compiled = numba.njit(signature, nogil=True, fastmath=_FASTMATH, cache=True)(kernel)
-    except Exception:
-        # The on-disk cache has no folder, no space or a damaged file: compile for this process only.
-        # If the kernel itself failed, it fails again here.
-        compiled = numba.njit(signature, nogil=True, fastmath=_FASTMATH)(kernel)
-    return compiled
-
-
 def _run(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    _compiled(kernel, tuple(x.ndim for x in tensors), tensors[0].dtype)(*(x.numpy() for x in tensors))
+    element = _DTYPES[tensors[0].dtype]
+    compiled(kernel, tuple((element, x.ndim) for x in tensors))(*(x.numpy() for x in tensors))
 
 
 def compiled_scan(
@@ -209,6 +171,11 @@ def compiled_scan(
     """
     if state.device.type != "cpu":
         raise ConfigError(f'form "compiled" runs on the CPU, the state is on {state.device}; use form "auto"')
+    if not available():
+        raise ConfigError(
+            'form "compiled" needs numba, which cannot be imported here or has its compiler turned off; '
+            'install deltamem-agents[fast], or use form "auto"'
+        )
     inputs = (state, q, k, v, write, erase, log_keep)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         reads, final = _CompiledScan.apply(*inputs)
