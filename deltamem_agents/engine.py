@@ -175,10 +175,11 @@ class DeltaMemEngine:
         $DELTAMEM_HOME or the user's data folder. It is opened by the first call that needs it.
         `policy`: what is written to the memory. `recall`: how it is read, unless a turn says otherwise.
         `turns_at_once`, `turns_waiting`, `kept_cache_bytes`, `cache`: as for the class.
-        `device`: default "cpu". `dtype`: of the base model, "auto" for the dtype of its files; the memory is always
-        float32. `decode_weights`: "int8" decodes with rounded weights, which is faster on most CPUs; prompts are
-        computed with the model's own weights. `progress`: show loading and absorbing on stderr. On an x86 CPU float32
-        weights are packed, which changes no number but their order; see `loading/packed.py`.
+        `device`: default "cpu". `dtype`: of the base model, "auto" for the dtype of its files, None for what this
+        machine computes fastest; the memory is always float32. `decode_weights`: "int8" decodes with rounded weights,
+        and prompts are computed with the model's own; "auto" does so if it is faster here. `progress`: show loading
+        and absorbing on stderr. On an x86 CPU float32 weights are packed, which changes no number but their order; see
+        `loading/packed.py`.
 
         The other arguments are those of transformers' `from_pretrained`. `revision`: of a model on the Hub. `token`:
         for the Hub, for model and adapter. `device_map`: instead of `device`; it must put the whole model on one

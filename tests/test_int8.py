@@ -123,7 +123,7 @@ def test_a_memory_opens_with_and_without_int8_weights(tiny: Tiny, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"decode_weights": "int4"}, "decode_weights is 'int4'; expected 'int8'"),
+        ({"decode_weights": "int4"}, "decode_weights is 'int4'; expected 'int8', 'auto', or None"),
         ({"decode_weights": "int8", "quantization_config": QuantoConfig()}, "each rounds the weights; give one"),
     ],
 )

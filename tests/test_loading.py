@@ -124,22 +124,6 @@ def test_unknown_devices_and_dtypes_are_refused(model_folder: Path) -> None:
             load_model(model_folder, device="cuda")
 
 
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
-        ({"avx512_bf16": False, "avx2": True}, torch.float32),
-        ({}, torch.float32),
-    ],
-)
-def test_bfloat16_is_the_default_only_where_the_cpu_multiplies_it(
-    found: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    assert default_dtype("cpu") == expected
-
-
 def test_the_context_is_the_models_own(model_folder: Path) -> None:
     assert load_model(model_folder, progress=False).context_tokens == 64
 

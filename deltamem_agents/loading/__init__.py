@@ -19,6 +19,7 @@ from deltamem_agents.loading.models import (
     load_model,
 )
 from deltamem_agents.loading.packed import pack_weights
+from deltamem_agents.loading.precision import Precisions, precisions
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -27,6 +28,7 @@ __all__ = [
     "LoadedModel",
     "ModelObject",
     "ModelOptions",
+    "Precisions",
     "TokenizerObject",
     "adapter_folder",
     "cache_dir",
@@ -36,6 +38,7 @@ __all__ = [
     "load_model",
     "model_fingerprint",
     "pack_weights",
+    "precisions",
     "shipped_adapters",
     "shipped_presets",
     "tokenizer_fingerprint",

@@ -6,7 +6,7 @@ prompt is computed with the model's own weights: with many tokens the arithmetic
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -100,6 +100,12 @@ def rounded_up_to(model: nn.Module) -> int:
     return FEW if any(isinstance(module, Int8Linear) for module in model.modules()) else 0
 
 
+def can_decode_in_int8(model: nn.Module) -> bool:
+    """Whether a model is on the CPU and has a linear layer that int8 weights can be made of."""
+    on_cpu = {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    return on_cpu and any(map(_fits, model.modules()))
+
+
 def decode_in_int8(model: nn.Module) -> None:
     """Adds int8 weights to each linear layer of `model`. The original weights keep their names and shapes.
 
@@ -114,7 +120,7 @@ def decode_in_int8(model: nn.Module) -> None:
     replaced = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.in_features % _STEP == 0:
+            if _fits(child):
                 setattr(module, name, Int8Linear(child).requires_grad_(False))
                 replaced += 1
     if not replaced:
@@ -122,3 +128,7 @@ def decode_in_int8(model: nn.Module) -> None:
             "decode_weights is 'int8', and no layer of this model is a torch.nn.Linear with a multiple of "
             f"{_STEP} inputs; leave it out, or give a quantization_config that is made for this model"
         )
+
+
+def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and module.in_features % _STEP == 0

@@ -18,7 +18,8 @@ from deltamem_agents.errors import ConfigError, DownloadError, ModelFilesError
 from deltamem_agents.loading.dense_copy import dense_copy, one_load_at_a_time, quiet_transformers, sha256_of
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL, embedded_copy
 from deltamem_agents.loading.fingerprints import model_fingerprint, tokenizer_fingerprint
-from deltamem_agents.loading.int8 import decode_in_int8
+from deltamem_agents.loading.int8 import can_decode_in_int8, decode_in_int8
+from deltamem_agents.loading.precision import multiplies_bfloat16, precisions
 from deltamem_agents.loading.progress import step
 from deltamem_agents.processes import begin_computing, require_threads
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 ModelObject: TypeAlias = "PreTrainedModel"
 TokenizerObject: TypeAlias = "PreTrainedTokenizerBase"
-DecodeWeights: TypeAlias = Literal["int8"]
+DecodeWeights: TypeAlias = Literal["int8", "auto"]
 _Kind: TypeAlias = Literal["embedded", "gguf", "folder", "hub"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -91,7 +92,8 @@ def load_model(
     name; write "./smollm2-135m-instruct" for the folder.
     `device`: None is the CPU, or the device of `options.device_map`.
     `dtype`: a torch dtype or its name. "auto" is the dtype of the files, None is `default_dtype(device)`.
-    `decode_weights`: "int8" decodes with rounded weights, on a CPU; see `int8.py`. None uses the model's own weights.
+    `decode_weights`: "int8" decodes with rounded weights, on a CPU; see `int8.py`. "auto" does so if it is faster here
+    and possible. None uses the model's own weights.
     `progress`: show long work on stderr, as progress bars on a terminal and as one line per step elsewhere.
 
     Raises ConfigError for an unknown name, device or dtype, or an option that this model does not support,
@@ -100,36 +102,37 @@ def load_model(
     """
     asked = os.fspath(name)
     kind = _kind_of(asked)
-    if decode_weights not in (None, "int8"):
-        raise ConfigError(f"decode_weights is {decode_weights!r}; expected 'int8', or None for the model's own")
-    if decode_weights and options.quantization_config is not None:
+    if decode_weights not in (None, "int8", "auto"):
+        raise ConfigError(f"decode_weights is {decode_weights!r}; expected 'int8', 'auto', or None for the model's own")
+    if decode_weights == "int8" and options.quantization_config is not None:
         raise ConfigError("decode_weights and quantization_config were given, and each rounds the weights; give one")
     _check_options(asked, kind, device, options)
     place = _require_device(_first_device(options.device_map) if device is None else device)
-    precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
     require_threads(needed=torch.get_num_threads() > 1)
+    precision = default_dtype(place) if dtype is None else _as_dtype(dtype)
     source = asked if kind == "hub" else str(_local_folder(asked, kind, progress))
     model, tokenizer = _open(source, asked, precision, progress, place, options, from_hub=kind == "hub")
     _require_one_device(asked, model)
     if options.device_map is None and model.device != place:
         cast(nn.Module, model).to(place)
-    if decode_weights:
+    if decode_weights == "int8" or (decode_weights and can_decode_in_int8(model) and _int8_pays(model)):
         decode_in_int8(model)
     return LoadedModel.of(model, tokenizer, EMBEDDED_MODEL if kind == "embedded" else asked)
 
 
 def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """bfloat16 if the hardware multiplies it natively (CUDA, AVX512-BF16, AMX), else float32.
+    """bfloat16 if the hardware multiplies it and, on a CPU, turns are measured to be faster in it; else float32.
 
-    On a CPU without those instructions bfloat16 is emulated and several times slower than float32.
+    It is measured once for each machine; see `precision.py`.
     """
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if kind == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else torch.float32
-    return torch.float32
+    return precisions().dtype if kind == "cpu" and multiplies_bfloat16() else torch.float32
+
+
+def _int8_pays(model: PreTrainedModel) -> bool:
+    return precisions().int8_pays(model.dtype)
 
 
 def _kind_of(name: str) -> _Kind:
