@@ -194,6 +194,8 @@ class Pass:
     _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
+    _looked_at: MemoryState | None = None
+    _is_zero: bool = False
 
     @property
     def defers(self) -> bool:
@@ -404,8 +406,13 @@ class Pass:
     @property
     def _reads_nothing(self) -> bool:
         """Whether nothing was recalled, so that the reply is the base model's, bit for bit."""
+        if not self.defers or self.pointing is not None:
+            return False
         assert self.state is not None
-        return self.defers and self.pointing is None and not bool(self.state.matrices.any())
+        if self._looked_at is not self.state:
+            # Once for a state: looking at it for every token would make a GPU wait.
+            self._looked_at, self._is_zero = self.state, not bool(self.state.matrices.any())
+        return self._is_zero
 
     def _quiet(self, prompt: Prompt) -> bool:
         return self._reads_nothing and (self.later or not any(prompt.writes))
