@@ -21,6 +21,7 @@ from deltamem_agents.chat.schemas import as_tools
 from deltamem_agents.chat.template import ChatTemplate
 from deltamem_agents.errors import ConfigError, EngineClosedError, InvalidAgentIdError
 from deltamem_agents.inference.batching import absorb_batch, greedy_batch, score_batch
+from deltamem_agents.inference.compiled import CompiledStep
 from deltamem_agents.inference.compressed import CacheKind, cache_maker
 from deltamem_agents.inference.kept import KEPT_BYTES, KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
@@ -90,7 +91,8 @@ class DeltaMemEngine:
     `turns_waiting`: how many more turns may wait; one more raises OverloadedError. `kept_cache_bytes`: memory for keys
     and values kept between turns, 0 for none. `cache`: how a turn holds its keys and values, "full" or "quantized" (8
     bits: a half to a quarter of the memory, but slower; such a turn decodes alone and keeps nothing for the next turn).
-    `policy`: what is written. `recall`: how the memory is read. `progress`: show long work on stderr.
+    `compile_decode`: compile the decoding of single turns with torch.compile, which takes a minute or more when the
+    engine opens. `policy`: what is written. `recall`: how the memory is read. `progress`: show long work on stderr.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class DeltaMemEngine:
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         cache: CacheKind = "full",
+        compile_decode: bool = False,
         progress: bool = False,
     ) -> None:
         for name, count, least in (("turns_at_once", turns_at_once, 1), ("turns_waiting", turns_waiting, 0)):
@@ -134,6 +137,12 @@ class DeltaMemEngine:
             loaded.model, loaded.tokenizer, adapter, self._prompts, progress, scheduler, new_cache
         )
         self._attachment = attach(loaded.model, adapter)
+        if compile_decode:
+            try:
+                self._speaker.compiled = CompiledStep.of(loaded.model, adapter, progress)
+            except BaseException:
+                self._attachment.detach()
+                raise
         self._queues = Queues()
         self._memories = Memories(adapter.config.state_update_mode != "no_lambda")
         self._caches = KeptCaches(kept_cache_bytes if cache == "full" else 0)
@@ -159,6 +168,7 @@ class DeltaMemEngine:
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         cache: CacheKind = "full",
+        compile_decode: bool = False,
         progress: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -174,7 +184,7 @@ class DeltaMemEngine:
         `store`: a Store, a path or URL ("sqlite:///…", "folder:///…", "memory:"); None is memory.sqlite in
         $DELTAMEM_HOME or the user's data folder. It is opened by the first call that needs it.
         `policy`: what is written to the memory. `recall`: how it is read, unless a turn says otherwise.
-        `turns_at_once`, `turns_waiting`, `kept_cache_bytes`, `cache`: as for the class.
+        `turns_at_once`, `turns_waiting`, `kept_cache_bytes`, `cache`, `compile_decode`: as for the class.
         `device`: default "cpu". `dtype`: of the base model, "auto" for the dtype of its files, None for what this
         machine computes fastest; the memory is always float32. `decode_weights`: "int8" decodes with rounded weights,
         and prompts are computed with the model's own; "auto" does so if it is faster here. `progress`: show loading
@@ -210,6 +220,7 @@ class DeltaMemEngine:
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
             cache=cache,
+            compile_decode=compile_decode,
             progress=progress,
         )
 
@@ -229,6 +240,7 @@ class DeltaMemEngine:
         turns_waiting: int = WAITING,
         kept_cache_bytes: int = KEPT_BYTES,
         cache: CacheKind = "full",
+        compile_decode: bool = False,
         progress: bool = False,
     ) -> Self:
         """Makes an engine from a loaded transformers model and its tokenizer.
@@ -254,6 +266,7 @@ class DeltaMemEngine:
             turns_waiting=turns_waiting,
             kept_cache_bytes=kept_cache_bytes,
             cache=cache,
+            compile_decode=compile_decode,
             progress=progress,
         )
 

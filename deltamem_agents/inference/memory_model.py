@@ -9,6 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltamem_agents.chat.grammar import Vocabulary
+from deltamem_agents.inference.compiled import CompiledStep
 from deltamem_agents.inference.passes import Measures, Pass, Piece
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import definition
@@ -31,7 +32,7 @@ class MemoryModel:
     """The model, tokenizer and adapter that every pass of an engine uses. It holds no data of any conversation.
 
     `progress`: show long absorption on stderr. `scheduler`: decides who runs the model next. `new_cache`: makes an
-    empty key–value cache for a turn.
+    empty key–value cache for a turn. `compiled`: runs single tokens, None to run them as all others.
     """
 
     model: PreTrainedModel
@@ -41,6 +42,7 @@ class MemoryModel:
     progress: bool = False
     scheduler: Scheduler[OneToken] = field(default_factory=lambda: Scheduler(Rows()))
     new_cache: Callable[[], KeyValueCache] = empty_cache
+    compiled: CompiledStep | None = None
 
     @property
     def per_message(self) -> bool:
@@ -97,6 +99,7 @@ class MemoryModel:
             config=self.adapter.config,
             seat=seat or self.scheduler.seat(),
             rounded_up_to=self.rounded_up_to,
+            compiled=self.compiled,
         )
 
     def absorbing(self, run: Pass, messages: Sequence[Message], positions: Sequence[int] | None) -> Iterator[int]:

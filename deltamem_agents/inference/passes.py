@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import (
 )
 
 from deltamem_agents.config import AdapterConfig
+from deltamem_agents.inference.compiled import CompiledStep
 from deltamem_agents.inference.pointing import Pointing, pointed
 from deltamem_agents.inference.prompt_rows import PromptChunk
 from deltamem_agents.inference.rows import OneToken
@@ -171,7 +173,7 @@ class Pass:
     `cached`: how many tokens of the next prompt `cache` holds already. `heard`: attention inputs of the last of them,
     if they were run for this turn by `hear`.
     `seat`: access to a model that other sequences use too. `shares`: whether single tokens go through the model
-    together with those of other sequences. `rounded_up_to`: as in `PromptChunk`.
+    together with those of other sequences. `rounded_up_to`: as in `PromptChunk`. `compiled`: runs single tokens.
     """
 
     model: PreTrainedModel
@@ -191,6 +193,7 @@ class Pass:
     seat: Seat[OneToken] | None = None
     shares: bool = False
     rounded_up_to: int = 0
+    compiled: CompiledStep | None = None
     _folded: FoldedState | None = None
     _waiting: list[tuple[Prompt, dict[int, Tensor]]] = field(default_factory=list)
     _carry: Tensor | None = None
@@ -301,6 +304,8 @@ class Pass:
 
     def forward(self, ids: Sequence[int], call: MemoryCall | FoldedCall | None) -> Tensor:
         """The last position's logits (vocabulary,) float32 after more tokens, in a pass of this sequence alone."""
+        if self.compiled is not None and self.compiled.fits(ids, self.cache, call):
+            return self.compiled(ids[0], self.cache, cast("FoldedCall | None", call))
         out = self.model(
             input_ids=self._row(ids, torch.long),
             logits_to_keep=last_place(self.model.device),

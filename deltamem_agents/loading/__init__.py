@@ -18,7 +18,7 @@ from deltamem_agents.loading.models import (
     default_dtype,
     load_model,
 )
-from deltamem_agents.loading.packed import pack_weights
+from deltamem_agents.loading.packed import make_opaque, pack_weights
 from deltamem_agents.loading.precision import Precisions, precisions
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "embedded_copy",
     "installed_gguf",
     "load_model",
+    "make_opaque",
     "model_fingerprint",
     "pack_weights",
     "precisions",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deltamem_agents import jit
 from deltamem_agents.errors import ConfigError
-from deltamem_agents.loading.packed import PackedLinear
+from deltamem_agents.loading.packed import PackedLinear, opaque
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +79,8 @@ class Int8Linear(PackedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features), in the input's dtype."""
+        if self.number is not None and torch.compiler.is_compiling():
+            return opaque(input, self)
         # Sequences are not counted, so that one alone is computed with the same weights as in a batch.
         if (input.ndim > 1 and input.shape[-2] > FEW) or input.requires_grad:
             return super().forward(input)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import platform
 from copy import deepcopy
+from functools import cache
+from itertools import count
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +25,10 @@ own for 1 to 512 tokens."""
 class PackedLinear(nn.Linear):
     """A linear layer whose weights can be packed. `weight.to_dense()` gives them back, bit for bit.
 
-    What is saved, hashed or copied are the plain weights.
+    What is saved, hashed or copied are the plain weights. `number`: given by `make_opaque`.
     """
+
+    number: int | None = None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
@@ -37,6 +42,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features), in the input's dtype."""
+        if self.number is not None and torch.compiler.is_compiling():
+            return opaque(input, self)
         if not self.weight.is_mkldnn:
             return F.linear(input, self.weight, self.bias)
         if input.requires_grad:
@@ -78,3 +85,39 @@ def pack_weights(model: nn.Module) -> None:
 def _fits(linear: nn.Linear) -> bool:
     weight = linear.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_mkldnn
+
+
+_numbered: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+_numbers = count()
+
+
+def make_opaque(model: nn.Module) -> None:
+    """Lets torch.compile call these layers of `model` without looking inside, where it finds what it cannot trace."""
+    _library()
+    for module in model.modules():
+        if isinstance(module, PackedLinear) and module.number is None:
+            module.number = next(_numbers)
+            _numbered[module.number] = module
+
+
+def opaque(input: Tensor, layer: PackedLinear) -> Tensor:
+    """`layer.forward(input)` as one operation of a compiled graph."""
+    output: Tensor = torch.ops.deltamem.linear(input, layer.number, layer.out_features)
+    return output
+
+
+@cache
+def _library() -> torch.library.Library:
+    """Registers the operation with torch, which forgets it when the returned object is gone."""
+
+    def linear(input: Tensor, number: int, width: int) -> Tensor:
+        return _numbered[number](input)  # type: ignore[no-any-return]
+
+    def shape_of_linear(input: Tensor, number: int, width: int) -> Tensor:
+        return input.new_empty(*input.shape[:-1], width)
+
+    library = torch.library.Library("deltamem", "FRAGMENT")
+    library.define("linear(Tensor input, int number, int width) -> Tensor")
+    library.impl("linear", linear, "CPU")
+    torch.library.register_fake("deltamem::linear", shape_of_linear, lib=library)
+    return library

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,6 +57,14 @@ class FoldedLayer:
         if opened <= 0:
             return query, None
         return query, answers @ (query * np.float32(opened))
+
+    def asked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The queries (rows, r) of attention inputs x (rows, hidden), and how far the read gate opens (rows, 1)."""
+        asked = F.linear(x.float(), self.asks)
+        raw = asked[:, :-1].tanh()
+        query = raw / raw.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        gate = torch.sigmoid(asked[:, -1:] + self.gate_bias)
+        return query, ((gate - self.floor) / (1 - self.floor)).clamp_min(0)
 
     @cached_property
     def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -109,13 +118,14 @@ class FoldedCall:
     """The memory's argument of a forward pass over one token that reads a folded state.
 
     `inputs`: if given, collects each slot's attention input. `queries`: if given, collects each slot's query
-    (1, 1, 1, r). `said`: sum of the layers' readouts so far.
+    (1, 1, 1, r). `said`: sum of the layers' readouts so far; `traced`: the same in a compiled pass.
     """
 
     state: FoldedState
     inputs: dict[int, Tensor] | None = None
     queries: dict[int, Tensor] | None = None
     said: NDArray[np.float32] | None = None
+    traced: Tensor | None = None
 
     def read(self, slot: int, hidden: Tensor) -> dict[str, Tensor]:
         """A layer's corrections for its attention input (1, 1, hidden).
@@ -124,6 +134,8 @@ class FoldedCall:
         """
         if self.inputs is not None:
             self.inputs[slot] = hidden
+        if torch.compiler.is_compiling():
+            return self._traced(slot, hidden)
         layer = self.state.layers[slot]
         query, found = layer.read(hidden.float().numpy()[0, 0])
         if self.queries is not None:
@@ -136,3 +148,18 @@ class FoldedCall:
             own: Head = "o"
             parts[own] = self.said if own not in parts else parts[own] + self.said
         return {head: torch.from_numpy(delta)[None, None] for head, delta in parts.items()}
+
+    def _traced(self, slot: int, hidden: Tensor) -> dict[str, Tensor]:
+        """The same as a fixed sequence of tensor operations, for torch.compile."""
+        layer = self.state.layers[slot]
+        query, opened = layer.asked(hidden[0])
+        if self.queries is not None:
+            self.queries[slot] = query[None, None]
+        found = F.linear(query * opened, layer.answers).split(list(layer.widths.values()), dim=-1)
+        parts = {name: part[None] for name, part in zip(layer.widths, found, strict=True)}
+        said = parts.pop(READOUT, None)
+        if said is not None:
+            self.traced = said if self.traced is None else self.traced + said
+        if slot + 1 == len(self.state.layers) and self.traced is not None:
+            parts["o"] = self.traced if "o" not in parts else parts["o"] + self.traced
+        return parts

@@ -46,11 +46,7 @@ class FoldedRows:
         There are no corrections if every row's read gate is closed.
         """
         layer = self.like.layers[slot]
-        asked = F.linear(hidden[:, 0].float(), layer.asks)
-        raw = asked[:, :-1].tanh()
-        query = raw / raw.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        gate = torch.sigmoid(asked[:, -1:] + layer.gate_bias)
-        opened = ((gate - layer.floor) / (1 - layer.floor)).clamp_min(0)
+        query, opened = layer.asked(hidden[:, 0])
         if not bool(opened.any()):
             return query, {}
         reads = torch.bmm(self._matrices[slot][: len(query)], (query * opened)[..., None])[..., 0]
