@@ -2,15 +2,17 @@
 
 Four questions, ratios first:
 
-    speed    tokens a second of one reply: memory on, memory off, transformers' `generate`, llama.cpp
+    speed    tokens a second of one reply: memory on, memory off, transformers' `generate`, llama.cpp; and with 8-bit
+             weights for decoding, also compiled (`--compile`, which takes minutes more)
     turns    the 5th, 50th and 500th turn of one conversation: memory and a window, against the whole history in the
              prompt, with keys and values kept between turns and through `generate`
     sliding  tokens that a turn prefills around turn 50 and around turn 500, counted from where windows begin
     agents   1, 4, 8 and 16 agents at once: tokens a second of all, and each one's wait for its first token
 
-Everything is on the same model, and in the same precision but for llama.cpp, which runs the .gguf (4 bits) that the
-embedded model is a dense copy of. It is left out, with a line that says so, where its wheel (the extra "benchmark")
-or that of the embedded model is not installed. Figures are medians of rounds in which the contestants alternate.
+Everything is on the same model, and in the same precision where nothing else is said. llama.cpp runs the .gguf (4 bits)
+that the embedded model is a dense copy of. It is left out, with a line that says so, where its wheel (the extra
+"benchmark") or that of the embedded model is not installed. Figures are medians of rounds in which the contestants
+alternate.
 
 The conversation is made up. A history of more than 4,096 tokens is fitted to that, newest messages first, so that the
 whole history at turn 500 is an estimate from below. `--quick` is a smaller run, to see that it runs.
@@ -46,6 +48,7 @@ from deltamem_agents.loading import load_model
 from deltamem_agents.loading.embedded import EMBEDDED_MODEL
 
 MEMORY, OFF, GENERATE, LLAMA = "memory", "memory off", "transformers generate", "llama.cpp, 4 bits"
+INT8, INT8_OFF, COMPILED = "memory, int8", "memory off, int8", "memory, int8, compiled"
 WHOLE, WHOLE_GENERATE = "whole history, kept", "whole history, generate"
 ASKED = "Tell me a long story about all you know of me, with every name in it."
 TOLD = "My dog is called Biscuit, I live in Oslo, and my sister plays the cello in an orchestra."
@@ -122,18 +125,34 @@ class Together:
 
 @dataclass
 class Bench:
-    """What is opened once: the engine, one that puts all into its prompt, the bare model, and llama.cpp."""
+    """What is opened once: the engine, one that puts all into its prompt, the bare model, engines that decode with
+    8-bit weights, and llama.cpp.
+    """
 
     engine: DeltaMemEngine
     whole: DeltaMemEngine
     generate: Generate
+    int8: DeltaMemEngine
+    compiled: DeltaMemEngine | None
     llama: LlamaCpp | None
     folder: Path
     size: Size
 
     @classmethod
-    def opened(cls, model: str, dtype: str | None, size: Size, folder: Path) -> Bench:
+    def opened(cls, model: str, dtype: str | None, size: Size, folder: Path, compiles: bool) -> Bench:
         store = FileStore(folder)
+
+        def rounded(compile_decode: bool) -> DeltaMemEngine:
+            return DeltaMemEngine.from_pretrained(
+                model,
+                store=InMemoryStore(),
+                dtype=dtype,
+                decode_weights="int8",
+                window_tokens=size.window_tokens,
+                compile_decode=compile_decode,
+                progress=False,
+            )
+
         engine = DeltaMemEngine.from_pretrained(
             model, store=store, dtype=dtype, window_tokens=size.window_tokens, progress=False
         )
@@ -143,7 +162,8 @@ class Bench:
         )
         bare = load_model(model, dtype=dtype, progress=False)
         generate = Generate(bare.model, bare.tokenizer, context - 64)
-        return cls(engine, whole, generate, LlamaCpp.opened(model, generate, max(size.agents)), folder, size)
+        llama = LlamaCpp.opened(model, generate, max(size.agents))
+        return cls(engine, whole, generate, rounded(False), rounded(True) if compiles else None, llama, folder, size)
 
     @property
     def cache_bytes_a_token(self) -> int:
@@ -159,9 +179,18 @@ class Bench:
         found: dict[str, Speaker] = {
             MEMORY: Engine(self.engine, "told", {"memory": "readonly"}),
             OFF: Engine(self.engine, "not told", {"memory": "off"}),
+            INT8: Engine(self.int8, "told", {"memory": "readonly"}),
+            INT8_OFF: Engine(self.int8, "not told", {"memory": "off"}),
             GENERATE: self.generate,
         }
+        if self.compiled is not None:
+            found[COMPILED] = Engine(self.compiled, "told", {"memory": "readonly"})
         return found if self.llama is None else {**found, LLAMA: self.llama}
+
+    @property
+    def engines(self) -> list[DeltaMemEngine]:
+        """Those that read a memory."""
+        return [self.engine, self.int8, *([self.compiled] if self.compiled else [])]
 
 
 def medians(rounds: Iterable[Mapping[str, Said]], figure: Callable[[Said], float]) -> dict[str, float]:
@@ -182,7 +211,8 @@ def alternating(
 
 
 def speeds(bench: Bench) -> Iterator[Speed]:
-    bench.engine.run_turn("told", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
+    for engine in bench.engines:
+        engine.run_turn("told", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
     speakers, rounds = bench.soloists(), bench.size.rounds
     said = alternating(speakers, [Message("user", ASKED)], bench.size.tokens, rounds)
     decode = medians(said, lambda reply: reply.rate)
@@ -301,12 +331,10 @@ def at_once(speakers: Sequence[Speaker], round_: int, tokens: int) -> tuple[floa
 def together(bench: Bench) -> Iterator[Together]:
     size = bench.size
 
-    def reader(agent: str) -> Speaker:
-        return Engine(bench.engine, agent, {"memory": "readonly"})
-
-    for number in range(max(size.agents)):
-        bench.engine.run_turn(f"agent {number}", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
-    arms = {agents: at_once_by(bench, agents, reader) for agents in size.agents}
+    for engine in (bench.engine, bench.int8):
+        for number in range(max(size.agents)):
+            engine.run_turn(f"agent {number}", [Message("user", TOLD)], sampling=Sampling(max_tokens=1))
+    arms = {agents: at_once_by(bench, agents) for agents in size.agents}
     rounds = []
     for number in range(size.rounds + 1):
         # All numbers of agents alternate too: a machine that others use is not equally fast for long.
@@ -321,16 +349,18 @@ def together(bench: Bench) -> Iterator[Together]:
             yield Together(who, agents, statistics.median(rates), statistics.median(waits))
 
 
-def at_once_by(
-    bench: Bench, agents: int, reader: Callable[[str], Speaker]
-) -> dict[str, Callable[[int], tuple[float, list[Said]]]]:
+def at_once_by(bench: Bench, agents: int) -> dict[str, Callable[[int], tuple[float, list[Said]]]]:
     """Ways for so many agents to reply at once. Each takes the round's number, and returns seconds and replies."""
+
+    def readers(engine: DeltaMemEngine) -> list[Speaker]:
+        return [Engine(engine, f"agent {number}", {"memory": "readonly"}) for number in range(agents)]
 
     def tokens(round_: int) -> int:
         return bench.size.tokens_each if round_ else 2
 
     arms: dict[str, Callable[[int], tuple[float, list[Said]]]] = {
-        MEMORY: lambda round_: at_once([reader(f"agent {i}") for i in range(agents)], round_, tokens(round_)),
+        MEMORY: lambda round_: at_once(readers(bench.engine), round_, tokens(round_)),
+        INT8: lambda round_: at_once(readers(bench.int8), round_, tokens(round_)),
         GENERATE: lambda round_: in_a_batch(bench.generate, agents, round_, tokens(round_)),
     }
     if (llama := bench.llama) is not None:
@@ -357,9 +387,13 @@ def ratios(result: Mapping[str, Any]) -> dict[str, float]:
     speed, turns, slid, agents = ([kind(**row) for row in result.get(name, ())] for name, (kind, _) in SECTIONS.items())
     found: dict[str, float] = {}
     by_name = {each.who: each for each in speed}
-    for who in [name for name in by_name if name != MEMORY]:
-        found[f"decode, memory / {who}"] = by_name[MEMORY].decode / by_name[who].decode
-        found[f"prefill, memory / {who}"] = by_name[MEMORY].prefill / by_name[who].prefill
+    for one, other in ((MEMORY, OFF), (MEMORY, GENERATE), (INT8, INT8_OFF), (INT8, MEMORY), (COMPILED, MEMORY)):
+        if one in by_name and other in by_name:
+            found[f"decode, {one} / {other}"] = by_name[one].decode / by_name[other].decode
+    for other in [name for name in (OFF, GENERATE, LLAMA) if name in by_name]:
+        found[f"prefill, memory / {other}"] = by_name[MEMORY].prefill / by_name[other].prefill
+    for one in [name for name in (MEMORY, INT8, COMPILED) if name in by_name and LLAMA in by_name]:
+        found[f"decode, {one} / {LLAMA}"] = by_name[one].decode / by_name[LLAMA].decode
     at = {(each.who, each.turn): each for each in turns}
     for turn in dict.fromkeys(each.turn for each in turns):
         for who in (WHOLE, WHOLE_GENERATE):
@@ -451,6 +485,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--dtype", default=None, help="of the base model; what the engine takes where nothing is said")
     parser.add_argument("--threads", type=int, default=None, help="torch's; what torch takes where nothing is said")
+    parser.add_argument("--compile", action="store_true", help="also decode with a compiled step")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=None)
     parser.add_argument("--quick", action="store_true", help="few rounds of little, to see that it runs")
     parser.add_argument("--rounds", type=int, default=None)
@@ -479,14 +514,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     earlier = earlier_sections(arguments.out, size) if arguments.only else {}
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench.opened(arguments.model, arguments.dtype, size, Path(folder))
+        bench = Bench.opened(arguments.model, arguments.dtype, size, Path(folder), arguments.compile)
         for name, result in measured(bench, arguments.only or list(SECTIONS), earlier):
             if arguments.out:
                 arguments.out.write_text(json.dumps(result, indent=1) + "\n")
             if not arguments.json:
                 show(result, [name])
-        bench.engine.close()
-        bench.whole.close()
+        for engine in (*bench.engines, bench.whole):
+            engine.close()
     return result
 
 

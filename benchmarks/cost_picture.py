@@ -9,7 +9,7 @@ from typing import Any
 from deltamem_agents.lab.pictures.canvas import INK, heading, import_matplotlib, new_figure, save, tidy
 
 # Okabe and Ito's colours, apart for readers of any colour vision.
-COLOURS = ("#0072b2", "#d55e00", "#009e73")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 WIDTH, HEIGHT = 10.6, 3.9
 
 
