@@ -73,8 +73,11 @@ class Int8Linear(PackedLinear):
         weights = linear.weight.detach().float()
         scales = (weights.abs().amax(dim=1) / 127).clamp_min(1e-12)
         self._multiply = jit.compiled(_products, _ARGUMENTS) if jit.available() else None
+        codes = (weights / scales[:, None]).round().to(torch.int8)
+        # What the kernel reads stays as it is when the module is moved to another dtype.
+        self._arrays = (codes.numpy(), scales.numpy())
         # Not saved with the model: code that reads or hashes its weights finds only the original ones.
-        self.register_buffer("codes", (weights / scales[:, None]).round().to(torch.int8), persistent=False)
+        self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales if self._multiply else scales.to(torch.bfloat16), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,10 +94,9 @@ class Int8Linear(PackedLinear):
     def _product(self, rows: Tensor) -> Tensor:
         if self._multiply is None:
             return torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.codes, self.scales)
-        products = torch.empty(len(rows), self.out_features)
-        inputs, scales = rows.detach().float().contiguous(), self.scales.float()
-        self._multiply(self.codes.numpy(), scales.numpy(), inputs.numpy(), products.numpy())
-        return products
+        products = np.empty((len(rows), self.out_features), np.float32)
+        self._multiply(*self._arrays, rows.detach().float().contiguous().numpy(), products)
+        return torch.from_numpy(products)
 
 
 def rounded_up_to(model: nn.Module) -> int:
