@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import torch
 from torch import Tensor
 
+from deltamem_agents.chat.questions import questions_within
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import Hearing, hear, queries_in
 from deltamem_agents.inference.kept import KeptCaches
@@ -91,14 +92,13 @@ def recollect(
     if recall.read == "all":
         return Recollection(scan_statements(fresh, memory.state, memory.fades)), None
     asked = asked_of(messages)
-    chosen, heard = choose(speaker, memory, fresh, asked, recall, matcher, caches, seat) if asked else ([], None)
+    chosen, heard, words = choose(speaker, memory, fresh, asked, recall, matcher, caches, seat)
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
     always = recall.window_tokens is not None or len(chosen) > 1
     able = [each for each, _ in chosen if always or _says_several_things(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
-    ids = () if heard is None else _content_ids(heard.prompt)
-    return Recollection(state, tuple(chosen), shown, in_window, ids), heard
+    return Recollection(state, tuple(chosen), shown, in_window, words), heard
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
@@ -116,23 +116,45 @@ def choose(
     matcher: Matcher,
     caches: KeptCaches,
     seat: Seat[OneToken] | None = None,
-) -> tuple[list[tuple[Statement, float]], Hearing | None]:
-    """Selects the statements that match a question, with their scores, best first; and the question's forward pass."""
+) -> tuple[list[tuple[Statement, float]], Hearing | None, tuple[int, ...]]:
+    """Selects the statements that a question matches, with their scores, best first.
+
+    Also returns the forward pass of `asked`, and the token ids of the question. If nothing matches all that was said,
+    its question alone is tried: instructions for the reply or a story around it are about other things.
+    """
     statements = [*memory.statements, *fresh]
     able = torch.tensor([each.wrote and _allowed(each, recall) for each in statements], dtype=torch.bool)
-    if not able.any():
-        return [], None
-    prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
-    heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
-    queries = queries_in(speaker, heard)
+    if not asked or not able.any():
+        return [], None, ()
+    index = index_of(statements, matcher) if fresh else None
+
+    def matching(asked: Sequence[Message]) -> tuple[list[tuple[Statement, float]], Hearing]:
+        prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
+        heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
+        queries, terms = queries_in(speaker, heard), _terms_of(asked)
+        best = memory.chosen(matcher, queries, terms, able) if index is None else index.chosen(queries, terms, able)
+        return [(statements[number], score) for number, score in best], heard
+
+    found, heard = matching(asked)
+    words = heard.prompt
+    if not found and (alone := _question_alone(asked)):
+        found, again = matching(alone)
+        words = again.prompt
+    return found, heard, _content_ids(words)
+
+
+def _terms_of(asked: Sequence[Message]) -> list[int]:
     # Words of a tool's result, or of a reply that was begun, do not belong to the question.
     spoken = [message for message in asked if message.role == "user"] or asked
-    terms = [term for message in spoken for term in terms_of(message.content)]
-    if fresh:
-        best = index_of(statements, matcher).chosen(queries, terms, able)
-    else:
-        best = memory.chosen(matcher, queries, terms, able)
-    return [(statements[number], score) for number, score in best], heard
+    return [term for message in spoken for term in terms_of(message.content)]
+
+
+def _question_alone(asked: Sequence[Message]) -> list[Message]:
+    """The same messages with the user's questions alone; empty if the user said nothing else."""
+    texts = [questions_within(message.content) if message.role == "user" else "" for message in asked]
+    if not any(texts):
+        return []
+    return [replace(message, content=text) if text else message for message, text in zip(asked, texts, strict=True)]
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:

@@ -131,6 +131,8 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
     overviews = json.loads((CORPUS.parent / "overview.json").read_text(encoding="utf-8"))["train"]
     other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
     other += [Asked(text, overview=True) for text in overviews]
+    everyday = json.loads((CORPUS.parent / "everyday.json").read_text(encoding="utf-8"))["train"]
+    other += [Asked(text, asks=False) for text in everyday]
     for number in range(EPISODES):
         rng = Random(number)
         generator = EpisodeGenerator(words, SHAPES[number % len(SHAPES)])

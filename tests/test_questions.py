@@ -1,0 +1,74 @@
+"""Laws of finding a question in a message that says other things too."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltamem_agents import Message, Sampling
+from deltamem_agents.chat.questions import questions_within
+from real_model import real_engine
+
+TOLD = {
+    "I moved to Lisbon last spring and I love it here.": "Which city do I live in?",
+    "My dog Biscuit had to see the vet again today.": "What is my dog's name?",
+    "The code of our garage door is 4471.": "What is the code of our garage door?",
+    "My next dentist appointment is on Thursday at 3 pm.": "When is my dentist appointment?",
+}
+AROUND = (
+    "Answer in a few words. {}",
+    "{} Please answer in one short sentence.",
+    "You are talking to a returning customer. Answer as briefly as you can, and do not invent anything.\n"
+    "Question: {}\nShort answer:",
+    "Hi there, hope you are well! I was just cleaning up my calendar and got confused. {}",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("What is my name?", ""),
+        ("What is my name?  And my age?", ""),
+        ("I like tea.", ""),
+        ("", ""),
+        ("Answer briefly. What is my name?", "What is my name?"),
+        ("What is my name? Answer briefly.", "What is my name?"),
+        ("Be brief.\n\nQuestion: What is my name?\nAnswer:", "What is my name?"),
+        ("Hi! What is my name? I forgot. And my age?", "What is my name? And my age?"),
+        ("What does Mrs. Hatano keep?", ""),
+        ("Is it 3 p.m. yet?", ""),
+        ("Be brief. What does Mr. Oduya collect?", "What does Mr. Oduya collect?"),
+        ("簡潔に答えてください。 私の名前は何ですか？", "私の名前は何ですか？"),
+    ],
+)
+def test_the_questions_of_a_text_that_says_more(text: str, found: str) -> None:
+    assert questions_within(text) == found
+
+
+@given(st.text(max_size=80))
+def test_questions_are_part_of_the_text_and_are_nothing_more_than_questions(text: str) -> None:
+    found = questions_within(text)
+    assert set(found.split()) <= set(text.split())
+    assert not found or found.endswith(("?", "？"))
+    assert questions_within(found) == ""
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("float32")
+def test_instructions_around_a_question_do_not_hide_what_it_is_about() -> None:
+    engine = real_engine("float32")
+    for number, told in enumerate(TOLD):
+        engine.run_turn("wrapped", [Message("user", told)], thread=str(number), sampling=Sampling(max_tokens=1))
+    found = {}
+    for around in ("{}", *AROUND):
+        for told, question in TOLD.items():
+            asked = [Message("user", around.format(question))]
+            turn = engine.run_turn("wrapped", asked, memory="readonly", sampling=Sampling(max_tokens=1))
+            found[around, question] = [each.text for each in turn.facts.recalled[:1]] == [told]
+    assert all(found["{}", question] for question in TOLD.values())
+    missed = [key for key, right in found.items() if not right]
+    assert len(missed) <= 1, missed
+    for prompt in ("Answer in a few words. What is the capital of France?", "Be brief. How do I boil an egg?"):
+        turn = engine.run_turn("wrapped", [Message("user", prompt)], memory="readonly", sampling=Sampling(max_tokens=1))
+        assert turn.facts.recalled == ()
