@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import re
 
-_LABEL = re.compile(r"^[\w ]{1,20}:\s+")
+_LABEL = re.compile(r"^(?:[\w ]{1,20}:\s+)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:\w{1,3}\.)+$")
 _ASKS = ("?", "？")
 
 
-def questions_within(text: str) -> str:
-    """The sentences that end with a question mark, without a label such as "Question:" before them.
-
-    Empty if there are none, or if the text consists of nothing else.
-    """
-    sentences = _sentences(text)
-    asking = [_LABEL.sub("", each) for each in sentences if each.endswith(_ASKS)]
-    found = " ".join(asking)
-    return "" if found == " ".join(sentences) else found
+def questions_within(text: str) -> list[str]:
+    """The sentences that end with a question mark, without a label such as "Question:" before them."""
+    return [_LABEL.sub("", each) for each in _sentences(text) if each.endswith(_ASKS)]
 
 
 def _sentences(text: str) -> list[str]:

@@ -28,6 +28,9 @@ from deltamem_agents.types import Message, Recall, Recalled
 ASKED_TOKENS = 512
 """Maximum number of tokens of a question used for matching. If it is longer, its last tokens are used."""
 
+QUESTIONS = 4
+"""Maximum number of questions of a message that are matched."""
+
 AROUND_MESSAGE = 8
 """Approximate number of tokens that a chat template adds to a message."""
 
@@ -119,8 +122,9 @@ def choose(
 ) -> tuple[list[tuple[Statement, float]], Hearing | None, tuple[int, ...]]:
     """Selects the statements that a question matches, with their scores, best first.
 
-    Also returns the forward pass of `asked`, and the token ids of the question. If nothing matches all that was said,
-    its question alone is tried: instructions for the reply or a story around it are about other things.
+    Also returns the forward pass of `asked`, None if it was not run, and the token ids of what matched. A question is
+    matched with all that was said, and alone if that matches nothing: instructions for the reply or a story around it
+    are about other things. Several questions are matched each alone, and together if none of them matches.
     """
     statements = [*memory.statements, *fresh]
     able = torch.tensor([each.wrote and _allowed(each, recall) for each in statements], dtype=torch.bool)
@@ -128,33 +132,45 @@ def choose(
         return [], None, ()
     index = index_of(statements, matcher) if fresh else None
 
-    def matching(asked: Sequence[Message]) -> tuple[list[tuple[Statement, float]], Hearing]:
+    def matching(asked: Sequence[Message]) -> tuple[list[tuple[int, float]], Hearing]:
         prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
         heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
         queries, terms = queries_in(speaker, heard), _terms_of(asked)
-        best = memory.chosen(matcher, queries, terms, able) if index is None else index.chosen(queries, terms, able)
-        return [(statements[number], score) for number, score in best], heard
+        found = memory.chosen(matcher, queries, terms, able) if index is None else index.chosen(queries, terms, able)
+        return found, heard
 
-    found, heard = matching(asked)
-    words = heard.prompt
-    if not found and (alone := _question_alone(asked)):
-        found, again = matching(alone)
-        words = again.prompt
-    return found, heard, _content_ids(words)
+    alone = _questions(asked)
+    whole: Hearing | None = None
+    for group in ([asked], alone) if len(alone) < 2 else (alone, [asked]):
+        tried = [matching(each) for each in group]
+        if group == [asked]:
+            whole = tried[0][1]
+        if any(best for best, _ in tried):
+            break
+    found: dict[int, float] = {}
+    for best, _ in tried:
+        found |= {number: score for number, score in best if number not in found}
+    words = [token for _, heard in tried for token in _content_ids(heard.prompt)]
+    return [(statements[number], score) for number, score in found.items()], whole, tuple(words)
+
+
+def _questions(asked: Sequence[Message]) -> list[Sequence[Message]]:
+    """The messages with each of the user's questions alone; empty if the user said nothing but one question."""
+    place = next((at for at in reversed(range(len(asked))) if asked[at].role == "user"), None)
+    if place is None:
+        return []
+    text = asked[place].content
+    return [
+        [*asked[:place], replace(asked[place], content=question), *asked[place + 1 :]]
+        for question in questions_within(text)[-QUESTIONS:]
+        if question != text.strip()
+    ]
 
 
 def _terms_of(asked: Sequence[Message]) -> list[int]:
     # Words of a tool's result, or of a reply that was begun, do not belong to the question.
     spoken = [message for message in asked if message.role == "user"] or asked
     return [term for message in spoken for term in terms_of(message.content)]
-
-
-def _question_alone(asked: Sequence[Message]) -> list[Message]:
-    """The same messages with the user's questions alone; empty if the user said nothing else."""
-    texts = [questions_within(message.content) if message.role == "user" else "" for message in asked]
-    if not any(texts):
-        return []
-    return [replace(message, content=text) if text else message for message, text in zip(asked, texts, strict=True)]
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:
