@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents import Message, Sampling
-from deltamem_agents.chat.questions import questions_within
+from deltamem_agents.chat.questions import offers_choices, questions_within
 from real_model import real_engine
 
 TOLD = {
@@ -43,6 +43,23 @@ AROUND = (
 )
 def test_the_questions_of_a_text(text: str, found: list[str]) -> None:
     assert questions_within(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "offers"),
+    [
+        ("Choose one: (a) Not mentioned (b) Oslo\nAnswer with a or b:", True),
+        ("Where do I live?\nA. Oslo\nB. Lisbon", True),
+        ("1) tea 2) coffee, which one do I like?", True),
+        ("Where do I live?", False),
+        ("I was at plan B. a) is missing", False),
+        ("My list: 1. milk", False),
+        ("What is vitamin A. and why (b) now", False),
+        ("", False),
+    ],
+)
+def test_choices_are_known_by_their_numbers(text: str, offers: bool) -> None:
+    assert offers_choices(text) == offers
 
 
 @given(st.text(st.sampled_from("ab.?? \n:"), max_size=40))
@@ -82,3 +99,16 @@ def test_each_question_of_a_message_finds_its_own_statement() -> None:
     for text in (f"{city} {name}", f"{name} And {city[0].lower()}{city[1:]}", f"Be brief. {name} {city}"):
         turn = engine.run_turn("several", [Message("user", text)], memory="readonly", sampling=Sampling(max_tokens=1))
         assert {each.text for each in turn.facts.recalled} == {lives, dog}, text
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("float32")
+def test_a_statement_is_shown_and_not_quoted_where_the_reply_is_a_choice() -> None:
+    engine = real_engine("float32")
+    engine.run_turn("choosing", [Message("user", next(iter(TOLD)))], sampling=Sampling(max_tokens=1))
+    for text, how in (
+        ("Which city do I live in?", "state"),
+        ("Which city do I live in? (a) Oslo (b) Rome", "state+window"),
+    ):
+        turn = engine.run_turn("choosing", [Message("user", text)], memory="readonly", sampling=Sampling(max_tokens=4))
+        assert [each.read_from for each in turn.facts.recalled] == [how]

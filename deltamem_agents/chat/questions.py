@@ -1,18 +1,26 @@
-"""The questions within a text that says other things too, such as instructions for the reply."""
+"""The questions within a text that says other things too, and whether it offers choices for the answer."""
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _LABEL = re.compile(r"^(?:[\w ]{1,20}:\s+)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:\w{1,3}\.)+$")
 _ASKS = ("?", "？")
+_CHOICE = re.compile(r"(?:^|\s)(\(?)([a-dA-D1-4])([).])\s")
 
 
 def questions_within(text: str) -> list[str]:
     """The sentences that end with a question mark, without a label such as "Question:" before them."""
     return [_LABEL.sub("", each) for each in _sentences(text) if each.endswith(_ASKS)]
+
+
+def offers_choices(text: str) -> bool:
+    """Whether the text numbers choices, as in "(a) yes (b) no", "A. yes B. no" or "1) yes 2) no"."""
+    marks = [(before + behind, number.lower()) for before, number, behind in _CHOICE.findall(f"{text} ")]
+    return any(style == other and first + second in ("ab", "12") for (style, first), (other, second) in pairwise(marks))
 
 
 def _sentences(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from deltamem_agents.chat.questions import questions_within
+from deltamem_agents.chat.questions import offers_choices, questions_within
 from deltamem_agents.chat.terms import terms_of
 from deltamem_agents.inference.collecting import Hearing, hear, queries_in
 from deltamem_agents.inference.kept import KeptCaches
@@ -44,7 +44,8 @@ class Recollection:
 
     `state`: the state that the reply reads. `chosen`: the selected statements with their scores, best first. `shown`:
     earlier messages that are shown in the prompt again, oldest first. `in_window`: ids of the selected statements whose
-    messages are shown. `asked`: token ids of the question.
+    messages are shown. `asked`: token ids of the question. `quotes`: whether the statements' tokens become likelier,
+    which they do not where the reply has to be one of the choices that the question offers.
     """
 
     state: MemoryState
@@ -52,6 +53,7 @@ class Recollection:
     shown: tuple[Message, ...] = ()
     in_window: frozenset[str] = frozenset()
     asked: tuple[int, ...] = ()
+    quotes: bool = True
 
     def shown_in(self, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """The messages with `shown` inserted before the question, and the position of the insertion."""
@@ -98,10 +100,11 @@ def recollect(
     chosen, heard, words = choose(speaker, memory, fresh, asked, recall, matcher, caches, seat)
     in_order = sorted((each for each, _ in chosen), key=lambda each: (each.created, each.place))
     state = scan_statements(in_order, memory.base, memory.fades)
-    always = recall.window_tokens is not None or len(chosen) > 1
+    chooses = any(offers_choices(message.content) for message in asked if message.role == "user")
+    always = recall.window_tokens is not None or len(chosen) > 1 or chooses
     able = [each for each, _ in chosen if always or _says_several_things(each, matcher)]
     shown, in_window = exchanges(speaker, memory, able, messages, shown_tokens(recall, matcher))
-    return Recollection(state, tuple(chosen), shown, in_window, words), heard
+    return Recollection(state, tuple(chosen), shown, in_window, words, quotes=not chooses), heard
 
 
 def asked_of(messages: Sequence[Message]) -> Sequence[Message]:
@@ -251,10 +254,10 @@ def _message(statement: Statement) -> Message:
 def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | None:
     """Raises the probability of the selected statements' own tokens, so that they are quoted exactly.
 
-    None if no statement was selected, or if their tokens are not stored.
+    None if no statement was selected, if their tokens are not stored, or if they are not to be quoted.
     """
     told = [each for each, _ in recollection.chosen if each.tokens and each.written]
-    if pointer is None or not told:
+    if pointer is None or not told or not recollection.quotes:
         return None
     parts = []
     for each in told:
