@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltamem_agents import Message, Sampling
+from deltamem_agents import DeltaMemEngine, Message, Sampling
 from deltamem_agents.chat.questions import offers_choices, questions_within
 from real_model import real_engine
 
@@ -23,6 +23,14 @@ AROUND = (
     "Question: {}\nShort answer:",
     "Hi there, hope you are well! I was just cleaning up my calendar and got confused. {}",
 )
+
+
+def told_all(agent: str) -> DeltaMemEngine:
+    """The real engine, with everything in TOLD told to the agent, each in a thread of its own."""
+    engine = real_engine("float32")
+    for number, told in enumerate(TOLD):
+        engine.run_turn(agent, [Message("user", told)], thread=str(number), sampling=Sampling(max_tokens=1))
+    return engine
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,7 @@ def test_the_questions_of_a_text(text: str, found: list[str]) -> None:
     [
         ("Choose one: (a) Not mentioned (b) Oslo\nAnswer with a or b:", True),
         ("Where do I live?\nA. Oslo\nB. Lisbon", True),
-        ("1) tea 2) coffee, which one do I like?", True),
+        ("1. Be brief. 2. Be polite. What is my name?", False),
         ("Where do I live?", False),
         ("I was at plan B. a) is missing", False),
         ("My list: 1. milk", False),
@@ -58,7 +66,7 @@ def test_the_questions_of_a_text(text: str, found: list[str]) -> None:
         ("", False),
     ],
 )
-def test_choices_are_known_by_their_numbers(text: str, offers: bool) -> None:
+def test_choices_are_known_by_their_letters(text: str, offers: bool) -> None:
     assert offers_choices(text) == offers
 
 
@@ -72,9 +80,7 @@ def test_questions_are_part_of_the_text(text: str) -> None:
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
 def test_instructions_around_a_question_do_not_hide_what_it_is_about() -> None:
-    engine = real_engine("float32")
-    for number, told in enumerate(TOLD):
-        engine.run_turn("wrapped", [Message("user", told)], thread=str(number), sampling=Sampling(max_tokens=1))
+    engine = told_all("wrapped")
     found = {}
     for around in ("{}", *AROUND):
         for told, question in TOLD.items():
@@ -92,9 +98,7 @@ def test_instructions_around_a_question_do_not_hide_what_it_is_about() -> None:
 @pytest.mark.model
 @pytest.mark.xdist_group("float32")
 def test_each_question_of_a_message_finds_its_own_statement() -> None:
-    engine = real_engine("float32")
-    for number, told in enumerate(TOLD):
-        engine.run_turn("several", [Message("user", told)], thread=str(number), sampling=Sampling(max_tokens=1))
+    engine = told_all("several")
     (lives, city), (dog, name), *_ = TOLD.items()
     for text in (f"{city} {name}", f"{name} And {city[0].lower()}{city[1:]}", f"Be brief. {name} {city}"):
         turn = engine.run_turn("several", [Message("user", text)], memory="readonly", sampling=Sampling(max_tokens=1))

@@ -9,7 +9,7 @@ _LABEL = re.compile(r"^(?:[\w ]{1,20}:\s+)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:\w{1,3}\.)+$")
 _ASKS = ("?", "？")
-_CHOICE = re.compile(r"(?:^|\s)(\(?)([a-dA-D1-4])([).])\s")
+_CHOICE = re.compile(r"(?:^|\s)(\(?)([a-dA-D])([).])\s")
 
 
 def questions_within(text: str) -> list[str]:
@@ -18,9 +18,12 @@ def questions_within(text: str) -> list[str]:
 
 
 def offers_choices(text: str) -> bool:
-    """Whether the text numbers choices, as in "(a) yes (b) no", "A. yes B. no" or "1) yes 2) no"."""
+    """Whether the text letters choices, as in "(a) yes (b) no" or "A. yes B. no".
+
+    Numbers do not count: numbered lines are more often instructions.
+    """
     marks = [(before + behind, number.lower()) for before, number, behind in _CHOICE.findall(f"{text} ")]
-    return any(style == other and first + second in ("ab", "12") for (style, first), (other, second) in pairwise(marks))
+    return any(style == other and first + second == "ab" for (style, first), (other, second) in pairwise(marks))
 
 
 def _sentences(text: str) -> list[str]:
