@@ -33,7 +33,12 @@ MATCHER = Matcher(
     overview_most=5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
-    replacing=Replacing(0.5, 0.75, 3, 0.25, 2.0),
+    advice=torch.rand(LAYERS, HEADS, RANK),
+    advice_bias=-0.5,
+    advised=1.25,
+    replacing=Replacing(alike=0.5, alike_long=0.75, alike_owner=0.25, long=3, missing=0.25, behind=2.0),
+    relations=frozenset({5, 2**32 - 1}),
+    openers=frozenset({6}),
 )
 FEATURES = STATIC_FEATURES + STEP_FEATURES + 2 * LAYERS * HEADS
 POINTER = Pointer(torch.rand(5, FEATURES), torch.rand(5), torch.rand(5), -2.5, frozenset({3, 9}))
@@ -44,7 +49,7 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
     save_recall(tmp_path, MATCHER, POINTER)
     matcher, pointer = load_recall(tmp_path, *GEOMETRY)
     assert pointer is not None
-    for name in ("weights", "asking", "overview"):
+    for name in ("weights", "asking", "overview", "advice"):
         assert torch.equal(getattr(matcher, name), getattr(MATCHER, name))
     for name in (
         "words",
@@ -60,8 +65,12 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
         "overview_most",
         "most",
         "asking_bias",
+        "advice_bias",
+        "advised",
         "commonness",
         "replacing",
+        "relations",
+        "openers",
     ):
         assert getattr(matcher, name) == getattr(MATCHER, name)
     for name in ("hidden", "hidden_bias", "out"):
@@ -75,12 +84,16 @@ def test_a_file_of_an_earlier_version_gets_defaults_for_what_it_lacks(tmp_path: 
     with safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     numbers = json.loads(metadata["numbers"])
-    for later in ("coverage", "sure", "margin_from", "overview_most"):
+    for later in ("coverage", "sure", "margin_from", "overview_most", "advice_bias", "advised", "alike_owner"):
         del numbers[later]
+    for later in ("matcher.advice", "matcher.relations", "matcher.openers"):
+        del tensors[later]
     save_file(tensors, path, metadata=metadata | {"numbers": json.dumps(numbers)})
     matcher, _ = load_recall(tmp_path, *GEOMETRY)
     assert matcher.floor_rise == MATCHER.floor_rise
     assert (matcher.coverage, matcher.sure, matcher.margin_from, matcher.overview_most) == (0, math.inf, 0, 8)
+    assert (matcher.advice, matcher.relations, matcher.openers) == (None, frozenset(), frozenset())
+    assert matcher.replacing is not None and matcher.replacing.alike_owner == math.inf
 
 
 def test_an_eager_pointer_is_saved_with_the_other(tmp_path: Path) -> None:

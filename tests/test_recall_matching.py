@@ -151,7 +151,7 @@ def test_a_prompt_that_asks_for_nothing_reads_nothing() -> None:
     assert found.chosen(asking[None], []) and not found.chosen(-asking[None], [])
 
 
-REPLACING = Replacing(alike=0.6, alike_long=0.95, long=4, missing=0.1, behind=3.0)
+REPLACING = Replacing(alike=0.6, alike_long=0.95, alike_owner=0.6, long=4, missing=0.1, behind=3.0)
 
 
 def told(*statements: tuple[Writes, list[int], Role], replacing: Replacing | None = REPLACING) -> StatementIndex:
@@ -218,6 +218,74 @@ def test_a_long_statement_is_replaced_only_by_a_very_similar_one() -> None:
         rows: list[tuple[Writes, list[int], Role]] = [(long, [1], "user"), (newer, [1, 2], "user")]
         found = told(*rows).chosen(long.keys[:1], [1])
         assert found[0][0] == place
+
+
+CITY, SISTER, TOM = 1, 50, 51
+"""Words: what is asked for, and whose it is."""
+
+
+def owned(*statements: tuple[Writes, list[int]]) -> StatementIndex:
+    """An index of the user's statements, given as (writes, words). SISTER and TOM tell whose a fact is."""
+    found = StatementIndex(replace(Matcher.uniform(LAYERS, 1), newest=0.0, words=0.0, near=0.0, replacing=REPLACING))
+    for writes, terms in statements:
+        found.add(writes, terms, "user", frozenset(terms) & {SISTER, TOM})
+    return found
+
+
+def asked_of(found: StatementIndex, writes: Writes, *words: int) -> int:
+    """The first statement that a question with these words and the first key of `writes` reads."""
+    return found.chosen(writes.keys[:1], words, owners=frozenset(words) & {SISTER, TOM})[0][0]
+
+
+@pytest.mark.parametrize("mine_first", [True, False])
+def test_the_same_fact_of_each_owner_is_told_apart_in_any_order(mine_first: bool) -> None:
+    mine = statement(5)
+    told = [(mine, [CITY]), (weaker(mine), [CITY, SISTER]), (weaker(mine), [CITY, TOM])]
+    found = owned(*(told if mine_first else told[::-1]))
+    places = {(): 0, (SISTER,): 1, (TOM,): 2}
+    for owner, place in places.items():
+        assert asked_of(found, mine, CITY, *owner) == (place if mine_first else 2 - place)
+
+
+def test_a_newer_fact_of_the_same_owner_replaces_the_older_one_and_no_others() -> None:
+    old = statement(5)
+    found = owned((old, [CITY, SISTER]), (weaker(old), [CITY]), (weaker(old), [CITY, SISTER]), (weaker(old), [CITY]))
+    assert asked_of(found, old, CITY, SISTER) == 2 and asked_of(found, old, CITY) == 3
+
+
+def test_another_kind_of_fact_of_the_owner_asked_about_replaces_nothing() -> None:
+    city, job = statement(5), statement(6)
+    assert asked_of(owned((city, [CITY]), (job, [2, SISTER])), city, CITY, SISTER) == 0
+
+
+def test_a_statement_of_several_facts_is_not_replaced_for_its_owners() -> None:
+    several = statement(5, tokens=4)
+    found = owned((weaker(several), [CITY]), (several, [CITY, SISTER, TOM]))
+    assert asked_of(found, several, CITY) == 1
+
+
+def test_a_common_word_of_only_the_older_statement_does_not_hide_an_update() -> None:
+    old = statement(5)
+    for commonness, place in ((1.0, 0), (0.05, 1)):
+        found = StatementIndex(
+            replace(Matcher.uniform(LAYERS, 1), newest=0.0, replacing=REPLACING, commonness={7: commonness})
+        )
+        for writes, terms in ((old, [CITY, 7]), (weaker(old), [CITY])):
+            found.add(writes, terms, "user")
+        # 99 stands in neither, so it says nothing about which of them is meant.
+        assert found.chosen(old.keys[:1], [CITY, 7, 99])[0][0] == place
+
+
+def test_a_question_for_what_the_assistant_said_reads_the_assistants_statement() -> None:
+    advice = statement(8).keys[0]
+    matcher = replace(Matcher.uniform(LAYERS, 1), advice=advice, advice_bias=-1.0, advised=3.0, newest=0.0)
+    found, asked = StatementIndex(matcher), statement(9).keys[:1]
+    for role in ("user", "assistant"):
+        found.add(statement(5), [1], role)
+    told = found.chosen(torch.cat([-asked, asked]), [1])
+    assert told[0][0] == 0
+    back = found.chosen(torch.cat([2 * advice[None] - asked, asked]), [1])
+    assert back[0][0] == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10), st.integers(0, 3))

@@ -4,16 +4,64 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from zlib import crc32
 
 STEM_LETTERS = 5
 """Number of leading letters that identify a word, so that most languages' endings do not matter."""
 
+LEAST_PLURAL = 4
+"""Least number of letters of a word whose final s is ignored: "lives" is "live", "his" stays."""
+
+_OWNING = re.compile(r"\b([^\W\d_]\w*)['’]s\b")
+_NO_OWNERS = frozenset(
+    ("it", "that", "this", "he", "she", "who", "what", "there", "here", "where", "when", "how", "let", "today")
+)
+"""Words before 's that name nobody."""
+
+_SUBJECT = re.compile(r"(?:^|(?<=[.!?:])\s+|\n)[\"'(]*([A-Z]\w+)\s+[a-z]")
+
 
 def terms_of(text: str) -> list[int]:
     """A number for each word, in order. Case, accents and endings are ignored."""
+    return [term_of(word) for word in re.findall(r"\w+", _plain(text))]
+
+
+def term_of(word: str) -> int:
+    """The number of a lower-case word without accents."""
+    return crc32(_without_s(word)[:STEM_LETTERS].encode())
+
+
+def owners_of(text: str, relations: Collection[int], openers: Collection[int]) -> frozenset[int]:
+    """The terms of the words that tell whose a fact is, such as "sister" and "Tom" in "My sister met Tom's boss."
+
+    These are words in `relations`, words before 's, and capitalised first words of a sentence that are not in
+    `openers`. Both hold numbers of `word_number`.
+    """
+    plain = _plain(text)
+    found = {term_of(word) for word in re.findall(r"\w+", plain) if word_number(word) in relations}
+    found |= {term_of(word) for word in _OWNING.findall(plain) if word not in _NO_OWNERS}
+    subjects = map(_plain, _SUBJECT.findall(text))
+    return frozenset(found | {term_of(word) for word in subjects if word_number(word) not in openers})
+
+
+def word_number(word: str) -> int:
+    """A number for a whole lower-case word without accents, the same in singular and plural."""
+    return crc32(_without_s(word).encode())
+
+
+def opening_words(text: str) -> list[str]:
+    """The first words of the text's sentences, in lower case, unless they are followed by 's."""
+    return re.findall(r"(?:^|(?<=[.!?:])\s+|\n)[\"'(]*(\w+)\b(?!['’]s\b)", _plain(text))
+
+
+def _without_s(word: str) -> str:
+    return word[:-1] if len(word) >= LEAST_PLURAL and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _plain(text: str) -> str:
     plain = text.casefold()
-    if not plain.isascii():
-        folded = unicodedata.normalize("NFKD", plain)
-        plain = "".join(letter for letter in folded if not unicodedata.combining(letter))
-    return [crc32(word[:STEM_LETTERS].encode()) for word in re.findall(r"\w+", plain)]
+    if plain.isascii():
+        return plain
+    folded = unicodedata.normalize("NFKD", plain)
+    return "".join(letter for letter in folded if not unicodedata.combining(letter))

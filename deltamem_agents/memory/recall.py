@@ -11,7 +11,7 @@ import math
 from array import array
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -48,19 +48,25 @@ AROUND = torch.cat([_ONE_SIDE.flip(0), torch.zeros(1), _ONE_SIDE])
 
 @dataclass(frozen=True)
 class Replacing:
-    """When a newer statement replaces the best-matching older one: it is an update of the same fact.
+    """When another statement takes the place of the best-matching one, because both say the same kind of fact.
 
-    All of these have to hold:
-    - The similarity of their keys is at least `alike`: the mean k·k of their most similar pair of tokens, −1 to 1.
-    - Question words that only the older one has are at most a share `missing` of the question.
-    - The newer one reaches the floor, and its score is at most `behind` below the older one's.
+    There are two reasons. The first is checked first.
 
-    A statement with `long` or more strongly written tokens holds several facts, and another may be similar in only
-    one of them. So `alike_long` is used in place of `alike` if either of the two is that long.
+    - *Whose fact it is.* The other statement differs from the question in fewer owners, and the similarity of their
+      keys is at least `alike_owner`. Owners are words such as "sister" and "Tom". An owner differs if only one of the
+      statement and the question names it. A statement with `long` or more strongly written tokens says several facts,
+      so this rule leaves it alone.
+    - *An update of the same fact.* The other statement is newer and differs in no more owners. The similarity of their
+      keys is at least `alike`, or `alike_long` if one of them has `long` or more strongly written tokens. Of the words
+      that the question shares with one of the two, at most a share `missing` is only in the older one.
+
+    Both reach the floor, and the other's score is at most `behind` lower. Similarity is the mean k·k of the most
+    similar pair of tokens, −1 to 1.
     """
 
     alike: float = 1.0
     alike_long: float = 1.0
+    alike_owner: float = math.inf
     long: int = 7
     missing: float = 0.0
     behind: float = 0.0
@@ -78,7 +84,9 @@ class Matcher:
     - `near` times the BM25 scores of the statements around it, which count less the further away they are,
     - `assistant` if the assistant said it, and `newest` times its position, from 0 for the oldest to 1 for the newest.
 
-    `replacing`: when a newer statement replaces the best one; None for never.
+    `replacing`: when another statement replaces the best one; None for never. `relations` and `openers`: numbers of
+    words that name people ("sister"), and of words that begin sentences without naming anybody ("my", "yesterday").
+    Both are needed to know whose fact a statement is.
 
     Nothing is read in two cases. No statement reaches the floor: its score plus `coverage` times its share of the
     question's words is below `floor` + `floor_rise` · ln(S) for S statements, since among many some match by chance,
@@ -90,7 +98,8 @@ class Matcher:
     like scores are mostly about two people.
 
     `overview` and `overview_bias` are the classifier of questions that ask for everything. The newest `overview_most`
-    statements that the assistant did not say are then read.
+    statements that the assistant did not say are then read. `advice` and `advice_bias` are that of questions for what
+    the assistant said ("What did you recommend?"): then `advised` is used in place of `assistant`.
 
     `show_tokens`: default prompt budget, in tokens, for chosen statements whose text is put back into the window. A
     statement that is read alone is shown only if it holds several facts, which is if it has at least `show_from`
@@ -114,15 +123,20 @@ class Matcher:
     overview: Tensor | None = None
     overview_bias: float = 0.0
     overview_most: int = 8
+    advice: Tensor | None = None
+    advice_bias: float = 0.0
+    advised: float = 0.0
     show_tokens: int = 0
     show_from: int = 5
     commonness: Mapping[int, float] = field(default_factory=dict)
     replacing: Replacing | None = None
+    relations: frozenset[int] = frozenset()
+    openers: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 2:
             raise ConfigError(f"matcher weights have shape {tuple(self.weights.shape)}, expected (layers, heads)")
-        for name, judge in (("asking", self.asking), ("overview", self.overview)):
+        for name, judge in (("asking", self.asking), ("overview", self.overview), ("advice", self.advice)):
             if judge is not None and judge.shape[:2] != self.weights.shape:
                 raise ConfigError(
                     f"the matcher's {name} has shape {tuple(judge.shape)}, "
@@ -143,6 +157,11 @@ class Matcher:
     def asks_for_all(self, queries: Tensor) -> bool:
         """Whether a question with queries (tokens, layers, heads, r) asks for everything that was told at once."""
         return self.overview is not None and _is_positive(self.overview, self.overview_bias, queries)
+
+    def of_assistant(self, queries: Tensor) -> float:
+        """What a question with queries (tokens, layers, heads, r) adds to the scores of the assistant's statements."""
+        asks_back = self.advice is not None and _is_positive(self.advice, self.advice_bias, queries)
+        return self.advised if asks_back else self.assistant
 
     def without_floor(self) -> Matcher:
         """A copy that always chooses at least one statement, however low its score."""
@@ -174,11 +193,12 @@ class StatementIndex:
     """A search index of statements, numbered in the order in which they were added, oldest first."""
 
     def __init__(self, matcher: Matcher) -> None:
-        self._matcher = matcher
+        self.matcher = matcher
         self._keys = torch.zeros(0, 0, dtype=torch.int8)
         self._owners = torch.zeros(0, dtype=torch.long)
         self._tokens = 0
         self._by_assistant = array("b")
+        self._whose: list[frozenset[int]] = []
         self._strong = array("i")
         self._lengths = array("i")
         self._postings: dict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("i"), array("i")))
@@ -186,17 +206,24 @@ class StatementIndex:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def add(self, writes: Writes | StoredWrites | None, terms: Sequence[int] | None, role: Role) -> None:
+    def add(
+        self,
+        writes: Writes | StoredWrites | None,
+        terms: Sequence[int] | None,
+        role: Role,
+        owners: frozenset[int] = frozenset(),
+    ) -> None:
         """Add the next statement. `terms`: numbers of the words of its text, None if no text is kept.
 
-        `writes`: None for a statement that is found by its words only.
+        `writes`: None for a statement that is found by its words only. `owners`: those of `terms` that tell whose a
+        fact is.
 
         Raises StateError if the writes' layers and heads differ from the matcher's.
         """
-        if writes is not None and writes.geometry[:2] != tuple(self._matcher.weights.shape):
+        if writes is not None and writes.geometry[:2] != tuple(self.matcher.weights.shape):
             raise StateError(
                 f"writes have (layers, heads, r) = {writes.geometry}, "
-                f"the matcher expects {tuple(self._matcher.weights.shape)} layers and heads"
+                f"the matcher expects {tuple(self.matcher.weights.shape)} layers and heads"
             )
         number, strengths = len(self), torch.zeros(0)
         if writes is not None:
@@ -204,6 +231,7 @@ class StatementIndex:
             self._add_keys(number, writes.key_steps(strengths >= LEAST_STRENGTH).flatten(1))
         self._strong.append(int((strengths >= STRONG).sum()))
         self._by_assistant.append(role == "assistant")
+        self._whose.append(owners)
         self._lengths.append(len(terms or ()))
         for term, count in Counter(terms or ()).items():
             numbers, counts = self._postings[term]
@@ -230,22 +258,22 @@ class StatementIndex:
         `queries`: (tokens, layers, heads, r), the queries of the question's tokens; the last one is that of the token
         before the reply. `asked`: numbers of the question's words.
         """
-        return self._scores(self._key_scores(queries[-1]), asked)
+        return self._scores(self._key_scores(queries[-1]), asked, self.matcher.of_assistant(queries))
 
-    def _scores(self, keys: Tensor, asked: Sequence[int]) -> Tensor:
-        """`scores` from the statements' weighted q·k (S,)."""
+    def _scores(self, keys: Tensor, asked: Sequence[int], of_assistant: float) -> Tensor:
+        """`scores` from the statements' weighted q·k (S,), with what is added to those of the assistant."""
         if not len(self):
             return torch.zeros(0)
-        matcher = self._matcher
+        matcher = self.matcher
         words = self.word_scores(asked)
         others = matcher.words * words + matcher.near * around(words)
-        others += matcher.assistant * np.array(self._by_assistant, np.float32)
+        others += of_assistant * np.array(self._by_assistant, np.float32)
         others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
         return keys + torch.from_numpy(others)
 
     def heights(self, queries: Tensor, asked: Sequence[int]) -> Tensor:
         """(S,): what is compared with the matcher's floor. `queries`, `asked`: as in `scores`."""
-        return self._matcher.heights(self.scores(queries, asked), self._covered(self._shares(asked)))
+        return self.matcher.heights(self.scores(queries, asked), self._covered(self._shares(asked)))
 
     def chosen(
         self,
@@ -253,59 +281,95 @@ class StatementIndex:
         asked: Sequence[int],
         able: Tensor | None = None,
         matcher: Matcher | None = None,
+        owners: frozenset[int] = frozenset(),
     ) -> list[tuple[int, float]]:
         """The statements that a reply to the question reads, with their scores, best first; empty if none matches.
 
         `queries`, `asked`: as in `scores`. `able`: (S,) bool, which statements may be read; None for all. `matcher`:
         overrides how statements are chosen from their scores; the scores stay those of the index's own matcher.
+        `owners`: those of `asked` that tell whose fact is asked for.
         """
-        matcher = matcher or self._matcher
+        matcher = matcher or self.matcher
         overview = matcher.asks_for_all(queries)
         if not len(self) or not (overview or matcher.asks(queries)):
             return []
         keys = self._key_scores(queries[-1])
-        scores = self._scores(keys, asked)
+        scores = self._scores(keys, asked, self.matcher.of_assistant(queries))
         able = torch.ones(len(self), dtype=torch.bool) if able is None else able
         if overview:
             told = [place for place in self._said_by_others() if able[place]][-matcher.overview_most :]
             return [(place, float(scores[place])) for place in reversed(told)]
         shares = self._shares(asked)
         able = able & ((matcher.heights(scores, self._covered(shares)) >= matcher.floor) | (keys >= matcher.sure))
-        found = self._with_update(matcher.best(scores, able), scores, able, shares, matcher)
+        found = matcher.best(scores, able)
+        if found and matcher.replacing is not None:
+            found = self._with_replacement(found, scores, able, (frozenset(asked), owners), matcher.replacing)
         return [
             each
             for at, each in enumerate(found)
             if not at or max(self._strong[found[0][0]], self._strong[each[0]]) >= matcher.margin_from
         ]
 
-    def _with_update(
+    def _with_replacement(
         self,
         best: list[tuple[int, float]],
         scores: Tensor,
         able: Tensor,
-        shares: Mapping[int, float],
-        matcher: Matcher,
+        question: tuple[frozenset[int], frozenset[int]],
+        replacing: Replacing,
     ) -> list[tuple[int, float]]:
-        """`best`, with its first statement replaced by the newest update of the same fact; see `Replacing`."""
-        replacing = matcher.replacing
-        if replacing is None or not best:
-            return best
-        first, score = best[0]
-        near = (able & (scores >= score - replacing.behind))[first + 1 :].nonzero()[:, 0] + first + 1
-        for place in reversed(near.tolist()):
-            if self._by_assistant[place] > self._by_assistant[first]:
-                continue
-            if self._lacks(first, place, shares) > replacing.missing:
-                continue
-            several = max(self._strong[first], self._strong[place]) >= replacing.long
-            if self._similarity(first, place) >= (replacing.alike_long if several else replacing.alike):
-                return [(place, float(scores[place])), *(each for each in best[1:] if each[0] != place)]
-        return best
+        """`best`, with its first statement replaced as in `Replacing`. `question`: its words, and its owners."""
+        asked, owners = question
 
-    def _lacks(self, one: int, other: int, shares: Mapping[int, float]) -> float:
-        """The share of the question, by weight, of the words that are in `one` and not in `other`."""
-        terms = ((share, self._postings[term][0]) for term, share in shares.items())
-        return sum(share for share, holders in terms if _has(holders, one) and not _has(holders, other))
+        def near(place: int) -> list[int]:
+            """The other statements that may replace one, oldest first."""
+            others = (able & (scores >= scores[place] - replacing.behind)).nonzero()[:, 0].tolist()
+            return [each for each in others if each != place and self._by_assistant[each] <= self._by_assistant[place]]
+
+        def differing(place: int) -> int:
+            """The number of owners that only one of a statement and the question has."""
+            if self._strong[place] >= replacing.long:
+                return 0
+            missing = sum(not _has(self._holders(term), place) for term in owners)
+            return missing + len(self._whose[place] - asked)
+
+        first = best[0][0]
+        closer = [
+            (differing(place), -float(scores[place]), place)
+            for place in near(first)
+            if self._strong[place] < replacing.long
+            and differing(place) < differing(first)
+            and self._similarity(first, place) >= replacing.alike_owner
+        ]
+        chosen = min(closer)[2] if closer else first
+        for place in reversed(near(chosen)):
+            if place < chosen or differing(place) > differing(chosen):
+                continue
+            if self._lacks(chosen, place, asked) > replacing.missing:
+                continue
+            several = max(self._strong[chosen], self._strong[place]) >= replacing.long
+            if self._similarity(chosen, place) >= (replacing.alike_long if several else replacing.alike):
+                chosen = place
+                break
+        if chosen == first:
+            return best
+        return [(chosen, float(scores[chosen])), *(each for each in best[1:] if each[0] != chosen)]
+
+    def _lacks(self, one: int, other: int, asked: Collection[int]) -> float:
+        """Of the question's words that are in `one` or `other`, the share, by weight, that is only in `one`.
+
+        Commonness counts twice here: a common word ("tell", "about") that only one of them has does not mean that they
+        are about different things.
+        """
+        found = {term: (_has(self._holders(term), one), _has(self._holders(term), other)) for term in asked}
+        weights = {term: self._weight(term) * self.matcher.commonness.get(term, 1.0) for term in asked}
+        total = sum(weights[term] for term, (in_one, in_other) in found.items() if in_one or in_other)
+        only = sum(weights[term] for term, (in_one, in_other) in found.items() if in_one and not in_other)
+        return only / total if total else 0.0
+
+    def _holders(self, term: int) -> Sequence[int]:
+        """The statements that have a word, ascending."""
+        return self._postings[term][0] if term in self._postings else ()
 
     def _said_by_others(self) -> list[int]:
         """Statements with an indexed key that the assistant did not say, ascending."""
@@ -330,12 +394,12 @@ class StatementIndex:
         keys = [self._keys_of(number) for number in (one, other)]
         if not all(map(len, keys)):
             return -1.0
-        return float((keys[0] @ keys[1].T).max()) / self._matcher.weights.numel()
+        return float((keys[0] @ keys[1].T).max()) / self.matcher.weights.numel()
 
     def _key_scores(self, queries: Tensor) -> Tensor:
         """(S,): each statement's best weighted q·k; −`weights`.sum() for a statement without an indexed key."""
         keys, owners = self._all_keys()
-        weights = self._matcher.weights
+        weights = self.matcher.weights
         asked = (queries.float() * weights[:, :, None]).flatten() / KEY_STEPS
         parts = zip(keys.split(KEYS_AT_ONCE), owners.split(KEYS_AT_ONCE), strict=True)
         best = torch.full((len(self),), -float(weights.sum()))
@@ -356,9 +420,9 @@ class StatementIndex:
 
     def _weight(self, term: int) -> float:
         """Weight of a word of a question: the rarer the word, the higher (BM25's idf), times its `commonness`."""
-        holders = len(self._postings[term][0]) if term in self._postings else 0
+        holders = len(self._holders(term))
         rarity = math.log1p((len(self) - holders + 0.5) / (holders + 0.5))
-        return rarity * self._matcher.commonness.get(term, 1.0)
+        return rarity * self.matcher.commonness.get(term, 1.0)
 
     def word_scores(self, asked: Sequence[int]) -> NDArray[np.float32]:
         """(S,): BM25 score of each statement; 0 for a statement that has no word of the question."""

@@ -19,11 +19,12 @@ RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
 _NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
-_LATER_NUMBERS = ("coverage", "sure", "margin_from", "overview_most")
+_LATER_NUMBERS = ("coverage", "sure", "margin_from", "overview_most", "advice_bias", "advised")
 """Numbers that earlier files lack. The matcher's defaults stand in for them."""
 
 _REPLACING = ("alike", "alike_long", "long", "missing", "behind")
-_CLASSIFIERS = ("asking", "overview")
+_WORD_LISTS = ("relations", "openers")
+_CLASSIFIERS = ("asking", "overview", "advice")
 _POINTER = ("hidden", "hidden_bias", "out")
 _INTEGERS = ("most", "show_tokens", "show_from")
 
@@ -36,11 +37,14 @@ def save_recall(folder: Path, matcher: Matcher, pointer: Pointer | None) -> None
         "matcher.common_terms": torch.tensor([term for term, _ in common], dtype=torch.int64),
         "matcher.commonness": torch.tensor([weight for _, weight in common], dtype=torch.float32),
     }
+    tensors |= {
+        f"matcher.{name}": torch.tensor(sorted(getattr(matcher, name)), dtype=torch.int64) for name in _WORD_LISTS
+    }
     judges = {name: getattr(matcher, name) for name in _CLASSIFIERS}
     tensors |= {f"matcher.{name}": judge for name, judge in judges.items() if judge is not None}
     numbers = {name: getattr(matcher, name) for name in (*_NUMBERS, *_LATER_NUMBERS, *_INTEGERS)}
     if matcher.replacing is not None:
-        numbers |= {name: getattr(matcher.replacing, name) for name in _REPLACING}
+        numbers |= {name: getattr(matcher.replacing, name) for name in (*_REPLACING, "alike_owner")}
     for name, each in (("pointer", pointer), ("eager", pointer and pointer.eager)):
         if each is not None:
             tensors |= {f"{name}.{part}": getattr(each, part) for part in _POINTER}
@@ -86,6 +90,7 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         tensors["matcher.weights"],
         asking=tensors.get("matcher.asking"),
         overview=tensors.get("matcher.overview"),
+        advice=tensors.get("matcher.advice"),
         most=int(numbers["most"]),
         show_tokens=int(numbers["show_tokens"]),
         show_from=int(numbers["show_from"]),
@@ -95,7 +100,11 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         sure=numbers.get("sure", Matcher.sure),
         margin_from=int(numbers.get("margin_from", Matcher.margin_from)),
         overview_most=int(numbers.get("overview_most", Matcher.overview_most)),
+        advice_bias=numbers.get("advice_bias", Matcher.advice_bias),
+        advised=numbers.get("advised", Matcher.advised),
         replacing=_replacing(numbers),
+        relations=_numbers(tensors, "matcher.relations"),
+        openers=_numbers(tensors, "matcher.openers"),
     )
     pointer = _pointer("pointer", tensors)
     return matcher, None if pointer is None else replace(pointer, eager=_pointer("eager", tensors))
@@ -106,7 +115,13 @@ def _replacing(numbers: dict[str, float]) -> Replacing | None:
     if "alike" not in numbers:
         return None
     alike, alike_long, long, missing, behind = (numbers[name] for name in _REPLACING)
-    return Replacing(alike, alike_long, int(long), missing, behind)
+    alike_owner = numbers.get("alike_owner", Replacing.alike_owner)
+    return Replacing(alike, alike_long, alike_owner, int(long), missing, behind)
+
+
+def _numbers(tensors: dict[str, Tensor], name: str) -> frozenset[int]:
+    """The numbers of a list; none if the file lacks it, as earlier files do."""
+    return frozenset(tensors.get(name, torch.zeros(0, dtype=torch.int64)).tolist())
 
 
 def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:
@@ -114,13 +129,12 @@ def _pointer(name: str, tensors: dict[str, Tensor]) -> Pointer | None:
     if f"{name}.hidden" not in tensors:
         return None
     hidden, bias, out, out_bias = (tensors[f"{name}.{part}"] for part in (*_POINTER, "out_bias"))
-    common = tensors.get(f"{name}.common", torch.zeros(0))
-    return Pointer(hidden, bias, out, float(out_bias), frozenset(map(int, common.tolist())))
+    return Pointer(hidden, bias, out, float(out_bias), _numbers(tensors, f"{name}.common"))
 
 
 def _check(path: Path, matcher: Matcher, pointer: Pointer | None, geometry: tuple[int, int, int]) -> None:
     layers, heads, _ = geometry
-    judges = [judge for judge in (matcher.asking, matcher.overview) if judge is not None]
+    judges = [judge for name in _CLASSIFIERS if (judge := getattr(matcher, name)) is not None]
     wrong = any(tuple(each.shape) != geometry[: each.ndim] for each in (matcher.weights, *judges))
     features = STATIC_FEATURES + STEP_FEATURES + 2 * layers * heads
     pointers = [each for each in (pointer, pointer and pointer.eager) if each is not None]

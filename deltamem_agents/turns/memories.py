@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from deltamem_agents.chat.terms import terms_of
+from deltamem_agents.chat.terms import owners_of, terms_of
 from deltamem_agents.memory.recall import Matcher, StatementIndex
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import ScannedState, Writes, scanned
@@ -81,12 +81,14 @@ class AgentMemory:
     def _ids(self) -> list[str]:
         return [*(each for page in self.listed.pages for each in self.pages[page]), *self.listed.newest]
 
-    def chosen(self, matcher: Matcher, queries: Tensor, terms: Sequence[int], able: Tensor) -> list[tuple[int, float]]:
+    def chosen(
+        self, matcher: Matcher, queries: Tensor, terms: Sequence[int], able: Tensor, owners: frozenset[int]
+    ) -> list[tuple[int, float]]:
         """Indices and scores of the statements that match a question; see `StatementIndex.chosen`."""
         with self.lock:
             if self._index is None:
                 self._index = index_of(self.statements, matcher)
-            return self._index.chosen(queries, terms, able, matcher)
+            return self._index.chosen(queries, terms, able, matcher, owners)
 
     @property
     def scanned(self) -> MemoryState:
@@ -198,8 +200,10 @@ def index_of(statements: Sequence[Statement], matcher: Matcher) -> StatementInde
 
 
 def add_to(index: StatementIndex, statements: Sequence[Statement]) -> None:
+    matcher = index.matcher
     for each in statements:
-        index.add(each.stored, terms_of(each.text) if each.text else None, each.role)
+        terms = terms_of(each.text) if each.text else None
+        index.add(each.stored, terms, each.role, owners_of(each.text, matcher.relations, matcher.openers))
 
 
 def without(objects: Mapping[str, bytes], gone: Sequence[Statement]) -> dict[str, bytes]:

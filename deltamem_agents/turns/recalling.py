@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.chat.questions import offers_choices, questions_within
-from deltamem_agents.chat.terms import terms_of
+from deltamem_agents.chat.terms import owners_of, terms_of
 from deltamem_agents.inference.collecting import Hearing, hear, queries_in
 from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
@@ -138,9 +138,11 @@ def choose(
     def matching(asked: Sequence[Message]) -> tuple[list[tuple[int, float]], Hearing]:
         prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
         heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
-        queries, terms = queries_in(speaker, heard), _terms_of(asked)
-        found = memory.chosen(matcher, queries, terms, able) if index is None else index.chosen(queries, terms, able)
-        return found, heard
+        queries, spoken = queries_in(speaker, heard), _spoken(asked)
+        terms, owners = terms_of(spoken), owners_of(spoken, matcher.relations, matcher.openers)
+        if index is None:
+            return memory.chosen(matcher, queries, terms, able, owners), heard
+        return index.chosen(queries, terms, able, owners=owners), heard
 
     alone = _questions(asked)
     whole: Hearing | None = None
@@ -170,10 +172,9 @@ def _questions(asked: Sequence[Message]) -> list[Sequence[Message]]:
     ]
 
 
-def _terms_of(asked: Sequence[Message]) -> list[int]:
-    # Words of a tool's result, or of a reply that was begun, do not belong to the question.
-    spoken = [message for message in asked if message.role == "user"] or asked
-    return [term for message in spoken for term in terms_of(message.content)]
+def _spoken(asked: Sequence[Message]) -> str:
+    """The question's text. Words of a tool's result, or of a reply that was begun, do not belong to it."""
+    return "\n".join(message.content for message in [each for each in asked if each.role == "user"] or asked)
 
 
 def shown_tokens(recall: Recall, matcher: Matcher) -> int:

@@ -30,8 +30,8 @@ COMMON_WEIGHT = 30.0
 LAYERS_KEPT, WORDS_KEPT = 0.01, 0.003
 """Regularisation strengths: towards equal layer weights, and towards word weights given by frequency alone."""
 
-REPLACING = Replacing(alike=0.45, alike_long=0.7, long=7, missing=0.1, behind=4.0)
-"""Chosen on validation among 84 settings."""
+REPLACING = Replacing(alike=0.2, alike_long=0.7, alike_owner=0.45, long=7, missing=0.4, behind=4.0)
+"""Chosen on validation among some 100 settings."""
 
 SHOW_TOKENS = 400
 """Token budget of a prompt for chosen statements that return to the window. Chosen on validation."""
@@ -42,8 +42,14 @@ FLOOR_RISE, COVERAGE, SURE = 1.2, 5.0, 6.0
 MARGIN, MOST, MARGIN_FROM = 1.5, 2, 8
 """When a second statement is read. Chosen on validation."""
 
-OVERVIEW_MARGIN = 1.0
-"""Margin in logits before a question counts as asking for everything."""
+OVERVIEW_MARGIN, ADVICE_MARGIN = 1.0, 1.0
+"""Margins in logits before a question counts as asking for everything, or for what the assistant said."""
+
+ADVISED = 3.0
+"""Added to the assistant's statements where a question asks for them. Chosen on validation."""
+
+ASKING_DECAY = 0.003
+"""Regularisation of the classifier of what asks for something told. Chosen on validation."""
 
 TOLD_LOST = 0.06
 """Share of questions about told facts that the floor may reject."""
@@ -87,6 +93,7 @@ class Question:
 
     `terms`: term numbers of its words. `right`: indices of the statements that answer it; empty if never told. `asks`:
     whether it asks for something that could have been told. `overview`: whether it asks for everything at once.
+    `advice`: whether it asks for what the assistant said.
     """
 
     last: Tensor
@@ -95,6 +102,7 @@ class Question:
     right: tuple[int, ...] = ()
     asks: bool = True
     overview: bool = False
+    advice: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,9 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
             say(f"matcher, step {step + 1}: loss {loss.item():.3f}")
     words, near, assistant, newest = shares.detach().tolist()
     questions = [question for memory in memories for question in memory.questions]
-    asking, bias = fit_judge(questions, [each.asks for each in questions])
+    asking, bias = fit_judge(questions, [each.asks for each in questions], decay=ASKING_DECAY)
     overview, overview_bias = fit_judge(questions, [each.overview for each in questions])
+    advice, advice_bias = fit_judge(questions, [each.advice for each in questions])
     fitted = replace(
         base,
         weights=weights.detach(),
@@ -166,6 +175,9 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         asking_bias=bias,
         overview=overview,
         overview_bias=overview_bias - OVERVIEW_MARGIN,
+        advice=advice,
+        advice_bias=advice_bias - ADVICE_MARGIN,
+        advised=ADVISED,
         commonness=dict(zip(prior, (common + rather).exp().tolist(), strict=True)),
         replacing=REPLACING,
         show_tokens=SHOW_TOKENS,

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from deltamem_agents.chat.template import ChatTemplate
-from deltamem_agents.chat.terms import terms_of
+from deltamem_agents.chat.terms import opening_words, terms_of, word_number
 from deltamem_agents.inference.collecting import queries_of, written_by
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.corpus.tables import corpus_table
+from deltamem_agents.lab.corpus.values import values_of
 from deltamem_agents.lab.corpus.words import open_words
 from deltamem_agents.lab.training.preserved import neutral_prompts
 from deltamem_agents.lab.training.recall_fit import (
@@ -76,6 +78,12 @@ NEUTRAL = 56
 COMMON_SHARE = 0.015
 """A token that occurs in at least this share of the questions is ignored: it does not show where an answer stands."""
 
+TELLING_STEP = 4
+"""Every so many messages of a conversation, one is an example of a message that asks for nothing."""
+
+LEAST_OPENING = 2
+"""Number of sentences that a word must begin to count as an opener. A rarer one could be a name."""
+
 REPLY_TOKENS = 48
 MESSAGE_TOKENS = 512
 
@@ -85,7 +93,7 @@ class Asked:
     """A question. `told_in`: indices of the messages that answer it; empty for a fact never told.
 
     `reply`: the reference reply, which contains `answer`; "" to fit no pointer on it. `begun`: the given beginning of
-    the reply. `asks`, `overview`: as in Question.
+    the reply. `asks`, `overview`, `advice`: as in Question.
     """
 
     text: str
@@ -95,6 +103,7 @@ class Asked:
     begun: str = ""
     asks: bool = True
     overview: bool = False
+    advice: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,27 +119,43 @@ Person = Sequence[Conversation]
 
 
 def natural_people() -> Iterator[Person]:
-    """The people of the natural corpus. Questions that no conversation answers are listed with the first one."""
+    """The people of the natural corpus. Questions that no conversation answers are listed with the first one.
+
+    Some of what people tell stands among the questions as well: a message that tells something asks for nothing.
+    """
     for path in sorted(CORPUS.glob("train-*.json")):
         for person in json.loads(path.read_text(encoding="utf-8"))["people"]:
             other = [Asked(text) for text in person["never_told"]]
             other += [Asked(text, asks=False) for text in person["unrelated"]]
             conversations = []
             for told in person["conversations"]:
+                messages = tuple(as_messages(told["messages"]))
                 asked = [
-                    Asked(each["ask"], tuple(each["told_in"]), each["answers"][0], each["reply"])
+                    Asked(
+                        each["ask"],
+                        tuple(each["told_in"]),
+                        each["answers"][0],
+                        each["reply"],
+                        advice=messages[each["told_in"][0]].role == "assistant",
+                    )
                     for each in told["questions"]
                 ]
-                conversations.append(Conversation(tuple(as_messages(told["messages"])), (*asked, *other)))
+                tells = [Asked(each.content, asks=False) for each in messages[::TELLING_STEP] if each.role == "user"]
+                conversations.append(Conversation(messages, (*asked, *tells, *other)))
                 other = []
             yield conversations
 
 
 def generated_people(words: Sequence[str]) -> Iterator[Person]:
-    """People with one generated conversation each. The first also gets prompts that ask for nothing, or everything."""
+    """People with one generated conversation each.
+
+    The first also gets prompts that ask for nothing, for everything, or for what the assistant said.
+    """
     overviews = json.loads((CORPUS.parent / "overview.json").read_text(encoding="utf-8"))["train"]
     other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
     other += [Asked(text, overview=True) for text in overviews]
+    advice = json.loads((CORPUS.parent / "advice.json").read_text(encoding="utf-8"))["train"]
+    other += [Asked(text, advice=True) for text in advice]
     everyday = json.loads((CORPUS.parent / "everyday.json").read_text(encoding="utf-8"))["train"]
     other += [Asked(text, asks=False) for text in everyday]
     for number in range(EPISODES):
@@ -170,7 +195,8 @@ def collect_memory(speaker: MemoryModel, person: Person) -> Memory:
             queries = queries_of(speaker, speaker.prompts.reading([Message("user", each.text), *begun]))
             right = tuple(start + place for place in each.told_in)
             terms = tuple(terms_of(each.text))
-            questions.append(Question(queries[-1], queries.mean(0), terms, right, each.asks, each.overview))
+            marks = (each.asks, each.overview, each.advice)
+            questions.append(Question(queries[-1], queries.mean(0), terms, right, *marks))
     return Memory(tuple(statements), tuple(questions))
 
 
@@ -272,6 +298,22 @@ def common_tokens(speaker: MemoryModel, people: Sequence[Person]) -> frozenset[i
     return frozenset(token for token, count in counts.items() if count >= COMMON_SHARE * len(asked))
 
 
+def relation_words() -> frozenset[int]:
+    """Numbers of the words that tell whose a fact is by relation, such as "sister"."""
+    return frozenset(map(word_number, corpus_table("relations")))
+
+
+def sentence_openers(people: Sequence[Person]) -> frozenset[int]:
+    """Numbers of the words that begin sentences and name nobody."""
+    told = {each.content for person in people for told in person for each in told.messages}
+    asked = {each.text for person in people for told in person for each in told.asked}
+    counts = Counter(word for text in told | asked for word in opening_words(text))
+    names = {name.casefold() for name in values_of("person", "train")}
+    return frozenset(
+        word_number(word) for word, count in counts.items() if count >= LEAST_OPENING and word not in names
+    )
+
+
 def fit_recall(folder: Path, say: Say) -> None:
     """Fits matcher and pointer for the default model's adapter in `folder` and saves them there."""
     loaded = load_model(EMBEDDED_MODEL)
@@ -288,7 +330,8 @@ def fit_recall(folder: Path, say: Say) -> None:
         replies += collect_replies(speaker, person, common)
         say(f"collected {number} of {len(people)} memories")
     eager = fit_pointer(replies, say, common, ANSWERS)
-    save_recall(folder, fit_matcher(memories, say), replace(fit_pointer(replies, say, common), eager=eager))
+    matcher = replace(fit_matcher(memories, say), relations=relation_words(), openers=sentence_openers(people))
+    save_recall(folder, matcher, replace(fit_pointer(replies, say, common), eager=eager))
 
 
 if __name__ == "__main__":
