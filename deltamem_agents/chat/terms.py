@@ -39,7 +39,7 @@ def owners_of(text: str, relations: Collection[int], openers: Collection[int]) -
     `openers`. Both hold numbers of `word_number`.
     """
     plain = _plain(text)
-    found = {term_of(word) for word in re.findall(r"\w+", plain) if word_number(word) in relations}
+    found = {term_of(word) for word in set(re.findall(r"\w+", plain)) if word_number(word) in relations}
     found |= {term_of(word) for word in _OWNING.findall(plain) if word not in _NO_OWNERS}
     subjects = map(_plain, _SUBJECT.findall(text))
     return frozenset(found | {term_of(word) for word in subjects if word_number(word) not in openers})
