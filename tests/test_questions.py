@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltamem_agents import DeltaMemEngine, Message, Sampling
-from deltamem_agents.chat.questions import offers_choices, questions_within
+from deltamem_agents.chat.questions import asking_part, offers_choices, questions_within
 from real_model import real_engine
 
 TOLD = {
@@ -51,6 +51,20 @@ def told_all(agent: str) -> DeltaMemEngine:
 )
 def test_the_questions_of_a_text(text: str, found: list[str]) -> None:
     assert questions_within(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", ""),
+        ("Tell me Tom's age. Thanks.", "Tell me Tom's age. Thanks."),
+        ("I forgot Tom's age. What is it? Ada is waiting.", "I forgot Tom's age. What is it?"),
+        ("Ada is here. Do you know what my age is?", "Do you know what my age is?"),
+        ("How old am I? How old is Tom?", "How old am I? How old is Tom?"),
+    ],
+)
+def test_the_part_of_a_text_that_asks(text: str, part: str) -> None:
+    assert asking_part(text) == part
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ MATCHER = Matcher(
     sure=7.5,
     margin=0.5,
     margin_from=4,
+    owned_from=6,
     overview_most=5,
     most=3,
     commonness={7: 0.5, 2**32 - 1: 0.25},
@@ -62,6 +63,7 @@ def test_loading_returns_what_was_saved(tmp_path: Path) -> None:
         "sure",
         "margin",
         "margin_from",
+        "owned_from",
         "overview_most",
         "most",
         "asking_bias",
@@ -84,7 +86,16 @@ def test_a_file_of_an_earlier_version_gets_defaults_for_what_it_lacks(tmp_path: 
     with safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     numbers = json.loads(metadata["numbers"])
-    for later in ("coverage", "sure", "margin_from", "overview_most", "advice_bias", "advised", "alike_owner"):
+    for later in (
+        "coverage",
+        "sure",
+        "margin_from",
+        "overview_most",
+        "advice_bias",
+        "advised",
+        "owned_from",
+        "alike_owner",
+    ):
         del numbers[later]
     for later in ("matcher.advice", "matcher.relations", "matcher.openers"):
         del tensors[later]
@@ -92,7 +103,12 @@ def test_a_file_of_an_earlier_version_gets_defaults_for_what_it_lacks(tmp_path: 
     matcher, _ = load_recall(tmp_path, *GEOMETRY)
     assert matcher.floor_rise == MATCHER.floor_rise
     assert (matcher.coverage, matcher.sure, matcher.margin_from, matcher.overview_most) == (0, math.inf, 0, 8)
-    assert (matcher.advice, matcher.relations, matcher.openers) == (None, frozenset(), frozenset())
+    assert (matcher.advice, matcher.relations, matcher.openers, matcher.owned_from) == (
+        None,
+        frozenset(),
+        frozenset(),
+        0,
+    )
     assert matcher.replacing is not None and matcher.replacing.alike_owner == math.inf
 
 

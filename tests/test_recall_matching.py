@@ -264,6 +264,21 @@ def test_a_statement_of_several_facts_is_not_replaced_for_its_owners() -> None:
     assert asked_of(found, several, CITY) == 1
 
 
+def test_a_question_about_somebody_else_reads_no_short_statement() -> None:
+    mine, several = statement(5), statement(6, tokens=4)
+    matcher = replace(Matcher.uniform(LAYERS, 1), owned_from=4)
+    found = StatementIndex(matcher)
+    found.add(mine, [CITY], "user")
+    queries, asked = mine.keys[:1], [CITY, SISTER]
+    assert found.chosen(queries, asked)[0][0] == 0
+    assert found.chosen(queries, asked, owners=frozenset({SISTER})) == []
+    assert found.chosen(queries, asked, matcher=matcher.without_floor(), owners=frozenset({SISTER}))[0][0] == 0
+    found.add(several, [CITY], "user")
+    assert found.chosen(queries, asked, owners=frozenset({SISTER}))[0][0] == 1
+    found.add(mine, [SISTER], "user")
+    assert found.chosen(queries, asked, owners=frozenset({SISTER}))[0][0] == 2
+
+
 def test_a_common_word_of_only_the_older_statement_does_not_hide_an_update() -> None:
     old = statement(5)
     for commonness, place in ((1.0, 0), (0.05, 1)):

@@ -39,13 +39,15 @@ RELATIONS, OPENERS = ({word_number(word) for word in words} for words in (("sist
         ("We saw ZOË’s flat.", ["zoe"]),
         ("My favourite colour is teal.", []),
         ("It's late. Let's say that's it.", []),
+        ("My dog's name is Rex.", []),
+        ("My's is no name.", []),
         ("Is Lyon far?", []),
         ("Friendly is my password.", ["friendly"]),  # A first word that nobody else begins with may be a name.
         ("My password is Bossy.", []),
         ("", []),
     ],
 )
-def test_owners_are_relations_owning_words_and_unknown_first_words(text: str, owners: list[str]) -> None:
+def test_owners_are_relations_and_names_that_own_or_begin_a_sentence(text: str, owners: list[str]) -> None:
     assert owners_of(text, RELATIONS, OPENERS) == set(map(term_of, owners))
     assert owners_of(text, RELATIONS, OPENERS) <= set(terms_of(text))
 

@@ -1,4 +1,4 @@
-"""With the shipped adapter: the same fact of several people is told apart, and advice is found as advice."""
+"""With the shipped adapter: one fact of several people is told apart, and advice is found where it is asked for."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ TOLD = {
     "My dog is called Rex.": "What is my dog called?",
     "My sister's dog is called Pepper.": "What is my sister's dog called?",
 }
+NEVER_TOLD = (
+    "Where does my brother live?",
+    "What is my mother's favourite colour?",
+    "What is Anna's favourite colour?",
+    "What does my uncle do for work? I need it for a form.",
+    "I keep forgetting Ben's job. What was it?",
+    "What is my aunt's dog called?",
+)
 UPDATES = {
     "Actually, I live in Bruges now.": "Where do I live?",
     "My sister has moved and lives in Bergen now.": "Where does my sister live?",
@@ -41,6 +49,9 @@ def test_each_question_recalls_the_fact_of_the_person_it_asks_about(order: int) 
     rests = engine.recall_batch([memory] * len(TOLD), [[Message("user", each)] for each in TOLD.values()])
     first = [one.recalled[0].text if one.recalled else "" for one in rests]
     assert first == list(TOLD)
+
+    never = engine.recall_batch([memory] * len(NEVER_TOLD), [[Message("user", each)] for each in NEVER_TOLD])
+    assert [each.text for one in never for each in one.recalled] == []
 
     later = engine.remember_batch([[Message("user", each) for each in UPDATES]], [memory])[0]
     asked = [*UPDATES.values(), "What is my favourite colour?"]

@@ -13,7 +13,7 @@ STEM_LETTERS = 5
 LEAST_PLURAL = 4
 """Least number of letters of a word whose final s is ignored: "lives" is "live", "his" stays."""
 
-_OWNING = re.compile(r"\b([^\W\d_]\w*)['’]s\b")
+_OWNING = re.compile(r"\b([A-Z]\w+)['’]s\b")
 _NO_OWNERS = frozenset(
     ("it", "that", "this", "he", "she", "who", "what", "there", "here", "where", "when", "how", "let", "today")
 )
@@ -33,16 +33,14 @@ def term_of(word: str) -> int:
 
 
 def owners_of(text: str, relations: Collection[int], openers: Collection[int]) -> frozenset[int]:
-    """The terms of the words that tell whose a fact is, such as "sister" and "Tom" in "My sister met Tom's boss."
+    """The terms of the people that a text names as owners: "sister" and "Tom" in "My sister met Tom's boss."
 
-    These are words in `relations`, words before 's, and capitalised first words of a sentence that are not in
-    `openers`. Both hold numbers of `word_number`.
+    These are words in `relations`, and capitalised words that are not in `openers` and stand before 's or begin a
+    sentence. Both hold numbers of `word_number`.
     """
-    plain = _plain(text)
-    found = {term_of(word) for word in set(re.findall(r"\w+", plain)) if word_number(word) in relations}
-    found |= {term_of(word) for word in _OWNING.findall(plain) if word not in _NO_OWNERS}
-    subjects = map(_plain, _SUBJECT.findall(text))
-    return frozenset(found | {term_of(word) for word in subjects if word_number(word) not in openers})
+    found = {word for word in set(re.findall(r"\w+", _plain(text))) if word_number(word) in relations}
+    named = {_plain(word) for word in (*_OWNING.findall(text), *_SUBJECT.findall(text))} - _NO_OWNERS
+    return frozenset(map(term_of, found | {word for word in named if word_number(word) not in openers}))
 
 
 def word_number(word: str) -> int:

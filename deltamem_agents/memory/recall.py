@@ -93,6 +93,9 @@ class Matcher:
     and its q·k is below `sure`. Or the question asks for nothing that could have been told: a linear classifier,
     `asking` (layers, heads, r) on the mean of the question's queries plus `asking_bias`, is below 0.
 
+    A question about somebody else is not answered by what was told of another. If it names owners, statements that name
+    none of them and have fewer than `owned_from` strongly written tokens are not read.
+
     Otherwise up to `most` statements are read: the best, and those that reach the floor and whose scores are at most
     `margin` below it. One of the two must have at least `margin_from` strongly written tokens: two single facts with
     like scores are mostly about two people.
@@ -118,6 +121,7 @@ class Matcher:
     margin: float = 0.0
     most: int = 8
     margin_from: int = 0
+    owned_from: int = 0
     asking: Tensor | None = None
     asking_bias: float = 0.0
     overview: Tensor | None = None
@@ -165,7 +169,7 @@ class Matcher:
 
     def without_floor(self) -> Matcher:
         """A copy that always chooses at least one statement, however low its score."""
-        return replace(self, floor=-math.inf, asking=None, overview=None)
+        return replace(self, floor=-math.inf, asking=None, overview=None, owned_from=0)
 
     def heights(self, scores: Tensor, covered: Tensor) -> Tensor:
         """(S,): what is compared with `floor`, for statements with these scores (S,).
@@ -301,6 +305,8 @@ class StatementIndex:
             return [(place, float(scores[place])) for place in reversed(told)]
         shares = self._shares(asked)
         able = able & ((matcher.heights(scores, self._covered(shares)) >= matcher.floor) | (keys >= matcher.sure))
+        if owners and matcher.owned_from:
+            able = able & (self._naming(owners) | (torch.tensor(self._strong) >= matcher.owned_from))
         found = matcher.best(scores, able)
         if found and matcher.replacing is not None:
             found = self._with_replacement(found, scores, able, (frozenset(asked), owners), matcher.replacing)
@@ -366,6 +372,13 @@ class StatementIndex:
         total = sum(weights[term] for term, (in_one, in_other) in found.items() if in_one or in_other)
         only = sum(weights[term] for term, (in_one, in_other) in found.items() if in_one and not in_other)
         return only / total if total else 0.0
+
+    def _naming(self, terms: Collection[int]) -> Tensor:
+        """(S,) bool: the statements that have any of these words."""
+        found = torch.zeros(len(self), dtype=torch.bool)
+        for term in terms:
+            found[torch.tensor(self._holders(term), dtype=torch.long)] = True
+        return found
 
     def _holders(self, term: int) -> Sequence[int]:
         """The statements that have a word, ascending."""

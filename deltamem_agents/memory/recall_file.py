@@ -19,7 +19,7 @@ RECALL_FILE = "recall.safetensors"
 FORMAT = 1
 
 _NUMBERS = ("words", "near", "assistant", "newest", "floor", "floor_rise", "margin", "asking_bias", "overview_bias")
-_LATER_NUMBERS = ("coverage", "sure", "margin_from", "overview_most", "advice_bias", "advised")
+_LATER_NUMBERS = ("coverage", "sure", "margin_from", "overview_most", "advice_bias", "advised", "owned_from")
 """Numbers that earlier files lack. The matcher's defaults stand in for them."""
 
 _REPLACING = ("alike", "alike_long", "long", "missing", "behind")
@@ -99,6 +99,7 @@ def _from_parts(tensors: dict[str, Tensor], numbers: dict[str, float]) -> tuple[
         coverage=numbers.get("coverage", Matcher.coverage),
         sure=numbers.get("sure", Matcher.sure),
         margin_from=int(numbers.get("margin_from", Matcher.margin_from)),
+        owned_from=int(numbers.get("owned_from", Matcher.owned_from)),
         overview_most=int(numbers.get("overview_most", Matcher.overview_most)),
         advice_bias=numbers.get("advice_bias", Matcher.advice_bias),
         advised=numbers.get("advised", Matcher.advised),

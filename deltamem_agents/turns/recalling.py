@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from deltamem_agents.chat.questions import offers_choices, questions_within
+from deltamem_agents.chat.questions import asking_part, offers_choices, questions_within
 from deltamem_agents.chat.terms import owners_of, terms_of
 from deltamem_agents.inference.collecting import Hearing, hear, queries_in
 from deltamem_agents.inference.kept import KeptCaches
@@ -139,7 +139,9 @@ def choose(
         prompt = speaker.prompts.reading(asked).last(ASKED_TOKENS)
         heard = hear(speaker, prompt, caches.lead_of(prompt), seat)
         queries, spoken = queries_in(speaker, heard), _spoken(asked)
-        terms, owners = terms_of(spoken), owners_of(spoken, matcher.relations, matcher.openers)
+        terms = terms_of(spoken)
+        # "My colleague is waiting for it." behind a question says nothing about whose fact it asks for.
+        owners = owners_of(asking_part(spoken), matcher.relations, matcher.openers)
         if index is None:
             return memory.chosen(matcher, queries, terms, able, owners), heard
         return index.chosen(queries, terms, able, owners=owners), heard

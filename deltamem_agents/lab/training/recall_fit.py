@@ -39,6 +39,9 @@ SHOW_TOKENS = 400
 FLOOR_RISE, COVERAGE, SURE = 1.2, 5.0, 6.0
 """Chosen on one to 100 generated facts and on ten conversations of a person."""
 
+OWNED_FROM = 7
+"""From how many strongly written tokens on a statement may be about several people. Chosen on validation."""
+
 MARGIN, MOST, MARGIN_FROM = 1.5, 2, 8
 """When a second statement is read. Chosen on validation."""
 
@@ -183,6 +186,7 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         show_tokens=SHOW_TOKENS,
         margin=MARGIN,
         margin_from=MARGIN_FROM,
+        owned_from=OWNED_FROM,
         most=MOST,
         floor_rise=FLOOR_RISE,
         coverage=COVERAGE,
