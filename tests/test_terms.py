@@ -52,6 +52,12 @@ def test_owners_are_relations_and_names_that_own_or_begin_a_sentence(text: str, 
     assert owners_of(text, RELATIONS, OPENERS) <= set(terms_of(text))
 
 
+def test_a_question_names_its_people_anywhere() -> None:
+    assert owners_of("Where does Tom live?", RELATIONS, OPENERS, question=True) == {term_of("tom")}
+    assert owners_of("I met Tom in Lyon.", RELATIONS, {word_number("i")}) == set()
+    assert owners_of("What am I? Is My car red?", RELATIONS, {*OPENERS, word_number("what")}, question=True) == set()
+
+
 def test_opening_words_begin_sentences_and_own_nothing() -> None:
     assert opening_words("Hello. \"Tom is here: My dog\nAnna's cat. Is it?") == ["hello", "tom", "my", "is"]
     assert opening_words("") == []

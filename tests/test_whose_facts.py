@@ -26,6 +26,7 @@ NEVER_TOLD = (
     "What does my uncle do for work? I need it for a form.",
     "I keep forgetting Ben's job. What was it?",
     "What is my aunt's dog called?",
+    "Where does Ben live?",
 )
 UPDATES = {
     "Actually, I live in Bruges now.": "Where do I live?",

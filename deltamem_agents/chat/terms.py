@@ -22,6 +22,9 @@ _NO_OWNERS = frozenset(
 _SUBJECT = re.compile(r"(?:^|(?<=[.!?:])\s+|\n)[\"'(]*([A-Z]\w+)\s+[a-z]")
 
 
+_WITHIN = re.compile(r"(?<=[a-z,] )([A-Z][a-z]\w*)")
+
+
 def terms_of(text: str) -> list[int]:
     """A number for each word, in order. Case, accents and endings are ignored."""
     return [term_of(word) for word in re.findall(r"\w+", _plain(text))]
@@ -32,14 +35,18 @@ def term_of(word: str) -> int:
     return crc32(_without_s(word)[:STEM_LETTERS].encode())
 
 
-def owners_of(text: str, relations: Collection[int], openers: Collection[int]) -> frozenset[int]:
+def owners_of(
+    text: str, relations: Collection[int], openers: Collection[int], *, question: bool = False
+) -> frozenset[int]:
     """The terms of the people that a text names as owners: "sister" and "Tom" in "My sister met Tom's boss."
 
     These are words in `relations`, and capitalised words that are not in `openers` and stand before 's or begin a
-    sentence. Both hold numbers of `word_number`.
+    sentence; in a question, anywhere. A statement's other names may be what it tells. Both hold numbers of
+    `word_number`.
     """
     found = {word for word in set(re.findall(r"\w+", _plain(text))) if word_number(word) in relations}
-    named = {_plain(word) for word in (*_OWNING.findall(text), *_SUBJECT.findall(text))} - _NO_OWNERS
+    names = (*_OWNING.findall(text), *_SUBJECT.findall(text), *(_WITHIN.findall(text) if question else ()))
+    named = set(map(_plain, names)) - _NO_OWNERS
     return frozenset(map(term_of, found | {word for word in named if word_number(word) not in openers}))
 
 

@@ -141,7 +141,7 @@ def choose(
         queries, spoken = queries_in(speaker, heard), _spoken(asked)
         terms = terms_of(spoken)
         # "My colleague is waiting for it." behind a question says nothing about whose fact it asks for.
-        owners = owners_of(asking_part(spoken), matcher.relations, matcher.openers)
+        owners = owners_of(asking_part(spoken), matcher.relations, matcher.openers, question=True)
         if index is None:
             return memory.chosen(matcher, queries, terms, able, owners), heard
         return index.chosen(queries, terms, able, owners=owners), heard
