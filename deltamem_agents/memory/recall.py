@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -193,6 +194,16 @@ def _is_positive(weights: Tensor, bias: float, queries: Tensor) -> bool:
     return float((queries.float().mean(0) * weights).sum()) + bias >= 0
 
 
+class _Compared(NamedTuple):
+    """What statements are compared by: scores (S,), which may be read (S,), and the question's words and owners."""
+
+    scores: Tensor
+    able: Tensor
+    asked: frozenset[int]
+    owners: frozenset[int]
+    replacing: Replacing
+
+
 class StatementIndex:
     """A search index of statements, numbered in the order in which they were added, oldest first."""
 
@@ -309,57 +320,59 @@ class StatementIndex:
             able = able & (self._naming(owners) | (torch.tensor(self._strong) >= matcher.owned_from))
         found = matcher.best(scores, able)
         if found and matcher.replacing is not None:
-            found = self._with_replacement(found, scores, able, (frozenset(asked), owners), matcher.replacing)
+            compared = _Compared(scores, able, frozenset(asked), owners, matcher.replacing)
+            found = self._with_replacement(found, compared)
         return [
             each
             for at, each in enumerate(found)
             if not at or max(self._strong[found[0][0]], self._strong[each[0]]) >= matcher.margin_from
         ]
 
-    def _with_replacement(
-        self,
-        best: list[tuple[int, float]],
-        scores: Tensor,
-        able: Tensor,
-        question: tuple[frozenset[int], frozenset[int]],
-        replacing: Replacing,
-    ) -> list[tuple[int, float]]:
-        """`best`, with its first statement replaced as in `Replacing`. `question`: its words, and its owners."""
-        asked, owners = question
-
-        def near(place: int) -> list[int]:
-            """The other statements that may replace one, oldest first."""
-            others = (able & (scores >= scores[place] - replacing.behind)).nonzero()[:, 0].tolist()
-            return [each for each in others if each != place and self._by_assistant[each] <= self._by_assistant[place]]
-
-        def differing(place: int) -> int:
-            """The number of owners that only one of a statement and the question has."""
-            if self._strong[place] >= replacing.long:
-                return 0
-            missing = sum(not _has(self._holders(term), place) for term in owners)
-            return missing + len(self._whose[place] - asked)
-
+    def _with_replacement(self, best: list[tuple[int, float]], compared: _Compared) -> list[tuple[int, float]]:
+        """`best`, with its first statement replaced as in `Replacing`."""
         first = best[0][0]
-        closer = [
-            (differing(place), -float(scores[place]), place)
-            for place in near(first)
-            if self._strong[place] < replacing.long
-            and differing(place) < differing(first)
-            and self._similarity(first, place) >= replacing.alike_owner
-        ]
-        chosen = min(closer)[2] if closer else first
-        for place in reversed(near(chosen)):
-            if place < chosen or differing(place) > differing(chosen):
-                continue
-            if self._lacks(chosen, place, asked) > replacing.missing:
-                continue
-            several = max(self._strong[chosen], self._strong[place]) >= replacing.long
-            if self._similarity(chosen, place) >= (replacing.alike_long if several else replacing.alike):
-                chosen = place
-                break
+        chosen = self._newest_update(self._of_closest_owner(first, compared), compared)
         if chosen == first:
             return best
-        return [(chosen, float(scores[chosen])), *(each for each in best[1:] if each[0] != chosen)]
+        return [(chosen, float(compared.scores[chosen])), *(each for each in best[1:] if each[0] != chosen)]
+
+    def _of_closest_owner(self, place: int, compared: _Compared) -> int:
+        """The statement of the same kind of fact that differs from the question in fewest owners."""
+        rule, least = compared.replacing, self._differing_owners(place, compared)
+        closer = [
+            (differing, -float(compared.scores[other]), other)
+            for other in self._rivals(place, compared)
+            if (differing := self._differing_owners(other, compared)) < least
+            and self._strong[other] < rule.long
+            and self._similarity(place, other) >= rule.alike_owner
+        ]
+        return min(closer)[2] if closer else place
+
+    def _newest_update(self, place: int, compared: _Compared) -> int:
+        """The newest statement of the same fact."""
+        rule, most = compared.replacing, self._differing_owners(place, compared)
+        for other in reversed(self._rivals(place, compared)):
+            if other < place or self._differing_owners(other, compared) > most:
+                continue
+            several = max(self._strong[place], self._strong[other]) >= rule.long
+            if self._lacks(place, other, compared.asked) <= rule.missing and self._similarity(place, other) >= (
+                rule.alike_long if several else rule.alike
+            ):
+                return other
+        return place
+
+    def _rivals(self, place: int, compared: _Compared) -> list[int]:
+        """The statements that may replace one, oldest first."""
+        near = compared.able & (compared.scores >= compared.scores[place] - compared.replacing.behind)
+        said_by = self._by_assistant
+        return [other for other in near.nonzero()[:, 0].tolist() if other != place and said_by[other] <= said_by[place]]
+
+    def _differing_owners(self, place: int, compared: _Compared) -> int:
+        """The number of owners that only one of a statement and the question names; 0 if it says several facts."""
+        if self._strong[place] >= compared.replacing.long:
+            return 0
+        missing = sum(not _has(self._holders(term), place) for term in compared.owners)
+        return missing + len(self._whose[place] - compared.asked)
 
     def _lacks(self, one: int, other: int, asked: Collection[int]) -> float:
         """Of the question's words that are in `one` or `other`, the share, by weight, that is only in `one`.
