@@ -45,14 +45,14 @@ OWNED_FROM = 7
 MARGIN, MOST, MARGIN_FROM = 1.5, 2, 8
 """When a second statement is read. Chosen on validation."""
 
-OVERVIEW_MARGIN, ADVICE_MARGIN = 1.0, 1.0
+OVERVIEW_MARGIN, ADVICE_MARGIN = 1.35, 1.0
 """Margins in logits before a question counts as asking for everything, or for what the assistant said."""
 
 ADVISED = 3.0
 """Added to the assistant's statements where a question asks for them. Chosen on validation."""
 
-ASKING_DECAY = 0.003
-"""Regularisation of the classifier of what asks for something told. Chosen on validation."""
+JUDGE_DECAY = 0.003
+"""Regularisation of the classifiers of what asks for something told, or for everything. Chosen on validation."""
 
 TOLD_LOST = 0.06
 """Share of questions about told facts that the floor may reject."""
@@ -164,8 +164,8 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
             say(f"matcher, step {step + 1}: loss {loss.item():.3f}")
     words, near, assistant, newest = shares.detach().tolist()
     questions = [question for memory in memories for question in memory.questions]
-    asking, bias = fit_judge(questions, [each.asks for each in questions], decay=ASKING_DECAY)
-    overview, overview_bias = fit_judge(questions, [each.overview for each in questions])
+    asking, bias = fit_judge(questions, [each.asks for each in questions], decay=JUDGE_DECAY)
+    overview, overview_bias = fit_judge(questions, [each.overview for each in questions], decay=JUDGE_DECAY)
     advice, advice_bias = fit_judge(questions, [each.advice for each in questions])
     fitted = replace(
         base,

@@ -28,6 +28,7 @@ from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.inference.prompts import Prompts
 from deltamem_agents.inference.reply_text import as_text
 from deltamem_agents.lab.corpus.episodes import EpisodeGenerator, EpisodeShape
+from deltamem_agents.lab.corpus.facts import attributes
 from deltamem_agents.lab.corpus.tables import corpus_table
 from deltamem_agents.lab.corpus.values import values_of
 from deltamem_agents.lab.corpus.words import open_words
@@ -77,6 +78,9 @@ NEUTRAL = 56
 
 COMMON_SHARE = 0.015
 """A token that occurs in at least this share of the questions is ignored: it does not show where an answer stands."""
+
+ONE_THING = 12
+"""Number of attributes asked for by each wording that sounds like a question for everything, and is not."""
 
 TELLING_STEP = 4
 """Every so many messages of a conversation, one is an example of a message that asks for nothing."""
@@ -151,9 +155,11 @@ def generated_people(words: Sequence[str]) -> Iterator[Person]:
 
     The first also gets prompts that ask for nothing, for everything, or for what the assistant said.
     """
-    overviews = json.loads((CORPUS.parent / "overview.json").read_text(encoding="utf-8"))["train"]
+    overviews = json.loads((CORPUS.parent / "overview.json").read_text(encoding="utf-8"))
     other = [Asked(text, asks=False) for text in Random(1).sample(neutral_prompts(), NEUTRAL)]
-    other += [Asked(text, overview=True) for text in overviews]
+    other += [Asked(text, overview=True) for text in overviews["train"]]
+    names = Random(2).sample([each.name for each in attributes()], ONE_THING)
+    other += [Asked(text.format(a=name)) for text in overviews["one_thing"] for name in names]
     advice = json.loads((CORPUS.parent / "advice.json").read_text(encoding="utf-8"))["train"]
     other += [Asked(text, advice=True) for text in advice]
     everyday = json.loads((CORPUS.parent / "everyday.json").read_text(encoding="utf-8"))["train"]
