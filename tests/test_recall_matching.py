@@ -275,6 +275,8 @@ def test_a_question_about_somebody_else_reads_no_short_statement() -> None:
     assert found.chosen(queries, asked, matcher=matcher.without_floor(), owners=frozenset({SISTER}))[0][0] == 0
     found.add(several, [CITY], "user")
     assert found.chosen(queries, asked, owners=frozenset({SISTER}))[0][0] == 1
+    without_text = index(matcher, mine)
+    assert without_text.chosen(queries, asked, owners=frozenset({SISTER}))[0][0] == 0
     found.add(mine, [SISTER], "user")
     assert found.chosen(queries, asked, owners=frozenset({SISTER}))[0][0] == 2
 

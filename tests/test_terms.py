@@ -54,6 +54,7 @@ def test_owners_are_relations_and_names_that_own_or_begin_a_sentence(text: str, 
 
 def test_a_question_names_its_people_anywhere() -> None:
     assert owners_of("Where does Tom live?", RELATIONS, OPENERS, question=True) == {term_of("tom")}
+    assert owners_of("Where does he live in Rome, or on Monday?", RELATIONS, OPENERS, question=True) == set()
     assert owners_of("I met Tom in Lyon.", RELATIONS, {word_number("i")}) == set()
     assert owners_of("What am I? Is My car red?", RELATIONS, {*OPENERS, word_number("what")}, question=True) == set()
 

@@ -20,9 +20,8 @@ _NO_OWNERS = frozenset(
 """Words before 's that name nobody."""
 
 _SUBJECT = re.compile(r"(?:^|(?<=[.!?:])\s+|\n)[\"'(]*([A-Z]\w+)\s+[a-z]")
-
-
-_WITHIN = re.compile(r"(?<=[a-z,] )([A-Z][a-z]\w*)")
+_WITHIN = re.compile(r"(?<=[a-z,] )(?<! in )(?<! at )(?<! on )(?<! to )(?<! from )([A-Z][a-z]\w*)")
+"""Capitalised words within a sentence. Behind these prepositions most are places and days, and not people."""
 
 
 def terms_of(text: str) -> list[int]:
@@ -41,7 +40,7 @@ def owners_of(
     """The terms of the people that a text names as owners: "sister" and "Tom" in "My sister met Tom's boss."
 
     These are words in `relations`, and capitalised words that are not in `openers` and stand before 's or begin a
-    sentence; in a question, anywhere. A statement's other names may be what it tells. Both hold numbers of
+    sentence; in a question, nearly anywhere. A statement's other names may be what it tells. Both hold numbers of
     `word_number`.
     """
     found = {word for word in set(re.findall(r"\w+", _plain(text))) if word_number(word) in relations}

@@ -95,7 +95,7 @@ class Matcher:
     `asking` (layers, heads, r) on the mean of the question's queries plus `asking_bias`, is below 0.
 
     A question about somebody else is not answered by what was told of another. If it names owners, statements that name
-    none of them and have fewer than `owned_from` strongly written tokens are not read.
+    none of them and have fewer than `owned_from` strongly written tokens are not read. Statements without text are.
 
     Otherwise up to `most` statements are read: the best, and those that reach the floor and whose scores are at most
     `margin` below it. One of the two must have at least `margin_from` strongly written tokens: two single facts with
@@ -317,7 +317,8 @@ class StatementIndex:
         shares = self._shares(asked)
         able = able & ((matcher.heights(scores, self._covered(shares)) >= matcher.floor) | (keys >= matcher.sure))
         if owners and matcher.owned_from:
-            able = able & (self._naming(owners) | (torch.tensor(self._strong) >= matcher.owned_from))
+            exempt = (torch.tensor(self._strong) >= matcher.owned_from) | (torch.tensor(self._lengths) == 0)
+            able = able & (exempt | self._naming(owners))
         found = matcher.best(scores, able)
         if found and matcher.replacing is not None:
             compared = _Compared(scores, able, frozenset(asked), owners, matcher.replacing)
@@ -368,8 +369,11 @@ class StatementIndex:
         return [other for other in near.nonzero()[:, 0].tolist() if other != place and said_by[other] <= said_by[place]]
 
     def _differing_owners(self, place: int, compared: _Compared) -> int:
-        """The number of owners that only one of a statement and the question names; 0 if it says several facts."""
-        if self._strong[place] >= compared.replacing.long:
+        """The number of owners that only one of a statement and the question names.
+
+        0 for a statement that says several facts or has no text.
+        """
+        if self._strong[place] >= compared.replacing.long or not self._lengths[place]:
             return 0
         missing = sum(not _has(self._holders(term), place) for term in compared.owners)
         return missing + len(self._whose[place] - compared.asked)
