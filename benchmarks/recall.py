@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from deltamem_agents import DeltaMemEngine, FileStore, InMemoryStore, Recall, Sampling, SQLiteStore, Store
-from deltamem_agents.memory.recall import Matcher
+from deltamem_agents.memory.matcher import Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import StoredWrites, Writes
 from deltamem_agents.snapshots import (

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from deltamem_agents.errors import AdapterError
+from deltamem_agents.memory.matcher import Matcher, Replacing
 from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
-from deltamem_agents.memory.recall import Matcher, Replacing
 from deltamem_agents.memory.recall_file import RECALL_FILE, load_recall, save_recall
 
 GEOMETRY = LAYERS, HEADS, RANK = 3, 2, 4

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from deltamem_agents.errors import ConfigError, StateError
-from deltamem_agents.memory.recall import Matcher, Replacing, StatementIndex
+from deltamem_agents.memory.matcher import Matcher, Replacing
+from deltamem_agents.memory.recall import StatementIndex
 from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Role
 

@@ -263,7 +263,7 @@ def _marked(statement: Statement, *, superseded: bool = False) -> Text:
     """The text with strongly written words marked."""
     from rich.text import Text
 
-    from deltamem_agents.memory.recall import STRONG
+    from deltamem_agents.memory.matcher import STRONG
 
     if not statement.text:
         return Text("(no text kept)", style="dim")

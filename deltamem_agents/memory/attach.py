@@ -19,8 +19,8 @@ from deltamem_agents.errors import AdapterError, UnsupportedModelError
 from deltamem_agents.memory.attention import LayerMemory, MemoryCall, read_and_write
 from deltamem_agents.memory.backbones import AttentionSite, corrected_by, find_sites
 from deltamem_agents.memory.folding import FoldedCall
+from deltamem_agents.memory.matcher import Matcher
 from deltamem_agents.memory.pointer import Pointer
-from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.memory.rows import PromptsCall, RowsActive, RowsCall
 from deltamem_agents.memory.state import MemoryState
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltamem_agents.errors import AdapterError
+from deltamem_agents.memory.matcher import Matcher, Replacing
 from deltamem_agents.memory.pointer import STATIC_FEATURES, STEP_FEATURES, Pointer
-from deltamem_agents.memory.recall import Matcher, Replacing
 
 RECALL_FILE = "recall.safetensors"
 FORMAT = 1

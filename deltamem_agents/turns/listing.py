@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from deltamem_agents.errors import StaleHeadError, StateError, StatementNotFoundError
-from deltamem_agents.memory.recall import STRONG
+from deltamem_agents.memory.matcher import STRONG
 from deltamem_agents.snapshots import Entry, Statement, StatementReceipt, Store, utc_now
 from deltamem_agents.snapshots.store import SHORTEST_PREFIX
 from deltamem_agents.turns.memories import AgentMemory, without

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from deltamem_agents.chat.terms import owners_of, terms_of
-from deltamem_agents.memory.recall import Matcher, StatementIndex
+from deltamem_agents.memory.matcher import Matcher
+from deltamem_agents.memory.recall import StatementIndex
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.memory.writes import ScannedState, Writes, scanned
 from deltamem_agents.snapshots import Entry, Snapshot, Statement, StatementList, Store, encode_page

@@ -18,8 +18,8 @@ from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.inference.pointing import Pointing
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
+from deltamem_agents.memory.matcher import STRONG, Matcher
 from deltamem_agents.memory.pointer import Candidates, PointedAt, Pointer
-from deltamem_agents.memory.recall import STRONG, Matcher
 from deltamem_agents.memory.state import MemoryState
 from deltamem_agents.snapshots import Statement
 from deltamem_agents.turns.memories import AgentMemory, index_of, scan_statements

@@ -20,8 +20,8 @@ from deltamem_agents.inference.passes import Pass
 from deltamem_agents.inference.prompts import Window
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
+from deltamem_agents.memory.matcher import Matcher
 from deltamem_agents.memory.pointer import Pointer
-from deltamem_agents.memory.recall import Matcher
 from deltamem_agents.snapshots import Fingerprint, LazyStore, Store
 from deltamem_agents.turns.listing import COMMIT_ATTEMPTS
 from deltamem_agents.turns.memories import AgentMemory, Memories, without

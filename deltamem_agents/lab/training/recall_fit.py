@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deltamem_agents.memory.matcher import LEAST_STRENGTH, Matcher, Replacing
 from deltamem_agents.memory.pointer import Pointer
-from deltamem_agents.memory.recall import AROUND, LEAST_STRENGTH, NEAR, Matcher, Replacing, StatementIndex
+from deltamem_agents.memory.recall import AROUND, NEAR, StatementIndex
 from deltamem_agents.memory.writes import Writes
 from deltamem_agents.types import Role
 
@@ -140,6 +141,26 @@ class Reply:
 
 def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Matcher:
     """Fits the matcher so that the right statements become the likeliest."""
+    questions = [question for memory in memories for question in memory.questions]
+    fitted = _with_judges(_fit_scores(memories, say, steps), questions)
+    chosen = replace(
+        fitted,
+        advised=ADVISED,
+        replacing=REPLACING,
+        show_tokens=SHOW_TOKENS,
+        margin=MARGIN,
+        margin_from=MARGIN_FROM,
+        owned_from=OWNED_FROM,
+        most=MOST,
+        floor_rise=FLOOR_RISE,
+        coverage=COVERAGE,
+        sure=SURE,
+    )
+    return replace(chosen, floor=_floor(chosen, memories))
+
+
+def _fit_scores(memories: Sequence[Memory], say: Say, steps: int) -> Matcher:
+    """A matcher with the weights of layers and words fitted, and no floor."""
     layers, heads, _ = memories[0].questions[0].last.shape
     prior = commonness(memories)
     base = Matcher.uniform(layers, heads)
@@ -163,43 +184,34 @@ def fit_matcher(memories: Sequence[Memory], say: Say, *, steps: int = 60) -> Mat
         if step % 20 == 19:
             say(f"matcher, step {step + 1}: loss {loss.item():.3f}")
     words, near, assistant, newest = shares.detach().tolist()
-    questions = [question for memory in memories for question in memory.questions]
+    fitted = dict(zip(prior, (common + rather).exp().tolist(), strict=True))
+    sides = {"words": words, "near": near, "assistant": assistant, "newest": newest}
+    return replace(base, weights=weights.detach(), commonness=fitted, **sides)
+
+
+def _with_judges(matcher: Matcher, questions: Sequence[Question]) -> Matcher:
+    """The matcher with the classifiers of what a question asks for fitted."""
     asking, bias = fit_judge(questions, [each.asks for each in questions], decay=JUDGE_DECAY)
     overview, overview_bias = fit_judge(questions, [each.overview for each in questions], decay=JUDGE_DECAY)
     advice, advice_bias = fit_judge(questions, [each.advice for each in questions])
-    fitted = replace(
-        base,
-        weights=weights.detach(),
-        words=words,
-        near=near,
-        assistant=assistant,
-        newest=newest,
+    return replace(
+        matcher,
         asking=asking,
         asking_bias=bias,
         overview=overview,
         overview_bias=overview_bias - OVERVIEW_MARGIN,
         advice=advice,
         advice_bias=advice_bias - ADVICE_MARGIN,
-        advised=ADVISED,
-        commonness=dict(zip(prior, (common + rather).exp().tolist(), strict=True)),
-        replacing=REPLACING,
-        show_tokens=SHOW_TOKENS,
-        margin=MARGIN,
-        margin_from=MARGIN_FROM,
-        owned_from=OWNED_FROM,
-        most=MOST,
-        floor_rise=FLOOR_RISE,
-        coverage=COVERAGE,
-        sure=SURE,
     )
-    heights = [
-        float(index.heights(each.last[None], each.terms).max())
-        for memory in memories
-        for index in [index_of(fitted, memory)]
-        for each in memory.questions
-        if each.right
-    ]
-    return replace(fitted, floor=float(torch.tensor(heights).quantile(TOLD_LOST)))
+
+
+def _floor(matcher: Matcher, memories: Sequence[Memory]) -> float:
+    """The floor that `TOLD_LOST` of the questions about told facts do not reach."""
+    heights = []
+    for memory in memories:
+        index = index_of(matcher, memory)
+        heights += [float(index.heights(each.last[None], each.terms).max()) for each in memory.questions if each.right]
+    return float(torch.tensor(heights).quantile(TOLD_LOST))
 
 
 def commonness(memories: Sequence[Memory]) -> dict[int, float]:
