@@ -12,6 +12,7 @@ from deltamem_agents.chat.grammar import Vocabulary
 from deltamem_agents.inference.compiled import CompiledStep
 from deltamem_agents.inference.passes import Measures, Pass, Piece
 from deltamem_agents.inference.prompts import Prompts
+from deltamem_agents.inference.quoted_words import Spelling
 from deltamem_agents.inference.reply_text import definition
 from deltamem_agents.inference.rows import OneToken, Rows
 from deltamem_agents.inference.scheduling import Scheduler, Seat
@@ -57,8 +58,17 @@ class MemoryModel:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that grammars need. It is slow to make, so it is made for the first grammar."""
-        width = self.model.get_output_embeddings().weight.shape[0]
-        return Vocabulary(definition(self.tokenizer), width, self.prompts.end_ids)
+        return Vocabulary(definition(self.tokenizer), self._logits, self.prompts.end_ids)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The texts of the tokens, made for the first reply that recalls something."""
+        return Spelling.of(self.tokenizer, self._logits)
+
+    @property
+    def _logits(self) -> int:
+        """The number of logits, which may be larger than the tokenizer's vocabulary."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
     def keeps_writes(self) -> bool:

@@ -51,7 +51,7 @@ def _with_memory(runner: TurnRunner, request: TurnRequest, outcome: Outcome) -> 
     if outcome.window.absorbed:
         deque(speaker.absorbing(run, request.messages, outcome.window.absorbed), maxlen=0)
     if recollection is not None:
-        run.pointing = pointing(runner.pointer, recollection)
+        run.pointing = pointing(runner.pointer, recollection, speaker.spelling)
     return _said(run, outcome.window.prompt, outcome.reply.ids, writes=runner.writes_reply(request))
 
 

@@ -62,6 +62,6 @@ def recalled_replies(
         prompts,
         max_tokens=max_tokens,
         end_ids=speaker.prompts.end_ids,
-        pointing=[pointing(turns.pointer, found) for found in recollections],
+        pointing=[pointing(turns.pointer, found, speaker.spelling) for found in recollections],
     )
     return [as_text(speaker.tokenizer, reply) for reply in replies]

@@ -16,6 +16,7 @@ from deltamem_agents.inference.kept import KeptCaches
 from deltamem_agents.inference.memory_model import MemoryModel
 from deltamem_agents.inference.passes import Prompt
 from deltamem_agents.inference.pointing import Pointing
+from deltamem_agents.inference.quoted_words import QuotedWords, Spelling
 from deltamem_agents.inference.rows import OneToken
 from deltamem_agents.inference.scheduling import Seat
 from deltamem_agents.memory.matcher import STRONG, Matcher
@@ -36,6 +37,10 @@ AROUND_MESSAGE = 8
 
 EXCHANGE_MESSAGES = 4
 """Maximum number of messages shown before a statement, and after it. Together they are its exchange."""
+
+
+BARRED = 6.0
+"""Subtracted from the logits of tokens that would continue a quoted word, or repeat it at once."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def _message(statement: Statement) -> Message:
     return Message("assistant" if statement.role == "tool" else statement.role, statement.text)
 
 
-def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | None:
+def pointing(pointer: Pointer | None, recollection: Recollection, spelling: Spelling) -> Pointing | None:
     """Raises the probability of the selected statements' own tokens, so that they are quoted exactly.
 
     None if no statement was selected, if their tokens are not stored, or if they are not to be quoted.
@@ -266,7 +271,8 @@ def pointing(pointer: Pointer | None, recollection: Recollection) -> Pointing | 
     for each in told:
         assert each.writes is not None
         parts.append((each.writes, [each.tokens[place] for place in each.written], each.tokens))
-    return _Pointing(pointer, parts, recollection.asked)
+    words = [(each.text, [each.spans[place] for place in each.written] if each.spans else []) for each in told]
+    return _Pointing(pointer, parts, recollection.asked, QuotedWords(spelling, words))
 
 
 @dataclass
@@ -276,6 +282,7 @@ class _Pointing:
     pointer: Pointer
     statements: Sequence[PointedAt]
     asked: Sequence[int]
+    words: QuotedWords
     candidates: Candidates | None = None
     said: list[int] = field(default_factory=list)
 
@@ -286,4 +293,9 @@ class _Pointing:
         else:
             self.said.append(token)
         ids, bonus = self.pointer.bonus(logits.cpu(), queries.cpu(), self.candidates, self.said)
-        return logits.index_add(0, ids.to(logits.device), bonus.to(logits.device))
+        raised = logits.index_add(0, ids.to(logits.device), bonus.to(logits.device))
+        barred = self.words.barred(self.said)
+        if barred is None:
+            return raised
+        lowered = torch.full(barred.shape, -BARRED, device=raised.device, dtype=raised.dtype)
+        return raised.index_add(0, barred.to(raised.device), lowered)

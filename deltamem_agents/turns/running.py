@@ -209,7 +209,7 @@ class TurnRunner:
             unstopped=request.unstopped,
         )
         if recollection is not None and forced is None:
-            run.pointing = pointing(self.pointer, recollection)
+            run.pointing = pointing(self.pointer, recollection, speaker.spelling)
         yield from decoding
         reply = decoding.reply
         assert reply is not None
