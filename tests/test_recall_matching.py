@@ -91,7 +91,7 @@ def test_a_statement_with_more_of_the_questions_words_reaches_the_floor_earlier(
     asked, writes = [1, 2, 3], statement(5)
     matcher = replace(Matcher.uniform(LAYERS, 1), words=0.0, near=0.0)
     found = StatementIndex(matcher)
-    found.add(writes, words, "user")
+    found.add(writes, [*words, 99], "user")
     for other in range(9):
         found.add(statement(other + 10), [], "user")
     score = float(found.scores(writes.keys[:1], asked)[0])
@@ -120,6 +120,35 @@ def test_the_assistants_statements_score_lower_than_the_users() -> None:
     for role in ("assistant", "user", "assistant"):
         found.add(writes, [1], role)
     assert found.chosen(writes.keys, [1])[0][0] == 1
+
+
+FITTED = replace(Matcher.uniform(LAYERS, 1), floor=0.0)
+"""A matcher with a floor, as fitted ones have."""
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.booleans())
+def test_a_reply_of_the_assistant_is_read_only_if_nothing_else_may_be(seed: int, other: int, before: bool) -> None:
+    """However well the reply matches: it repeats the question's words, so a wrong one would match best."""
+    reply, told, asked = statement(seed), statement(other), [1, 2, 3]
+    matcher = replace(FITTED, assistant=50.0, floor=-50.0)
+    rows = [(reply, [1, 2, 3, 4], "assistant"), (told, [1, 5], "user")]
+    found = StatementIndex(matcher)
+    for writes, terms, role in rows if before else rows[::-1]:
+        found.add(writes, terms, role)
+    by_user = int(before)
+    assert [place for place, _ in found.chosen(reply.keys[:1], asked)] == [by_user]
+    alone = torch.arange(2) != by_user
+    assert [place for place, _ in found.chosen(reply.keys[:1], asked, alone)] == [1 - by_user]
+
+
+@given(st.lists(st.integers(1, 5), max_size=6), st.lists(st.integers(1, 5), max_size=6))
+def test_a_statement_without_a_word_besides_the_questions_is_not_read(terms: list[int], asked: list[int]) -> None:
+    """Such as the same question, asked before."""
+    writes, found = statement(5), StatementIndex(FITTED)
+    found.add(writes, terms, "user")
+    may = not terms or bool(set(terms) - set(asked))
+    assert bool(found.chosen(writes.keys[:1], asked)) == may
+    assert found.chosen(writes.keys[:1], asked, matcher=FITTED.without_floor())
 
 
 def test_the_newer_of_two_equal_statements_comes_first() -> None:
@@ -205,7 +234,7 @@ def test_a_newer_statement_with_a_much_lower_score_replaces_nothing() -> None:
 
 def test_a_newer_statement_below_the_floor_replaces_nothing() -> None:
     old = statement(5)
-    asked = [(old, [1], "user"), (weaker(old), [1], "user")]
+    asked = [(old, [1, 2], "user"), (weaker(old), [1, 3], "user")]
     best, newer = told(*asked).scores(old.keys[:1], [1]).tolist()
     for floor, place in ((newer - 0.01, 1), ((best + newer) / 2, 0)):
         found = told(*asked)

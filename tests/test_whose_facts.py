@@ -1,4 +1,4 @@
-"""With the shipped adapter: one fact of several people is told apart, and advice is found where it is asked for."""
+"""With the shipped adapter: whose a fact is and who said it, the user or the assistant."""
 
 from __future__ import annotations
 
@@ -75,3 +75,27 @@ def test_advice_is_recalled_where_it_is_asked_for(question: str, place: int) -> 
     memory = engine.remember_batch([ADVICE])[0]
     (found,) = engine.recall_batch([memory], [[Message("user", question)]])
     assert found.recalled and found.recalled[0].text == ADVICE[place].content
+
+
+MISLED = {
+    "My dog is called Rex.": ("What is my dog called?", "Your dog is called Ghent."),
+    "I live in Ghent.": ("Where do I live?", "You live in Rex."),
+    "My favourite colour is orange.": ("What is my favourite colour?", "Your favourite colour is welder."),
+    "I work as a welder.": ("What is my job?", "Your job is orange."),
+}
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("float32")
+def test_a_wrong_reply_is_not_recalled_when_the_question_is_asked_again() -> None:
+    engine = real_engine("float32")
+    told = engine.remember_batch([[Message("user", each) for each in MISLED]])
+    wrong = [
+        message
+        for question, reply in MISLED.values()
+        for message in (Message("user", question), Message("assistant", reply))
+    ]
+    (memory,) = engine.remember_batch([wrong], told)
+    asked = [[Message("user", question)] for question, _ in MISLED.values()]
+    rests = engine.recall_batch([memory] * len(asked), asked)
+    assert [[each.text for each in one.recalled] for one in rests] == [[each] for each in MISLED]

@@ -65,6 +65,11 @@ class Matcher:
     and its q·k is below `sure`. Or the question asks for nothing that could have been told: a linear classifier,
     `asking` (layers, heads, r) on the mean of the question's queries plus `asking_bias`, is below 0.
 
+    With a floor, statements that cannot be the answer are not read: those without a word besides the question's,
+    such as the same question asked before; and what the assistant said, if another statement reaches the floor and the
+    question does not ask for what the assistant said. Its replies repeat the question's words, so a wrong one would
+    match best.
+
     A question about somebody else is not answered by what was told of another. If it names owners, statements that name
     none of them and have fewer than `owned_from` strongly written tokens are not read. Statements without text are.
 
@@ -134,10 +139,9 @@ class Matcher:
         """Whether a question with queries (tokens, layers, heads, r) asks for everything that was told at once."""
         return self.overview is not None and _is_positive(self.overview, self.overview_bias, queries)
 
-    def of_assistant(self, queries: Tensor) -> float:
-        """What a question with queries (tokens, layers, heads, r) adds to the scores of the assistant's statements."""
-        asks_back = self.advice is not None and _is_positive(self.advice, self.advice_bias, queries)
-        return self.advised if asks_back else self.assistant
+    def asks_back(self, queries: Tensor) -> bool:
+        """Whether a question with queries (tokens, layers, heads, r) asks for what the assistant said."""
+        return self.advice is not None and _is_positive(self.advice, self.advice_bias, queries)
 
     def without_floor(self) -> Matcher:
         """A copy that always chooses at least one statement, however low its score."""

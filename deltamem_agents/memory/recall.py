@@ -7,6 +7,7 @@ keys of all statements. The state that the reply reads is built from the best st
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -131,6 +132,8 @@ class StatementIndex:
         if owners and matcher.owned_from:
             exempt = (torch.tensor(self._strong) >= matcher.owned_from) | self._words.wordless()
             able = able & (exempt | self._words.naming(owners))
+        if matcher.floor > -math.inf:
+            able = self._answering(able & self._words.adding_to(asked), matcher.asks_back(queries))
         found = matcher.best(scores, able)
         if found and matcher.replacing is not None:
             compared = _Compared(scores, able, frozenset(asked), owners, matcher.replacing)
@@ -141,13 +144,19 @@ class StatementIndex:
             if not at or max(self._strong[found[0][0]], self._strong[each[0]]) >= matcher.margin_from
         ]
 
+    def _answering(self, able: Tensor, asks_back: bool) -> Tensor:
+        """(S,) bool: `able` without the assistant's statements, if others are left and the question is not for them."""
+        others = able & ~torch.tensor(self._by_assistant, dtype=torch.bool)
+        return others if bool(others.any()) and not asks_back else able
+
     def _scores(self, keys: Tensor, asked: Sequence[int], queries: Tensor) -> Tensor:
         """`scores`, from the statements' key scores (S,)."""
         if not len(self):
             return torch.zeros(0)
         matcher, words = self.matcher, self._words.scores(asked)
         others = matcher.words * words + matcher.near * around(words)
-        others += matcher.of_assistant(queries) * np.array(self._by_assistant, np.float32)
+        of_assistant = matcher.advised if matcher.asks_back(queries) else matcher.assistant
+        others += of_assistant * np.array(self._by_assistant, np.float32)
         others += matcher.newest * np.arange(len(self), dtype=np.float32) / max(1, len(self) - 1)
         return keys + torch.from_numpy(others)
 

@@ -26,6 +26,7 @@ class WordIndex:
     def __init__(self, commonness: Mapping[int, float]) -> None:
         self._commonness = commonness
         self._lengths = array("i")
+        self._distinct = array("i")
         self._postings: dict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("i"), array("i")))
 
     def __len__(self) -> int:
@@ -34,8 +35,10 @@ class WordIndex:
     def add(self, words: Sequence[int]) -> None:
         """Add the next statement."""
         number = len(self)
+        counted = Counter(words)
         self._lengths.append(len(words))
-        for word, count in Counter(words).items():
+        self._distinct.append(len(counted))
+        for word, count in counted.items():
             numbers, counts = self._postings[word]
             numbers.append(number)
             counts.append(count)
@@ -75,6 +78,14 @@ class WordIndex:
         for word in words:
             found[torch.tensor(self._holders(word), dtype=torch.long)] = True
         return found
+
+    def adding_to(self, asked: Collection[int]) -> Tensor:
+        """(S,) bool: the statements that have a word besides the question's, or no words at all."""
+        shared = np.zeros(len(self), np.int32)
+        for word in set(asked):
+            shared[np.array(self._holders(word), np.int64)] += 1
+        distinct = np.array(self._distinct, np.int32)
+        return torch.from_numpy((shared < distinct) | (distinct == 0))
 
     def wordless(self) -> Tensor:
         """(S,) bool: the statements without words."""
