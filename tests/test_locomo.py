@@ -62,9 +62,9 @@ def test_sessions_are_ordered_by_number_and_dated(file: Path) -> None:
     assert [[(message.role, message.content) for message in session] for session in task.sessions] == [
         [
             ("user", "[1 pm on 3 May, 2021] Mia: I sold a blue vase."),
-            ("assistant", "Leo: Look! [shows a picture: a photo of a kiln]"),
+            ("user", "Leo: Look! [shows a picture: a photo of a kiln]"),
         ],
-        [("assistant", "[4 pm on 2 June, 2021] Leo: The kiln is repaired.")],
+        [("user", "[4 pm on 2 June, 2021] Leo: The kiln is repaired.")],
     ]
 
 

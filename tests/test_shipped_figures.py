@@ -81,7 +81,7 @@ def test_every_figure_with_an_interval_is_a_reports_or_the_small_adapters() -> N
 README_ROWS = {
     "8 short facts": ("statements-capacity", "8 facts"),
     "32 short facts": ("statements-capacity", "32 facts"),
-    "1 fact, changed later (the old value is said in 5.3)": ("statements-updates", "1 fact: each changed later"),
+    "1 fact, changed later (the old value is said in 5.7)": ("statements-updates", "1 fact: each changed later"),
     "a conversation in people's own words": ("statements-people", "one conversation"),
     "ten such conversations in one memory": ("statements-people", "ten conversations in one memory"),
 }

@@ -17,7 +17,7 @@ from deltamem_agents.errors import ConfigError
 from deltamem_agents.lab.evaluation.context import Line
 from deltamem_agents.lab.evaluation.long_tasks import LongQuestion, LongTask, Rows
 from deltamem_agents.lab.evaluation.token_f1 import listed_f1, token_f1
-from deltamem_agents.types import Message, Role
+from deltamem_agents.types import Message
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 ANSWERABLE = frozenset(name for number, name in CATEGORIES.items() if number != 5)
@@ -87,8 +87,8 @@ def _task(sample: Any) -> LongTask:
             if speaker not in speakers:
                 raise ValueError(f"{where}: speaker is {speaker!r}, which is none of {', '.join(speakers)}")
             opened = f"[{date}] " if place == 1 else ""
-            role: Role = "user" if speaker == speakers[0] else "assistant"
-            spoken.append(Message(role, f"{opened}{speaker}: {said}"))
+            # Neither of the two is the assistant, whose statements stand behind the others'.
+            spoken.append(Message("user", f"{opened}{speaker}: {said}"))
             lines.append(Line(f"{speaker}: {said}", f"[{date}]"))
         sessions.append(tuple(spoken))
     if not lines:
